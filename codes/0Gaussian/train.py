@@ -1,0 +1,27 @@
+"""Train a multi-head network with circular teaching on Gaussian noise (Cohen et al., ICML 2019).
+
+    python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --num_noise_vec 2 --lbdlast 1.2
+"""
+
+from circular_teaching import ct_loss
+
+from spacte import training
+from spacte.objective import Objective, cosine_loss, named_parts
+from spacte.teaching import noisy_logits
+
+
+class Gaussian(Objective):
+    """L_ce + L_cos."""
+
+    name = "Gaussian"
+
+    def __call__(self, classifier, images, labels, epoch):
+        noises = self.draw_noises(images)  # [m, B, C, H, W]
+        logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
+        loss = ct_loss(logits, labels, self.threshold(epoch), self.args.eps)
+        cos = cosine_loss(classifier)
+        return loss.total + cos, named_parts(loss, cos=cos)
+
+
+if __name__ == "__main__":
+    training.main(Gaussian, __doc__, lbdlast=1.2)

@@ -1,0 +1,62 @@
+"""SmoothMix's attack: images that the smoothed heads are less sure of (Jeong et al., NeurIPS 2021)."""
+
+import torch
+from torch import Tensor, nn
+
+from spacte.teaching import noisy_logits
+
+
+def attack(
+    classifier,
+    images: Tensor,
+    labels: Tensor,
+    noises: Tensor,
+    steps: int,
+    mix_step: int,
+    alpha: float,
+    maxnorm_s: float | None,
+    maxnorm: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Climb the smoothed heads' loss from `images`; returns (clean, adversary), both [B, C, H, W] in [0, 1].
+
+    The loss is J(x) = sum_i mean_h -log mean_j softmax(z_h(x_i + noise_j))[y_i]; each of `steps` steps goes `alpha` in
+    L2 along its gradient, then into the ball of radius `maxnorm` around the image and into [0, 1]. The clean side is
+    where the climb stands before step number `mix_step` (from 0), pulled into the ball of radius `maxnorm_s`. A norm
+    of None bounds nothing.
+
+    classifier: [N, C, H, W] -> [L, N, K], run in eval mode and left as it was, its parameters without gradient;
+    images [B, C, H, W], labels [B], noises [m, B, C, H, W]. Source: arXiv 2111.09277, algorithm 1.
+    """
+    training = isinstance(classifier, nn.Module) and classifier.training
+    if training:
+        classifier.eval()
+    clean = point = images
+    for step in range(steps):
+        if step == mix_step:
+            clean = point
+        point = _project(images, point + alpha * _direction(classifier, point, labels, noises), maxnorm).clamp(0, 1)
+    if training:
+        classifier.train()
+    return _project(images, clean, maxnorm_s).clamp(0, 1), point
+
+
+def _direction(classifier, point: Tensor, labels: Tensor, noises: Tensor) -> Tensor:
+    """The gradient of J at `point`, of L2 norm 1 an image."""
+    point = point.detach().requires_grad_()
+    probabilities = noisy_logits(classifier, point, noises).softmax(-1).mean(1)  # [L, B, K]
+    of_label = probabilities.gather(-1, labels.expand(len(probabilities), -1).unsqueeze(-1))
+    loss = -of_label.clamp(min=1e-20).log().sum() / len(probabilities)
+    (gradient,) = torch.autograd.grad(loss, point)  # towards the image alone: the parameters collect nothing
+    return gradient / (_norms(gradient) + 1e-8)
+
+
+def _project(centre: Tensor, point: Tensor, radius: float | None) -> Tensor:
+    """The nearest point of the L2 ball around each image's centre."""
+    if radius is None:
+        return point
+    offset = point - centre
+    return centre + offset * (radius / _norms(offset).clamp(min=1e-12)).clamp(max=1)
+
+
+def _norms(images: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)

@@ -1,0 +1,110 @@
+"""Checkpoints: ours, which hold a whole run, and the authors', which hold a state dict."""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from spacte.data import DataSpec, data_spec
+from spacte.model import build_classifier
+from spacte.utils import UserError, replace_file
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A classifier from a checkpoint, the data set it was made for, and what the checkpoint says of its training.
+
+    `settings` holds arch, dataset, num_heads and noise_sd as the checkpoint or else the caller gave them (None where
+    nobody did) and `run` the run's name.
+    """
+
+    classifier: nn.Sequential
+    spec: DataSpec
+    settings: dict
+    run: str
+
+
+def save(path: Path, contents: dict) -> None:
+    """Write a checkpoint so that `path` never holds half of one; its DataSpec under "data" becomes a dict."""
+    contents = {**contents, "data": asdict(contents["data"])}
+    try:
+        replace_file(path, lambda temporary: torch.save(contents, temporary))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot write checkpoint '{path}': {error}") from error
+
+
+def read(path: Path) -> dict:
+    """The contents of a checkpoint on the CPU, with its DataSpec rebuilt; never runs code from the file.
+
+    Raises UserError where the file is missing, truncated or holds no state dict.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint '{path}'")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damage happens to trigger
+        raise UserError(f"'{path}' is no readable checkpoint (truncated or foreign): {_first_line(error)}") from error
+    if isinstance(contents, dict) and contents and all(isinstance(value, torch.Tensor) for value in contents.values()):
+        contents = {"state_dict": contents}
+    if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
+        raise UserError(f"'{path}' is a foreign file: a checkpoint holds a 'state_dict'")
+    if isinstance(contents.get("data"), dict):
+        contents["data"] = DataSpec(**contents["data"])
+    return contents
+
+
+def load_classifier(
+    path: Path,
+    arch: str | None = None,
+    dataset: str | None = None,
+    num_heads: int | None = None,
+    noise_sd: float | None = None,
+) -> Loaded:
+    """The classifier of a checkpoint, on the CPU; what the checkpoint knows need not be given.
+
+    A checkpoint of the authors' code, `module.` in its keys or not, knows only its heads: give the rest.
+    Raises UserError where the file cannot be read, an argument contradicts the checkpoint (both values are named), or
+    the weights do not fit the architecture or are not finite.
+    """
+    contents = read(path)
+    state_dict = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in contents["state_dict"].items()}
+    trained = contents.get("args", {})
+    known = {name: trained.get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
+    heads_in_file = {key.split(".")[2] for key in state_dict if key.startswith("1.heads.")}
+    known["num_heads"] = known["num_heads"] or len(heads_in_file) or None
+    given = {"arch": arch, "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
+    for name, value in given.items():
+        if value is not None and known[name] is not None and value != known[name]:
+            raise UserError(f"--{name} {value} contradicts checkpoint '{path}', which has {name} {known[name]}")
+    settings = {name: value if known[name] is None else known[name] for name, value in given.items()}
+    missing = [name for name in ("arch", "dataset", "num_heads") if settings[name] is None]
+    if missing:
+        raise UserError(f"checkpoint '{path}' does not say its {missing[0]}: give --{missing[0]}")
+
+    spec = contents.get("data") or data_spec(settings["dataset"])
+    classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
+    _fill(classifier, state_dict, path, f"{settings['arch']} with {settings['num_heads']} heads on {spec.name}")
+    return Loaded(classifier.eval(), spec, settings, contents.get("run") or Path(path).resolve().parent.name)
+
+
+def _fill(classifier: nn.Module, state_dict: dict, path: Path, wanted: str) -> None:
+    expected = classifier.state_dict()
+    for key in [*expected, *state_dict]:
+        if key not in state_dict or key not in expected:
+            where = "lacks" if key not in state_dict else "has a foreign"
+            raise UserError(f"checkpoint '{path}' does not fit {wanted}: it {where} '{key}'")
+        here, there = tuple(expected[key].shape), tuple(state_dict[key].shape)
+        if here != there:
+            raise UserError(
+                f"checkpoint '{path}' does not fit {wanted}: '{key}' is {there} there and {here} here "
+                "(wrong classes, channels or widths)"
+            )
+        if not torch.isfinite(state_dict[key]).all():
+            raise UserError(f"checkpoint '{path}' holds values that are not finite in '{key}'")
+    classifier.load_state_dict(state_dict)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,68 @@
+"""Command lines: flags that say what is legal, one line for what a user can mend, clean ends."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from spacte.utils import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line and flags cannot be abbreviated."""
+
+    def __init__(self, description: str | None):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def _number(kind: type, name: str, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"'{text}' must be {legal}")
+        return value
+
+    parse.__name__ = name
+    return parse
+
+
+_INFINITY = float("inf")
+positive_int = _number(int, "positive_int", "an integer of at least 1", lambda value: value >= 1)
+non_negative_int = _number(int, "non_negative_int", "an integer of at least 0", lambda value: value >= 0)
+positive_float = _number(float, "positive_float", "a number above 0", lambda value: 0 < value < _INFINITY)
+non_negative_float = _number(float, "non_negative_float", "a number of at least 0", lambda value: 0 <= value < _INFINITY)
+probability = _number(float, "probability", "a number from 0 to 1", lambda value: 0 <= value <= 1)
+open_probability = _number(float, "open_probability", "above 0 and below 1", lambda value: 0 < value < 1)
+
+
+def run(command: Callable[[], None]) -> None:
+    """Run a script's body: what a user can mend ends it with one line on stderr and exit code 2.
+
+    A failure that the user did not cause (a loss that is not finite, say) is a line and exit code 1 when it is a
+    `RunError`; Ctrl-C ends with 130.
+    """
+    try:
+        command()
+    except UserError as error:
+        _stop(f"error: {error}", 2)
+    except RunError as error:
+        _stop(f"stopped: {error}", 1)
+    except KeyboardInterrupt:
+        _stop("interrupted; what is on disk is whole", 130)
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, for a reason that its one line tells."""
+
+
+def _stop(message: str, code: int):
+    name = sys.argv[0].rsplit("/", 1)[-1]
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

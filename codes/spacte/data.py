@@ -1,0 +1,342 @@
+"""Data sets by name, and their images as batches in [0, 1] on the device.
+
+Sets that fit in memory are one uint8 tensor on the device, augmented there a batch at a time; ImageNet streams
+through torchvision's transforms and worker processes. A new data set is a new entry of SOURCES.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from spacte.utils import UserError, process_count, process_rank
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a classifier has to know of a data set.
+
+    `shape` is (channels, height, width); `mean` and `std` normalise each channel; a pixel is an integer over `levels`.
+    `class_names` are the folders of an image tree, in the order of the labels; empty where the set's name says enough.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    levels: int = 255
+    class_names: tuple[str, ...] = ()
+
+
+class Split:
+    """One split of a data set: `split[idx]` is an image [C, H, W] in [0, 1] and its label; `batches` passes over it."""
+
+    def __init__(self, spec: DataSpec, train: bool, device: torch.device):
+        self.spec, self.train, self.device = spec, train, device
+
+    def batches(self, batch_size: int, order: Generator | None = None, smallest: int = 1) -> Iterator:
+        """Images [B, C, H, W], float32 in [0, 1] on the device, and labels [B]; a training split's are augmented.
+
+        `order` shuffles. A last batch of fewer than `smallest` images is left out. Of several processes each gets its
+        own part of every batch, provided that their `order` generators agree.
+        """
+        indices = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
+        chunks = [chunk for chunk in indices.split(batch_size) if len(chunk) >= smallest]
+        yield from self._load([chunk[process_rank() :: process_count()] for chunk in chunks])
+
+    def num_batches(self, batch_size: int, smallest: int = 1) -> int:
+        """How many batches `batches` yields for the same arguments."""
+        full, rest = divmod(len(self), batch_size)
+        return full + (rest >= smallest)
+
+    def fingerprint(self) -> str:
+        """A hash that two splits share only if they hold the same images (a streamed one: file names) and labels."""
+        raise NotImplementedError
+
+    def _load(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError
+
+
+class InMemory(Split):
+    """A split held as one uint8 tensor on the device.
+
+    `images` [n, C, H, W] holds integers from 0 to spec.levels, `labels` [n] integers below spec.num_classes: UserError
+    otherwise, or if there are none. `crop` (pixels of zero padding) and `flip` augment a training split.
+    """
+
+    def __init__(self, spec, images: Tensor, labels: Tensor, train=False, device=None, crop: int = 0, flip=False):
+        super().__init__(spec, train, device or images.device)
+        part = "training" if train else "test"
+        if len(images) == 0:
+            raise UserError(f"{spec.name}: the {part} split is empty")
+        if images.dtype != torch.uint8 or int(images.max()) > spec.levels:
+            raise UserError(
+                f"{spec.name}: {part} images lie outside [0, 1]: pixels must be uint8 from 0 to {spec.levels}, "
+                f"these are {str(images.dtype).removeprefix('torch.')} from {images.min()} to {images.max()}"
+            )
+        if tuple(images.shape[1:]) != tuple(spec.shape):
+            raise UserError(f"{spec.name}: images should be {_size(spec.shape)}, these are {_size(images.shape[1:])}")
+        if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
+            raise UserError(f"{spec.name}: labels must lie in 0..{spec.num_classes - 1}")
+        self.images, self.labels = images.to(self.device), labels.to(self.device)
+        self.crop, self.flip = (crop, flip) if train else (0, False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, idx: int) -> tuple[Tensor, int]:
+        return self.images[idx].float() / self.spec.levels, int(self.labels[idx])
+
+    def fingerprint(self) -> str:
+        content = hashlib.sha256(self.images.cpu().numpy().tobytes())
+        content.update(self.labels.cpu().numpy().tobytes())
+        return content.hexdigest()
+
+    def _load(self, chunks):
+        for chunk in chunks:
+            chosen = chunk.to(self.device)
+            images = self.images[chosen]
+            if self.crop:
+                images = random_crop(images, self.crop)
+            if self.flip:
+                images = random_flip(images)
+            yield images.float() / self.spec.levels, self.labels[chosen]
+
+
+class Streamed(Split):
+    """A split read from files by worker processes: ImageNet. `dataset` yields uint8 images [C, H, W] and labels."""
+
+    def __init__(self, spec: DataSpec, dataset, train: bool, device: torch.device, workers: int):
+        super().__init__(spec, train, device)
+        self.dataset, self.workers = dataset, workers
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, idx: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[idx]
+        return image.to(self.device).float() / self.spec.levels, label
+
+    def fingerprint(self) -> str:
+        names = (f"{Path(path).name} {label}" for path, label in self.dataset.samples)
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+    def _load(self, chunks):
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for images, labels in loader:
+            images = images.to(self.device, non_blocking=True)
+            yield images.float() / self.spec.levels, labels.to(self.device, non_blocking=True)
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Each image [n, C, H, W] shifted by its own draw from -padding..padding in both directions, zeros outside."""
+    n, _, height, width = images.shape
+    padded = F.pad(images, [padding] * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), device=images.device)
+    rows = (top + torch.arange(height, device=images.device)).unsqueeze(2)  # [n, H, 1]
+    columns = (left + torch.arange(width, device=images.device)).unsqueeze(1)  # [n, 1, W]
+    which = torch.arange(n, device=images.device).view(n, 1, 1)
+    return padded.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)
+
+
+def random_flip(images: Tensor) -> Tensor:
+    """Each image [n, C, H, W] mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+# --- where the images come from -------------------------------------------------------------------------------------
+
+Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that fits in memory: its spec, how a split is read, and how training images are augmented.
+
+    `read(data_dir, train)` returns uint8 images [n, H, W] or [n, C, H, W] and labels [n].
+    """
+
+    spec: DataSpec
+    read: Callable[[Path, bool], Arrays]
+    crop: int = 0
+    flip: bool = False
+
+
+def _digits(data_dir: Path, train: bool) -> Arrays:
+    """scikit-learn's 8x8 digits, integers 0..16: a fixed stratified split of 1437 and 360 images."""
+    from sklearn.datasets import load_digits  # a second's import that no other data set needs
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits().images.astype(np.uint8), load_digits().target
+    halves = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
+    chosen = halves[0 if train else 1]
+    return images[chosen], labels[chosen]
+
+
+def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arrays:
+    """A torchvision set, downloaded when missing; `files` names what belongs in `data_dir`."""
+    which = {"split": "train" if train else "test"} if dataset is datasets.SVHN else {"train": train}
+    try:
+        loaded = dataset(data_dir, download=True, **which)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{dataset.__name__} is not in '{data_dir}' and could not be downloaded ({reason}): put {files} there, "
+            "or give the folder that holds them as --data_dir"
+        ) from error
+    labels = loaded.labels if dataset is datasets.SVHN else loaded.targets
+    images = np.asarray(loaded.data)
+    return (images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images), np.asarray(labels)
+
+
+def _source(dataset: type, files: str, num_classes: int, size: int, mean, std, **augmentation) -> Source:
+    spec = DataSpec(dataset.__name__, (len(mean), size, size), num_classes, mean, std)
+    return Source(spec, partial(_torchvision, dataset, files), **augmentation)
+
+
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+_SVHN = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
+_MNIST_FILES = "'{}/raw' with the four idx-ubyte files"
+
+SOURCES = {
+    source.spec.name: source
+    for source in (
+        Source(DataSpec("digits", (1, 8, 8), 10, (0.3049,), (0.3761,), levels=16), _digits),
+        _source(datasets.CIFAR10, "the folder 'cifar-10-batches-py'", 10, 32, *_CIFAR, crop=4, flip=True),
+        _source(datasets.CIFAR100, "the folder 'cifar-100-python'", 100, 32, *_CIFAR100, crop=4, flip=True),
+        _source(datasets.SVHN, "'train_32x32.mat' and 'test_32x32.mat'", 10, 32, *_SVHN, crop=4),
+        _source(datasets.MNIST, _MNIST_FILES.format("MNIST"), 10, 28, (0.1307,), (0.3081,)),
+        _source(datasets.FashionMNIST, _MNIST_FILES.format("FashionMNIST"), 10, 28, (0.2860,), (0.3530,)),
+    )
+}
+IMAGENET = DataSpec("ImageNet", (3, 224, 224), 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+DATASETS = (*SOURCES, "ImageNet", "ImageFolder")
+
+
+def data_spec(name: str) -> DataSpec:
+    """The spec of a data set whose name fixes it.
+
+    Raises UserError for an unknown name, and for ImageFolder, whose files have to be read first.
+    """
+    if name in SOURCES:
+        return SOURCES[name].spec
+    if name == "ImageNet":
+        return IMAGENET
+    if name == "ImageFolder":
+        raise UserError("ImageFolder's image size and classes are read from its files: give a DataSpec, not the name")
+    raise UserError(f"unknown data set '{name}': choose from {', '.join(DATASETS)}")
+
+
+def open_split(
+    name: str, data_dir: Path | str, train: bool, device: torch.device, workers: int = 0, spec: DataSpec | None = None
+) -> Split:
+    """The training or test split of a data set by name.
+
+    Fixed-size sets are downloaded to `data_dir` when missing. An ImageFolder's spec is measured on the split that is
+    read; give the training split's `spec` for the test split, which must then agree with it.
+    Raises UserError for an unknown name, missing or unreadable files, an empty split, data outside [0, 1].
+    """
+    data_dir = Path(data_dir)
+    if name == "ImageFolder":
+        images, labels, class_names = _read_tree(data_dir / ("train" if train else "test"))
+        measured = _measured_spec(images, class_names)
+        if spec is not None and spec.class_names != class_names:
+            strange = sorted(set(spec.class_names) ^ set(class_names))
+            raise UserError(f"the classes of '{data_dir}' differ from the classifier's: {', '.join(strange)}")
+        return InMemory(spec or measured, images, labels, train, device, crop=4, flip=True)
+    spec = data_spec(name)
+    if name == "ImageNet":
+        return Streamed(spec, _imagenet(data_dir, train), train, device, workers)
+    source = SOURCES[name]
+    images, labels = (torch.as_tensor(array) for array in source.read(data_dir, train))
+    images = images.view(len(images), -1, *images.shape[-2:])  # [n, H, W] -> [n, 1, H, W]
+    return InMemory(spec, images, labels.long(), train, device, source.crop, source.flip)
+
+
+def _size(shape) -> str:
+    channels, height, width = shape
+    return f"{height}x{width} pixels in {channels} channel{'s' * (channels > 1)}"
+
+
+def _tree(folder: Path, **options) -> datasets.ImageFolder:
+    try:
+        return datasets.ImageFolder(folder, **options)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"no images in '{folder}': expected one folder a class with image files in it") from error
+
+
+def _read_tree(folder: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """All images of a `<class>/*` tree as [n, C, H, W] uint8, one channel if every image is greyscale, otherwise three.
+
+    Raises UserError that names the file where one cannot be read, has more than 8 bits or another size.
+    """
+    tree = _tree(folder, loader=_read_image)
+    arrays = []
+    for path, _ in tree.samples:
+        arrays.append(_read_image(path))
+        if arrays[-1].shape[:2] != arrays[0].shape[:2]:
+            height, width = arrays[-1].shape[:2]
+            raise UserError(
+                f"'{path}' is {height}x{width} pixels, '{tree.samples[0][0]}' is {arrays[0].shape[0]}x"
+                f"{arrays[0].shape[1]}: an ImageFolder's images must have one size"
+            )
+    if any(array.ndim == 3 for array in arrays):
+        arrays = [array if array.ndim == 3 else np.stack([array] * 3, axis=-1) for array in arrays]
+        images = np.stack(arrays).transpose(0, 3, 1, 2)
+    else:
+        images = np.stack(arrays)[:, None]
+    return torch.from_numpy(np.ascontiguousarray(images)), torch.tensor(tree.targets), tuple(tree.classes)
+
+
+def _read_image(path: str) -> np.ndarray:
+    """[H, W] for a greyscale image, [H, W, 3] for any other."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"'{path}' has more than 8 bits a channel: convert it to 8 bits")
+            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"'{path}' cannot be read as an image: {error}") from error
+
+
+def _measured_spec(images: Tensor, class_names: tuple[str, ...]) -> DataSpec:
+    """Mean and deviation of each channel, exact, from the histogram of its 256 values."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    shares = [torch.bincount(channel.flatten(), minlength=256) / channel.numel() for channel in images.unbind(1)]
+    means = [float(share.double() @ values) for share in shares]
+    deviations = [float(share.double() @ (values - mean) ** 2) ** 0.5 for share, mean in zip(shares, means, strict=True)]
+    deviations = [max(deviation, 1 / 255) for deviation in deviations]  # a constant channel stays finite
+    return DataSpec(
+        "ImageFolder", tuple(images.shape[1:]), len(class_names), tuple(means), tuple(deviations),
+        class_names=class_names,
+    )  # fmt: skip
+
+
+def _imagenet(data_dir: Path, train: bool) -> datasets.ImageFolder:
+    """ILSVRC 2012 with Cohen et al.'s transforms: random resized crop and flip, or resize to 256 and centre crop."""
+    steps = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()] if train else [v2.Resize(256), v2.CenterCrop(224)]
+    tree = _tree(
+        data_dir / ("ILSVRC2012_img_train" if train else "ILSVRC2012_img_val"),
+        transform=v2.Compose([*steps, v2.PILToTensor()]),
+    )
+    if len(tree.classes) != IMAGENET.num_classes:
+        raise UserError(f"'{tree.root}' holds {len(tree.classes)} class folders, ImageNet has {IMAGENET.num_classes}")
+    return tree

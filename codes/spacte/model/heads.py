@@ -1,0 +1,57 @@
+"""One trunk, many heads: what the CIFAR and the ImageNet networks share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import conv1x1
+
+
+def make_stage(block: type[nn.Module], in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    """A residual stage of torchvision blocks; the first one halves the image if `stride` is 2."""
+    out_planes = planes * block.expansion
+    shortcut = None
+    if stride != 1 or in_planes != out_planes:
+        shortcut = nn.Sequential(conv1x1(in_planes, out_planes, stride), nn.BatchNorm2d(out_planes))
+    return nn.Sequential(
+        block(in_planes, planes, stride, shortcut), *(block(out_planes, planes) for _ in range(blocks - 1))
+    )
+
+
+class MultiHeadResNet(nn.Module):
+    """A residual network whose last stage and linear layer exist once a head (METHOD: Network).
+
+    Subclasses build the stem and the shared stages and define `trunk`. A head is `Sequential(stage, linear)`
+    with global average pooling in between, so that its keys are `heads.{h}.0.{block}...` and `heads.{h}.1.weight`.
+
+    Source: arXiv 2211.10882, section 3; weights are initialised as in He et al. (2015), fan-out.
+    """
+
+    min_size: int  # the smallest image side, in pixels, that leaves the last stage something to see
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Features that all heads read: [N, C, H, W] -> [N, C', H', W']."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of every head: [N, C, H, W] -> [L, N, K]."""
+        features = self.trunk(images)
+        return torch.stack([linear(_global_average(stage(features))) for stage, linear in self.heads])
+
+    def cosine_loss(self) -> Tensor:
+        """L_cos = sum over head pairs h < g of cos^2(theta_h, theta_g), a scalar; 0 for one head.
+
+        theta_h is the vector of all parameters of head h (METHOD: Smoothed loss).
+        """
+        parameters = torch.stack([torch.cat([p.flatten() for p in head.parameters()]) for head in self.heads])  # [L, P]
+        directions = F.normalize(parameters, dim=1)
+        return (directions @ directions.T).square().triu(diagonal=1).sum()
+
+    def initialise(self) -> None:
+        """Draw He-normal (fan-out) convolutions; BatchNorm starts as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _global_average(features: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(features, 1).flatten(1)  # [N, C]

@@ -1,0 +1,59 @@
+"""Tables from certification logs."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from spacte.certlog import average_certified_radius, certified_accuracy, read_log
+from spacte.counts import log_table, read_votes
+from spacte.runfiles import RunFiles
+from spacte.utils import UserError
+
+RADIUS_STEP = 0.25
+
+
+def table_radii(limit: float, step: float = RADIUS_STEP) -> np.ndarray:
+    """The radii of a table: 0, step, 2 step, ... up to `limit`."""
+    return step * np.arange(int(limit / step) + 1)
+
+
+def summary(logs: dict[str, pd.DataFrame], radii=None) -> pd.DataFrame:
+    """A row a log: images, abstained, ACR, certified accuracy at each radius, the last three in [0, 1].
+
+    Radii default to those of `table_radii` that some image of some log reaches.
+    """
+    if radii is None:
+        radii = table_radii(max(float((log["correct"] * log["radius"]).max()) for log in logs.values()))
+    rows = []
+    for name, log in logs.items():
+        accuracies = {f"{r:g}": share for r, share in zip(radii, certified_accuracy(log, radii), strict=True)}
+        abstained = float((log["predict"] == -1).mean())
+        rows.append({"": name, "images": len(log), "abstain": abstained, "ACR": average_certified_radius(log)})
+        rows[-1] |= accuracies
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A summary as a markdown table with three decimals."""
+    return table.to_markdown(index=False, floatfmt=".3f")
+
+
+def read_logs(paths: list[Path], heads: bool) -> dict[str, pd.DataFrame]:
+    """Logs by run name; with `heads` also each head alone, from the vote counts beside a log of several heads."""
+    logs = {}
+    for path in paths:
+        name = path.stem
+        logs[name] = read_log(path)
+        if not heads:
+            continue
+        files = RunFiles.of_log(path)
+        config = files.read_config()
+        votes = read_votes(files.counts)
+        if len(votes[0].selection) == 1:
+            continue
+        for head in range(len(votes[0].selection) - 1):
+            logs[f"{name}, head {head} alone"] = log_table(votes, config["alpha"], config["noise_sd"], head)
+    if not logs:
+        raise UserError("no logs given")
+    return logs

@@ -1,0 +1,148 @@
+"""What every part needs and no part owns: user errors, device and processes, seeds, files that are never half written."""
+
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "statsmodels", "pandas", "scikit-learn")
+
+
+class UserError(ValueError):
+    """A wrong flag, file or folder; its text is one line that names the legal values."""
+
+
+# --- device and processes --------------------------------------------------------------------------------------------
+
+
+def process_rank() -> int:
+    """This process's number among those of `torchrun`; 0 where there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The processes' mean of a tensor without gradient; itself where there is one process."""
+    if process_count() > 1:
+        dist.all_reduce(values)
+        values /= process_count()
+    return values
+
+
+def from_main_process(values: torch.Tensor) -> torch.Tensor:
+    """The main process's copy of a tensor; itself where there is one process."""
+    if process_count() > 1:
+        dist.broadcast(values, src=0)
+    return values
+
+
+def select_device(name: str) -> torch.device:
+    """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>.
+
+    float32 means IEEE float32 from here on (no TF32), and cuDNN chooses deterministic algorithms, so that the
+    precision in a log is the one that ran. Raises UserError for a device that does not exist.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device '{name}': choose from auto, cpu, cuda, cuda:<index>")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise UserError(f"there is no device '{name}' here: {count} CUDA devices are visible; use --device cpu")
+        torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which networks run: bfloat16 convolutions and products for "bf16", none for "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def derived_seed(*numbers: int) -> int:
+    """A 63-bit seed that is a function of the given non-negative numbers alone, independent for different ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """The states of torch's default generators: on the CPU and, where there is one, on the current CUDA device."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_rng_state(states: dict[str, torch.Tensor]) -> None:
+    """Set torch's default generators to states that `rng_state` returned."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` and its parents; UserError where this is not possible or nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}': {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to '{folder}': permission denied")
+    return folder
+
+
+def replace_file(path: Path, write) -> None:
+    """Call `write(temporary path)` and rename the result to `path`: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Python's version and those of the packages that a result may depend on."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "none"
+    return versions
+
+
+def run_tail(dataset: str, arch: str, noise_sd: float) -> Path:
+    """The part that all of a run's folders share: <dataset>/<arch>/noise-<sd>, sd with at least two decimals."""
+    two_decimals = f"{noise_sd:.2f}"
+    return Path(dataset, arch, f"noise-{two_decimals if float(two_decimals) == noise_sd else noise_sd}")
