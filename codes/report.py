@@ -1,6 +1,6 @@
 """Tables from certification logs.
 
-    python codes/report.py LOG... [--heads]
+python codes/report.py LOG... [--heads]
 """
 
 from pathlib import Path

@@ -1,10 +1,9 @@
 """Train a multi-head network with circular teaching on Gaussian noise (Cohen et al., ICML 2019).
 
-    python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --num_noise_vec 2 --lbdlast 1.2
+python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --num_noise_vec 2 --lbdlast 1.2
 """
 
 from circular_teaching import ct_loss
-
 from spacte import training
 from spacte.objective import Objective, cosine_loss, named_parts
 from spacte.teaching import noisy_logits
@@ -16,6 +15,7 @@ class Gaussian(Objective):
     name = "Gaussian"
 
     def __call__(self, classifier, images, labels, epoch):
+        """The loss and its parts; see Objective."""
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, self.threshold(epoch), self.args.eps)

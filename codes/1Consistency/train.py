@@ -1,10 +1,9 @@
 """Train a multi-head network with circular teaching and consistency regularisation (Jeong and Shin, NeurIPS 2020).
 
-    python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --num_noise_vec 2 --lbdlast 1.0 --lbd 20
+python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --num_noise_vec 2 --lbdlast 1.0 --lbd 20
 """
 
 from circular_teaching import ct_loss
-
 from spacte import training
 from spacte.cli import non_negative_float
 from spacte.objective import Objective, cosine_loss, named_parts
@@ -18,6 +17,7 @@ class Consistency(Objective):
 
     @staticmethod
     def add_flags(parser):
+        """The flags of this defence alone."""
         parser.add_argument("--lbd", type=non_negative_float, default=20.0, help="weight of the KL term")
         parser.add_argument("--eta", type=non_negative_float, default=0.5, help="weight of the entropy term")
         parser.add_argument(
@@ -29,9 +29,11 @@ class Consistency(Objective):
 
     @staticmethod
     def run_suffix(args):
+        """The weight of the KL term, as in the authors' names."""
         return f"-lbd-{args.lbd}"
 
     def __call__(self, classifier, images, labels, epoch):
+        """The loss and its parts; see Objective."""
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         mean_grad = {"auto": None, "yes": True, "no": False}[self.args.mean_grad]

@@ -6,7 +6,6 @@
 
 from circular_teaching import ct_loss
 from smoothmix import attack
-
 from spacte import training
 from spacte.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from spacte.objective import Objective, cosine_loss, named_parts, unwrapped
@@ -20,6 +19,7 @@ class SmoothMix(Objective):
 
     @staticmethod
     def add_flags(parser):
+        """The flags of this defence alone."""
         add = parser.add_argument
         add("--attack_alpha", type=positive_float, default=0.5, help="L2 length of an attack step")
         add("--num_steps", type=positive_int, default=4, help="attack steps")
@@ -36,6 +36,7 @@ class SmoothMix(Objective):
         self.maxnorm_s = args.attack_alpha * args.mix_step if args.maxnorm_s is None else args.maxnorm_s
 
     def __call__(self, classifier, images, labels, epoch):
+        """The loss and its parts; see Objective."""
         args, warm = self.args, min(1.0, epoch / self.args.warmup)
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         clean, adversary = attack(

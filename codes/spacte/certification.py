@@ -1,6 +1,6 @@
 """One certification run: images in order, votes, log.
 
-    checkpoint -> frozen classifier -> Smooth -> votes of each image -> log -> summary
+checkpoint -> frozen classifier -> Smooth -> votes of each image -> log -> summary
 """
 
 import sys
@@ -32,7 +32,11 @@ def main(description: str) -> None:
 def _flags(description: str) -> cli.Parser:
     parser = cli.Parser(description)
     add = parser.add_argument
-    add("--model_path", required=True, help="checkpoint; what it knows (arch, dataset, num_heads, noise_sd) need not be given")
+    add(
+        "--model_path",
+        required=True,
+        help="checkpoint; what it knows (arch, dataset, num_heads, noise_sd) need not be given",
+    )
     add("--arch")
     add("--dataset")
     add("--num_heads", type=cli.positive_int)

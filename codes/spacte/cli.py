@@ -16,6 +16,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
+        """End with exit code 2."""
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
@@ -37,7 +38,9 @@ _INFINITY = float("inf")
 positive_int = _number(int, "positive_int", "an integer of at least 1", lambda value: value >= 1)
 non_negative_int = _number(int, "non_negative_int", "an integer of at least 0", lambda value: value >= 0)
 positive_float = _number(float, "positive_float", "a number above 0", lambda value: 0 < value < _INFINITY)
-non_negative_float = _number(float, "non_negative_float", "a number of at least 0", lambda value: 0 <= value < _INFINITY)
+non_negative_float = _number(
+    float, "non_negative_float", "a number of at least 0", lambda value: 0 <= value < _INFINITY
+)
 probability = _number(float, "probability", "a number from 0 to 1", lambda value: 0 <= value <= 1)
 open_probability = _number(float, "open_probability", "above 0 and below 1", lambda value: 0 < value < 1)
 

@@ -80,7 +80,7 @@ def certificate(selection: Tensor, estimation: Tensor, alpha: float, sigma: floa
 
 
 def prediction(counts: Tensor, alpha: float) -> int:
-    """The class with most of the votes [K], or ABSTAIN where the runner-up may well be the true winner; see `predict`."""
+    """The class with most votes of [K], or ABSTAIN where the runner-up may well be the winner; see `predict`."""
     first, second = (int(index) for index in counts.argsort(descending=True, stable=True)[:2])
     most, next_most = int(counts[first]), int(counts[second])
     return ABSTAIN if binomtest(most, most + next_most, 0.5).pvalue > alpha else first

@@ -99,6 +99,7 @@ class InMemory(Split):
         return self.images[idx].float() / self.spec.levels, int(self.labels[idx])
 
     def fingerprint(self) -> str:
+        """See Split."""
         content = hashlib.sha256(self.images.cpu().numpy().tobytes())
         content.update(self.labels.cpu().numpy().tobytes())
         return content.hexdigest()
@@ -129,6 +130,7 @@ class Streamed(Split):
         return image.to(self.device).float() / self.spec.levels, label
 
     def fingerprint(self) -> str:
+        """See Split."""
         names = (f"{Path(path).name} {label}" for path, label in self.dataset.samples)
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
@@ -219,7 +221,7 @@ _MNIST_FILES = "'{}/raw' with the four idx-ubyte files"
 SOURCES = {
     source.spec.name: source
     for source in (
-        Source(DataSpec("digits", (1, 8, 8), 10, (0.3049,), (0.3761,), levels=16), _digits),
+        Source(DataSpec("digits", (1, 8, 8), 10, (0.3054,), (0.3761,), levels=16), _digits),
         _source(datasets.CIFAR10, "the folder 'cifar-10-batches-py'", 10, 32, *_CIFAR, crop=4, flip=True),
         _source(datasets.CIFAR100, "the folder 'cifar-100-python'", 100, 32, *_CIFAR100, crop=4, flip=True),
         _source(datasets.SVHN, "'train_32x32.mat' and 'test_32x32.mat'", 10, 32, *_SVHN, crop=4),
@@ -227,7 +229,8 @@ SOURCES = {
         _source(datasets.FashionMNIST, _MNIST_FILES.format("FashionMNIST"), 10, 28, (0.2860,), (0.3530,)),
     )
 }
-IMAGENET = DataSpec("ImageNet", (3, 224, 224), 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = DataSpec("ImageNet", (3, 224, 224), 1000, *_IMAGENET_MOMENTS)
 DATASETS = (*SOURCES, "ImageNet", "ImageFolder")
 
 
@@ -322,7 +325,9 @@ def _measured_spec(images: Tensor, class_names: tuple[str, ...]) -> DataSpec:
     values = torch.arange(256, dtype=torch.float64) / 255
     shares = [torch.bincount(channel.flatten(), minlength=256) / channel.numel() for channel in images.unbind(1)]
     means = [float(share.double() @ values) for share in shares]
-    deviations = [float(share.double() @ (values - mean) ** 2) ** 0.5 for share, mean in zip(shares, means, strict=True)]
+    deviations = [
+        float(share.double() @ (values - mean) ** 2) ** 0.5 for share, mean in zip(shares, means, strict=True)
+    ]
     deviations = [max(deviation, 1 / 255) for deviation in deviations]  # a constant channel stays finite
     return DataSpec(
         "ImageFolder", tuple(images.shape[1:]), len(class_names), tuple(means), tuple(deviations),

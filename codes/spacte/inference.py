@@ -1,6 +1,7 @@
 """A frozen classifier made fast: BatchNorm folded into the convolutions, channels_last, the user's precision."""
 
 import copy
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class Frozen(nn.Module):
         self.classifier, self.device, self.precision = classifier, device, precision
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits of every head: [N, C, H, W] -> [L, N, K]."""
         with autocast(self.device, self.precision):
             return self.classifier(images.to(memory_format=torch.channels_last))
 
@@ -35,7 +37,7 @@ class Frozen(nn.Module):
 def _fold_batchnorm(module: nn.Module) -> None:
     """Replace each convolution's BatchNorm, the child that follows it, by the identity, and scale its weights."""
     children = list(module.named_children())
-    for (name, convolution), (next_name, batchnorm) in zip(children, children[1:], strict=False):
+    for (name, convolution), (next_name, batchnorm) in itertools.pairwise(children):
         if isinstance(convolution, nn.Conv2d) and isinstance(batchnorm, nn.BatchNorm2d):
             setattr(module, name, fuse_conv_bn_eval(convolution, batchnorm))
             setattr(module, next_name, nn.Identity())

@@ -9,7 +9,7 @@ from spacte.teaching import CircularLoss, pace_threshold
 
 
 class Objective:
-    """A base defence: called with (classifier, images, labels, epoch), returns the loss to minimise and its named parts.
+    """A base defence: called with (classifier, images, labels, epoch), returns the loss and its named parts.
 
     images [B, C, H, W] in [0, 1], labels [B], epoch from 1; the loss and every part are scalars on their device.
     `args` holds the training flags, those of `add_flags` too.
@@ -31,6 +31,7 @@ class Objective:
         self.num_classes = num_classes
 
     def __call__(self, classifier, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise and its parts by name; see the class."""
         raise NotImplementedError
 
     def threshold(self, epoch: int) -> float:

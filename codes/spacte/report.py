@@ -44,16 +44,12 @@ def read_logs(paths: list[Path], heads: bool) -> dict[str, pd.DataFrame]:
     logs = {}
     for path in paths:
         name = path.stem
+        if heads:
+            files = RunFiles.of_log(path)
+            config, votes = files.read_config(), read_votes(files.counts)
+            for head in range(len(votes[0].selection) - 1):
+                logs[f"{name}, head {head} alone"] = log_table(votes, config["alpha"], config["noise_sd"], head)
         logs[name] = read_log(path)
-        if not heads:
-            continue
-        files = RunFiles.of_log(path)
-        config = files.read_config()
-        votes = read_votes(files.counts)
-        if len(votes[0].selection) == 1:
-            continue
-        for head in range(len(votes[0].selection) - 1):
-            logs[f"{name}, head {head} alone"] = log_table(votes, config["alpha"], config["noise_sd"], head)
     if not logs:
         raise UserError("no logs given")
     return logs

@@ -1,9 +1,9 @@
 """The files of one certification run, kept so that a kill at any moment loses at most the image under way.
 
-    <stem>.json           the configuration, one for all rows of the log
-    <stem>-counts.jsonl   the vote counts, a line an image: what was computed
-    <stem>.log            the certification log, a row an image: what follows from the counts
-    <stem>-ACR.log        the summary, written when the run is through
+<stem>.json           the configuration, one for all rows of the log
+<stem>-counts.jsonl   the vote counts, a line an image: what was computed
+<stem>.log            the certification log, a row an image: what follows from the counts
+<stem>-ACR.log        the summary, written when the run is through
 """
 
 import json
@@ -70,9 +70,7 @@ class RunFiles:
         names = [name for name in {**earlier, **new} if earlier.get(name) != new.get(name)]
         if names:
             differences = ", ".join(f"{name} ({earlier.get(name)} there, {new.get(name)} here)" for name in names)
-            raise UserError(
-                f"'{self.log}' was made with another configuration: {differences}; --overwrite starts anew"
-            )
+            raise UserError(f"'{self.log}' was made with another configuration: {differences}; --overwrite starts anew")
 
     def _recover(self, config: dict) -> list[Votes]:
         for path in (self.counts, self.log):

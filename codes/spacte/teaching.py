@@ -61,9 +61,7 @@ def received_weights(losses: Tensor, threshold: float) -> Tensor:
     return teaching_weights(losses, threshold).roll(1, dims=0)
 
 
-def head_weights(
-    head_losses: Tensor, eps: float, explore: float = 0.01, generator: Generator | None = None
-) -> Tensor:
+def head_weights(head_losses: Tensor, eps: float, explore: float = 0.01, generator: Generator | None = None) -> Tensor:
     """The heads' shares in the loss: [L] losses -> [L] weights that sum to 1, without gradient.
 
     The head with the smallest loss gets 1 - eps, each other one eps / (L - 1); with probability `explore` the

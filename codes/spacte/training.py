@@ -255,7 +255,13 @@ class Trainer:
         means = meter.means()
         bar.set_postfix(loss=f"{means['loss']:.3f}", lr=learning_rate, pace=f"{pace:.3f}")
         seconds = time.monotonic() - started
-        return {"epoch": epoch, "lr": learning_rate, "lambda": pace, **means, "images_per_second": meter.images / seconds}
+        return {
+            "epoch": epoch,
+            "lr": learning_rate,
+            "lambda": pace,
+            **means,
+            "images_per_second": meter.images / seconds,
+        }
 
     @torch.no_grad()
     def noisy_accuracy(self) -> dict[str, float]:
@@ -337,8 +343,9 @@ class RunLog:
                 self.tensorboard.add_scalar(_tag(name), value, row["epoch"])
         self.tensorboard.flush()
         tqdm.write(
-            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  lr {row['lr']:g}  lambda {row['lambda']:.3f}  "
-            f"noisy accuracy {row['acc']:.3f}  {row['images_per_second']:.0f} images/s  {left} left"
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  lr {row['lr']:g}  "
+            f"lambda {row['lambda']:.3f}  noisy accuracy {row['acc']:.3f}  "
+            f"{row['images_per_second']:.0f} images/s  {left} left"
         )
 
     def __enter__(self):

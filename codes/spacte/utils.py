@@ -1,4 +1,4 @@
-"""What every part needs and no part owns: user errors, device and processes, seeds, files that are never half written."""
+"""What every part needs and none owns: user errors, device and processes, seeds, files that are never half written."""
 
 import hashlib
 import os

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from spacte.data import DataSpec, data_spec
-from spacte.utils import UserError
 from spacte.model.cifar_resnet_mhead import DEPTHS, CifarResNetMultiHead
 from spacte.model.heads import MultiHeadResNet
 from spacte.model.imgnet_resnet_mhead import STAGES, ImageNetResNetMultiHead
+from spacte.utils import UserError
 
 ARCHITECTURES = (*DEPTHS, *STAGES)
 
@@ -25,6 +25,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
         return (images - self.mean) / self.std
 
 

@@ -16,7 +16,7 @@ STAGES = {
 
 
 class ImageNetResNetMultiHead(MultiHeadResNet):
-    """torchvision's ResNet in which the stem and three stages are shared; a head is the fourth stage and the linear layer.
+    """torchvision's ResNet with a shared stem and three shared stages; a head is the fourth stage and the linear layer.
 
     Takes any image of at least 32 x 32 pixels. Source: He et al. (2016); heads as in arXiv 2211.10882.
     """

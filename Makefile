@@ -1,0 +1,29 @@
+# make demo: train and certify on the embedded digits; make test: lint and tests. Both set .venv up first.
+PYTHON ?= python3
+PY := $(CURDIR)/.venv/bin/python
+# One thread: these networks are too small for more, and a busy machine then stalls nobody.
+export OMP_NUM_THREADS := 1
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	cd codes/0Gaussian && $(PY) ../demo.py
+
+test: lint
+	$(PY) -m pytest
+
+lint: .venv/installed-tests
+	$(PY) -m ruff check codes tests
+	$(PY) -m ruff format --check codes tests
+
+.venv/installed: requirements.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-tests: .venv/installed tests/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,67 @@
+"""What the tests share: one thread, the defences' modules by name, scripts run in this process."""
+
+import importlib.util
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+CODES = ROOT / "codes"
+DEFENCES = ("0Gaussian", "1Consistency", "2SmoothMix")
+
+
+def load_module(defence: str, name: str):
+    """codes/<defence>/<name>.py under a name of its own: the defences' modules share theirs."""
+    spec = importlib.util.spec_from_file_location(f"{name}_{defence}", CODES / defence / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def golden(name: str) -> dict:
+    """Numbers recorded from the authors' code."""
+    return json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """Run a script from a scratch folder: script("0Gaussian/train.py", "--epochs", 1) -> exit code, stdout, stderr."""
+
+    def run(path: str, *flags):
+        monkeypatch.chdir(tmp_path)
+        file = CODES / path
+        monkeypatch.setattr(sys, "argv", [str(file), *map(str, flags)])
+        monkeypatch.syspath_prepend(str(file.parent))
+        for name in ("circular_teaching", "smoothmix"):
+            sys.modules.pop(name, None)
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(file), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+TINY = ("--dataset", "digits", "--arch", "R8", "--noise_sd", 0.5, "--batch_size", 256, "--device", "cpu")
+
+
+@pytest.fixture
+def trained(script, tmp_path):
+    """A two-head network after one epoch on digits: the path of its checkpoint."""
+    code, _, err = script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 1)
+    assert code == 0, err
+    return tmp_path / "save/digits/R8/noise-0.50/h-2-eps-0.8-m-2-lbdlast-1.2/epoch1.pth"

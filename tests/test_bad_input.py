@@ -1,0 +1,149 @@
+"""Every wrong flag, file or folder: one line on stderr, exit code 2, nothing written."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CODES, TINY
+
+TRAIN = [
+    (["--dataset", "cifar"], "unknown data set 'cifar': choose from digits, CIFAR10, CIFAR100, SVHN"),
+    (["--arch", "R7"], "unknown architecture 'R7': choose from R8"),
+    (["--arch", "R18"], "R18 needs images of at least 32x32"),
+    (["--device", "tpu"], "unknown device 'tpu': choose from auto, cpu, cuda"),
+    (["--noise_sd", "0"], "argument --noise_sd: '0' must be a number above 0"),
+    (["--noise_sd", "-0.5"], "must be a number above 0"),
+    (["--noise_sd", "nan"], "must be a number above 0"),
+    (["--batch_size", "0"], "argument --batch_size: '0' must be an integer of at least 1"),
+    (["--num_heads", "0"], "--num_heads: '0' must be"),
+    (["--num_noise_vec", "0"], "--num_noise_vec: '0' must be"),
+    (["--num_noise_vec", "2.5"], "'2.5' must be an integer"),
+    (["--epochs", "0"], "--epochs: '0' must be"),
+    (["--batch_size", "3", "--num_noise_vec", "4"], "--batch_size 3 is smaller than --num_noise_vec 4"),
+    (["--eps", "1.5"], "--eps: '1.5' must be a number from 0 to 1"),
+    (["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
+    (["--heads", "3"], "unrecognized arguments: --heads 3"),
+    (["--dataset", "ImageFolder", "--data_dir", "nowhere"], "no images in 'nowhere/train'"),
+    (["--save_dir", "/dev/null/save"], "cannot write to '/dev/null/save"),
+]
+
+
+def is_one_line(code, err, message):
+    assert (code, err.count("\n")) == (2, 1), err
+    assert message in err and "Traceback" not in err
+
+
+def written(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), TRAIN, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_train(script, tmp_path, flags, message):
+    code, _, err = script("0Gaussian/train.py", *TINY, "--epochs", 1, *flags)
+    is_one_line(code, err, message)
+    assert not written(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none(script):
+    code, _, err = script("0Gaussian/train.py", *TINY, "--device", "cuda")
+    is_one_line(code, err, "there is no device 'cuda' here: 0 CUDA devices are visible")
+
+
+def test_smoothmix_steps(script, tmp_path):
+    code, _, err = script("2SmoothMix/train.py", *TINY, "--num_steps", 2, "--mix_step", 2)
+    is_one_line(code, err, "mix_step is 2: it must lie in 0..1")
+    assert not written(tmp_path)
+
+
+CERTIFY = [
+    (["--alpha", "0"], "--alpha: '0' must be above 0 and below 1"),
+    (["--alpha", "1"], "must be above 0 and below 1"),
+    (["--N", "0"], "--N: '0' must be"),
+    (["--N0", "0"], "--N0: '0' must be"),
+    (["--batch_size", "-1"], "--batch_size: '-1' must be"),
+    (["--skip", "0"], "--skip: '0' must be"),
+    (["--N", "9"], "--N 9 at --alpha 0.001 can never certify"),
+    (["--arch", "R20"], "--arch R20 contradicts checkpoint"),
+    (["--num_heads", "5"], "which has num_heads 2"),
+    (["--noise_sd", "0.25"], "--noise_sd 0.25 contradicts"),
+    (["--dataset", "MNIST"], "which has dataset digits"),
+    (["--device", "gpu"], "unknown device 'gpu'"),
+    (["--logs_dir", "/dev/null/logs"], "cannot write to '/dev/null/logs"),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), CERTIFY, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_certify(script, trained, tmp_path, flags, message):
+    before = written(tmp_path)
+    code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", trained, "--device", "cpu", *flags)
+    is_one_line(code, err, message)
+    assert written(tmp_path) == before
+
+
+def damaged(kind, path):
+    """A checkpoint with one thing wrong."""
+    contents = torch.load(path, weights_only=True)
+    broken = path.with_name("broken.pth")
+    state = contents["state_dict"]
+    if kind == "truncated":
+        broken.write_bytes(path.read_bytes()[:5000])
+        return broken
+    if kind == "no state_dict":
+        contents = {"weights": state}
+    elif kind == "not a dict":
+        contents = [1, 2]
+    elif kind == "another net":
+        contents["state_dict"] = {key.replace("layer1", "stage1"): value for key, value in state.items()}
+    elif kind == "classes":
+        for head in range(2):
+            state[f"1.heads.{head}.1.weight"], state[f"1.heads.{head}.1.bias"] = torch.zeros(7, 64), torch.zeros(7)
+    elif kind == "channels":
+        state["1.conv1.weight"] = torch.zeros(16, 3, 3, 3)
+    elif kind == "not finite":
+        state["1.conv1.weight"][0] = float("nan")
+    elif kind == "bare":
+        contents = {"state_dict": state}
+    torch.save(contents, broken)
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "is no readable checkpoint (truncated or foreign)"),
+        ("no state_dict", "is a foreign file: a checkpoint holds a 'state_dict'"),
+        ("not a dict", "is a foreign file"),
+        ("another net", "lacks '1.layer1.0.conv1.weight'"),
+        ("classes", "wrong classes, channels or widths"),
+        ("channels", "(16, 3, 3, 3) there and (16, 1, 3, 3) here"),
+        ("not finite", "values that are not finite in '1.conv1.weight'"),
+        ("bare", "does not say its arch: give --arch"),
+    ],
+)
+def test_checkpoints(script, trained, kind, message):
+    code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", damaged(kind, trained), "--device", "cpu")
+    is_one_line(code, err, message)
+
+
+def test_missing_files(script, tmp_path):
+    is_one_line(*script("0Gaussian/certify_mhead.py", "--model_path", "no.pth")[::2], "there is no checkpoint 'no.pth'")
+    is_one_line(*script("report.py", "no.log")[::2], "'no.log' is no certification log")
+    is_one_line(*script("0Gaussian/certify_mhead.py")[::2], "required: --model_path")
+
+
+@pytest.mark.parametrize("path", ["0Gaussian/train.py", "0Gaussian/certify_mhead.py"])
+def test_as_a_user_from_a_shell(tmp_path, path):
+    """The same through a real process, from the script's own folder, and --help works."""
+    command = [sys.executable, CODES / path]
+    wrong = subprocess.run(
+        [*command, "--device", "x", "--model_path", "x"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    help_text = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert help_text.returncode == 0 and "--noise_sd" in help_text.stdout

@@ -1,0 +1,194 @@
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from spacte import data
+from spacte.data import DataSpec, InMemory, open_split, random_crop, random_flip
+from spacte.utils import UserError
+
+CPU = torch.device("cpu")
+
+
+def write_tree(root, counts, size=(12, 10), mode="RGB", extension="png"):
+    """An ImageFolder tree with counts[split][class] random images; returns root."""
+    rng = np.random.default_rng(0)
+    for split, classes in counts.items():
+        for name, count in classes.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (*size, 3) if mode == "RGB" else size, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.{extension}")
+    return root
+
+
+BALANCED = {"train": {"cat": 5, "dog": 4}, "test": {"cat": 2, "dog": 3}}
+
+
+def test_digits_are_scikit_learns_in_a_fixed_stratified_split():
+    train, test = (open_split("digits", "", part, CPU) for part in (True, False))
+    assert (len(train), len(test)) == (1437, 360)
+    assert torch.bincount(test.labels).tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+    assert test[0][0].shape == (1, 8, 8) and int(train.images.max()) == 16
+    assert open_split("digits", "", False, CPU).fingerprint() == test.fingerprint() != train.fingerprint()
+
+
+def test_digits_are_normalised_with_the_training_splits_moments():
+    train = open_split("digits", "", True, CPU)
+    pixels = train.images.double() / 16
+    assert train.spec.mean[0] == pytest.approx(float(pixels.mean()), abs=1e-4)
+    assert train.spec.std[0] == pytest.approx(float(pixels.std()), abs=1e-4)
+
+
+def test_batches_cover_the_split_once_and_stay_in_0_1():
+    test = open_split("digits", "", False, CPU)
+    order = torch.Generator().manual_seed(0)
+    batches = list(test.batches(100, order))
+    assert [len(labels) for _, labels in batches] == [100, 100, 100, 60]
+    images = torch.cat([images for images, _ in batches])
+    assert float(images.min()) == 0 and float(images.max()) == 1
+    assert not torch.equal(torch.cat([labels for _, labels in batches]), test.labels)
+    assert torch.equal(torch.cat([labels for _, labels in batches]).bincount(), test.labels.bincount())
+    assert torch.equal(next(test.batches(360))[1], test.labels)
+
+
+@pytest.mark.parametrize(("smallest", "batches"), [(1, 4), (60, 4), (61, 3)])
+def test_a_small_last_batch_can_be_left_out(smallest, batches):
+    test = open_split("digits", "", False, CPU)
+    assert test.num_batches(100, smallest) == len(list(test.batches(100, smallest=smallest))) == batches
+
+
+def test_a_crop_shifts_each_image_by_its_own_amount():
+    images = torch.zeros(200, 2, 9, 7, dtype=torch.uint8)
+    images[:, :, 4, 3] = 200
+    cropped = random_crop(images, 2)
+    assert cropped.shape == images.shape and cropped.dtype == torch.uint8
+    places = (cropped[:, 0] == 200).nonzero()
+    assert len(places) == 200 and torch.equal(cropped[:, 0], cropped[:, 1])
+    shifts = {(int(row) - 4, int(column) - 3) for _, row, column in places}
+    assert shifts == {(row, column) for row in range(-2, 3) for column in range(-2, 3)}
+
+
+def test_a_flip_mirrors_about_half_of_the_images():
+    images = torch.arange(6).view(1, 1, 2, 3).repeat(1000, 1, 1, 1)
+    flipped = (random_flip(images) == images.flip(-1)).flatten(1).all(1)
+    assert 350 < int(flipped.sum()) < 650  # P < 1e-20
+
+
+def test_only_training_splits_are_augmented():
+    spec, images = DataSpec("mine", (1, 8, 8), 2, (0.5,), (0.5,)), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    splits = [InMemory(spec, images, torch.zeros(4, dtype=torch.int64), train, crop=4, flip=True) for train in (0, 1)]
+    assert [(split.crop, split.flip) for split in splits] == [(0, False), (4, True)]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_an_image_tree_tells_its_size_channels_and_classes(tmp_path, mode, channels):
+    root = write_tree(tmp_path, BALANCED, mode=mode)
+    train = open_split("ImageFolder", root, True, CPU)
+    assert train.spec.shape == (channels, 12, 10) and train.spec.class_names == ("cat", "dog")
+    assert train.labels.tolist() == [0] * 5 + [1] * 4
+    pixels = train.images.double() / 255
+    assert torch.allclose(torch.tensor(train.spec.mean).double(), pixels.mean((0, 2, 3)))
+    assert torch.allclose(torch.tensor(train.spec.std).double(), pixels.std((0, 2, 3), correction=0))
+    test = open_split("ImageFolder", root, False, CPU, spec=train.spec)
+    assert len(test) == 5 and test.spec == train.spec
+
+
+def test_grey_images_among_coloured_ones_become_coloured(tmp_path):
+    write_tree(tmp_path, BALANCED)
+    write_tree(tmp_path / "more", {"x": {"y": 1}}, mode="L")
+    (tmp_path / "more/x/y/0.png").rename(tmp_path / "train/cat/9.png")
+    images = open_split("ImageFolder", tmp_path, True, CPU).images
+    assert torch.equal(images[5, 0], images[5, 2]) and not torch.equal(images[0, 0], images[0, 2])
+
+
+def test_trees_that_cannot_be_used_say_why(tmp_path):
+    with pytest.raises(UserError, match=r"no images in .*missing/train'"):
+        open_split("ImageFolder", tmp_path / "missing", True, CPU)
+    (tmp_path / "empty/train/cat").mkdir(parents=True)
+    with pytest.raises(UserError, match="no images in"):
+        open_split("ImageFolder", tmp_path / "empty", True, CPU)
+    mixed = write_tree(tmp_path / "mixed", BALANCED)
+    Image.new("RGB", (3, 4)).save(mixed / "train/dog/odd.png")
+    with pytest.raises(UserError, match=r"odd.png' is 4x3 pixels.*one size"):
+        open_split("ImageFolder", mixed, True, CPU)
+    (mixed / "train/dog/odd.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"odd.png' cannot be read as an image"):
+        open_split("ImageFolder", mixed, True, CPU)
+    Image.fromarray(np.full((12, 10), 60_000, dtype=np.uint16)).save(mixed / "train/dog/odd.png")
+    with pytest.raises(UserError, match="more than 8 bits"):
+        open_split("ImageFolder", mixed, True, CPU)
+
+
+def test_a_test_tree_must_have_the_training_trees_classes(tmp_path):
+    root = write_tree(tmp_path, {"train": {"cat": 2, "dog": 2}, "test": {"dog": 2}})
+    spec = open_split("ImageFolder", root, True, CPU).spec
+    with pytest.raises(UserError, match=r"classes .* differ .*: cat"):
+        open_split("ImageFolder", root, False, CPU, spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), torch.zeros(0), "the test split is empty"),
+        (torch.full((2, 1, 8, 8), 17, dtype=torch.uint8), torch.zeros(2), r"outside \[0, 1\].* from 17 to 17"),
+        (torch.full((2, 1, 8, 8), 1.5), torch.zeros(2), r"outside \[0, 1\].*float32"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2), "8x8 pixels in 1 channel, these .* 3 channels"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 10]), r"labels must lie in 0\.\.9"),
+    ],
+)
+def test_data_that_contradict_the_spec_are_refused(images, labels, message):
+    with pytest.raises(UserError, match=message):
+        InMemory(data.data_spec("digits"), images, labels)
+
+
+def test_torchvision_sets_are_read_as_uint8_channels_first(tmp_path, monkeypatch):
+    class Fake:
+        def __init__(self, root, download, **which):
+            self.data = np.random.default_rng(0).integers(0, 256, self.shape, dtype=np.uint8)
+            self.targets = self.labels = [3, 9]
+
+    for name, shape in (("CIFAR10", (2, 32, 32, 3)), ("SVHN", (2, 3, 32, 32)), ("MNIST", (2, 28, 28))):
+        fake = type(name, (Fake,), {"shape": shape})
+        if name == "SVHN":
+            monkeypatch.setattr(datasets, "SVHN", fake)
+        source = data.SOURCES[name]
+        monkeypatch.setitem(data.SOURCES, name, replace(source, read=partial(data._torchvision, fake, "the files")))
+        split = open_split(name, tmp_path, True, CPU)
+        expected = (2, 1, 28, 28) if name == "MNIST" else (2, 3, 32, 32)
+        assert split.images.shape == expected and split.labels.tolist() == [3, 9]
+
+
+def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(tmp_path, monkeypatch):
+    def offline(root, **_):
+        raise OSError("no network")
+
+    offline.__name__ = "CIFAR10"
+    source = data.Source(data.data_spec("CIFAR10"), partial(data._torchvision, offline, "the folder 'batches'"))
+    monkeypatch.setitem(data.SOURCES, "CIFAR10", source)
+    with pytest.raises(UserError, match=r"not in '.*' and could not be downloaded \(no network\): put the folder"):
+        open_split("CIFAR10", tmp_path, True, CPU)
+
+
+def test_imagenet_streams_crops_of_224_pixels(tmp_path, monkeypatch):
+    tree = {"ILSVRC2012_img_train": {"n1": 3, "n2": 3}, "ILSVRC2012_img_val": {"n1": 2, "n2": 1}}
+    write_tree(tmp_path, tree, size=(300, 280), extension="jpg")
+    with pytest.raises(UserError, match="2 class folders, ImageNet has 1000"):
+        open_split("ImageNet", tmp_path, False, CPU)
+    monkeypatch.setattr(data, "IMAGENET", DataSpec("ImageNet", (3, 224, 224), 2, *data._IMAGENET_MOMENTS))
+    train, test = (open_split("ImageNet", tmp_path, part, CPU, workers=1) for part in (True, False))
+    images, labels = next(train.batches(6, torch.Generator().manual_seed(0)))
+    assert images.shape == (6, 3, 224, 224) and images.dtype == torch.float32 and float(images.min()) >= 0
+    assert 0.5 < float(images.max()) <= 1 and sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    image, label = test[2]
+    assert torch.equal(image, list(test.batches(2))[1][0][0]) and label == 1
+
+
+def test_imagenet_without_its_folders_says_so(tmp_path):
+    with pytest.raises(UserError, match="ILSVRC2012_img_val"):
+        open_split("ImageNet", tmp_path, False, CPU)

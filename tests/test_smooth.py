@@ -1,0 +1,133 @@
+"""The certificate where the truth is known: on a linear classifier p_A and the distance to the boundary are exact."""
+
+import math
+
+import pytest
+import torch
+from conftest import golden
+from scipy import stats
+
+from spacte.bounds import largest_radius, lower_confidence_bound, radius_of
+from spacte.core_mhead import ABSTAIN, Smooth, certificate, prediction
+
+
+class HalfSpace(torch.nn.Module):
+    """Class 1 where w.x > 0, otherwise 0: under noise p_1 = Phi(d / sigma), where d = w.x / |w| is the distance."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.w = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+    def forward(self, images):
+        score = (images * self.w).flatten(1).sum(1)
+        return torch.stack([-score, score], dim=1).unsqueeze(0)  # [1, N, 2]
+
+    def at_distance(self, distance):
+        return self.w / self.w.norm() * distance
+
+
+@pytest.mark.parametrize("case", golden("losses")["certify_cases"])
+def test_bounds_and_radii_are_the_authors(case):
+    p_lower = lower_confidence_bound(case["n_a"], case["n"], case["alpha"])
+    assert p_lower == pytest.approx(case["p_lower"], rel=1e-5)
+    radius = radius_of(p_lower, case["sigma"])
+    assert radius is None if case["radius"] is None else radius == pytest.approx(case["radius"], rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [10, 100, 1000])
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_the_lower_bound_covers_exactly(n, alpha):
+    """P(bound > p) summed over the binomial distribution, without sampling: at most alpha for every p."""
+    bounds = [lower_confidence_bound(k, n, alpha) for k in range(n + 1)]
+    for p in [0.01, 0.3, 0.5, 0.777, 0.9, 0.99, 0.9999, *(b * (1 - 1e-12) for b in bounds[1:])]:
+        wrong = sum(stats.binom.pmf(k, n, p) for k, bound in enumerate(bounds) if bound > p)
+        assert wrong <= alpha * (1 + 1e-6)
+
+
+def test_the_largest_radius_needs_all_votes():
+    assert largest_radius(100_000, 0.001, 1.0) == pytest.approx(3.811, abs=5e-3)
+    assert largest_radius(9, 0.001, 1.0) is None
+    assert largest_radius(10, 0.001, 1.0) is not None
+
+
+def test_votes_follow_the_known_probability():
+    """40,000 votes are within 6 standard deviations of p_A = Phi(distance / sigma) (P < 1e-8)."""
+    model, sigma, n = HalfSpace((1, 4, 4)), 0.5, 40_000
+    counts = Smooth(model, 2, sigma).count_votes(model.at_distance(0.3), n, 1000, torch.Generator().manual_seed(0))
+    p = stats.norm.cdf(0.3 / sigma)
+    assert counts.shape == (1, 2) and int(counts.sum()) == n
+    assert abs(int(counts[0, 1]) - n * p) < 6 * math.sqrt(n * p * (1 - p))
+
+
+def test_a_certified_radius_rarely_exceeds_the_true_distance():
+    """At alpha 0.05, over 1,000 certificates at distance 0.3, more than 97 wrong ones have P < 1e-9 (binomial tail)."""
+    model, sigma, alpha, runs = HalfSpace((1, 3, 3)), 0.5, 0.05, 1000
+    smooth, x, generator = Smooth(model, 2, sigma), model.at_distance(0.3), torch.Generator().manual_seed(1)
+    radii = []
+    for _ in range(runs):
+        predict, radius = smooth.certify(x, 20, 400, alpha, 400, generator)
+        radii.append(radius if predict == 1 else math.inf * (predict == 0))
+    wrong = sum(radius > 0.3 for radius in radii)
+    assert stats.binom.sf(97, runs, alpha) < 1e-9
+    assert wrong <= 97
+    assert sum(0 < radius <= 0.3 for radius in radii) > runs / 2  # and most certify something
+
+
+def test_predict_errs_rarely_and_abstains_at_the_border():
+    """At the border both have p = 1/2, an answer has probability at most alpha 0.05: of 400, P(> 60) < 1e-9."""
+    model = HalfSpace((1, 3, 3))
+    smooth, generator = Smooth(model, 2, 0.5), torch.Generator().manual_seed(2)
+    at_border = [smooth.predict(model.at_distance(0.0), 200, 0.05, 200, generator) for _ in range(400)]
+    assert sum(answer != ABSTAIN for answer in at_border) <= 60
+    assert smooth.predict(model.at_distance(1.0), 200, 0.001, 200, generator) == 1
+
+
+def test_an_image_at_the_border_is_abstained_from():
+    model = HalfSpace((1, 3, 3))
+    result = Smooth(model, 2, 0.5).certify(
+        model.at_distance(0.0), 100, 1000, 0.001, 500, torch.Generator().manual_seed(0)
+    )
+    assert result == (ABSTAIN, 0.0)
+
+
+def test_estimation_draws_are_fresh():
+    """The bound uses the second tally only: selection picks the class, even where estimation prefers another."""
+    assert certificate(torch.tensor([60, 40]), torch.tensor([100, 900]), 0.001, 1.0) == (ABSTAIN, 0.0)
+    predict, radius = certificate(torch.tensor([40, 60]), torch.tensor([100, 900]), 0.001, 1.0)
+    assert predict == 1 and radius == pytest.approx(stats.norm.ppf(stats.beta.ppf(0.001, 900, 101)))
+
+
+def test_prediction_compares_the_two_best():
+    assert prediction(torch.tensor([5, 90, 5]), 0.001) == 1
+    assert prediction(torch.tensor([45, 55, 0]), 0.001) == ABSTAIN
+
+
+class FixedLogits(torch.nn.Module):
+    """Three heads: two vote for class 0 narrowly, one for class 1 by far."""
+
+    def forward(self, images):
+        heads = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+        return heads.unsqueeze(1).expand(-1, len(images), -1)
+
+
+def test_every_head_and_the_sum_of_logits_vote_in_one_pass():
+    counts = Smooth(FixedLogits(), 3, 1.0).count_votes(torch.zeros(1, 2, 2), 25, 10)
+    assert counts.tolist() == [[25, 0, 0], [25, 0, 0], [0, 25, 0], [0, 25, 0]]
+
+
+def test_a_plain_classifier_is_one_head():
+    counts = Smooth(lambda images: FixedLogits()(images)[2], 3, 1.0).count_votes(torch.zeros(1, 2, 2), 25, 10)
+    assert counts.tolist() == [[0, 25, 0]]
+
+
+def test_the_same_generator_gives_the_same_votes():
+    model = HalfSpace((1, 4, 4))
+    smooth, x = Smooth(model, 2, 0.5), model.at_distance(0.1)
+    votes = [smooth.count_votes(x, 999, 100, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
+    assert torch.equal(votes[0], votes[1]) and not torch.equal(votes[0], votes[2])
+
+
+def test_a_module_is_certified_in_eval_mode():
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)).train()
+    Smooth(network, 2, 1.0)
+    assert not network.training

@@ -1,0 +1,166 @@
+"""Training runs on digits with the smallest network: resume, files, what stops a run."""
+
+import re
+
+import pandas as pd
+import pytest
+import torch
+from conftest import CODES, DEFENCES, TINY, load_module
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from spacte import checkpoint
+from spacte.cli import RunError
+from spacte.training import PartsMeter
+
+SUFFIX = {"0Gaussian": "lbdlast-1.2", "1Consistency": "lbdlast-1.0-lbd-20.0", "2SmoothMix": "lbdlast-1.6"}
+PARTS = {"0Gaussian": [], "1Consistency": ["con"], "2SmoothMix": ["mix"]}
+TAIL = "digits/R8/noise-0.50"
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_a_run_leaves_checkpoints_logs_and_tensorboard(script, tmp_path, defence):
+    code, out, err = script(f"{defence}/train.py", *TINY, "--num_heads", 3, "--epochs", 3, "--save_freq", 2)
+    assert code == 0, err
+    run = f"h-3-eps-0.8-m-2-{SUFFIX[defence]}"
+    saved = sorted(path.name for path in (tmp_path / "save" / TAIL / run).iterdir())
+    assert saved == ["epoch1.pth", "epoch2.pth", "epoch3.pth"]
+
+    contents = torch.load(tmp_path / "save" / TAIL / run / "epoch3.pth", weights_only=True)
+    expected = {"state_dict", "optimizer", "scheduler", "epoch", "args", "data", "rng", "versions", "run", "defence"}
+    assert set(contents) == expected
+    assert contents["epoch"] == 3 and contents["args"]["num_heads"] == 3 and contents["data"]["shape"] == (1, 8, 8)
+
+    log = pd.read_csv(tmp_path / "logs" / TAIL / "train" / f"{run}-train.log", sep="\t")
+    parts = ["loss", "ce", "cos", *PARTS[defence], "weight", "head0", "head1", "head2", "images_per_second"]
+    assert list(log) == ["epoch", "lr", "lambda", *parts, "acc", "acc0", "acc1", "acc2"]
+    assert log["epoch"].tolist() == [1, 2, 3] and log["lambda"].iloc[-1] == pytest.approx(float(SUFFIX[defence][8:11]))
+    assert out.count("epoch ") == 3
+
+    events = EventAccumulator(str(tmp_path / "runs" / TAIL / run)).Reload()
+    for part in parts[:-1]:
+        tag = "run/weight" if part == "weight" else f"loss/{part}"
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx(log[part].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_one_head_trains_and_the_loss_falls(script, tmp_path, defence):
+    flags = ("--num_heads", 1, "--num_noise_vec", 1, "--epochs", 4, "--lr_init", 0.05)
+    assert script(f"{defence}/train.py", *TINY, *flags)[0] == 0
+    (path,) = (tmp_path / "logs").rglob("*-train.log")
+    log = pd.read_csv(path, sep="\t")
+    assert log["ce"].iloc[-1] < 0.8 * log["ce"].iloc[0] and (log["cos"] == 0).all() and (log["weight"] == 1).all()
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_a_resumed_run_ends_as_if_never_interrupted(script, tmp_path, monkeypatch):
+    flags = (*TINY, "--num_heads", 2, "--epochs", 4, "--save_freq", 2)
+    assert script("0Gaussian/train.py", *flags, "--save_dir", "whole", "--logs_dir", "whole-logs")[0] == 0
+
+    saves = []
+
+    def killed_after_two(path, contents, save=checkpoint.save):
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+        saves.append(save(path, contents))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed_after_two)
+        code, _, err = script("0Gaussian/train.py", *flags)
+        assert code == 130 and "interrupted" in err
+    assert script("0Gaussian/train.py", *flags, "--resume")[0] == 0
+
+    (resumed,), (whole,) = ((tmp_path / folder).rglob("epoch4.pth") for folder in ("save", "whole"))
+    resumed, whole = (torch.load(path, weights_only=True) for path in (resumed, whole))
+    for name in ("state_dict", "optimizer", "scheduler", "epoch", "rng", "data"):
+        assert same(resumed[name], whole[name]), name
+    logs = [next((tmp_path / folder).rglob("*-train.log")) for folder in ("logs", "whole-logs")]
+    tables = [pd.read_csv(log, sep="\t").drop(columns="images_per_second") for log in logs]
+    pd.testing.assert_frame_equal(*tables)
+
+    code, out, _ = script("0Gaussian/train.py", *flags, "--resume")
+    assert code == 0 and "nothing is left to do" in out
+
+
+def test_resume_passes_over_a_damaged_checkpoint(script, tmp_path):
+    flags = (*TINY, "--num_heads", 2, "--epochs", 2)
+    assert script("0Gaussian/train.py", *flags)[0] == 0
+    (last,) = (tmp_path / "save").rglob("epoch2.pth")
+    before = torch.load(last, weights_only=True)["state_dict"]
+    last.write_bytes(last.read_bytes()[:1000])
+    code, out, err = script("0Gaussian/train.py", *flags, "--resume")
+    assert code == 0 and "passed over" in out + err
+    assert same(torch.load(last, weights_only=True)["state_dict"], before)
+
+
+def test_a_run_is_neither_overwritten_nor_mixed(script, trained):
+    flags = (*TINY, "--num_heads", 2, "--epochs", 1)
+    code, _, err = script("0Gaussian/train.py", *flags)
+    assert code == 2 and "already holds epoch1.pth: give --resume" in err and err.count("\n") == 1
+    code, _, err = script("0Gaussian/train.py", *flags, "--resume", "--lr_init", 0.2)
+    assert code == 2 and "--lr_init 0.2 contradicts" in err and "lr_init 0.1" in err
+
+
+def test_bf16_training_runs(script, tmp_path):
+    code, _, err = script("2SmoothMix/train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--precision", "bf16")
+    assert code == 0, err
+    (path,) = (tmp_path / "save").rglob("epoch1.pth")
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert all(value.dtype in (torch.float32, torch.int64) for value in state.values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(script, tmp_path):
+    code, _, err = script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 3, "--lr_init", 1e30)
+    assert code == 1
+    assert re.search(r"the loss is not finite in epoch 1, step \d+: loss \S+, ce \S+, cos \S+, weight", err)
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_the_first_step_that_is_not_finite_is_named():
+    meter = PartsMeter(epoch=7)
+    for value in (1.0, 2.0):
+        meter.add({"loss": torch.tensor(value), "ce": torch.tensor(0.5)}, 4)
+    meter.flush()
+    assert meter.means() == {"loss": 1.5, "ce": 0.5} and meter.images == 8
+    meter.add({"loss": torch.tensor(1.0), "ce": torch.tensor(0.5)}, 4)
+    meter.add({"loss": torch.tensor(float("inf")), "ce": torch.tensor(float("nan"))}, 4)
+    with pytest.raises(RunError, match="epoch 7, step 4: loss inf, ce nan"):
+        meter.flush()
+
+
+def test_mini_batches_share_the_batch():
+    """m mini-batches of batch_size / m images, each image in exactly one of them."""
+    labels = torch.arange(11)
+    parts = [labels[slice(part, None, 3)] for part in range(3)]
+    assert sorted(torch.cat(parts).tolist()) == labels.tolist() and {len(part) for part in parts} == {3, 4}
+
+
+def test_defaults_are_the_papers_cifar10_setting():
+    from spacte.training import _flags
+
+    for defence, lbdlast, extra in (
+        ("0Gaussian", 1.2, {}),
+        ("1Consistency", 1.0, {"lbd": 20.0, "eta": 0.5}),
+        ("2SmoothMix", 1.6, {"num_steps": 4, "attack_alpha": 0.5, "mix_step": 0, "eta": 5.0, "warmup": 10}),
+    ):
+        import sys
+
+        sys.modules["circular_teaching"] = load_module(defence, "circular_teaching")
+        sys.modules["smoothmix"] = load_module("2SmoothMix", "smoothmix")
+        module = load_module(defence, "train")
+        objective = getattr(module, defence[1:])
+        args = _flags(objective, "", lbdlast).parse_args([])
+        paper = {
+            "arch": "R110", "dataset": "CIFAR10", "num_heads": 5, "num_noise_vec": 2, "eps": 0.8, "epochs": 150,
+            "batch_size": 256, "lr_init": 0.1, "lr_step_size": 50, "gamma": 0.1, "wd": 1e-4, "noise_sd": 0.25,
+        }  # fmt: skip
+        assert vars(args) | paper | extra == vars(args)
+        assert f"lbdlast={lbdlast})" in (CODES / defence / "train.py").read_text()
