@@ -29,6 +29,10 @@ TRAIN = [
 ]
 
 
+def flags_only(value):
+    return " ".join(value) if isinstance(value, list) else ""
+
+
 def is_one_line(code, err, message):
     assert (code, err.count("\n")) == (2, 1), err
     assert message in err and "Traceback" not in err
@@ -38,9 +42,7 @@ def written(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"), TRAIN, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
+@pytest.mark.parametrize(("flags", "message"), TRAIN, ids=flags_only)
 def test_train(script, tmp_path, flags, message):
     code, _, err = script("0Gaussian/train.py", *TINY, "--epochs", 1, *flags)
     is_one_line(code, err, message)
@@ -76,9 +78,7 @@ CERTIFY = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"), CERTIFY, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
+@pytest.mark.parametrize(("flags", "message"), CERTIFY, ids=flags_only)
 def test_certify(script, trained, tmp_path, flags, message):
     before = written(tmp_path)
     code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", trained, "--device", "cpu", *flags)
@@ -140,10 +140,10 @@ def test_missing_files(script, tmp_path):
 @pytest.mark.parametrize("path", ["0Gaussian/train.py", "0Gaussian/certify_mhead.py"])
 def test_as_a_user_from_a_shell(tmp_path, path):
     """The same through a real process, from the script's own folder, and --help works."""
-    command = [sys.executable, CODES / path]
-    wrong = subprocess.run(
-        [*command, "--device", "x", "--model_path", "x"], capture_output=True, text=True, cwd=tmp_path
-    )
+
+    def run(*flags):
+        return subprocess.run([sys.executable, CODES / path, *flags], capture_output=True, text=True, cwd=tmp_path)
+
+    wrong, helped = run("--device", "x", "--model_path", "x"), run("--help")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
-    help_text = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path)
-    assert help_text.returncode == 0 and "--noise_sd" in help_text.stdout
+    assert helped.returncode == 0 and "--noise_sd" in helped.stdout

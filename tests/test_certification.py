@@ -95,8 +95,7 @@ def test_two_configurations_are_never_mixed(certify):
     log = certify("--max", 40)[3]
     before = log.read_text()
     code, _, err, _ = certify("--max", 40, "--alpha", 0.01, "--seed", 3)
-    assert code == 2 and "alpha (0.001 there, 0.01 here), seed" not in err.replace("seed (0", "")
-    assert "alpha (0.001 there, 0.01 here)" in err and "seed (0 there, 3 here)" in err
+    assert code == 2 and "alpha (0.001 there, 0.01 here)" in err and "seed (0 there, 3 here)" in err
     assert log.read_text() == before
     assert certify("--max", 40, "--alpha", 0.01, "--overwrite")[0] == 0
     assert log.read_text() != before and len(read_log(log)) == 2
@@ -122,7 +121,7 @@ def test_votes_survive_their_line():
     assert torch.equal(again.selection, votes.selection) and torch.equal(again.estimation, votes.estimation)
 
 
-# --- the log's format --------------------------------------------------------------------------------------------------
+# --- the log's format ---
 
 
 @pytest.mark.parametrize("radius", [0.0, 1.4999999, 1.5, 0.1 + 0.2, 3.8114, 1 / 3, 1.23456789e-5, 12.3456789])
