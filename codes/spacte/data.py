@@ -195,9 +195,12 @@ def _digits(data_dir: Path, train: bool) -> Arrays:
 def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arrays:
     """A torchvision set, downloaded when missing; `files` names what belongs in `data_dir`."""
     which = {"split": "train" if train else "test"} if dataset is datasets.SVHN else {"train": train}
+    existed = data_dir.exists()
     try:
         loaded = dataset(data_dir, download=True, **which)
     except (OSError, RuntimeError) as error:
+        if not existed and data_dir.is_dir() and not any(data_dir.iterdir()):
+            data_dir.rmdir()  # the download's empty folder
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{dataset.__name__} is not in '{data_dir}' and could not be downloaded ({reason}): put {files} there, "
