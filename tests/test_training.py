@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from spacte import checkpoint
 from spacte.cli import RunError
-from spacte.training import PartsMeter
+from spacte.trainer import PartsMeter
 
 SUFFIX = {"0Gaussian": "lbdlast-1.2", "1Consistency": "lbdlast-1.0-lbd-20.0", "2SmoothMix": "lbdlast-1.6"}
 PARTS = {"0Gaussian": [], "1Consistency": ["con"], "2SmoothMix": ["mix"]}

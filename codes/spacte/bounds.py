@@ -1,8 +1,11 @@
-"""Bounds on a Bernoulli probability from counts: pure functions."""
+"""Bounds on a Bernoulli probability from counts, and when enough was counted: pure functions."""
 
 import math
 
-from scipy import stats
+import numpy as np
+from scipy import special, stats
+
+_PRIOR = 0.5  # both parameters of the anytime bound's Beta prior: Jeffreys'
 
 
 def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
@@ -16,6 +19,61 @@ def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
     return float(stats.beta.ppf(alpha, n_a, n - n_a + 1)) if n_a > 0 else 0.0
 
 
+def anytime_lower_bound(n_a, n, alpha: float):
+    """An anytime-valid lower bound: P(exists n >= 1: bound_n > p_A) <= alpha; one may stop at any n, for any reason.
+
+    n_a successes in n independent draws, numbers or arrays; alpha in (0, 1). Returns a float or an array; 0 where
+    n_a is 0.
+
+    Proof. For 0 < p < 1 let pi_p be Beta(1/2, 1/2) conditioned on theta > p, and
+
+        E_n(p) = int theta^A (1-theta)^(n-A) dpi_p(theta) / (p^A (1-p)^(n-A)),    A the successes in n draws.
+
+    1. Under p each likelihood ratio (theta/p)^A ((1-theta)/(1-p))^(n-A) is a non-negative martingale of mean 1, hence
+       so is their mixture E_n(p), for every p has a fixed prior of its own. Ville's inequality gives
+       P(exists n: E_n(p_A) >= 1/alpha) <= alpha.
+    2. The bound L_n is the smaller root of E_n(p) = 1/alpha below A/n, so it exceeds p_A only if E_n(p_A) >= 1/alpha,
+       provided that E_n >= 1/alpha on all of (0, L_n]: that E_n crosses 1/alpha once below A/n.
+    3. It does. E_n(p) -> infinity as p -> 0 (A >= 1). With d = A - n p and the prior's hazard h = pi(p)/P(theta > p),
+
+           d/dp log E_n(p) = h (1 - 1/E_n(p)) - d / (p (1-p)) .
+
+       p (1-p) h = sqrt(p (1-p)) / (2 arccos sqrt(p)), which is cos(t) sin(t) / (2t) <= 1/2 at cos(t) = sqrt(p). So
+       E_n falls wherever d >= 1/2, and a second crossing needs a root of E_n(p) = 1/alpha with 0 < d < 1/2. There
+       the largest likelihood ratio, exp(n KL(A/n || p)) <= exp(d^2 / (n p (1-p))), would have to reach 1/alpha:
+       n p (1-p) <= d^2 / log(1/alpha) < 1 / (4 log(1/alpha)) < 1/3 for alpha < 0.47. But A = n means d = n (1-p),
+       so d/p >= log(1/alpha), p < 1/(2 log(1/alpha)) < 2/3 and n (1-p) > 1/3; with n (1-p) = d < 1/2 this leaves n = 1
+       only, where E_1(p) = int theta dpi_p / p <= 1/p < 2 for p > 1/2 is below 1/alpha. And 1 <= A < n
+       means n (1-p) > 1 and n p = A - d > 1/2, so n p (1-p) >= max(p, (1-p)/2) >= 1/3. Contradiction.
+    4. A larger alpha is replaced by 0.47, which bounds less.
+
+    Source: the method of mixtures (Robbins, 1970); Voracek (NeurIPS 2024, arXiv 2406.17830), whose released threshold
+    log(1/(2 alpha)) is not valid one-sided; the truncation and its proof are ours.
+    """
+    n_a, n = np.broadcast_arrays(np.asarray(n_a, dtype=float), np.asarray(n, dtype=float))
+    if np.any((n_a < 0) | (n_a > n) | (n < 1)):
+        raise ValueError("0 <= n_a <= n and n >= 1 are needed")
+    threshold = -math.log(min(alpha, 0.47)) + 1e-9  # rounding errors are a thousandth of that
+    # Bisection; `below` always has E_n >= 1/alpha, so that what is returned is never above the root.
+    below, above = np.zeros_like(n_a), n_a / n
+    for _ in range(60):
+        middle = (below + above) / 2
+        convincing = _log_e_value(n_a, n, middle) >= threshold
+        below, above = np.where(convincing, middle, below), np.where(convincing, above, middle)
+    return float(below) if below.ndim == 0 else below
+
+
+def _log_e_value(n_a, n, p):
+    """log E_n(p) of `anytime_lower_bound`, in closed form; -inf where p is 0 or 1 (nothing speaks against it)."""
+    a, b = _PRIOR + n_a, _PRIOR + n - n_a
+    with np.errstate(divide="ignore", invalid="ignore"):
+        evidence = special.betaln(a, b) + np.log(special.betaincc(a, b, p))
+        prior = special.betaln(_PRIOR, _PRIOR) + np.log(special.betaincc(_PRIOR, _PRIOR, p))
+        likelihood = special.xlogy(n_a, p) + special.xlog1py(n - n_a, -p)
+        value = evidence - prior - likelihood
+    return np.where((p > 0) & (p < 1), value, -np.inf)
+
+
 def radius_of(p_lower: float, sigma: float) -> float | None:
     """The certified L2 radius sigma * Phi^-1(p_lower), or None (abstain) where p_lower is below 1/2."""
     return None if p_lower < 0.5 else sigma * float(stats.norm.ppf(p_lower))
@@ -23,4 +81,55 @@ def radius_of(p_lower: float, sigma: float) -> float | None:
 
 def largest_radius(n: int, alpha: float, sigma: float) -> float | None:
     """The radius that n draws certify when all of them agree; None where not even they can."""
-    return radius_of(math.exp(math.log(alpha) / n), sigma)
+    return radius_of(lower_confidence_bound(n, n, alpha), sigma)
+
+
+class RadiiDecided:
+    """Stop once every one of some radii is either certified or given up.
+
+    Given up means: even if p_A were its 1 - give_up upper confidence bound, the anytime bound after all `n_max` draws
+    would be expected to stay below. A rule may be as bold as it likes: it decides when to stop, the anytime bound holds
+    whenever that is. A larger `give_up` saves draws and loses some certificates at the border.
+    """
+
+    def __init__(self, radii, n_max: int, alpha: float, sigma: float, give_up: float = 0.01):
+        self.n_max, self.alpha, self.give_up = n_max, alpha, give_up
+        self.needed = stats.norm.cdf(np.asarray(radii, dtype=float) / sigma)  # p_A of each radius
+        self.votes = np.array([_votes_needed(p, n_max, alpha) for p in self.needed])
+
+    def __call__(self, n_a, n: int):
+        """Whether n_a votes of n, a number or an array of them, are enough to stop."""
+        n_a = np.asarray(n_a)[..., None]  # [..., 1] against the radii
+        certified = anytime_lower_bound(n_a, n, self.alpha) >= self.needed
+        expected = n_a + (self.n_max - n) * _upper_confidence_bound(n_a, n, self.give_up)
+        return np.all(certified | (expected < self.votes), axis=-1)
+
+
+class RadiusKnown:
+    """Stop once the radius is known to within `tolerance`: between its anytime lower and a 99 % upper bound.
+
+    Where the upper bound of p_A is below 1/2 nothing can be certified, and nothing more is drawn.
+    """
+
+    def __init__(self, tolerance: float, alpha: float, sigma: float):
+        self.tolerance, self.alpha, self.sigma = tolerance, alpha, sigma
+
+    def __call__(self, n_a: int, n: int) -> bool:
+        """Whether n_a votes of n are enough to stop."""
+        upper = radius_of(_upper_confidence_bound(n_a, n, 0.01), self.sigma)
+        lower = radius_of(anytime_lower_bound(n_a, n, self.alpha), self.sigma) or 0.0
+        return upper is None or upper - lower <= self.tolerance
+
+
+def _upper_confidence_bound(n_a, n: int, alpha: float):
+    """The one-sided Clopper-Pearson upper bound for a fixed n: P(bound < p_A) <= alpha; numbers or arrays."""
+    return np.where(n_a == n, 1.0, stats.beta.ppf(1 - alpha, n_a + 1.0, np.maximum(n - n_a, 1)))
+
+
+def _votes_needed(p: float, n: int, alpha: float) -> int:
+    """The fewest votes of n whose anytime bound reaches p; n + 1 where not even n do."""
+    fewest, enough = 0, n + 1
+    while enough - fewest > 1:
+        middle = (fewest + enough) // 2
+        fewest, enough = (fewest, middle) if anytime_lower_bound(middle, n, alpha) >= p else (middle, enough)
+    return enough

@@ -1,29 +1,36 @@
 """The smoothed classifier: votes over Gaussian noise, prediction, certified radius. Knows no data set, file or flag."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from scipy.stats import binomtest
 from torch import Generator, Tensor, nn
 
-from spacte.bounds import lower_confidence_bound, radius_of
+from spacte.bounds import anytime_lower_bound, lower_confidence_bound, radius_of
+from spacte.noise import GaussianNoise
 
 ABSTAIN = -1
+_FIRST_LOOK = 100  # draws before a stopping rule is asked for the first time
 
 
 class Smooth:
     """g(x) = the class that the heads' summed logits choose most often on x + N(0, sigma^2 I).
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
-    on its own: a module is put into eval mode. Source: Cohen et al. (ICML 2019), section 3; METHOD: Certification.
+    on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.noise; by default float32 normals).
+    Source: Cohen et al. (ICML 2019), section 3; METHOD: Certification.
     """
 
     ABSTAIN = ABSTAIN
 
-    def __init__(self, base_classifier, num_classes: int, sigma: float):
+    def __init__(self, base_classifier, num_classes: int, sigma: float, noise=None):
         if isinstance(base_classifier, nn.Module):
             base_classifier.eval()
         self.base_classifier = base_classifier
         self.num_classes = num_classes
         self.sigma = sigma
+        self.noise = noise or GaussianNoise(sigma)
 
     def certify(
         self, x: Tensor, n0: int, n: int, alpha: float, batch_size: int, generator: Generator | None = None
@@ -37,27 +44,40 @@ class Smooth:
         """
         selection = self.count_votes(x, n0, batch_size, generator)[-1]
         estimation = self.count_votes(x, n, batch_size, generator)[-1]
-        return certificate(selection, estimation, alpha, self.sigma)
+        return CertificateRule(alpha - self.noise.slack, self.sigma).certificate(selection, estimation)
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int, generator: Generator | None = None) -> int:
         """With probability at least 1 - alpha over its n draws, the returned class is g(x) or ABSTAIN.
 
         The two classes with most votes are compared by a two-sided binomial test (Hung and Fithian, 2019).
         """
-        return prediction(self.count_votes(x, n, batch_size, generator)[-1], alpha)
+        return prediction(self.count_votes(x, n, batch_size, generator)[-1], alpha - self.noise.slack)
 
     @torch.inference_mode()
-    def count_votes(self, x: Tensor, n: int, batch_size: int, generator: Generator | None = None) -> Tensor:
-        """Votes of n independent noisy copies of x: [V, K] integers on the CPU, each row sums to n.
+    def count_votes(
+        self,
+        x: Tensor,
+        n: int,
+        batch_size: int,
+        generator: Generator | None = None,
+        enough: Callable[[Tensor], bool] | None = None,
+    ) -> Tensor:
+        """Votes of n independent noisy copies of x: [V, K] integers on the CPU, each row sums to the number of copies.
 
         The last row is the ensemble's (summed logits), the rows before it are the heads' own, V = L + 1; one head is
-        its own ensemble, V = 1. All rows count the same forward passes.
+        its own ensemble, V = 1. All rows count the same forward passes. `enough`, asked with the counts so far after
+        100 copies and then whenever a quarter more (at most a batch) has been drawn, may end the count early.
         """
         counts = torch.zeros((), dtype=torch.int64, device=x.device)
-        for start in range(0, n, batch_size):
-            shape = (min(batch_size, n - start), *x.shape)
-            noise = torch.randn(shape, device=x.device, dtype=x.dtype, generator=generator)
-            counts = counts + self._votes(x + self.sigma * noise)
+        drawn = 0
+        while drawn < n:
+            size = min(batch_size, n - drawn)
+            if enough:
+                size = min(size, max(_FIRST_LOOK, drawn // 4))
+            counts = counts + self._votes(self.noise(x, size, generator))
+            drawn += size
+            if enough and enough(counts.cpu()):
+                break
         return counts.cpu()
 
     def _votes(self, images: Tensor) -> Tensor:
@@ -72,11 +92,29 @@ class Smooth:
         return torch.bincount(cells, minlength=len(votes) * self.num_classes).view(-1, self.num_classes)
 
 
-def certificate(selection: Tensor, estimation: Tensor, alpha: float, sigma: float) -> tuple[int, float]:
-    """(class, radius) from the votes [K] of the selection draws and of independent estimation draws; see `certify`."""
-    chosen = int(selection.argmax())
-    radius = radius_of(lower_confidence_bound(int(estimation[chosen]), int(estimation.sum()), alpha), sigma)
-    return (ABSTAIN, 0.0) if radius is None else (chosen, radius)
+@dataclass(frozen=True)
+class CertificateRule:
+    """How votes become a certificate that holds with probability at least 1 - alpha.
+
+    `sequential`: the number of estimation draws may depend on what was drawn, so the bound is the anytime-valid one.
+    """
+
+    alpha: float
+    sigma: float
+    sequential: bool = False
+
+    def certificate(self, selection: Tensor, estimation: Tensor) -> tuple[int, float]:
+        """(class, radius) from the votes [K] of the selection draws and of independent estimation draws.
+
+        (ABSTAIN, 0.0) where the class's bound is below 1/2; (class, 0.0), which claims nothing, where nothing was drawn
+        to estimate it.
+        """
+        chosen, n = int(selection.argmax()), int(estimation.sum())
+        if n == 0:
+            return chosen, 0.0
+        bound = anytime_lower_bound if self.sequential else lower_confidence_bound
+        radius = radius_of(bound(int(estimation[chosen]), n, self.alpha), self.sigma)
+        return (ABSTAIN, 0.0) if radius is None else (chosen, radius)
 
 
 def prediction(counts: Tensor, alpha: float) -> int:

@@ -1,8 +1,10 @@
 """What every part needs and none owns: user errors, device and processes, seeds, files that are never half written."""
 
+import atexit
 import hashlib
 import os
 import platform
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +32,43 @@ def process_count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def start_processes() -> None:
+    """Join the processes that `torchrun` started (gloo between CPUs, nccl between GPUs); nothing without torchrun."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=7))  # one process may wait long for a slow one
+        atexit.register(dist.destroy_process_group)
+
+
+def share_from_main_process(make):
+    """`make()` of the main process, in every process; the UserError that it raises there is raised in every one."""
+    box = [None]
+    if process_rank() == 0:
+        try:
+            box = [make()]
+        except UserError as error:
+            box = [error]
+    if process_count() > 1:
+        dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], UserError):
+        raise box[0]
+    return box[0]
+
+
+def gather_from_processes(value) -> list:
+    """Every process's value, in order of rank."""
+    values = [value]
+    if process_count() > 1:
+        values = [None] * process_count()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def wait_for_processes() -> None:
+    """Return once every process is here."""
+    gather_from_processes(None)
+
+
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     """The processes' mean of a tensor without gradient; itself where there is one process."""
     if process_count() > 1:
@@ -46,7 +85,7 @@ def from_main_process(values: torch.Tensor) -> torch.Tensor:
 
 
 def select_device(name: str) -> torch.device:
-    """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>.
+    """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; torchrun's own GPU for cuda.
 
     float32 means IEEE float32 from here on (no TF32), and cuDNN chooses deterministic algorithms, so that the
     precision in a log is the one that ran. Raises UserError for a device that does not exist.
@@ -60,15 +99,28 @@ def select_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device '{name}': choose from auto, cpu, cuda, cuda:<index>")
     if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise UserError(f"there is no device '{name}' here: {count} CUDA devices are visible; use --device cpu")
+        if device.index >= count:
+            raise UserError(f"there is no device '{device}' here: {count} CUDA devices are visible; use --device cpu")
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     return device
+
+
+def arithmetic(precision: str) -> dict[str, bool | str]:
+    """The settings that decide how the network's arithmetic rounds, as they are in force, for the record."""
+    return {
+        "autocast": "bfloat16" if precision == "bf16" else "off",
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+    }
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,0 +1,86 @@
+"""Where a training run's files are, and its log: text, TensorBoard, terminal."""
+
+import math
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from spacte.utils import make_folder, replace_file, run_tail
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where a run's files are."""
+
+    checkpoints: Path
+    tensorboard: Path
+    log: Path
+
+    @classmethod
+    def of(cls, args: Namespace, run: str) -> "RunPaths":
+        """The paths of the run named `run` under the flags' folders."""
+        tail = run_tail(args.dataset, args.arch, args.noise_sd)
+        return cls(
+            Path(args.save_dir) / tail / run,
+            Path(args.runs_dir) / tail / run,
+            Path(args.logs_dir) / tail / "train" / f"{run}-train.log",
+        )
+
+    def checkpoint(self, epoch: int) -> Path:
+        """The file of an epoch's checkpoint."""
+        return self.checkpoints / f"epoch{epoch}.pth"
+
+    def make_folders(self) -> None:
+        """Create all of them; UserError where this is not possible."""
+        for folder in (self.checkpoints, self.tensorboard, self.log.parent):
+            make_folder(folder)
+
+    def epochs(self) -> list[int]:
+        """The epochs that have a checkpoint, newest first."""
+        names = [path.stem.removeprefix("epoch") for path in self.checkpoints.glob("epoch*.pth")]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+class RunLog:
+    """A run's text log (tab separated, one row an epoch), its TensorBoard files and its lines on the terminal."""
+
+    def __init__(self, paths: RunPaths, epochs_done: int, epochs: int):
+        self.path, self.epochs = paths.log, epochs
+        kept = self._rows_up_to(epochs_done)
+        replace_file(self.path, lambda temporary: temporary.write_text("".join(kept)))
+        self.tensorboard = SummaryWriter(paths.tensorboard, purge_step=epochs_done + 1 if epochs_done else None)
+
+    def _rows_up_to(self, epoch: int) -> list[str]:
+        """The header and the rows that a resumed run keeps; later epochs are trained, and logged, again."""
+        if epoch == 0 or not self.path.exists():
+            return []
+        header, *rows = self.path.read_text().splitlines(keepends=True) or [""]
+        return [header, *(row for row in rows if row.endswith("\n") and int(row.split("\t")[0]) <= epoch)]
+
+    def write(self, row: dict) -> None:
+        """Log one epoch's figures."""
+        left = row.pop("left")
+        figures = {name: f"{value:.6g}" for name, value in row.items()}
+        with open(self.path, "a") as file:
+            if file.tell() == 0:
+                file.write("\t".join(figures) + "\n")
+            file.write("\t".join(figures.values()) + "\n")
+        for name, value in row.items():
+            if name != "epoch" and math.isfinite(value):
+                self.tensorboard.add_scalar(_tag(name), value, row["epoch"])
+        self.tensorboard.flush()
+        tqdm.write(
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  lr {row['lr']:g}  "
+            f"lambda {row['lambda']:.3f}  noisy accuracy {row['acc']:.3f}  "
+            f"{row['images_per_second']:.0f} images/s  {left} left"
+        )
+
+
+def _tag(name: str) -> str:
+    """TensorBoard's group of a figure: accuracy, loss or run."""
+    if name.startswith("acc"):
+        return f"accuracy/{name}"
+    return f"run/{name}" if name in ("lr", "lambda", "images_per_second", "weight") else f"loss/{name}"

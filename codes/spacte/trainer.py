@@ -1,0 +1,194 @@
+"""A classifier in training: steps, epochs, evaluation, state.
+
+A batch of `batch_size` images is split into m mini-batches, each repeated m times with fresh noise: m optimiser
+steps of `batch_size` noisy images (METHOD: Training). Under torchrun each process takes its part of every mini-batch
+(DistributedDataParallel); BatchNorm's statistics are then each process's own, and the main process's are saved.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from spacte.cli import RunError
+from spacte.data import Split
+from spacte.objective import Objective, unwrapped
+from spacte.utils import (
+    UserError,
+    autocast,
+    derived_seed,
+    gather_from_processes,
+    mean_over_processes,
+    package_versions,
+    process_count,
+    process_rank,
+    restore_rng_state,
+    rng_state,
+)
+
+_STEPS_BETWEEN_CHECKS = 50  # losses wait on the device this long, so that no step waits for it
+
+
+class Trainer:
+    """A classifier, its optimiser and the data, an epoch at a time."""
+
+    def __init__(
+        self, args: Namespace, device: torch.device, classifier: nn.Sequential, objective: Objective,
+        train_split: Split, test_split: Split,
+    ):  # fmt: skip
+        self.args, self.device, self.objective = args, device, objective
+        self.train_split, self.test_split = train_split, test_split
+        # fewer images cannot fill m mini-batches, nor give BatchNorm two values to compare
+        self.smallest = max(2, args.num_noise_vec) * process_count()
+        self.steps = train_split.num_batches(args.batch_size, self.smallest) * args.num_noise_vec
+        if self.steps == 0:
+            raise UserError(f"{len(train_split)} training images are too few: at least {self.smallest} are needed")
+        classifier.to(device, memory_format=torch.channels_last)
+        classifier.forward = autocast(device, args.precision)(classifier.forward)
+        self.classifier = classifier
+        if process_count() > 1:
+            self.classifier = DistributedDataParallel(classifier, broadcast_buffers=False)
+        self.optimizer = torch.optim.SGD(
+            classifier.parameters(), args.lr_init, momentum=0.9, weight_decay=args.wd, foreach=True
+        )
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, args.lr_step_size, args.gamma)
+        self.epoch = 0  # epochs done
+        torch.manual_seed(derived_seed(args.seed, process_rank()))
+
+    def state(self) -> dict:
+        """What a checkpoint holds of the training itself; every process must ask."""
+        return {
+            "state_dict": unwrapped(self.classifier).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "data": self.train_split.spec,
+            "rng": gather_from_processes(rng_state()),
+            "versions": package_versions(),
+        }
+
+    def restore(self, contents: dict) -> None:
+        """Go on where `contents`, from `state`, stands. UserError where its data set is another."""
+        if contents["data"] != self.train_split.spec:
+            raise UserError(f"the data in '{self.args.data_dir}' differ from those that the run was started on")
+        unwrapped(self.classifier).load_state_dict(contents["state_dict"])
+        self.optimizer.load_state_dict(contents["optimizer"])
+        self.scheduler.load_state_dict(contents["scheduler"])
+        self.epoch = contents["epoch"]
+        if len(contents["rng"]) == process_count():
+            restore_rng_state(contents["rng"][process_rank()])
+        else:  # another number of processes: fresh draws, again a function of the seed
+            torch.manual_seed(derived_seed(self.args.seed, process_rank(), self.epoch))
+
+    def epochs(self) -> Iterator[dict]:
+        """Train to the last epoch; yields each epoch's figures by name."""
+        total = self.args.epochs * self.steps
+        with tqdm(
+            total=total,
+            initial=self.epoch * self.steps,
+            unit="step",
+            disable=None if process_rank() == 0 else True,
+            dynamic_ncols=True,
+        ) as bar:
+            started, first = time.monotonic(), self.epoch
+            while self.epoch < self.args.epochs:
+                row = self._train_epoch(bar)
+                row |= self.noisy_accuracy()
+                done = (self.epoch - first) / (self.args.epochs - first)
+                row["left"] = str(timedelta(seconds=round((time.monotonic() - started) * (1 / done - 1))))
+                yield row
+
+    def _train_epoch(self, bar: tqdm) -> dict:
+        args, epoch = self.args, self.epoch + 1
+        self.classifier.train()
+        started = time.monotonic()
+        learning_rate, pace = self.scheduler.get_last_lr()[0], self.objective.threshold(epoch)
+        order = torch.Generator().manual_seed(derived_seed(args.seed, epoch))  # the same in every process
+        meter = PartsMeter(epoch)
+        for images, labels in self.train_split.batches(args.batch_size, order, self.smallest):
+            for part in range(args.num_noise_vec):
+                mine = slice(part, None, args.num_noise_vec)
+                loss, parts = self.objective(self.classifier, images[mine], labels[mine], epoch)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                self.optimizer.step()
+                meter.add({"loss": loss, **parts}, len(labels[mine]))
+                if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
+                    meter.flush()
+                    bar.set_postfix(loss=f"{meter.means()['loss']:.3f}", lr=learning_rate, pace=f"{pace:.3f}")
+                bar.update()
+        meter.flush()
+        meter.join_processes()
+        self.scheduler.step()
+        self.epoch = epoch
+        means = meter.means()
+        bar.set_postfix(loss=f"{means['loss']:.3f}", lr=learning_rate, pace=f"{pace:.3f}")
+        seconds = time.monotonic() - started
+        return {
+            "epoch": epoch,
+            "lr": learning_rate,
+            "lambda": pace,
+            **means,
+            "images_per_second": meter.images / seconds,
+        }
+
+    @torch.no_grad()
+    def noisy_accuracy(self) -> dict[str, float]:
+        """The share of test images, each with one noise vector, that the ensemble (`acc`) and each head get right."""
+        self.classifier.eval()
+        generator = torch.Generator(self.device).manual_seed(derived_seed(self.args.seed, self.epoch, process_rank()))
+        correct = torch.zeros(1 + self.args.num_heads, device=self.device)
+        for images, labels in self.test_split.batches(self.args.batch_size):
+            noise = torch.randn(images.shape, device=self.device, generator=generator) * self.args.noise_sd
+            logits = unwrapped(self.classifier)(images + noise).float()  # [L, B, K]
+            votes = torch.cat([logits.sum(0, keepdim=True), logits]).argmax(-1)  # [1 + L, B]
+            correct += (votes == labels).sum(1)
+        shares = (mean_over_processes(correct) * process_count() / len(self.test_split)).tolist()
+        return {"acc": shares[0], **{f"acc{h}": share for h, share in enumerate(shares[1:])}}
+
+
+class PartsMeter:
+    """Means of the loss's parts over an epoch; the values stay on the device until `flush`."""
+
+    def __init__(self, epoch: int):
+        self.epoch, self.steps, self.images = epoch, 0, 0
+        self.pending: list[Tensor] = []
+        self.counts: list[int] = []
+        self.sums: Tensor | None = None
+        self.names: list[str] = []
+
+    def add(self, parts: dict[str, Tensor], images: int) -> None:
+        """Note one step's parts, scalars by name, weighted by its number of images."""
+        self.names = list(parts)
+        self.pending.append(torch.stack([part.detach().float() for part in parts.values()]))
+        self.counts.append(images)
+
+    def flush(self) -> None:
+        """Fetch what is pending. Raises RunError with the epoch, the step and every part where one is not finite."""
+        if not self.pending:
+            return
+        values = torch.stack(self.pending).double().cpu()  # [steps, parts]
+        for step, row in enumerate(values, start=self.steps + 1):
+            if not torch.isfinite(row).all():
+                parts = ", ".join(f"{name} {value:g}" for name, value in zip(self.names, row.tolist(), strict=True))
+                raise RunError(f"the loss is not finite in epoch {self.epoch}, step {step}: {parts}")
+        total = torch.tensor(self.counts, dtype=torch.float64) @ values
+        self.sums = total if self.sums is None else self.sums + total
+        self.steps += len(self.counts)
+        self.images += sum(self.counts)
+        self.pending, self.counts = [], []
+
+    def join_processes(self) -> None:
+        """Let the sums be those of all processes."""
+        joined = mean_over_processes(torch.cat([self.sums, torch.tensor([float(self.images)]).double()]))
+        joined = (joined * process_count()).tolist()
+        self.sums, self.images = torch.tensor(joined[:-1], dtype=torch.float64), round(joined[-1])
+
+    def means(self) -> dict[str, float]:
+        """The mean of each part over the images flushed so far."""
+        return dict(zip(self.names, (self.sums / self.images).tolist(), strict=True))
