@@ -48,7 +48,7 @@ def test_a_run_leaves_log_counts_configuration_and_summary(certify):
     for one in votes:
         assert one.selection.shape == (3, 10)
         assert one.selection.sum(1).tolist() == [20] * 3 and one.estimation.sum(1).tolist() == [200] * 3
-    derived = log_table(votes, 0.001, 0.5)
+    derived = log_table(votes, json.loads(beside(log, ".json").read_text())["config"])
     for column in ("idx", "label", "predict", "radius", "correct"):
         assert derived[column].tolist() == table[column].tolist()
     config = json.loads(beside(log, ".json").read_text())["config"]

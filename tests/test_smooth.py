@@ -8,8 +8,8 @@ import torch
 from conftest import golden
 from scipy import stats
 
-from spacte.bounds import largest_radius, lower_confidence_bound, radius_of
-from spacte.core_mhead import ABSTAIN, Smooth, certificate, prediction
+from spacte.bounds import lower_confidence_bound, radius_of
+from spacte.core_mhead import ABSTAIN, CertificateRule, Smooth, prediction
 
 
 class HalfSpace(torch.nn.Module):
@@ -45,9 +45,9 @@ def test_the_lower_bound_covers_exactly(n, alpha):
 
 
 def test_the_largest_radius_needs_all_votes():
-    assert largest_radius(100_000, 0.001, 1.0) == pytest.approx(3.811, abs=5e-3)
-    assert largest_radius(9, 0.001, 1.0) is None
-    assert largest_radius(10, 0.001, 1.0) is not None
+    rule = CertificateRule(0.001, 1.0)
+    assert rule.radius(100_000, 100_000) == pytest.approx(3.811, abs=5e-3)
+    assert rule.radius(9, 9) is None and rule.radius(10, 10) is not None
 
 
 def test_votes_follow_the_known_probability():
@@ -92,8 +92,9 @@ def test_an_image_at_the_border_is_abstained_from():
 
 def test_estimation_draws_are_fresh():
     """The bound uses the second tally only: selection picks the class, even where estimation prefers another."""
-    assert certificate(torch.tensor([60, 40]), torch.tensor([100, 900]), 0.001, 1.0) == (ABSTAIN, 0.0)
-    predict, radius = certificate(torch.tensor([40, 60]), torch.tensor([100, 900]), 0.001, 1.0)
+    rule = CertificateRule(0.001, 1.0)
+    assert rule.certificate(torch.tensor([60, 40]), torch.tensor([100, 900])) == (ABSTAIN, 0.0)
+    predict, radius = rule.certificate(torch.tensor([40, 60]), torch.tensor([100, 900]))
     assert predict == 1 and radius == pytest.approx(stats.norm.ppf(stats.beta.ppf(0.001, 900, 101)))
 
 

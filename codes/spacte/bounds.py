@@ -79,11 +79,6 @@ def radius_of(p_lower: float, sigma: float) -> float | None:
     return None if p_lower < 0.5 else sigma * float(stats.norm.ppf(p_lower))
 
 
-def largest_radius(n: int, alpha: float, sigma: float) -> float | None:
-    """The radius that n draws certify when all of them agree; None where not even they can."""
-    return radius_of(lower_confidence_bound(n, n, alpha), sigma)
-
-
 class RadiiDecided:
     """Stop once every one of some radii is either certified or given up.
 

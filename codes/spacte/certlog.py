@@ -24,12 +24,17 @@ def round_down(radius: float) -> str:
 
 def format_row(idx: int, label: int, predict: int, radius: float, seconds: float) -> str:
     """One line of a log. `correct` is 1 where `predict` is `label`; an abstention (-1, radius 0) is not."""
-    columns = (idx, label, predict, round_down(radius), int(predict == label), timedelta(seconds=seconds))
+    columns = (idx, label, predict, round_down(radius), int(predict == label), elapsed(seconds))
     return "\t".join(str(column) for column in columns) + "\n"
 
 
-def read_log(path: Path | str) -> pd.DataFrame:
-    """A log as a table with the columns of COLUMNS, one row an image, any writer's (the authors', Cohen's, ours).
+def elapsed(seconds: float) -> str:
+    """A duration as the logs' last column holds it: h:mm:ss.ffffff."""
+    return str(timedelta(seconds=seconds))
+
+
+def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
+    """A log as a table with `columns`, one row an image, any writer's (the authors', Cohen's, ours).
 
     Raises UserError with the file and what is wrong with it.
     """
@@ -37,7 +42,7 @@ def read_log(path: Path | str) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t")
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is no certification log: {error}") from error
-    missing = [name for name in COLUMNS[:-1] if name not in table]
+    missing = [name for name in columns if name != "time" and name not in table]
     if missing:
         raise UserError(f"'{path}' is no certification log: it has no column {', '.join(missing)}")
     return table

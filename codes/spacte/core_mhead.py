@@ -18,7 +18,7 @@ class Smooth:
     """g(x) = the class that the heads' summed logits choose most often on x + N(0, sigma^2 I).
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
-    on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.noise; by default float32 normals).
+    on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.noise; default: float32 normals).
     Source: Cohen et al. (ICML 2019), section 3; METHOD: Certification.
     """
 
@@ -103,6 +103,13 @@ class CertificateRule:
     sigma: float
     sequential: bool = False
 
+    def radius(self, n_a: int, n: int) -> float | None:
+        """The radius that n_a of n votes certify; None where they certify none."""
+        if self.alpha <= 0:
+            return None
+        bound = anytime_lower_bound if self.sequential else lower_confidence_bound
+        return radius_of(bound(n_a, n, self.alpha), self.sigma)
+
     def certificate(self, selection: Tensor, estimation: Tensor) -> tuple[int, float]:
         """(class, radius) from the votes [K] of the selection draws and of independent estimation draws.
 
@@ -112,8 +119,7 @@ class CertificateRule:
         chosen, n = int(selection.argmax()), int(estimation.sum())
         if n == 0:
             return chosen, 0.0
-        bound = anytime_lower_bound if self.sequential else lower_confidence_bound
-        radius = radius_of(bound(int(estimation[chosen]), n, self.alpha), self.sigma)
+        radius = self.radius(int(estimation[chosen]), n)
         return (ABSTAIN, 0.0) if radius is None else (chosen, radius)
 
 

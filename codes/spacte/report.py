@@ -45,10 +45,12 @@ def read_logs(paths: list[Path], heads: bool) -> dict[str, pd.DataFrame]:
     for path in paths:
         name = path.stem
         if heads:
-            files = RunFiles.of_log(path)
-            config, votes = files.read_config(), read_votes(files.counts)
+            files = RunFiles(path)
+            config, votes = files.read_json()["config"], read_votes(files.counts)
+            if config["skip_wrong"]:
+                raise UserError(f"'{path}' was made with --skip_wrong: the heads alone were not counted on every image")
             for head in range(len(votes[0].selection) - 1):
-                logs[f"{name}, head {head} alone"] = log_table(votes, config["alpha"], config["noise_sd"], head)
+                logs[f"{name}, head {head} alone"] = log_table(votes, config | {"head": head})
         logs[name] = read_log(path)
     if not logs:
         raise UserError("no logs given")

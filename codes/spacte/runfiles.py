@@ -1,18 +1,28 @@
-"""The files of one certification run, kept so that a kill at any moment loses at most the image under way.
+"""The files of one run over the test images, kept so that a kill at any moment loses at most the images under way.
 
-<stem>.json           the configuration, one for all rows of the log
-<stem>-counts.jsonl   the vote counts, a line an image: what was computed
-<stem>.log            the certification log, a row an image: what follows from the counts
-<stem>-ACR.log        the summary, written when the run is through
+<stem>.json              the configuration, one for all rows of the log
+<stem>-counts.jsonl      the vote counts, a line an image: what was computed
+<stem>.log               the log, a row an image: what follows from the counts
+<stem>-ACR.log           the summary, written when the run is through
+<stem>-part-<r>.jsonl    while several processes run: what process r has counted
 """
 
+import fcntl
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spacte.certlog import HEADER
 from spacte.counts import Votes, read_votes
 from spacte.utils import UserError, replace_file
+
+
+@dataclass(frozen=True)
+class Format:
+    """How counts become a log: its header line, and a row from the votes and the configuration."""
+
+    header: str
+    row: Callable[[Votes, dict], str]
 
 
 @dataclass(frozen=True)
@@ -20,74 +30,149 @@ class RunFiles:
     """The paths of a run's files, all in one folder."""
 
     log: Path
-    counts: Path
-    config: Path
-    summary: Path
 
-    @classmethod
-    def of_log(cls, log: Path) -> "RunFiles":
-        """The files that belong to a log."""
-        stem = log.name.removesuffix(".log")
-        names = (f"{stem}-counts.jsonl", f"{stem}.json", f"{stem}-ACR.log")
-        return cls(log, *(log.with_name(name) for name in names))
+    def _beside(self, ending: str) -> Path:
+        return self.log.with_name(self.log.name.removesuffix(".log") + ending)
 
-    def read_config(self) -> dict:
-        """The configuration that the log was made with."""
+    @property
+    def counts(self) -> Path:
+        """The vote counts."""
+        return self._beside("-counts.jsonl")
+
+    @property
+    def json(self) -> Path:
+        """The configuration, and about the run."""
+        return self._beside(".json")
+
+    @property
+    def summary(self) -> Path:
+        """ACR and certified accuracy."""
+        return self._beside("-ACR.log")
+
+    def part(self, rank: int) -> Path:
+        """What process `rank` of several has counted."""
+        return self._beside(f"-part-{rank}.jsonl")
+
+    def parts(self) -> list[Path]:
+        """The parts of an unfinished run of several processes."""
+        stem = self._beside("-part-").name
+        return sorted(path for path in self.log.parent.glob("*-part-*.jsonl") if path.name.startswith(stem))
+
+    def read_json(self) -> dict:
+        """{"config", "about"} of the run that made the log."""
         try:
-            return json.loads(self.config.read_text())["config"]
+            content = json.loads(self.json.read_text())
+            return {"config": content["config"], "about": content["about"]}
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"'{self.config}' beside the log is missing or no configuration") from error
+            raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
-    def start(self, config: dict, about: dict, overwrite: bool) -> list[Votes]:
-        """Make the files ready to be appended to; returns the votes that an earlier run has already counted.
 
-        `about` is recorded beside `config` and may differ between a run and its continuation. A line cut in half is
-        dropped, and a row that the log lacks is made from its counts. Raises UserError where an earlier run's
-        configuration differs: the fields are named.
-        """
+class Ledger:
+    """A run's files while they are written: rows in the order of idx, each one once.
+
+    Opening it makes the files ready to be appended to. A line cut in half is dropped, a row that the log lacks is made
+    from its counts, and what the processes of an unfinished run have counted is kept. Raises UserError where an earlier
+    run's configuration differs (the fields are named), where files do not belong together, and where another process
+    is writing them.
+    """
+
+    def __init__(self, files: RunFiles, config: dict, about: dict, log_format: Format, overwrite: bool):
+        self.files, self.config, self.format = files, config, log_format
+        self._lock()
         if overwrite:
-            for path in (self.log, self.counts, self.config, self.summary):
+            for path in (files.log, files.json, files.summary, *files.parts()):
                 path.unlink(missing_ok=True)
-        if self.config.exists():
-            self._check_same(config)
-        elif self.log.exists():
-            raise UserError(f"'{self.log}' exists without its configuration; --overwrite starts anew")
-        else:
-            content = json.dumps({"config": config, "about": about}, indent=2) + "\n"
-            replace_file(self.config, lambda temporary: temporary.write_text(content))
-        return self._recover(config)
-
-    def append(self, votes: Votes, config: dict) -> None:
-        """Add one image: its counts first, so that its row in the log can always be made again."""
-        _append(self.counts, votes.to_line())
-        _append(self.log, self._row(votes, config))
-
-    def _row(self, votes: Votes, config: dict) -> str:
-        return votes.log_row(config["alpha"], config["noise_sd"])
-
-    def _check_same(self, config: dict) -> None:
-        earlier, new = self.read_config(), json.loads(json.dumps(config))
-        names = [name for name in {**earlier, **new} if earlier.get(name) != new.get(name)]
-        if names:
-            differences = ", ".join(f"{name} ({earlier.get(name)} there, {new.get(name)} here)" for name in names)
-            raise UserError(f"'{self.log}' was made with another configuration: {differences}; --overwrite starts anew")
-
-    def _recover(self, config: dict) -> list[Votes]:
-        for path in (self.counts, self.log):
+            self._held.truncate(0)
+        if files.json.exists():
+            self._check_same()
+        elif files.log.exists():
+            raise UserError(f"'{files.log}' exists without its configuration; --overwrite starts anew")
+        content = json.dumps({"config": config, "about": about}, indent=2) + "\n"
+        replace_file(files.json, lambda temporary: temporary.write_text(content))
+        self.done = self._recover()
+        self.remaining: list[int] = []
+        self.waiting: dict[int, Votes] = {}  # counted, but a row before theirs is not yet
+        self._offsets: dict[Path, int] = {}
+        for path in files.parts():
             _drop_cut_line(path)
-        if not self.log.exists() or self.log.stat().st_size == 0:
-            _append(self.log, HEADER)
-        votes = read_votes(self.counts) if self.counts.exists() else []
-        logged = [int(line.split("\t")[0]) for line in self.log.read_text().splitlines()[1:]]
-        counted = [one.idx for one in votes]
+
+    def plan(self, indices: list[int]) -> list[int]:
+        """Which of the indices, in ascending order, are still to be counted; rows come in that order."""
+        last = self.done[-1].idx if self.done else -1
+        self.remaining = [idx for idx in indices if idx > last]
+        self.collect()
+        return [idx for idx in self.remaining if idx not in self.waiting]
+
+    def add(self, votes: Votes) -> list[Votes]:
+        """Take in an image; returns those whose rows could be written now."""
+        self.waiting[votes.idx] = votes
+        return self._write()
+
+    def collect(self) -> list[Votes]:
+        """Take in what the processes' parts hold by now; returns those whose rows could be written."""
+        for path in self.files.parts():
+            with open(path, "rb") as file:
+                file.seek(self._offsets.get(path, 0))
+                content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
+            for line in whole.decode().splitlines():
+                votes = Votes.from_line(line)
+                self.waiting[votes.idx] = votes
+        return self._write()
+
+    def close(self) -> None:
+        """Remove the processes' parts once every row is written."""
+        if not self.remaining:
+            for path in self.files.parts():
+                path.unlink()
+
+    def _write(self) -> list[Votes]:
+        written = []
+        while self.remaining and self.remaining[0] in self.waiting:
+            votes = self.waiting.pop(self.remaining.pop(0))
+            append(self.files.counts, votes.to_line())  # first, so that its row can always be made again
+            append(self.files.log, self.format.row(votes, self.config))
+            written.append(votes)
+        return written
+
+    def _lock(self) -> None:
+        self._held = open(self.files.counts, "a")  # noqa: SIM115 - the lock is held until the process ends
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run is writing '{self.files.log}'") from error
+
+    def _check_same(self) -> None:
+        earlier, new = self.files.read_json()["config"], json.loads(json.dumps(self.config))
+        differences = config_differences(earlier, new)
+        if differences:
+            raise UserError(f"'{self.files.log}' has another configuration: {differences}; --overwrite starts anew")
+
+    def _recover(self) -> list[Votes]:
+        log, counts = self.files.log, self.files.counts
+        for path in (counts, log):
+            _drop_cut_line(path)
+        if not log.exists() or log.stat().st_size == 0:
+            append(log, self.format.header)
+        votes = read_votes(counts) if counts.exists() else []
+        logged = [line.split("\t")[0] for line in log.read_text().splitlines()[1:]]
+        counted = [str(one.idx) for one in votes]
         if logged != counted[: len(logged)]:
-            raise UserError(f"'{self.log}' and '{self.counts}' do not belong together; --overwrite starts anew")
+            raise UserError(f"'{log}' and '{counts}' do not belong together; --overwrite starts anew")
         for one in votes[len(logged) :]:
-            _append(self.log, self._row(one, config))
+            append(log, self.format.row(one, self.config))
         return votes
 
 
-def _append(path: Path, line: str) -> None:
+def config_differences(earlier: dict, new: dict) -> str:
+    """The fields in which two configurations differ, with both values; empty where they do not."""
+    names = [name for name in {**earlier, **new} if earlier.get(name) != new.get(name)]
+    return ", ".join(f"{name} ({earlier.get(name)} there, {new.get(name)} here)" for name in names)
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line at the end of a file."""
     with open(path, "a") as file:
         file.write(line)
 

@@ -6,6 +6,7 @@ steps of `batch_size` noisy images (METHOD: Training). Under torchrun each proce
 """
 
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from datetime import timedelta
@@ -52,6 +53,7 @@ class Trainer:
         classifier.forward = autocast(device, args.precision)(classifier.forward)
         self.classifier = classifier
         if process_count() > 1:
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 convolutions; harmless
             self.classifier = DistributedDataParallel(classifier, broadcast_buffers=False)
         self.optimizer = torch.optim.SGD(
             classifier.parameters(), args.lr_init, momentum=0.9, weight_decay=args.wd, foreach=True
@@ -88,11 +90,12 @@ class Trainer:
     def epochs(self) -> Iterator[dict]:
         """Train to the last epoch; yields each epoch's figures by name."""
         total = self.args.epochs * self.steps
+        silent = True if process_rank() else None  # None: a bar where there is a terminal
         with tqdm(
             total=total,
             initial=self.epoch * self.steps,
             unit="step",
-            disable=None if process_rank() == 0 else True,
+            disable=silent,
             dynamic_ncols=True,
         ) as bar:
             started, first = time.monotonic(), self.epoch

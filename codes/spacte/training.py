@@ -1,9 +1,6 @@
-"""One training run: loop, evaluation, checkpoints, resume, logs.
+"""One training run: flags, checkpoints, resume.
 
-    flags -> data -> classifier -> objective -> epochs -> checkpoint
-
-A batch of `batch_size` images is split into m mini-batches, each repeated m times with fresh noise: m optimiser
-steps of `batch_size` noisy images (METHOD: Training).
+flags -> data -> classifier -> objective -> epochs -> checkpoint
 """
 
 from argparse import Namespace

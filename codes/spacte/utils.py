@@ -103,7 +103,7 @@ def select_device(name: str) -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         count = torch.cuda.device_count()
         if device.index >= count:
-            raise UserError(f"there is no device '{device}' here: {count} CUDA devices are visible; use --device cpu")
+            raise UserError(f"there is no device '{name}' here: {count} CUDA devices are visible; use --device cpu")
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

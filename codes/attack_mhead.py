@@ -1,0 +1,9 @@
+"""Attack a certification log's images through the noise (PGD in L2, Salman et al., NeurIPS 2019) at given radii.
+
+python attack_mhead.py --model_path save/<...>/epoch150.pth --log logs/<...>-certify-skip-20.log --radii 0.25 0.5
+"""
+
+from spacte import attacking
+
+if __name__ == "__main__":
+    attacking.main(__doc__)

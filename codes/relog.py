@@ -1,0 +1,9 @@
+"""The same votes at another alpha, or for one head alone, in seconds: a certification log from the counts beside one.
+
+python codes/relog.py logs/<...>-certify-skip-20.log --alpha 0.01
+"""
+
+from spacte import relogging
+
+if __name__ == "__main__":
+    relogging.relog_main(__doc__)

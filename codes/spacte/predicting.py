@@ -1,0 +1,73 @@
+"""One prediction run: Cohen et al.'s PREDICT on each image -> log."""
+
+import time
+from argparse import Namespace
+
+from spacte import cli, subject, sweep
+from spacte.certlog import elapsed, read_log
+from spacte.core_mhead import ABSTAIN, prediction
+from spacte.counts import Votes
+from spacte.runfiles import Format, Ledger
+from spacte.subject import Subject
+from spacte.utils import process_rank, start_processes
+
+COLUMNS = ("idx", "label", "predict", "correct", "time")
+
+
+def main(description: str) -> None:
+    """The command line of predict_mhead.py."""
+    cli.run(lambda: predict(_flags(description).parse_args()))
+
+
+def _flags(description: str) -> cli.Parser:
+    parser = cli.Parser(description)
+    subject.add_flags(parser)
+    sweep.add_flags(parser)
+    parser.add_argument("--N", type=cli.positive_int, default=100_000, help="draws")
+    parser.add_argument("--alpha", type=cli.open_probability, default=0.001, help="probability of a wrong prediction")
+    return parser
+
+
+def predict(args: Namespace) -> None:
+    """Predict test images as the flags say; leaves a log `idx label predict correct time` and its counts.
+
+    Raises UserError before anything is written where a flag, file or folder is wrong.
+    """
+    start_processes()
+    target = subject.prepare(args, args.N)
+    config = target.config | {"N": args.N, "alpha": args.alpha}
+    folder = target.folder(args.logs_dir, "predict-mhead")
+    files = sweep.run_files(folder, f"{target.run}-predict-skip-{args.skip}", args)
+    sweep.sweep(
+        sweep.planned_indices(len(target.split), args.skip, args.max, args.shard),
+        files,
+        lambda: Ledger(files, config, target.about(args), FORMAT, args.overwrite),
+        lambda idx: _count(target, idx, args),
+        lambda votes: float(_predicted(votes, config) == votes.label),
+        "accuracy",
+    )
+    if process_rank() == 0:
+        log = read_log(files.log, COLUMNS)
+        abstained = (log["predict"] == ABSTAIN).mean()
+        print(f"{len(log)} images  accuracy {log['correct'].mean():.3f}  abstained {abstained:.3f}\nlog: {files.log}")
+
+
+def _count(target: Subject, idx: int, args: Namespace) -> Votes:
+    started = time.monotonic()
+    image, label = target.split[idx]
+    counts = target.smooth.count_votes(image, args.N, args.batch_size, target.generator(idx))
+    return Votes(idx, label, time.monotonic() - started, counts.new_zeros(counts.shape), counts)
+
+
+def _predicted(votes: Votes, config: dict) -> int:
+    voter = -1 if config["head"] is None else config["head"]
+    return prediction(votes.estimation[voter], config["alpha"] - config["noise_slack"])
+
+
+def _row(votes: Votes, config: dict) -> str:
+    predict = _predicted(votes, config)
+    columns = (votes.idx, votes.label, predict, int(predict == votes.label), elapsed(votes.seconds))
+    return "\t".join(map(str, columns)) + "\n"
+
+
+FORMAT = Format("\t".join(COLUMNS) + "\n", _row)

@@ -1,0 +1,107 @@
+"""A run over the test images: which ones, in which process, where it goes on, what it says meanwhile."""
+
+import re
+import time
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from spacte import cli
+from spacte.counts import Votes
+from spacte.runfiles import Ledger, RunFiles, append
+from spacte.utils import make_folder, process_count, process_rank, share_from_main_process, wait_for_processes
+
+_SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
+
+
+def add_flags(parser: cli.Parser) -> None:
+    """The flags that say how a run is divided and continued."""
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N jobs that share the run, from 1/N")
+    parser.add_argument("--overwrite", action="store_true", help="start the log anew instead of going on where it ends")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ArgumentTypeError(f"'{text}' must be I/N with 1 <= I <= N")
+    return int(match[1]), int(match[2])
+
+
+def planned_indices(images: int, skip: int, limit: int | None, shard: tuple[int, int] | None) -> list[int]:
+    """The test images of a run: every skip-th below `limit`; of these, every N-th from the I-th for the shard I/N."""
+    indices = list(range(0, min(images, limit or images), skip))
+    return indices if shard is None else indices[shard[0] - 1 :: shard[1]]
+
+
+def run_files(folder: Path, name: str, args: Namespace) -> RunFiles:
+    """The files of a run called `name`, or of its shard."""
+    shard = "" if args.shard is None else "-shard-{}-of-{}".format(*args.shard)
+    return RunFiles(folder / f"{name}{shard}.log")
+
+
+def sweep(
+    indices: list[int],
+    files: RunFiles,
+    open_ledger: Callable[[], Ledger],
+    count: Callable[[int], Votes],
+    gain: Callable[[Votes], float],
+    gain_name: str,
+) -> None:
+    """Count every image that is not counted yet, dealt out among the processes, and keep the run's files.
+
+    `count(idx)` returns an image's votes; the mean of `gain` over the images is the progress's figure `gain_name`.
+    Raises UserError, in every process, where `open_ledger` does.
+    """
+    ledger: Ledger | None = None
+
+    def begin() -> list[int]:
+        nonlocal ledger
+        make_folder(files.log.parent)
+        ledger = open_ledger()
+        return ledger.plan(indices)
+
+    todo = share_from_main_process(begin)
+    progress = _Progress(len(indices), gain, gain_name) if ledger else None
+    if ledger:
+        progress.add(ledger.done)
+    for idx in todo[process_rank() :: process_count()]:
+        votes = count(idx)
+        if process_count() > 1:
+            append(files.part(process_rank()), votes.to_line())
+        if ledger:
+            progress.add(ledger.add(votes) + ledger.collect())
+    wait_for_processes()
+    if ledger:
+        progress.add(ledger.collect())
+        ledger.close()
+        progress.close()
+    wait_for_processes()
+
+
+class _Progress:
+    """A bar where there is a terminal, otherwise a line now and then: images done, time left, the mean gain so far."""
+
+    def __init__(self, images: int, gain: Callable[[Votes], float], gain_name: str):
+        self.bar = tqdm(total=images, unit="image", disable=None, dynamic_ncols=True)
+        self.total, self.gain, self.name = images, gain, gain_name
+        self.images, self.sum, self.said = 0, 0.0, time.monotonic()
+
+    def add(self, votes: list[Votes]) -> None:
+        """Show that these images are done."""
+        if not votes:
+            return
+        self.images += len(votes)
+        self.sum += sum(map(self.gain, votes))
+        text = f"{self.sum / self.images:.3f}"
+        self.bar.set_postfix({self.name: text})
+        self.bar.update(len(votes))
+        now = time.monotonic()
+        if self.bar.disable and now - self.said >= _SECONDS_BETWEEN_LINES:
+            self.said = now
+            print(f"{self.images}/{self.total} images  {self.name} {text}", flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()
