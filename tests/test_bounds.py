@@ -1,0 +1,118 @@
+"""The anytime-valid bound and the rules that stop a count."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from spacte.bounds import (
+    RadiiDecided,
+    RadiusKnown,
+    _log_e_value,
+    anytime_lower_bound,
+    lower_confidence_bound,
+    radius_of,
+)
+
+
+def false_certificate_rate(p, n_max, alpha):
+    """P(exists n <= n_max: anytime bound > p) under p, exactly: the law of the count, absorbed where the bound errs."""
+    alive, wrong = np.array([1.0]), 0.0  # alive[a]: probability of a successes so far and no error yet
+    for n in range(1, n_max + 1):
+        alive = np.append(alive * (1 - p), 0) + np.append(0, alive * p)
+        successes = np.arange(n + 1)
+        # where the e-value convinces against p, below the observed rate: there and only there the bound exceeds p
+        errs = (_log_e_value(successes, n, p) >= -math.log(alpha)) & (successes > n * p)
+        wrong += alive[errs].sum()
+        alive[errs] = 0
+    return wrong
+
+
+@pytest.mark.parametrize("p", [0.5, 0.6915, 0.9, 0.98])
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_the_anytime_bound_errs_at_most_at_its_level_whenever_one_stops(p, alpha):
+    """Computed, not sampled: the test cannot fail by chance."""
+    rate = false_certificate_rate(p, 1500, alpha)
+    assert 0 < rate <= alpha
+
+
+def test_the_error_is_where_the_bound_exceeds_p():
+    """What `false_certificate_rate` absorbs is what the bound itself says, on a grid of counts."""
+    for n in (1, 2, 5, 30, 200):
+        for p in (0.3, 0.5, 0.9, 0.97):
+            successes = np.arange(n + 1)
+            convinced = (_log_e_value(successes, n, p) >= -math.log(0.05) + 1e-9) & (successes > n * p)
+            assert np.array_equal(anytime_lower_bound(successes, n, 0.05) > p, convinced)
+
+
+def test_long_streams_err_at_most_at_their_level():
+    """4,000 Bernoulli streams of 100,000 draws at the hardest p for radius 0, looked at 100 times, alpha 0.01.
+
+    More than 85 false certificates have probability below 1e-6 (binomial tail at the level itself).
+    """
+    streams, alpha, p = 4000, 0.01, 0.5
+    rng, looks = np.random.default_rng(0), np.unique(np.geomspace(10, 100_000, 100).astype(int))
+    votes, wrong = np.zeros(streams, dtype=int), np.zeros(streams, dtype=bool)
+    for n, more in zip(looks, np.diff(looks, prepend=0), strict=True):
+        votes += rng.binomial(more, p, streams)
+        wrong |= (_log_e_value(votes, n, p) >= -math.log(alpha)) & (votes > n * p)
+    assert stats.binom.sf(85, streams, alpha) < 1e-6
+    assert wrong.sum() <= 85
+
+
+def test_the_e_value_crosses_its_threshold_once():
+    """Step 3 of the proof, on a grid: below A/n the e-value is convincing up to one point and not beyond."""
+    for n in [*range(1, 13), 100, 1000]:
+        for n_a in range(1, n + 1) if n < 13 else (1, n // 2, n - 1, n):
+            p = np.linspace(0, n_a / n, 2002)[1:-1]
+            for alpha in (0.47, 0.05, 0.001):
+                convincing = _log_e_value(n_a, n, p) >= -math.log(alpha)
+                assert (np.count_nonzero(np.diff(convincing.astype(int))) <= 1 and not convincing[-1]) or n_a == n
+
+
+def test_a_fixed_number_of_draws_is_bounded_better_by_clopper_pearson():
+    for n in (10, 1000, 100_000):
+        for n_a in (0, n // 2, n - n // 100, n):
+            assert anytime_lower_bound(n_a, n, 0.001) <= lower_confidence_bound(n_a, n, 0.001)
+
+
+def test_all_of_100000_votes_give_nearly_clopper_pearsons_radius():
+    ratio = radius_of(anytime_lower_bound(100_000, 100_000, 0.001), 1) / radius_of(
+        lower_confidence_bound(100_000, 100_000, 0.001), 1
+    )
+    assert ratio == pytest.approx(0.990, abs=5e-4)
+
+
+def test_numbers_and_arrays_agree_and_the_bound_grows_with_the_votes():
+    votes = np.arange(0, 1001, 50)
+    bounds = anytime_lower_bound(votes, 1000, 0.001)
+    assert bounds.tolist() == [anytime_lower_bound(int(a), 1000, 0.001) for a in votes]
+    assert isinstance(anytime_lower_bound(7, 10, 0.1), float) and bounds[0] == 0
+    assert np.all(np.diff(bounds) >= 0) and np.all(bounds[1:] < votes[1:] / 1000)
+    assert anytime_lower_bound(90, 100, 0.01) < anytime_lower_bound(90, 100, 0.05)
+
+
+@pytest.mark.parametrize(("n_a", "n"), [(5, 4), (-1, 4), (0, 0)])
+def test_impossible_counts_are_refused(n_a, n):
+    with pytest.raises(ValueError, match="0 <= n_a <= n"):
+        anytime_lower_bound(n_a, n, 0.01)
+    with pytest.raises(ValueError, match="0 <= n_a <= n"):
+        lower_confidence_bound(n_a, n, 0.01)
+
+
+def test_radii_are_decided_where_certified_or_hopeless():
+    rule = RadiiDecided([0.0, 0.5], n_max=100_000, alpha=0.001, sigma=0.5)  # p_A of 0.5 and 0.841
+    assert not rule(60, 100)  # undecided between the two
+    assert rule(6000, 10_000)  # radius 0 certified, 0.5 given up
+    assert rule(1000, 1000) and rule(400, 1000)  # both certified; both given up
+    assert not rule(841, 1000)  # at the border of 0.5
+    assert rule(np.array([6000, 8413]), 10_000).tolist() == [True, False]
+    assert rule.votes[0] > 50_000 and anytime_lower_bound(rule.votes[1], 100_000, 0.001) >= rule.needed[1]
+
+
+def test_a_tolerance_is_met_by_the_bounds_on_both_sides():
+    rule = RadiusKnown(0.05, alpha=0.001, sigma=0.5)
+    assert not rule(900, 1000) and rule(90_000, 100_000)
+    assert rule(300, 1000)  # below 1/2: nothing to be known
+    assert not rule(1000, 1000)  # all votes: the radius may still be anything above

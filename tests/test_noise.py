@@ -1,0 +1,69 @@
+"""Grid noise: its law, its place on the grid, what it costs a certificate."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from spacte.core_mhead import CertificateRule, Smooth
+from spacte.noise import GaussianNoise, GridNoise
+
+
+def grid_noise(sigma=0.25, levels=255, pixels=16, draws=1000):
+    return GridNoise(sigma, levels, pixels, draws)
+
+
+@pytest.mark.parametrize(("sigma", "levels"), [(0.25, 255), (0.5, 16), (1.0, 255), (0.03, 16)])
+def test_the_noise_has_the_rounded_gaussians_law(sigma, levels):
+    """Against the exact law on 200,000 draws: moments to 6 standard errors, each frequency too (P < 1e-6 in all)."""
+    noise, n = grid_noise(sigma, levels, 1, 200_000), 200_000
+    steps = (noise(torch.zeros(1, 1, 1), n, torch.Generator().manual_seed(0)) * levels).round().flatten().double()
+    assert abs(float(steps.mean())) < 6 * sigma * levels / math.sqrt(n) + 1e-9
+    k = torch.arange(-noise.reach, noise.reach + 1).double().numpy()
+    law = stats.norm.cdf((k + 0.5) / (sigma * levels)) - stats.norm.cdf((k - 0.5) / (sigma * levels))
+    variance = float((law * k**2).sum())
+    spread = math.sqrt(float((law * k**4).sum()) - variance**2)
+    assert abs(float(steps.square().mean()) - variance) < 6 * spread / math.sqrt(n)
+    for value in (-2, -1, 0, 1, 3):
+        share = float(law[value + noise.reach])
+        assert abs(int((steps == value).sum()) - n * share) < 6 * math.sqrt(n * share) + 1e-9
+
+
+def test_the_quantiles_are_exact_to_62_bits():
+    noise = grid_noise(0.5, 16)
+    middle = noise.thresholds[noise.reach - 1 : noise.reach + 1].tolist()  # Phi(-1/16) and Phi(1/16), which sum to 1
+    assert sum(middle) == 2**62
+    assert middle[1] / 2**62 == pytest.approx(stats.norm.cdf(1 / 16), rel=1e-15)
+    assert torch.all(noise.thresholds.diff() >= 0)
+    assert noise.thresholds[0] == 0 and noise.thresholds[-1] == 2**62
+
+
+def test_noisy_images_lie_on_the_grid_and_shift_with_the_image():
+    noise = grid_noise()
+    x = torch.randint(0, 256, (1, 4, 4), generator=torch.Generator().manual_seed(1)).float() / 255
+    y = torch.randint(0, 256, (1, 4, 4), generator=torch.Generator().manual_seed(2)).float() / 255
+    noisy_x, noisy_y = (noise(image, 50, torch.Generator().manual_seed(3)) * 255 for image in (x, y))
+    assert torch.allclose(noisy_x, noisy_x.round(), atol=1e-3)
+    assert torch.equal(noisy_x.round() - (x * 255).round(), noisy_y.round() - (y * 255).round())
+
+
+def test_an_image_off_the_grid_is_refused():
+    with pytest.raises(ValueError, match="multiples of 1/255"):
+        grid_noise()(torch.full((1, 4, 4), 0.3), 1)
+
+
+def test_the_slack_is_paid_for_by_the_certificate():
+    noise = GridNoise(1.0, 255, 3 * 32 * 32, 100_000)
+    assert 0 < noise.slack < 1e-6
+    model = lambda images: torch.stack([images.flatten(1).sum(1) * 0, images.flatten(1).sum(1) * 0 + 1], 1)  # noqa: E731
+    x, wide = torch.zeros(1, 4, 4), grid_noise()
+    wide.slack = 0.0009
+    _, radius = Smooth(model, 2, 0.25, wide).certify(x, 10, 1000, 0.001, 500)
+    assert radius == CertificateRule(0.001 - 0.0009, 0.25).radius(1000, 1000)
+
+
+def test_float_noise_has_the_asked_deviation():
+    noisy = GaussianNoise(0.5)(torch.ones(1, 8, 8), 2000, torch.Generator().manual_seed(0))
+    assert float(noisy.mean()) == pytest.approx(1, abs=6 * 0.5 / math.sqrt(128_000))
+    assert float(noisy.std()) == pytest.approx(0.5, rel=0.02)
