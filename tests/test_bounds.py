@@ -9,6 +9,7 @@ from scipy import stats
 from spacte.bounds import (
     RadiiDecided,
     RadiusKnown,
+    _convinces,
     _log_e_value,
     anytime_lower_bound,
     lower_confidence_bound,
@@ -23,7 +24,7 @@ def false_certificate_rate(p, n_max, alpha):
         alive = np.append(alive * (1 - p), 0) + np.append(0, alive * p)
         successes = np.arange(n + 1)
         # where the e-value convinces against p, below the observed rate: there and only there the bound exceeds p
-        errs = (_log_e_value(successes, n, p) >= -math.log(alpha)) & (successes > n * p)
+        errs = _convinces(successes, n, p, alpha)
         wrong += alive[errs].sum()
         alive[errs] = 0
     return wrong
@@ -42,8 +43,8 @@ def test_the_error_is_where_the_bound_exceeds_p():
     for n in (1, 2, 5, 30, 200):
         for p in (0.3, 0.5, 0.9, 0.97):
             successes = np.arange(n + 1)
-            convinced = (_log_e_value(successes, n, p) >= -math.log(0.05) + 1e-9) & (successes > n * p)
-            assert np.array_equal(anytime_lower_bound(successes, n, 0.05) > p, convinced)
+            bounds = anytime_lower_bound(successes, n, 0.05)
+            assert np.array_equal(bounds > p, _convinces(successes, n, p, 0.05))
 
 
 def test_long_streams_err_at_most_at_their_level():
@@ -56,7 +57,7 @@ def test_long_streams_err_at_most_at_their_level():
     votes, wrong = np.zeros(streams, dtype=int), np.zeros(streams, dtype=bool)
     for n, more in zip(looks, np.diff(looks, prepend=0), strict=True):
         votes += rng.binomial(more, p, streams)
-        wrong |= (_log_e_value(votes, n, p) >= -math.log(alpha)) & (votes > n * p)
+        wrong |= _convinces(votes, n, p, alpha)
     assert stats.binom.sf(85, streams, alpha) < 1e-6
     assert wrong.sum() <= 85
 

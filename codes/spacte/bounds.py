@@ -53,14 +53,19 @@ def anytime_lower_bound(n_a, n, alpha: float):
     n_a, n = np.broadcast_arrays(np.asarray(n_a, dtype=float), np.asarray(n, dtype=float))
     if np.any((n_a < 0) | (n_a > n) | (n < 1)):
         raise ValueError("0 <= n_a <= n and n >= 1 are needed")
-    threshold = -math.log(min(alpha, 0.47)) + 1e-9  # rounding errors are a thousandth of that
     # Bisection; `below` always has E_n >= 1/alpha, so that what is returned is never above the root.
     below, above = np.zeros_like(n_a), n_a / n
     for _ in range(60):
         middle = (below + above) / 2
-        convincing = _log_e_value(n_a, n, middle) >= threshold
+        convincing = _convinces(n_a, n, middle, alpha)
         below, above = np.where(convincing, middle, below), np.where(convincing, above, middle)
     return float(below) if below.ndim == 0 else below
+
+
+def _convinces(n_a, n, p, alpha: float):
+    """Whether n_a votes of n put the anytime bound above p: E_n(p) >= 1/alpha, below the observed rate."""
+    threshold = -math.log(min(alpha, 0.47)) + 1e-9  # rounding errors are a thousandth of that
+    return (p < n_a / n) & (_log_e_value(n_a, n, p) >= threshold)
 
 
 def _log_e_value(n_a, n, p):
@@ -95,7 +100,7 @@ class RadiiDecided:
     def __call__(self, n_a, n: int):
         """Whether n_a votes of n, a number or an array of them, are enough to stop."""
         n_a = np.asarray(n_a)[..., None]  # [..., 1] against the radii
-        certified = anytime_lower_bound(n_a, n, self.alpha) >= self.needed
+        certified = _convinces(n_a, n, self.needed, self.alpha)
         expected = n_a + (self.n_max - n) * _upper_confidence_bound(n_a, n, self.give_up)
         return np.all(certified | (expected < self.votes), axis=-1)
 
@@ -126,5 +131,5 @@ def _votes_needed(p: float, n: int, alpha: float) -> int:
     fewest, enough = 0, n + 1
     while enough - fewest > 1:
         middle = (fewest + enough) // 2
-        fewest, enough = (fewest, middle) if anytime_lower_bound(middle, n, alpha) >= p else (middle, enough)
+        fewest, enough = (fewest, middle) if _convinces(middle, n, p, alpha) else (middle, enough)
     return enough

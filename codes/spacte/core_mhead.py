@@ -1,6 +1,6 @@
 """The smoothed classifier: votes over Gaussian noise, prediction, certified radius. Knows no data set, file or flag."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,13 +69,8 @@ class Smooth:
         100 copies and then whenever a quarter more (at most a batch) has been drawn, may end the count early.
         """
         counts = torch.zeros((), dtype=torch.int64, device=x.device)
-        drawn = 0
-        while drawn < n:
-            size = min(batch_size, n - drawn)
-            if enough:
-                size = min(size, max(_FIRST_LOOK, drawn // 4))
+        for size in portions(n, batch_size, looks=enough is not None):
             counts = counts + self._votes(self.noise(x, size, generator))
-            drawn += size
             if enough and enough(counts.cpu()):
                 break
         return counts.cpu()
@@ -121,6 +116,17 @@ class CertificateRule:
             return chosen, 0.0
         radius = self.radius(int(estimation[chosen]), n)
         return (ABSTAIN, 0.0) if radius is None else (chosen, radius)
+
+
+def portions(n: int, batch_size: int, looks: bool) -> Iterator[int]:
+    """How n draws are divided: into batches; for a rule that `looks` between them, 100 first and then a quarter more."""
+    drawn = 0
+    while drawn < n:
+        size = min(batch_size, n - drawn)
+        if looks:
+            size = min(size, max(_FIRST_LOOK, drawn // 4))
+        yield size
+        drawn += size
 
 
 def prediction(counts: Tensor, alpha: float) -> int:
