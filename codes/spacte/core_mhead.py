@@ -119,7 +119,7 @@ class CertificateRule:
 
 
 def portions(n: int, batch_size: int, looks: bool) -> Iterator[int]:
-    """How n draws are divided: into batches; for a rule that `looks` between them, 100 first and then a quarter more."""
+    """How n draws are divided: into batches; for a rule that `looks` between them, 100 first, then a quarter more."""
     drawn = 0
     while drawn < n:
         size = min(batch_size, n - drawn)
