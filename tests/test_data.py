@@ -8,7 +8,8 @@ from PIL import Image
 from torchvision import datasets
 
 from spacte import data
-from spacte.data import DataSpec, InMemory, open_split, random_crop, random_flip
+from spacte.data import open_split
+from spacte.splits import DataSpec, InMemory, random_crop, random_flip
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")

@@ -5,9 +5,10 @@ import torch
 from conftest import golden
 
 from spacte import checkpoint
-from spacte.data import DataSpec, data_spec
+from spacte.data import data_spec
 from spacte.inference import freeze
 from spacte.model import ARCHITECTURES, build_classifier, build_network
+from spacte.splits import DataSpec
 from spacte.utils import UserError
 
 GOLDEN = golden("models")

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from spacte import cli
 from spacte.checkpoint import Loaded, load_classifier
 from spacte.core_mhead import Smooth
-from spacte.data import Split, open_split
+from spacte.data import open_split
 from spacte.inference import freeze
 from spacte.noise import GaussianNoise, GridNoise
+from spacte.splits import Split
 from spacte.utils import UserError, arithmetic, derived_seed, package_versions, run_tail, select_device, sha256
 
 

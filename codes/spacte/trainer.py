@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from spacte.cli import RunError
-from spacte.data import Split
 from spacte.objective import Objective, unwrapped
+from spacte.splits import Split
 from spacte.utils import (
     UserError,
     autocast,

@@ -1,0 +1,166 @@
+"""One split of a data set as batches in [0, 1] on the device.
+
+A split that fits in memory is one uint8 tensor on the device, augmented there a batch at a time; ImageNet streams
+through torchvision's transforms and worker processes.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader
+
+from spacte.utils import UserError, process_count, process_rank
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a classifier has to know of a data set.
+
+    `shape` is (channels, height, width); `mean` and `std` normalise each channel; a pixel is an integer over `levels`.
+    `class_names` are the folders of an image tree, in the order of the labels; empty where the set's name says enough.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    levels: int = 255
+    class_names: tuple[str, ...] = ()
+
+
+class Split:
+    """One split of a data set: `split[idx]` is an image [C, H, W] in [0, 1] and its label; `batches` passes over it."""
+
+    def __init__(self, spec: DataSpec, train: bool, device: torch.device):
+        self.spec, self.train, self.device = spec, train, device
+
+    def batches(self, batch_size: int, order: Generator | None = None, smallest: int = 1) -> Iterator:
+        """Images [B, C, H, W], float32 in [0, 1] on the device, and labels [B]; a training split's are augmented.
+
+        `order` shuffles. A last batch of fewer than `smallest` images is left out. Of several processes each gets its
+        own part of every batch, provided that their `order` generators agree.
+        """
+        indices = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
+        chunks = [chunk for chunk in indices.split(batch_size) if len(chunk) >= smallest]
+        yield from self._load([chunk[process_rank() :: process_count()] for chunk in chunks])
+
+    def num_batches(self, batch_size: int, smallest: int = 1) -> int:
+        """How many batches `batches` yields for the same arguments."""
+        full, rest = divmod(len(self), batch_size)
+        return full + (rest >= smallest)
+
+    def fingerprint(self) -> str:
+        """A hash that two splits share only if they hold the same images (a streamed one: file names) and labels."""
+        raise NotImplementedError
+
+    def _load(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError
+
+
+class InMemory(Split):
+    """A split held as one uint8 tensor on the device.
+
+    `images` [n, C, H, W] holds integers from 0 to spec.levels, `labels` [n] integers below spec.num_classes: UserError
+    otherwise, or if there are none. `crop` (pixels of zero padding) and `flip` augment a training split.
+    """
+
+    def __init__(self, spec, images: Tensor, labels: Tensor, train=False, device=None, crop: int = 0, flip=False):
+        super().__init__(spec, train, device or images.device)
+        part = "training" if train else "test"
+        if len(images) == 0:
+            raise UserError(f"{spec.name}: the {part} split is empty")
+        if images.dtype != torch.uint8 or int(images.max()) > spec.levels:
+            raise UserError(
+                f"{spec.name}: {part} images lie outside [0, 1]: pixels must be uint8 from 0 to {spec.levels}, "
+                f"these are {str(images.dtype).removeprefix('torch.')} from {images.min()} to {images.max()}"
+            )
+        if tuple(images.shape[1:]) != tuple(spec.shape):
+            raise UserError(
+                f"{spec.name}: images should be {size_text(spec.shape)}, these are {size_text(images.shape[1:])}"
+            )
+        if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
+            raise UserError(f"{spec.name}: labels must lie in 0..{spec.num_classes - 1}")
+        self.images, self.labels = images.to(self.device), labels.to(self.device)
+        self.crop, self.flip = (crop, flip) if train else (0, False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, idx: int) -> tuple[Tensor, int]:
+        return self.images[idx].float() / self.spec.levels, int(self.labels[idx])
+
+    def fingerprint(self) -> str:
+        """See Split."""
+        content = hashlib.sha256(self.images.cpu().numpy().tobytes())
+        content.update(self.labels.cpu().numpy().tobytes())
+        return content.hexdigest()
+
+    def _load(self, chunks):
+        for chunk in chunks:
+            chosen = chunk.to(self.device)
+            images = self.images[chosen]
+            if self.crop:
+                images = random_crop(images, self.crop)
+            if self.flip:
+                images = random_flip(images)
+            yield images.float() / self.spec.levels, self.labels[chosen]
+
+
+class Streamed(Split):
+    """A split read from files by worker processes: ImageNet. `dataset` yields uint8 images [C, H, W] and labels."""
+
+    def __init__(self, spec: DataSpec, dataset, train: bool, device: torch.device, workers: int):
+        super().__init__(spec, train, device)
+        self.dataset, self.workers = dataset, workers
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, idx: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[idx]
+        return image.to(self.device).float() / self.spec.levels, label
+
+    def fingerprint(self) -> str:
+        """See Split."""
+        names = (f"{Path(path).name} {label}" for path, label in self.dataset.samples)
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+    def _load(self, chunks):
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for images, labels in loader:
+            images = images.to(self.device, non_blocking=True)
+            yield images.float() / self.spec.levels, labels.to(self.device, non_blocking=True)
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Each image [n, C, H, W] shifted by its own draw from -padding..padding in both directions, zeros outside."""
+    n, _, height, width = images.shape
+    padded = F.pad(images, [padding] * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), device=images.device)
+    rows = (top + torch.arange(height, device=images.device)).unsqueeze(2)  # [n, H, 1]
+    columns = (left + torch.arange(width, device=images.device)).unsqueeze(1)  # [n, 1, W]
+    which = torch.arange(n, device=images.device).view(n, 1, 1)
+    return padded.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)
+
+
+def random_flip(images: Tensor) -> Tensor:
+    """Each image [n, C, H, W] mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """How an image's (channels, height, width) reads in a message."""
+    channels, height, width = shape
+    return f"{height}x{width} pixels in {channels} channel{'s' * (channels > 1)}"
