@@ -116,11 +116,7 @@ class Trainer:
         for images, labels in self.train_split.batches(args.batch_size, order, self.smallest):
             for part in range(args.num_noise_vec):
                 mine = slice(part, None, args.num_noise_vec)
-                loss, parts = self.objective(self.classifier, images[mine], labels[mine], epoch)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                self.optimizer.step()
-                meter.add({"loss": loss, **parts}, len(labels[mine]))
+                meter.add(self.step(images[mine], labels[mine], epoch), len(labels[mine]))
                 if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
                     meter.flush()
                     bar.set_postfix(loss=f"{meter.means()['loss']:.3f}", lr=learning_rate, pace=f"{pace:.3f}")
@@ -139,6 +135,14 @@ class Trainer:
             **means,
             "images_per_second": meter.images / seconds,
         }
+
+    def step(self, images: Tensor, labels: Tensor, epoch: int) -> dict[str, Tensor]:
+        """One optimiser step on a mini-batch; returns the loss's parts on the device, without waiting for them."""
+        loss, parts = self.objective(self.classifier, images, labels, epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss, **parts}
 
     @torch.no_grad()
     def noisy_accuracy(self) -> dict[str, float]:

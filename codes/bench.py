@@ -1,0 +1,232 @@
+"""Noisy images a second, for certification and for a training step, against what the authors' code does.
+
+    python codes/bench.py                                       # R20 and R110 at 32x32, R8 on digits, 5 heads
+    python codes/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096 --json out.json
+
+`plain` is the authors' way: eager float32, contiguous tensors, BatchNorm unfolded, noise on a repeated image, votes
+counted one by one on the host; in training a Python loop over heads and noise vectors, a loop over the pairs of heads
+for the cosine term, and the losses fetched at every step. `fast` is what certify_mhead.py and train.py run. The two
+take turns in one process, and `ratio` is the median of the turns' ratios (`spread`: smallest and largest). Images are
+random: speed does not depend on them.
+
+`ceiling` is the share of the hardware's limit that `fast` reaches: the time that its convolutions and products need at
+the speed of a large matrix product in the same precision, or, where that is longer, the time to read every layer's
+input and weights and write its output once at the speed of a large copy, over the time it took.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spacte import cli
+from spacte.core_mhead import Smooth
+from spacte.data import data_spec
+from spacte.inference import freeze
+from spacte.model import build_classifier
+from spacte.objective import Objective, cosine_loss, named_parts
+from spacte.report import markdown
+from spacte.splits import InMemory
+from spacte.teaching import noisy_logits, taught_cross_entropy
+from spacte.trainer import Trainer
+from spacte.utils import select_device
+
+_DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
+_SIGMA, _NOISES = 0.25, 2
+
+
+def _flags() -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--task", nargs="+", choices=("certify", "train"), default=["certify", "train"])
+    add("--arch", nargs="+", help="architectures, with --dataset; default: R20 and R110 on CIFAR10, R8 on digits")
+    add("--dataset", default="CIFAR10", help="whose image size and classes are used; no data are read")
+    add("--num_heads", type=cli.positive_int, default=5)
+    add("--device", default="auto")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the fast way; plain is always float32")
+    add("--batch_size", type=cli.positive_int, help="noisy images a pass (certify: 1000, train: 256)")
+    add("--turns", type=cli.positive_int, default=5, help="measurements of each way")
+    add("--seconds", type=cli.positive_float, default=2.0, help="least time of a measurement")
+    add("--json", type=Path, help="also write the figures there")
+    return parser.parse_args()
+
+
+def _main() -> None:
+    args = _flags()
+    device = select_device(args.device)
+    cases = [(arch, args.dataset) for arch in args.arch] if args.arch else _DEFAULT_CASES
+    limits = {precision: _ceilings(device, precision) for precision in ("fp32", args.precision)}
+    flops, copied = limits[args.precision]
+    print(f"{device}, {torch.get_num_threads()} threads: {flops / 1e9:.0f} GFLOP/s in {args.precision}, ", end="")
+    print(f"{limits['fp32'][0] / 1e9:.0f} in fp32, {copied / 1e9:.0f} GB/s copied", flush=True)
+    rows = []
+    for task in args.task:
+        for arch, dataset in cases:
+            batch_size = args.batch_size or (1000 if task == "certify" else 256)
+            ways = (_certify_ways if task == "certify" else _train_ways)(arch, dataset, batch_size, device, args)
+            row = {"task": task, "arch": arch, "dataset": dataset, "heads": args.num_heads}
+            row |= {"device": device.type, "precision": args.precision, "batch_size": batch_size}
+            rows.append(row | _compare(*ways, batch_size, device, args))
+            cost = _work(arch, dataset, args.num_heads, args.precision)
+            passes = 3 if task == "train" else 1  # the backward pass costs twice the forward one
+            least = passes * max(cost["flop"] / flops, cost["bytes"] / copied)
+            rows[-1]["gflops"] = passes * cost["flop"] * rows[-1]["fast"] / 1e9
+            rows[-1]["ceiling_fraction"] = least * rows[-1]["fast"]
+            print(f"{task} {arch}: {rows[-1]['ratio']:.2f}", flush=True)
+    print(markdown(pd.DataFrame(rows).drop(columns=["device"])))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _compare(plain: Callable, fast: Callable, batch_size: int, device: torch.device, args) -> dict:
+    """Noisy images a second of the two ways (medians) and their ratio turn by turn; a call processes a batch."""
+    for way in (plain, fast):
+        way()  # warm up: allocations, the library's choice of kernels
+    turns = [(_speed(plain, batch_size, device, args.seconds), _speed(fast, batch_size, device, args.seconds))
+             for _ in range(args.turns)]  # fmt: skip
+    ratios = [fast_speed / plain_speed for plain_speed, fast_speed in turns]
+    figures = {"plain": statistics.median(t[0] for t in turns), "fast": statistics.median(t[1] for t in turns)}
+    return figures | {"ratio": statistics.median(ratios), "spread": f"{min(ratios):.2f}-{max(ratios):.2f}"}
+
+
+def _speed(way: Callable, batch_size: int, device: torch.device, seconds: float) -> float:
+    _wait(device)
+    started, calls = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        way()
+        _wait(device)
+        calls += 1
+    return calls * batch_size / (time.perf_counter() - started)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# --- certification ---
+
+
+def _certify_ways(arch: str, dataset: str, batch_size: int, device: torch.device, args) -> tuple[Callable, Callable]:
+    spec = data_spec(dataset)
+    classifier = build_classifier(arch, dataset, args.num_heads).to(device).eval()
+    image = torch.rand(spec.shape, device=device)
+    smooth = Smooth(freeze(classifier, device, args.precision), spec.num_classes, _SIGMA)
+    return (
+        lambda: _plain_counts(classifier, image, batch_size, spec.num_classes),
+        lambda: smooth.count_votes(image, batch_size, batch_size),
+    )
+
+
+@torch.no_grad()
+def _plain_counts(classifier: nn.Module, image: Tensor, batch_size: int, num_classes: int) -> np.ndarray:
+    batch = image.repeat((batch_size, 1, 1, 1))
+    logits = classifier(batch + torch.randn_like(batch) * _SIGMA)
+    counts = np.zeros(num_classes, dtype=int)
+    for vote in logits.sum(0).argmax(1).cpu().numpy():
+        counts[vote] += 1
+    return counts
+
+
+# --- training ---
+
+
+class _Gaussian(Objective):
+    """The objective of 0Gaussian, which lives outside the library."""
+
+    name = "Gaussian"
+
+    def __call__(self, classifier, images, labels, epoch):
+        logits = noisy_logits(classifier, images, self.draw_noises(images))
+        loss = taught_cross_entropy(logits, labels, self.threshold(epoch), self.args.eps, explore=0.01)
+        cos = cosine_loss(classifier)
+        return loss.total + cos, named_parts(loss, cos=cos)
+
+
+def _train_ways(arch: str, dataset: str, batch_size: int, device: torch.device, args) -> tuple[Callable, Callable]:
+    spec = data_spec(dataset)
+    images = torch.randint(0, spec.levels + 1, (batch_size // _NOISES, *spec.shape), dtype=torch.uint8)
+    split = InMemory(spec, images, torch.randint(spec.num_classes, (len(images),)), device=device)
+    flags = argparse.Namespace(
+        noise_sd=_SIGMA, num_noise_vec=_NOISES, epochs=150, lbdlast=1.2, eps=0.8, lr_init=0.1, wd=1e-4, lr_step_size=50,
+        gamma=0.1, batch_size=batch_size, precision=args.precision, seed=0, num_heads=args.num_heads,
+    )  # fmt: skip
+    objective = _Gaussian(flags, spec.num_classes)
+    trainer = Trainer(flags, device, build_classifier(arch, dataset, args.num_heads), objective, split, split)
+    trainer.classifier.train()
+    plain = build_classifier(arch, dataset, args.num_heads).to(device).train()
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, foreach=False)
+    x, y = next(split.batches(len(split)))
+    return (
+        lambda: _plain_step(plain, optimizer, x, y, objective.threshold(50)),
+        lambda: trainer.step(x, y, 50),
+    )
+
+
+def _plain_step(classifier: nn.Module, optimizer, images: Tensor, labels: Tensor, threshold: float) -> list[float]:
+    repeated = images.repeat(_NOISES, 1, 1, 1)
+    logits = classifier(repeated + torch.randn_like(repeated) * _SIGMA)
+    losses = []
+    for head in logits:
+        each = [F.cross_entropy(z, labels, reduction="none") for z in head.chunk(_NOISES)]
+        losses.append(sum(each) / _NOISES)
+    heads = []
+    for h, loss in enumerate(losses):
+        teacher, own = losses[h - 1].detach(), loss.detach()
+        hard = (1 + np.exp(-threshold)) / (1 + torch.exp(own - threshold))
+        heads.append((torch.where(teacher <= threshold, torch.ones_like(hard), hard) * loss).mean())
+    total = sum(heads) / len(heads)
+    thetas = [torch.cat([p.view(-1) for p in head.parameters()]) for head in classifier[1].heads]
+    for h in range(len(thetas)):
+        for g in range(h + 1, len(thetas)):
+            total = total + F.cosine_similarity(thetas[h], thetas[g], dim=0) ** 2
+    optimizer.zero_grad()
+    total.backward()
+    optimizer.step()
+    return [total.item(), *(head.item() for head in heads)]
+
+
+# --- the hardware's limit ---
+
+
+def _ceilings(device: torch.device, precision: str) -> tuple[float, float]:
+    """FLOP/s of a large matrix product in the precision, bytes/s (read and written) of a large copy."""
+    size = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    source = torch.randn(size * size * (16 if device.type == "cuda" else 8), device=device)
+    target = torch.empty_like(source)
+    products = max(_speed(lambda: a @ b, 2 * size**3, device, 0.5) for _ in range(3))
+    copies = max(_speed(lambda: target.copy_(source), 2 * source.nbytes, device, 0.5) for _ in range(3))
+    return products, copies
+
+
+def _work(arch: str, dataset: str, num_heads: int, precision: str) -> dict[str, float]:
+    """FLOP of one image's forward pass, and the bytes of every layer's input, weights and output moved once."""
+    classifier, spec = build_classifier(arch, dataset, num_heads).eval(), data_spec(dataset)
+    bytes_per_number, moved, batch = (2 if precision == "bf16" else 4), 0, 16
+
+    def note(module, inputs, output):
+        nonlocal moved
+        weights = sum(parameter.numel() for parameter in module.parameters())
+        moved += inputs[0].numel() + output.numel() + weights
+
+    for module in classifier.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(note)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        classifier(torch.rand(batch, *spec.shape))
+    return {"flop": counter.get_total_flops() / batch, "bytes": moved * bytes_per_number / batch}
+
+
+if __name__ == "__main__":
+    cli.run(_main)
