@@ -1,16 +1,20 @@
-# make demo: train and certify on the embedded digits; make test: lint and tests. Both set .venv up first.
+# make demo: train and certify on the embedded digits; make test: lint and tests; make bench: speed.
+# Each sets .venv up first.
 PYTHON ?= python3
 PY := $(CURDIR)/.venv/bin/python
 # One thread: these networks are too small for more, and a busy machine then stalls nobody.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed
 	cd codes/0Gaussian && $(PY) ../demo.py
 
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal
+
+bench: .venv/installed
+	$(PY) codes/bench.py
 
 lint: .venv/installed-tests
 	$(PY) -m ruff check codes tests

@@ -33,6 +33,12 @@ def golden(name: str) -> dict:
     return json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same draws in every run of a test, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def script(tmp_path, monkeypatch, capsys):
     """Run a script from a scratch folder: script("0Gaussian/train.py", "--epochs", 1) -> exit code, stdout, stderr."""

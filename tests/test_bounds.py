@@ -113,7 +113,7 @@ def test_radii_are_decided_where_certified_or_hopeless():
 
 
 def test_a_tolerance_is_met_by_the_bounds_on_both_sides():
-    rule = RadiusKnown(0.05, alpha=0.001, sigma=0.5)
+    rule = RadiusKnown(0.05, n_max=100_000, alpha=0.001, sigma=0.5)
     assert not rule(900, 1000) and rule(90_000, 100_000)
     assert rule(300, 1000)  # below 1/2: nothing to be known
-    assert not rule(1000, 1000)  # all votes: the radius may still be anything above
+    assert not rule(1000, 1000) and rule(80_000, 80_000)  # all votes: at most what N of them certify

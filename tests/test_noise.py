@@ -10,14 +10,14 @@ from spacte.core_mhead import CertificateRule, Smooth
 from spacte.noise import GaussianNoise, GridNoise
 
 
-def grid_noise(sigma=0.25, levels=255, pixels=16, draws=1000):
-    return GridNoise(sigma, levels, pixels, draws)
+def grid_noise(sigma=0.25, levels=255):
+    return GridNoise(sigma, levels)
 
 
 @pytest.mark.parametrize(("sigma", "levels"), [(0.25, 255), (0.5, 16), (1.0, 255), (0.03, 16)])
 def test_the_noise_has_the_rounded_gaussians_law(sigma, levels):
     """Against the exact law on 200,000 draws: moments to 6 standard errors, each frequency too (P < 1e-6 in all)."""
-    noise, n = grid_noise(sigma, levels, 1, 200_000), 200_000
+    noise, n = grid_noise(sigma, levels), 200_000
     steps = (noise(torch.zeros(1, 1, 1), n, torch.Generator().manual_seed(0)) * levels).round().flatten().double()
     assert abs(float(steps.mean())) < 6 * sigma * levels / math.sqrt(n) + 1e-9
     k = torch.arange(-noise.reach, noise.reach + 1).double().numpy()
@@ -54,11 +54,10 @@ def test_an_image_off_the_grid_is_refused():
 
 
 def test_the_slack_is_paid_for_by_the_certificate():
-    noise = GridNoise(1.0, 255, 3 * 32 * 32, 100_000)
-    assert 0 < noise.slack < 1e-6
+    assert 0 < GridNoise(1.0, 255).slack(3 * 32 * 32, 100_000) < 1e-6
     model = lambda images: torch.stack([images.flatten(1).sum(1) * 0, images.flatten(1).sum(1) * 0 + 1], 1)  # noqa: E731
     x, wide = torch.zeros(1, 4, 4), grid_noise()
-    wide.slack = 0.0009
+    wide.slack = lambda pixels, draws: 0.0009
     _, radius = Smooth(model, 2, 0.25, wide).certify(x, 10, 1000, 0.001, 500)
     assert radius == CertificateRule(0.001 - 0.0009, 0.25).radius(1000, 1000)
 

@@ -1,5 +1,6 @@
 """Runs that are killed, divided, merged and made again; ensembles and single heads; prediction and attack."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -14,9 +15,10 @@ import time
 import pandas as pd
 import pytest
 import torch
-from conftest import CODES, TINY
+from conftest import CODES, TINY, load_module
 from scipy import stats
 
+from spacte import training
 from spacte.bounds import anytime_lower_bound
 from spacte.certlog import average_certified_radius, read_log
 from spacte.counts import read_votes
@@ -26,14 +28,16 @@ FLAGS = ("--N0", 20, "--N", 200, "--device", "cpu", "--batch_size", 100)
 
 @pytest.fixture(scope="session")
 def digits_models(tmp_path_factory):
-    """Two trained networks, of 3 heads and of 1, 6 epochs on digits: the paths of their checkpoints."""
+    """Two trained networks, of 3 heads and of 1, 4 epochs on digits: the paths of their checkpoints."""
     folder = tmp_path_factory.mktemp("models")
+    sys.modules["circular_teaching"] = load_module("0Gaussian", "circular_teaching")
+    gaussian = load_module("0Gaussian", "train").Gaussian
     paths = []
-    for heads in (3, 1):
-        flags = (*TINY, "--num_heads", heads, "--epochs", 6, "--lr_step_size", 4, "--batch_size", 128, "--save_freq", 6)
-        command = [sys.executable, CODES / "0Gaussian/train.py", *flags]
-        subprocess.run([str(part) for part in command], cwd=folder, check=True, capture_output=True)
-        paths.append(folder / f"save/digits/R8/noise-0.50/h-{heads}-eps-0.8-m-2-lbdlast-1.2/epoch6.pth")
+    with contextlib.chdir(folder):
+        for heads in (3, 1):
+            flags = (*TINY, "--num_heads", heads, "--epochs", 4, "--lr_step_size", 3, "--batch_size", 128)
+            training.train(training._flags(gaussian, "", 1.2).parse_args([str(flag) for flag in flags]), gaussian)
+            paths.append(folder / f"save/digits/R8/noise-0.50/h-{heads}-eps-0.8-m-2-lbdlast-1.2/epoch4.pth")
     return paths
 
 
@@ -268,7 +272,7 @@ def test_the_stopping_rule_is_the_users(certify, flags):
 
 def test_stopping_rules_need_sequential_and_exclude_each_other(script, digits_models):
     for flags, message in (
-        (("--radii", 0.5), "they need --sequential"),
+        (("--radii", 0.5), "it needs --sequential"),
         (("--sequential", "--radii", 0.5, "--tolerance", 0.1), "give one of them"),
     ):
         code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", digits_models[0], *flags)

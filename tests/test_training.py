@@ -9,8 +9,8 @@ from conftest import CODES, DEFENCES, TINY, load_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spacte import checkpoint
-from spacte.cli import RunError
 from spacte.trainer import PartsMeter
+from spacte.utils import RunError
 
 SUFFIX = {"0Gaussian": "lbdlast-1.2", "1Consistency": "lbdlast-1.0-lbd-20.0", "2SmoothMix": "lbdlast-1.6"}
 PARTS = {"0Gaussian": [], "1Consistency": ["con"], "2SmoothMix": ["mix"]}

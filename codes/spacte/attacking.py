@@ -1,5 +1,6 @@
 """Attacking a smoothed classifier through its noise, to see which certificates hold out (all should)."""
 
+import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from spacte import cli, subject
 from spacte.certlog import elapsed, read_log
 from spacte.core_mhead import ABSTAIN, prediction
 from spacte.report import markdown
+from spacte.runfiles import RunFiles, config_differences
 from spacte.subject import Subject
 from spacte.utils import UserError, make_folder, replace_file
 
@@ -43,8 +45,11 @@ def run(args: Namespace) -> None:
     Raises UserError before anything is written where a flag, file or folder is wrong, and where the log is about other
     images.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("attack_mhead.py runs in one process: start it without torchrun")
     log = read_log(args.log)
     target = subject.prepare(args, args.N)
+    _check_same_classifier(args.log, target)
     chosen = log[(log["idx"] % args.skip == 0) & (log["idx"] < (args.max or len(target.split)))]
     for row in chosen.itertuples():
         if row.idx >= len(target.split) or target.split[row.idx][1] != row.label:
@@ -60,6 +65,19 @@ def run(args: Namespace) -> None:
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     replace_file(path, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
     print(f"{markdown(accuracies(table))}\nlog: {path}")
+
+
+def _check_same_classifier(log: Path, target: Subject) -> None:
+    """UserError where the configuration beside the log, if there is one, is about another smoothed classifier."""
+    files = RunFiles(log)
+    if files.json.exists():
+        earlier = files.read_json()["config"]
+        names = ("checkpoint_sha256", "head", "noise_sd", "precision", "data_sha256")
+        differences = config_differences(
+            *({name: config[name] for name in names} for config in (earlier, target.config))
+        )
+        if differences:
+            raise UserError(f"'{log}' is about another classifier or other images: {differences}")
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
@@ -102,7 +120,7 @@ def _attack_image(target: Subject, row, radius: float, args: Namespace) -> tuple
     """One line of the attack's log: a certificate is broken where an attack within it gets another class predicted."""
     started = time.monotonic()
     image, label = target.split[row.idx]
-    generator = target.generator(row.idx, 1)
+    generator = target.generator("attack", row.idx)
 
     def logits_of(images: Tensor) -> Tensor:
         logits = target.smooth.base_classifier(images).float()  # [L, N, K]
@@ -113,7 +131,7 @@ def _attack_image(target: Subject, row, radius: float, args: Namespace) -> tuple
         levels = target.split.spec.levels
         moved = ((image * levels).round() + ((moved - image) * levels).trunc()) / levels
     counts = target.smooth.count_votes(moved, args.N, args.batch_size, generator)[target.voter]
-    adversarial = prediction(counts, args.alpha - target.smooth.noise.slack)
+    adversarial = prediction(counts, args.alpha - target.config["noise_slack"])
     inside = float((moved - image).norm()) < row.radius
     broken = int(inside and row.predict != ABSTAIN and adversarial not in (row.predict, ABSTAIN))
     took = elapsed(time.monotonic() - started)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from scipy import special, stats
+from statsmodels.stats.proportion import proportion_confint
 
 _PRIOR = 0.5  # both parameters of the anytime bound's Beta prior: Jeffreys'
 
@@ -16,7 +17,7 @@ def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
     """
     if not 0 <= n_a <= n or n < 1:
         raise ValueError(f"{n_a} successes in {n} draws: 0 <= n_a <= n and n >= 1 are needed")
-    return float(stats.beta.ppf(alpha, n_a, n - n_a + 1)) if n_a > 0 else 0.0
+    return float(proportion_confint(n_a, n, alpha=2 * alpha, method="beta")[0])
 
 
 def anytime_lower_bound(n_a, n, alpha: float):
@@ -32,8 +33,9 @@ def anytime_lower_bound(n_a, n, alpha: float):
     1. Under p each likelihood ratio (theta/p)^A ((1-theta)/(1-p))^(n-A) is a non-negative martingale of mean 1, hence
        so is their mixture E_n(p), for every p has a fixed prior of its own. Ville's inequality gives
        P(exists n: E_n(p_A) >= 1/alpha) <= alpha.
-    2. The bound L_n is the smaller root of E_n(p) = 1/alpha below A/n, so it exceeds p_A only if E_n(p_A) >= 1/alpha,
-       provided that E_n >= 1/alpha on all of (0, L_n]: that E_n crosses 1/alpha once below A/n.
+    2. The bound L_n is the root of E_n(p) = 1/alpha below A/n (E_n <= 1 at A/n), so it exceeds p_A only if E_n(p_A) >=
+       1/alpha, provided that E_n >= 1/alpha on all of (0, L_n]: that E_n crosses 1/alpha once below A/n. For p_A = 0 or
+       1 nothing is to be shown.
     3. It does. E_n(p) -> infinity as p -> 0 (A >= 1). With d = A - n p and the prior's hazard h = pi(p)/P(theta > p),
 
            d/dp log E_n(p) = h (1 - 1/E_n(p)) - d / (p (1-p)) .
@@ -41,8 +43,8 @@ def anytime_lower_bound(n_a, n, alpha: float):
        p (1-p) h = sqrt(p (1-p)) / (2 arccos sqrt(p)), which is cos(t) sin(t) / (2t) <= 1/2 at cos(t) = sqrt(p). So
        E_n falls wherever d >= 1/2, and a second crossing needs a root of E_n(p) = 1/alpha with 0 < d < 1/2. There
        the largest likelihood ratio, exp(n KL(A/n || p)) <= exp(d^2 / (n p (1-p))), would have to reach 1/alpha:
-       n p (1-p) <= d^2 / log(1/alpha) < 1 / (4 log(1/alpha)) < 1/3 for alpha < 0.47. But A = n means d = n (1-p),
-       so d/p >= log(1/alpha), p < 1/(2 log(1/alpha)) < 2/3 and n (1-p) > 1/3; with n (1-p) = d < 1/2 this leaves n = 1
+       n p (1-p) <= d^2 / log(1/alpha) < 1 / (4 log(1/alpha)) < 1/3 for alpha <= 0.47. But A = n means d = n (1-p),
+       so d/p >= log(1/alpha), p < 1/(2 log(1/alpha)) < 2/3 and n (1-p) > n/3; with n (1-p) = d < 1/2 this leaves n = 1
        only, where E_1(p) = int theta dpi_p / p <= 1/p < 2 for p > 1/2 is below 1/alpha. And 1 <= A < n
        means n (1-p) > 1 and n p = A - d > 1/2, so n p (1-p) >= max(p, (1-p)/2) >= 1/3. Contradiction.
     4. A larger alpha is replaced by 0.47, which bounds less.
@@ -64,7 +66,8 @@ def anytime_lower_bound(n_a, n, alpha: float):
 
 def _convinces(n_a, n, p, alpha: float):
     """Whether n_a votes of n put the anytime bound above p: E_n(p) >= 1/alpha, below the observed rate."""
-    threshold = -math.log(min(alpha, 0.47)) + 1e-9  # rounding errors are a thousandth of that
+    rounding = 1e-9 + 1e-14 * n  # more than the error of log E_n in double precision, against mpmath up to n = 10^7
+    threshold = -math.log(min(alpha, 0.47)) + rounding
     return (p < n_a / n) & (_log_e_value(n_a, n, p) >= threshold)
 
 
@@ -108,15 +111,17 @@ class RadiiDecided:
 class RadiusKnown:
     """Stop once the radius is known to within `tolerance`: between its anytime lower and a 99 % upper bound.
 
-    Where the upper bound of p_A is below 1/2 nothing can be certified, and nothing more is drawn.
+    The upper bound is at most what all of `n_max` votes would certify. Where it is below 1/2 nothing can be certified,
+    and nothing more is drawn.
     """
 
-    def __init__(self, tolerance: float, alpha: float, sigma: float):
+    def __init__(self, tolerance: float, n_max: int, alpha: float, sigma: float):
         self.tolerance, self.alpha, self.sigma = tolerance, alpha, sigma
+        self.most = anytime_lower_bound(n_max, n_max, alpha)
 
     def __call__(self, n_a: int, n: int) -> bool:
         """Whether n_a votes of n are enough to stop."""
-        upper = radius_of(_upper_confidence_bound(n_a, n, 0.01), self.sigma)
+        upper = radius_of(min(_upper_confidence_bound(n_a, n, 0.01), self.most), self.sigma)
         lower = radius_of(anytime_lower_bound(n_a, n, self.alpha), self.sigma) or 0.0
         return upper is None or upper - lower <= self.tolerance
 

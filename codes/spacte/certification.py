@@ -37,7 +37,7 @@ def _flags(description: str) -> cli.Parser:
         help="--sequential: stop when these are decided",
     )
     add("--tolerance", type=cli.positive_float, help="--sequential: stop when the radius is known to within this")
-    add("--give_up", type=cli.open_probability, default=0.01, help="--sequential: boldness in giving a radius up")
+    add("--give_up", type=cli.open_probability, help="--sequential: boldness in giving a radius up (0.01)")
     return parser
 
 
@@ -48,12 +48,10 @@ def certify(args: Namespace) -> None:
     file or folder is wrong.
     """
     start_processes()
-    if args.tolerance is not None and args.radii is not None:
-        raise UserError("--radii and --tolerance are two rules for stopping: give one of them")
-    if not args.sequential and (args.tolerance is not None or args.radii is not None):
-        raise UserError("--radii and --tolerance are rules for stopping: they need --sequential")
+    _check_stopping(args)
     target = subject.prepare(args, args.N)
-    config = target.config | {name: getattr(args, name) for name in ("N0", "N", "alpha", "skip_wrong", "sequential")}
+    config = {"kind": "certify", **target.config}
+    config |= {name: getattr(args, name) for name in ("N0", "N", "alpha", "skip_wrong", "sequential")}
     limit = largest_radius(config)
     config["sequential"] = _stopping(args, limit)
     folder = target.folder(args.logs_dir, "certify-mhead")
@@ -81,14 +79,14 @@ def write_summary(files: RunFiles, config: dict) -> str:
 
 
 def count_image(target: Subject, idx: int, args: Namespace, rule) -> Votes:
-    """The selection and estimation votes of image idx; its noise is a function of (seed, idx) alone.
+    """The selection and estimation votes of image idx, from a generator that is a function of (seed, idx) alone.
 
     `rule`, if any, says of (votes for the selected class, draws) whether they are enough. The two tallies are disjoint
     draws of one stream: independent, as the certificate needs.
     """
     started = time.monotonic()
     image, label = target.split[idx]
-    generator = target.generator(idx)
+    generator = target.generator("certify", idx)
     selection = target.smooth.count_votes(image, args.N0, args.batch_size, generator)
     chosen = int(selection[target.voter].argmax())
     if args.skip_wrong and chosen != label:
@@ -104,6 +102,14 @@ def _certified_radius(votes: Votes, config: dict) -> float:
     return radius * (predict == votes.label)
 
 
+def _check_stopping(args: Namespace) -> None:
+    given = [name for name in ("radii", "tolerance", "give_up") if getattr(args, name) is not None]
+    if given and not args.sequential:
+        raise UserError(f"--{given[0]} says when to stop: it needs --sequential")
+    if "tolerance" in given and len(given) > 1:
+        raise UserError(f"--tolerance and --{given[0]} belong to two rules for stopping: give one of them")
+
+
 def _stopping(args: Namespace, limit: float) -> dict | None:
     """The stopping rule as the configuration records it; None where N draws are fixed."""
     if not args.sequential:
@@ -111,7 +117,7 @@ def _stopping(args: Namespace, limit: float) -> dict | None:
     if args.tolerance is not None:
         return {"tolerance": args.tolerance}
     radii = table_radii(limit).tolist() if args.radii is None else sorted(args.radii)
-    return {"radii": radii, "give_up": args.give_up}
+    return {"radii": radii, "give_up": args.give_up or 0.01}
 
 
 def _stopping_rule(config: dict, sigma: float):
@@ -119,5 +125,5 @@ def _stopping_rule(config: dict, sigma: float):
     if stopping is None:
         return None
     if "tolerance" in stopping:
-        return RadiusKnown(stopping["tolerance"], alpha, sigma)
+        return RadiusKnown(stopping["tolerance"], config["N"], alpha, sigma)
     return RadiiDecided(stopping["radii"], config["N"], alpha, sigma, stopping["give_up"])

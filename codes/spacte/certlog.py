@@ -45,6 +45,8 @@ def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
     missing = [name for name in columns if name != "time" and name not in table]
     if missing:
         raise UserError(f"'{path}' is no certification log: it has no column {', '.join(missing)}")
+    if table.empty:
+        raise UserError(f"'{path}' is a certification log without a row")
     return table
 
 

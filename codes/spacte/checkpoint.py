@@ -52,7 +52,10 @@ def read(path: Path) -> dict:
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise UserError(f"'{path}' is a foreign file: a checkpoint holds a 'state_dict'")
     if isinstance(contents.get("data"), dict):
-        contents["data"] = DataSpec(**contents["data"])
+        try:
+            contents["data"] = DataSpec(**contents["data"])
+        except TypeError as error:
+            raise UserError(f"'{path}' is a foreign file: its 'data' is no description of a data set") from error
     return contents
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from spacte.utils import UserError
+from spacte.utils import RunError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +42,7 @@ non_negative_float = _number(
     float, "non_negative_float", "a number of at least 0", lambda value: 0 <= value < _INFINITY
 )
 probability = _number(float, "probability", "a number from 0 to 1", lambda value: 0 <= value <= 1)
+seed = _number(int, "seed", "an integer from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
 open_probability = _number(float, "open_probability", "above 0 and below 1", lambda value: 0 < value < 1)
 
 
@@ -59,10 +60,6 @@ def run(command: Callable[[], None]) -> None:
         _stop(f"stopped: {error}", 1)
     except KeyboardInterrupt:
         _stop("interrupted; what is on disk is whole", 130)
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on, for a reason that its one line tells."""
 
 
 def _stop(message: str, code: int):

@@ -31,6 +31,8 @@ class Smooth:
         self.num_classes = num_classes
         self.sigma = sigma
         self.noise = noise or GaussianNoise(sigma)
+        if self.noise.sigma != sigma:
+            raise ValueError(f"the noise's sigma is {self.noise.sigma}, the classifier's {sigma}")
 
     def certify(
         self, x: Tensor, n0: int, n: int, alpha: float, batch_size: int, generator: Generator | None = None
@@ -44,14 +46,14 @@ class Smooth:
         """
         selection = self.count_votes(x, n0, batch_size, generator)[-1]
         estimation = self.count_votes(x, n, batch_size, generator)[-1]
-        return CertificateRule(alpha - self.noise.slack, self.sigma).certificate(selection, estimation)
+        return CertificateRule(alpha - self.noise.slack(x.numel(), n), self.sigma).certificate(selection, estimation)
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int, generator: Generator | None = None) -> int:
         """With probability at least 1 - alpha over its n draws, the returned class is g(x) or ABSTAIN.
 
         The two classes with most votes are compared by a two-sided binomial test (Hung and Fithian, 2019).
         """
-        return prediction(self.count_votes(x, n, batch_size, generator)[-1], alpha - self.noise.slack)
+        return prediction(self.count_votes(x, n, batch_size, generator)[-1], alpha - self.noise.slack(x.numel(), n))
 
     @torch.inference_mode()
     def count_votes(

@@ -17,7 +17,7 @@ from spacte.utils import UserError
 class Votes:
     """What was counted on one image: `selection` and `estimation` [V, K], the heads' rows and last the ensemble's.
 
-    Each row sums to the number of draws that were used.
+    Each row sums to the number of draws that were used; a prediction selects nothing, its `selection` is 0.
     """
 
     idx: int

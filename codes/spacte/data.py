@@ -51,7 +51,7 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
     except (OSError, RuntimeError) as error:
         if not existed and data_dir.is_dir() and not any(data_dir.iterdir()):
             data_dir.rmdir()  # the download's empty folder
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{dataset.__name__} is not in '{data_dir}' and could not be downloaded ({reason}): put {files} there, "
             "or give the folder that holds them as --data_dir"

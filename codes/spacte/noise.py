@@ -1,7 +1,5 @@
 """Noisy copies of an image: float32 Gaussian noise, or noise whose distribution is known to the last bit."""
 
-from fractions import Fraction
-
 import mpmath
 import torch
 from torch import Generator, Tensor
@@ -12,10 +10,12 @@ _BITS = 62  # of the uniform integers that choose a grid noise
 class GaussianNoise:
     """x + sigma * N(0, I) in float32, the field's practice: its certificates take float32 normals for real ones."""
 
-    slack = 0.0
-
     def __init__(self, sigma: float):
         self.sigma = sigma
+
+    def slack(self, pixels: int, draws: int) -> float:
+        """What the noise's law costs a claim's alpha: nothing, where float32 normals are taken for real ones."""
+        return 0.0
 
     def __call__(self, x: Tensor, n: int, generator: Generator | None = None) -> Tensor:
         """n independent noisy copies: x [C, H, W] -> [n, C, H, W]."""
@@ -39,21 +39,25 @@ class GridNoise:
     Source: Voracek and Hein (ICLR 2023, arXiv 2207.07209).
     """
 
-    def __init__(self, sigma: float, levels: int, pixels: int, draws: int):
-        self.levels = levels
+    def __init__(self, sigma: float, levels: int):
+        self.sigma, self.levels = sigma, levels
         reach = int(10 * sigma * levels) + 1  # Phi(-10) < 2^-62: nothing is beyond
         with mpmath.workprec(256):
             step = mpmath.mpf(1) / (levels * mpmath.mpf(sigma))
             quantiles = [mpmath.ncdf((k + mpmath.mpf(1) / 2) * step) for k in range(-reach, reach)]
             self.thresholds = torch.tensor([int(mpmath.nint(q * 2**_BITS)) for q in quantiles])
         self.reach = reach
-        self.slack = float(Fraction((2 * reach + 1) * pixels * draws, 2**_BITS))
+
+    def slack(self, pixels: int, draws: int) -> float:
+        """How far the law of `draws` noisy copies of that many pixels may be from the exact one, in total variation."""
+        return (2 * self.reach + 1) * pixels * draws / 2**_BITS
 
     def __call__(self, x: Tensor, n: int, generator: Generator | None = None) -> Tensor:
         """n independent noisy copies on the grid: x [C, H, W] -> [n, C, H, W]. ValueError where x is not on it."""
         levels = (x * self.levels).round()
-        if not torch.equal((levels / self.levels).to(x.dtype), x):
+        if float((x * self.levels - levels).abs().max()) > 1e-3:  # float32's own rounding of k / levels is less
             raise ValueError(f"exact noise needs an image whose pixels are multiples of 1/{self.levels}")
         uniform = torch.randint(2**_BITS, (n, *x.shape), device=x.device, generator=generator)
-        steps = torch.searchsorted(self.thresholds.to(x.device), uniform, right=True) - self.reach
+        self.thresholds = self.thresholds.to(x.device)
+        steps = torch.searchsorted(self.thresholds, uniform, right=True) - self.reach
         return (levels + steps) / self.levels

@@ -7,7 +7,7 @@ from spacte import cli, subject, sweep
 from spacte.certlog import elapsed, read_log
 from spacte.core_mhead import ABSTAIN, prediction
 from spacte.counts import Votes
-from spacte.runfiles import Format, Ledger
+from spacte.runfiles import Format, Ledger, RunFiles
 from spacte.subject import Subject
 from spacte.utils import process_rank, start_processes
 
@@ -35,7 +35,7 @@ def predict(args: Namespace) -> None:
     """
     start_processes()
     target = subject.prepare(args, args.N)
-    config = target.config | {"N": args.N, "alpha": args.alpha}
+    config = {"kind": "predict", **target.config, "N": args.N, "alpha": args.alpha}
     folder = target.folder(args.logs_dir, "predict-mhead")
     files = sweep.run_files(folder, f"{target.run}-predict-skip-{args.skip}", args)
     sweep.sweep(
@@ -47,15 +47,20 @@ def predict(args: Namespace) -> None:
         "accuracy",
     )
     if process_rank() == 0:
-        log = read_log(files.log, COLUMNS)
-        abstained = (log["predict"] == ABSTAIN).mean()
-        print(f"{len(log)} images  accuracy {log['correct'].mean():.3f}  abstained {abstained:.3f}\nlog: {files.log}")
+        print(f"{summarise(files)}\nlog: {files.log}")
+
+
+def summarise(files: RunFiles) -> str:
+    """Images, accuracy and abstentions of a prediction log, in a line."""
+    log = read_log(files.log, COLUMNS)
+    abstained = (log["predict"] == ABSTAIN).mean()
+    return f"{len(log)} images  accuracy {log['correct'].mean():.3f}  abstained {abstained:.3f}"
 
 
 def _count(target: Subject, idx: int, args: Namespace) -> Votes:
     started = time.monotonic()
     image, label = target.split[idx]
-    counts = target.smooth.count_votes(image, args.N, args.batch_size, target.generator(idx))
+    counts = target.smooth.count_votes(image, args.N, args.batch_size, target.generator("predict", idx))
     return Votes(idx, label, time.monotonic() - started, counts.new_zeros(counts.shape), counts)
 
 

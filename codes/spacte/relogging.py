@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from spacte import certification, cli
+from spacte import certification, cli, predicting
 from spacte.counts import Votes, largest_radius, read_votes
 from spacte.runfiles import Ledger, RunFiles, config_differences
 from spacte.sweep import planned_indices
@@ -77,13 +77,13 @@ def relog(args: Namespace) -> None:
         heads = len(next(iter(votes.values())).selection) - 1 if votes else 0
         if args.head >= max(heads, 1):
             raise UserError(f"--head {args.head}: the counts' heads are 0..{max(heads, 1) - 1}")
-        if config["skip_wrong"]:
+        if config.get("skip_wrong"):
             raise UserError(f"'{args.log}' was made with --skip_wrong: its heads were not counted on every image")
         config["head"] = args.head
     head = "" if args.head is None else f"-head-{args.head}"
     output = args.output or args.log.with_name(f"{args.log.stem}-alpha-{config['alpha']:g}{head}.log")
-    if output.resolve() == args.log.resolve():
-        raise UserError("--output is the log itself: choose another name")
+    if output.suffix != ".log" or output.resolve() == args.log.resolve():
+        raise UserError(f"--output '{output}': choose a name that ends in .log and is not the log's own")
     _write(RunFiles(output), config, content["about"] | {"made_from": str(args.log)}, votes, args.overwrite)
 
 
@@ -101,12 +101,16 @@ def _disjoint(shards: list[RunFiles]) -> dict[int, Votes]:
 
 def _write(files: RunFiles, config: dict, about: dict, votes: dict[int, Votes], overwrite: bool) -> None:
     """A finished run's files from its votes."""
-    largest_radius(config)  # refuses what can never certify
+    certifies = config["kind"] == "certify"
+    if certifies:
+        largest_radius(config)  # refuses what can never certify
     if files.log.exists() and not overwrite:
         raise UserError(f"'{files.log}' exists; --overwrite replaces it")
     make_folder(files.log.parent)
-    ledger = Ledger(files, config, about, certification.FORMAT, overwrite)
+    log_format = certification.FORMAT if certifies else predicting.FORMAT
+    ledger = Ledger(files, config, about, log_format, overwrite)
     ledger.plan(sorted(votes))
     for one in votes.values():
         ledger.add(one)
-    print(f"{certification.write_summary(files, config)}\nlog: {files.log}")
+    text = certification.write_summary(files, config) if certifies else predicting.summarise(files)
+    print(f"{text}\nlog: {files.log}")

@@ -42,8 +42,8 @@ def markdown(table: pd.DataFrame) -> str:
 def read_logs(paths: list[Path], heads: bool) -> dict[str, pd.DataFrame]:
     """Logs by run name; with `heads` also each head alone, from the vote counts beside a log of several heads."""
     logs = {}
-    for path in paths:
-        name = path.stem
+    for name, path in zip(_names(paths), paths, strict=True):
+        log = read_log(path)
         if heads:
             files = RunFiles(path)
             config, votes = files.read_json()["config"], read_votes(files.counts)
@@ -51,7 +51,15 @@ def read_logs(paths: list[Path], heads: bool) -> dict[str, pd.DataFrame]:
                 raise UserError(f"'{path}' was made with --skip_wrong: the heads alone were not counted on every image")
             for head in range(len(votes[0].selection) - 1):
                 logs[f"{name}, head {head} alone"] = log_table(votes, config | {"head": head})
-        logs[name] = read_log(path)
-    if not logs:
-        raise UserError("no logs given")
+        logs[name] = log
     return logs
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The logs' names, with as many of their folders as it takes to tell them apart."""
+    parts = [path.absolute().with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("a log is given twice")

@@ -79,37 +79,39 @@ class Ledger:
     def __init__(self, files: RunFiles, config: dict, about: dict, log_format: Format, overwrite: bool):
         self.files, self.config, self.format = files, config, log_format
         self._lock()
-        if overwrite:
-            for path in (files.log, files.json, files.summary, *files.parts()):
-                path.unlink(missing_ok=True)
+        if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
             self._held.truncate(0)
+            for path in (*files.parts(), files.log, files.summary, files.json):
+                path.unlink(missing_ok=True)
         if files.json.exists():
             self._check_same()
-        elif files.log.exists():
-            raise UserError(f"'{files.log}' exists without its configuration; --overwrite starts anew")
+        elif files.log.exists() or files.counts.stat().st_size or files.parts():
+            raise UserError(f"'{files.log}' or its counts exist without a configuration; --overwrite starts anew")
         content = json.dumps({"config": config, "about": about}, indent=2) + "\n"
         replace_file(files.json, lambda temporary: temporary.write_text(content))
         self.done = self._recover()
+        self.last = self.done[-1].idx if self.done else -1  # what is written ends here
         self.remaining: list[int] = []
-        self.waiting: dict[int, Votes] = {}  # counted, but a row before theirs is not yet
+        self.waiting: dict[int, Votes] = {}  # counted, but a row before theirs is not
         self._offsets: dict[Path, int] = {}
         for path in files.parts():
             _drop_cut_line(path)
 
     def plan(self, indices: list[int]) -> list[int]:
         """Which of the indices, in ascending order, are still to be counted; rows come in that order."""
-        last = self.done[-1].idx if self.done else -1
-        self.remaining = [idx for idx in indices if idx > last]
+        self.remaining = [idx for idx in indices if idx > self.last]
         self.collect()
         return [idx for idx in self.remaining if idx not in self.waiting]
 
     def add(self, votes: Votes) -> list[Votes]:
         """Take in an image; returns those whose rows could be written now."""
-        self.waiting[votes.idx] = votes
+        if votes.idx > self.last:
+            self.waiting[votes.idx] = votes
         return self._write()
 
     def collect(self) -> list[Votes]:
-        """Take in what the processes' parts hold by now; returns those whose rows could be written."""
+        """Take in what the processes' parts hold by now; returns the images whose rows could be written."""
+        written = []
         for path in self.files.parts():
             with open(path, "rb") as file:
                 file.seek(self._offsets.get(path, 0))
@@ -117,13 +119,12 @@ class Ledger:
             whole = content[: content.rfind(b"\n") + 1]
             self._offsets[path] = self._offsets.get(path, 0) + len(whole)
             for line in whole.decode().splitlines():
-                votes = Votes.from_line(line)
-                self.waiting[votes.idx] = votes
-        return self._write()
+                written += self.add(Votes.from_line(line))
+        return written
 
     def close(self) -> None:
-        """Remove the processes' parts once every row is written."""
-        if not self.remaining:
+        """Remove the processes' parts once all that they hold is written."""
+        if not self.remaining and not self.waiting:
             for path in self.files.parts():
                 path.unlink()
 
@@ -133,6 +134,7 @@ class Ledger:
             votes = self.waiting.pop(self.remaining.pop(0))
             append(self.files.counts, votes.to_line())  # first, so that its row can always be made again
             append(self.files.log, self.format.row(votes, self.config))
+            self.last = votes.idx
             written.append(votes)
         return written
 

@@ -48,12 +48,13 @@ class Split:
         """
         indices = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
         chunks = [chunk for chunk in indices.split(batch_size) if len(chunk) >= smallest]
-        yield from self._load([chunk[process_rank() :: process_count()] for chunk in chunks])
+        mine = (chunk[process_rank() :: process_count()] for chunk in chunks)
+        yield from self._load([chunk for chunk in mine if len(chunk)])
 
     def num_batches(self, batch_size: int, smallest: int = 1) -> int:
         """How many batches `batches` yields for the same arguments."""
         full, rest = divmod(len(self), batch_size)
-        return full + (rest >= smallest)
+        return full * (batch_size >= smallest) + (rest >= smallest)
 
     def fingerprint(self) -> str:
         """A hash that two splits share only if they hold the same images (a streamed one: file names) and labels."""

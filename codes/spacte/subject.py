@@ -19,7 +19,16 @@ from spacte.data import open_split
 from spacte.inference import freeze
 from spacte.noise import GaussianNoise, GridNoise
 from spacte.splits import Split
-from spacte.utils import UserError, arithmetic, derived_seed, package_versions, run_tail, select_device, sha256
+from spacte.utils import (
+    UserError,
+    arithmetic,
+    derived_seed,
+    main_process_first,
+    package_versions,
+    run_tail,
+    select_device,
+    sha256,
+)
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -35,7 +44,7 @@ def add_flags(parser: cli.Parser) -> None:
     add("--skip", type=cli.positive_int, default=1, help="every skip-th image: 0, skip, 2 skip, ...")
     add("--max", type=cli.positive_int, help="only images whose idx is below this")
     add("--batch_size", type=cli.positive_int, default=1000, help="noisy images a forward pass")
-    add("--seed", type=cli.non_negative_int, default=0, help="image idx's noise is a function of (seed, idx) alone")
+    add("--seed", type=cli.seed, default=0, help="image idx's noise is a function of (seed, idx) alone")
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network's arithmetic")
@@ -67,9 +76,9 @@ class Subject:
         """<logs_dir>/<dataset>/<arch>/noise-<sd>/<kind>."""
         return Path(logs_dir) / run_tail(self.settings["dataset"], self.settings["arch"], self.sigma) / kind
 
-    def generator(self, idx: int, *purpose: int) -> torch.Generator:
-        """The generator of image idx's noise: a function of (seed, idx) alone."""
-        return torch.Generator(self.device).manual_seed(derived_seed(self.config["seed"], idx, *purpose))
+    def generator(self, purpose: str, idx: int) -> torch.Generator:
+        """The generator of image idx's noise: a function of (purpose, seed, idx) alone."""
+        return torch.Generator(self.device).manual_seed(derived_seed(purpose, self.config["seed"], idx))
 
     def about(self, args: Namespace) -> dict:
         """What a run's JSON records beside its configuration: what may change when it goes on."""
@@ -87,13 +96,13 @@ def prepare(args: Namespace, draws: int) -> Subject:
         load_classifier(Path(path), args.arch, args.dataset, args.num_heads, args.noise_sd) for path in args.model_path
     ]
     settings, spec = _joint_settings(networks), networks[0].spec
-    split = open_split(settings["dataset"], args.data_dir, False, device, spec=spec)
+    split = main_process_first(lambda: open_split(settings["dataset"], args.data_dir, False, device, spec=spec))
     heads = sum(network.settings["num_heads"] for network in networks)
     if args.head is not None and args.head >= heads:
         raise UserError(f"--head {args.head}: the classifier's heads are 0..{heads - 1}")
 
     sigma, pixels = settings["noise_sd"], split[0][0].numel()
-    noise = GridNoise(sigma, spec.levels, pixels, draws) if args.exact_noise else GaussianNoise(sigma)
+    noise = GridNoise(sigma, spec.levels) if args.exact_noise else GaussianNoise(sigma)
     classifiers = [freeze(network.classifier, device, args.precision) for network in networks]
     smooth = Smooth(classifiers[0] if len(classifiers) == 1 else Ensemble(classifiers), spec.num_classes, sigma, noise)
     config = {
@@ -101,7 +110,7 @@ def prepare(args: Namespace, draws: int) -> Subject:
         "checkpoint_sha256": [sha256(Path(path)) for path in args.model_path],
         "data_sha256": split.fingerprint(),
         **{name: getattr(args, name) for name in ("head", "skip", "seed", "precision", "exact_noise")},
-        "noise_slack": noise.slack,
+        "noise_slack": noise.slack(pixels, draws),
         "arithmetic": arithmetic(args.precision),
         "versions": package_versions(),
     }

@@ -11,9 +11,17 @@ from tqdm import tqdm
 from spacte import cli
 from spacte.counts import Votes
 from spacte.runfiles import Ledger, RunFiles, append
-from spacte.utils import make_folder, process_count, process_rank, share_from_main_process, wait_for_processes
+from spacte.utils import (
+    UserError,
+    make_folder,
+    process_count,
+    process_rank,
+    share_from_main_process,
+    wait_for_processes,
+)
 
 _SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
+_SECONDS_FOR_A_SLOW_FOLDER = 60  # for what one node has written to show on another
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -30,9 +38,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def planned_indices(images: int, skip: int, limit: int | None, shard: tuple[int, int] | None) -> list[int]:
-    """The test images of a run: every skip-th below `limit`; of these, every N-th from the I-th for the shard I/N."""
+    """The test images of a run: every skip-th below `limit`; of these, every N-th from the I-th for the shard I/N.
+
+    Raises UserError where the shard has none.
+    """
     indices = list(range(0, min(images, limit or images), skip))
-    return indices if shard is None else indices[shard[0] - 1 :: shard[1]]
+    if shard is not None:
+        indices = indices[shard[0] - 1 :: shard[1]]
+        if not indices:
+            raise UserError("--shard {}/{} has no image: the run is too small for so many".format(*shard))
+    return indices
 
 
 def run_files(folder: Path, name: str, args: Namespace) -> RunFiles:
@@ -71,13 +86,24 @@ def sweep(
         if process_count() > 1:
             append(files.part(process_rank()), votes.to_line())
         if ledger:
-            progress.add(ledger.add(votes) + ledger.collect())
+            progress.add(ledger.collect() if process_count() > 1 else ledger.add(votes))
     wait_for_processes()
-    if ledger:
+    share_from_main_process(lambda: _finish(ledger, progress, files))
+
+
+def _finish(ledger: Ledger, progress: "_Progress", files: RunFiles) -> None:
+    """Write the rows that the other processes counted last."""
+    patience = time.monotonic() + _SECONDS_FOR_A_SLOW_FOLDER
+    progress.add(ledger.collect())
+    while ledger.remaining and time.monotonic() < patience:
+        time.sleep(1)
         progress.add(ledger.collect())
-        ledger.close()
-        progress.close()
-    wait_for_processes()
+    progress.close()
+    if ledger.remaining:
+        raise UserError(
+            f"'{files.log.parent}' is not one folder for all processes: idx {ledger.remaining[0]} is missing"
+        )
+    ledger.close()
 
 
 class _Progress:

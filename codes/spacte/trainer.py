@@ -2,7 +2,8 @@
 
 A batch of `batch_size` images is split into m mini-batches, each repeated m times with fresh noise: m optimiser
 steps of `batch_size` noisy images (METHOD: Training). Under torchrun each process takes its part of every mini-batch
-(DistributedDataParallel); BatchNorm's statistics are then each process's own, and the main process's are saved.
+(DistributedDataParallel); BatchNorm's statistics are then each process's own within an epoch and the main process's
+after it.
 """
 
 import time
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from spacte.cli import RunError
 from spacte.objective import Objective, unwrapped
 from spacte.splits import Split
 from spacte.utils import (
+    RunError,
     UserError,
     autocast,
     derived_seed,
+    from_main_process,
     gather_from_processes,
     mean_over_processes,
     package_versions,
@@ -47,8 +49,11 @@ class Trainer:
         # fewer images cannot fill m mini-batches, nor give BatchNorm two values to compare
         self.smallest = max(2, args.num_noise_vec) * process_count()
         self.steps = train_split.num_batches(args.batch_size, self.smallest) * args.num_noise_vec
-        if self.steps == 0:
-            raise UserError(f"{len(train_split)} training images are too few: at least {self.smallest} are needed")
+        if min(args.batch_size, len(train_split)) < self.smallest:
+            raise UserError(
+                f"--batch_size {args.batch_size} of {len(train_split)} training images: both must be at least "
+                f"{self.smallest}, for {args.num_noise_vec} mini-batches in each of {process_count()} processes"
+            )
         classifier.to(device, memory_format=torch.channels_last)
         classifier.forward = autocast(device, args.precision)(classifier.forward)
         self.classifier = classifier
@@ -60,7 +65,7 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, args.lr_step_size, args.gamma)
         self.epoch = 0  # epochs done
-        torch.manual_seed(derived_seed(args.seed, process_rank()))
+        torch.manual_seed(derived_seed("process", args.seed, process_rank()))
 
     def state(self) -> dict:
         """What a checkpoint holds of the training itself; every process must ask."""
@@ -82,10 +87,11 @@ class Trainer:
         self.optimizer.load_state_dict(contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
         self.epoch = contents["epoch"]
-        if len(contents["rng"]) == process_count():
-            restore_rng_state(contents["rng"][process_rank()])
-        else:  # another number of processes: fresh draws, again a function of the seed
-            torch.manual_seed(derived_seed(self.args.seed, process_rank(), self.epoch))
+        states = contents["rng"]
+        if len(states) == process_count() and self.device.type in states[process_rank()]:
+            restore_rng_state(states[process_rank()])
+        else:  # other processes or another device: fresh draws, again a function of the seed
+            torch.manual_seed(derived_seed("resumed", self.args.seed, self.epoch, process_rank()))
 
     def epochs(self) -> Iterator[dict]:
         """Train to the last epoch; yields each epoch's figures by name."""
@@ -111,7 +117,7 @@ class Trainer:
         self.classifier.train()
         started = time.monotonic()
         learning_rate, pace = self.scheduler.get_last_lr()[0], self.objective.threshold(epoch)
-        order = torch.Generator().manual_seed(derived_seed(args.seed, epoch))  # the same in every process
+        order = torch.Generator().manual_seed(derived_seed("order", args.seed, epoch))  # the same in every process
         meter = PartsMeter(epoch)
         for images, labels in self.train_split.batches(args.batch_size, order, self.smallest):
             for part in range(args.num_noise_vec):
@@ -124,6 +130,8 @@ class Trainer:
         meter.flush()
         meter.join_processes()
         self.scheduler.step()
+        for buffer in self.classifier.buffers():  # BatchNorm's statistics: everybody goes on with what is saved
+            from_main_process(buffer)
         self.epoch = epoch
         means = meter.means()
         bar.set_postfix(loss=f"{means['loss']:.3f}", lr=learning_rate, pace=f"{pace:.3f}")
@@ -148,7 +156,9 @@ class Trainer:
     def noisy_accuracy(self) -> dict[str, float]:
         """The share of test images, each with one noise vector, that the ensemble (`acc`) and each head get right."""
         self.classifier.eval()
-        generator = torch.Generator(self.device).manual_seed(derived_seed(self.args.seed, self.epoch, process_rank()))
+        generator = torch.Generator(self.device).manual_seed(
+            derived_seed("test", self.args.seed, self.epoch, process_rank())
+        )
         correct = torch.zeros(1 + self.args.num_heads, device=self.device)
         for images, labels in self.test_split.batches(self.args.batch_size):
             noise = torch.randn(images.shape, device=self.device, generator=generator) * self.args.noise_sd

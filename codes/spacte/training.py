@@ -14,7 +14,14 @@ from spacte.model import ARCHITECTURES, build_classifier
 from spacte.objective import Objective
 from spacte.runlog import RunLog, RunPaths
 from spacte.trainer import Trainer
-from spacte.utils import UserError, process_rank, select_device, share_from_main_process, start_processes
+from spacte.utils import (
+    UserError,
+    main_process_first,
+    process_rank,
+    select_device,
+    share_from_main_process,
+    start_processes,
+)
 
 # Flags that a resumed run may change: they say where and how it runs, not what it computes.
 _FREE_FLAGS = {"data_dir", "logs_dir", "save_dir", "runs_dir", "save_freq", "device", "workers", "resume"}
@@ -43,7 +50,7 @@ def _flags(objective: type[Objective], description: str, lbdlast: float) -> cli.
     add("--lr_step_size", type=cli.positive_int, default=50, help="epochs between drops of the learning rate")
     add("--gamma", type=cli.positive_float, default=0.1, help="factor of such a drop")
     add("--wd", type=cli.non_negative_float, default=1e-4, help="weight decay")
-    add("--seed", type=cli.non_negative_int, default=666)
+    add("--seed", type=cli.seed, default=666)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network's arithmetic")
     add("--workers", type=cli.non_negative_int, default=4, help="processes that read ImageNet's files")
@@ -74,8 +81,9 @@ def train(args: Namespace, objective_type: type[Objective]) -> None:
     run = run_name(args, objective_type)
     paths = RunPaths.of(args, run)
     resumed = share_from_main_process(lambda: _resume_point(paths, args))
-    train_split = open_split(args.dataset, args.data_dir, True, device, args.workers)
-    test_split = open_split(args.dataset, args.data_dir, False, device, args.workers, train_split.spec)
+    where = (args.dataset, args.data_dir)
+    train_split = main_process_first(lambda: open_split(*where, True, device, args.workers))
+    test_split = main_process_first(lambda: open_split(*where, False, device, args.workers, train_split.spec))
     torch.manual_seed(args.seed)
     classifier = build_classifier(args.arch, train_split.spec, args.num_heads)
     objective = objective_type(args, train_split.spec.num_classes)
@@ -115,6 +123,8 @@ def _resume_point(paths: RunPaths, args: Namespace) -> dict | None:
         except UserError as error:
             tqdm.write(f"passed over: {error}")
             continue
+        if not {"args", "data", "rng", "optimizer", "scheduler", "epoch"} <= contents.keys():
+            raise UserError(f"'{paths.checkpoint(epoch)}' is no checkpoint of train.py: it cannot be resumed")
         for name, value in vars(args).items():
             if name not in _FREE_FLAGS and contents["args"].get(name) != value:
                 raise UserError(
