@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 RECIPE = shlex.split(
@@ -15,22 +16,35 @@ RECIPE = shlex.split(
 )
 TAIL = Path("digits/R8/noise-0.50")
 RUN = "h-{}-eps-0.8-m-2-lbdlast-0.8"
-HEADS = (1, 5)
 
 
-def _step(script: str, *flags: str) -> None:
-    print(f"\n$ cd codes/0Gaussian; python {script} {' '.join(flags)}", flush=True)
-    subprocess.run([sys.executable, script, *flags], check=True)
+def _step(live: bool, script: str, *flags: str) -> None:
+    """Run a script; what it prints appears at once if `live`, otherwise when it is through."""
+    title = f"\n$ cd codes/0Gaussian; python {script} {' '.join(flags)}"
+    command = [sys.executable, script, *flags]
+    if live:
+        print(title, flush=True)
+        subprocess.run(command, check=True)
+    else:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        print(f"{title}\n{done.stdout}", end="", flush=True)
+        done.check_returncode()
+
+
+def _train_and_certify(heads: int, live: bool) -> str:
+    """Returns the certification log."""
+    _step(live, "train.py", *RECIPE, "--num_heads", str(heads))
+    model = Path("save") / TAIL / RUN.format(heads) / "epoch40.pth"
+    _step(live, "certify_mhead.py", "--model_path", str(model), "--N", "1000", "--device", "cpu")
+    return str(Path("logs") / TAIL / "certify-mhead" / f"{RUN.format(heads)}-certify-skip-1.log")
 
 
 def _main() -> None:
     os.chdir(Path(__file__).parent / "0Gaussian")
-    for heads in HEADS:
-        _step("train.py", *RECIPE, "--num_heads", str(heads))
-        model = Path("save") / TAIL / RUN.format(heads) / "epoch40.pth"
-        _step("certify_mhead.py", "--model_path", str(model), "--N", "1000", "--device", "cpu")
-    logs = [Path("logs") / TAIL / "certify-mhead" / f"{RUN.format(heads)}-certify-skip-1.log" for heads in HEADS]
-    _step("../report.py", *map(str, logs), "--heads")
+    with ThreadPoolExecutor() as both:  # one head beside five: each takes one core
+        baseline = both.submit(_train_and_certify, 1, live=False)
+        ensemble = both.submit(_train_and_certify, 5, live=True)
+    _step(True, "../report.py", baseline.result(), ensemble.result(), "--heads")
 
 
 if __name__ == "__main__":
