@@ -43,9 +43,8 @@ class MultiHeadResNet(nn.Module):
         theta_h is the vector of all parameters of head h (METHOD: Smoothed loss).
         """
         parameters = torch.stack([torch.cat([p.flatten() for p in head.parameters()]) for head in self.heads])  # [L, P]
-        gram = parameters @ parameters.T  # [L, L]: one product, and everything after it is small
-        lengths = gram.diagonal()
-        return (gram.square() / torch.outer(lengths, lengths)).triu(diagonal=1).sum()
+        directions = F.normalize(parameters, dim=1)
+        return (directions @ directions.T).square().triu(diagonal=1).sum()
 
     def initialise(self) -> None:
         """Draw He-normal (fan-out) convolutions; BatchNorm starts as the identity."""
