@@ -100,7 +100,7 @@ class Ledger:
     def plan(self, indices: list[int]) -> list[int]:
         """Which of the indices, in ascending order, are still to be counted; rows come in that order."""
         self.remaining = [idx for idx in indices if idx > self.last]
-        self.collect()
+        self.done += self.collect()
         return [idx for idx in self.remaining if idx not in self.waiting]
 
     def add(self, votes: Votes) -> list[Votes]:

@@ -4,6 +4,7 @@ import re
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from tqdm import tqdm
@@ -78,17 +79,19 @@ def sweep(
         return ledger.plan(indices)
 
     todo = share_from_main_process(begin)
-    progress = _Progress(len(indices), gain, gain_name) if ledger else None
-    if ledger:
-        progress.add(ledger.done)
-    for idx in todo[process_rank() :: process_count()]:
-        votes = count(idx)
-        if process_count() > 1:
-            append(files.part(process_rank()), votes.to_line())
-        if ledger:
-            progress.add(ledger.collect() if process_count() > 1 else ledger.add(votes))
-    wait_for_processes()
-    share_from_main_process(lambda: _finish(ledger, progress, files))
+    progress = _Progress(len(indices), ledger.done, gain, gain_name) if ledger else None
+    try:
+        for idx in todo[process_rank() :: process_count()]:
+            votes = count(idx)
+            if process_count() > 1:
+                append(files.part(process_rank()), votes.to_line())
+            if ledger:
+                progress.add(ledger.collect() if process_count() > 1 else ledger.add(votes))
+        wait_for_processes()
+        share_from_main_process(lambda: _finish(ledger, progress, files))
+    finally:
+        if progress:
+            progress.close()
 
 
 def _finish(ledger: Ledger, progress: "_Progress", files: RunFiles) -> None:
@@ -98,7 +101,6 @@ def _finish(ledger: Ledger, progress: "_Progress", files: RunFiles) -> None:
     while ledger.remaining and time.monotonic() < patience:
         time.sleep(1)
         progress.add(ledger.collect())
-    progress.close()
     if ledger.remaining:
         raise UserError(
             f"'{files.log.parent}' is not one folder for all processes: idx {ledger.remaining[0]} is missing"
@@ -109,10 +111,11 @@ def _finish(ledger: Ledger, progress: "_Progress", files: RunFiles) -> None:
 class _Progress:
     """A bar where there is a terminal, otherwise a line now and then: images done, time left, the mean gain so far."""
 
-    def __init__(self, images: int, gain: Callable[[Votes], float], gain_name: str):
-        self.bar = tqdm(total=images, unit="image", disable=None, dynamic_ncols=True)
-        self.total, self.gain, self.name = images, gain, gain_name
-        self.images, self.sum, self.said = 0, 0.0, time.monotonic()
+    def __init__(self, images: int, done: list[Votes], gain: Callable[[Votes], float], gain_name: str):
+        self.bar = tqdm(total=images, initial=len(done), unit="image", disable=None, dynamic_ncols=True)
+        self.total, self.before, self.gain, self.name = images, len(done), gain, gain_name
+        self.images, self.sum = len(done), sum(map(gain, done))
+        self.started = self.said = time.monotonic()
 
     def add(self, votes: list[Votes]) -> None:
         """Show that these images are done."""
@@ -120,13 +123,15 @@ class _Progress:
             return
         self.images += len(votes)
         self.sum += sum(map(self.gain, votes))
-        text = f"{self.sum / self.images:.3f}"
-        self.bar.set_postfix({self.name: text})
+        mean = f"{self.sum / self.images:.3f}"
+        self.bar.set_postfix({self.name: mean})
         self.bar.update(len(votes))
         now = time.monotonic()
         if self.bar.disable and now - self.said >= _SECONDS_BETWEEN_LINES:
             self.said = now
-            print(f"{self.images}/{self.total} images  {self.name} {text}", flush=True)
+            left = round((now - self.started) / (self.images - self.before) * (self.total - self.images))
+            line = f"{self.images}/{self.total} images  {self.name} {mean}  {timedelta(seconds=left)} left"
+            print(line, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

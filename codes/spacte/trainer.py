@@ -118,14 +118,14 @@ class Trainer:
         started = time.monotonic()
         learning_rate, pace = self.scheduler.get_last_lr()[0], self.objective.threshold(epoch)
         order = torch.Generator().manual_seed(derived_seed("order", args.seed, epoch))  # the same in every process
-        meter = PartsMeter(epoch)
+        meter, rates = PartsMeter(epoch), {"lr": learning_rate, "lambda": f"{pace:.3f}"}
         for images, labels in self.train_split.batches(args.batch_size, order, self.smallest):
             for part in range(args.num_noise_vec):
                 mine = slice(part, None, args.num_noise_vec)
                 meter.add(self.step(images[mine], labels[mine], epoch), len(labels[mine]))
                 if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
                     meter.flush()
-                    bar.set_postfix(loss=f"{meter.means()['loss']:.3f}", lr=learning_rate, pace=f"{pace:.3f}")
+                    bar.set_postfix({"loss": f"{meter.means()['loss']:.3f}"} | rates)
                 bar.update()
         meter.flush()
         meter.join_processes()
@@ -134,7 +134,7 @@ class Trainer:
             from_main_process(buffer)
         self.epoch = epoch
         means = meter.means()
-        bar.set_postfix(loss=f"{means['loss']:.3f}", lr=learning_rate, pace=f"{pace:.3f}")
+        bar.set_postfix({"loss": f"{means['loss']:.3f}"} | rates)
         seconds = time.monotonic() - started
         return {
             "epoch": epoch,
