@@ -21,7 +21,7 @@ def test_training_and_certification_run_on_a_gpu(script, tmp_path, defence, prec
     for extra in ((), ("--sequential", "--overwrite"), ("--exact_noise", "--overwrite")):
         code, _, err = script(f"{defence}/certify_mhead.py", *certify, *extra)
         assert code == 0, err
-    (log,) = [log for log in (tmp_path / "logs").rglob("*skip-60.log")]
+    (log,) = (tmp_path / "logs").rglob("*skip-60.log")
     assert len(read_log(log)) == 6
 
 
