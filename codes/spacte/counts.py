@@ -65,6 +65,11 @@ def read_votes(path: Path) -> list[Votes]:
     return votes
 
 
+def voter_of(config: dict) -> int:
+    """The row of the vote counts that a run's log is about: a head's, or -1, the ensemble's."""
+    return -1 if config["head"] is None else config["head"]
+
+
 def rule_of(config: dict) -> CertificateRule:
     """How the votes of a run with this configuration become certificates."""
     return CertificateRule(config["alpha"] - config["noise_slack"], config["noise_sd"], bool(config["sequential"]))
@@ -72,7 +77,7 @@ def rule_of(config: dict) -> CertificateRule:
 
 def certificate(votes: Votes, config: dict) -> tuple[int, float]:
     """(class, radius) of the voter that a run's configuration names; see CertificateRule for the guarantee."""
-    voter = -1 if config["head"] is None else config["head"]
+    voter = voter_of(config)
     return rule_of(config).certificate(votes.selection[voter], votes.estimation[voter])
 
 

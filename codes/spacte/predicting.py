@@ -6,7 +6,7 @@ from argparse import Namespace
 from spacte import cli, subject, sweep
 from spacte.certlog import elapsed, read_log
 from spacte.core_mhead import ABSTAIN, prediction
-from spacte.counts import Votes
+from spacte.counts import Votes, voter_of
 from spacte.runfiles import Format, Ledger, RunFiles
 from spacte.subject import Subject
 from spacte.utils import process_rank, start_processes
@@ -65,8 +65,7 @@ def _count(target: Subject, idx: int, args: Namespace) -> Votes:
 
 
 def _predicted(votes: Votes, config: dict) -> int:
-    voter = -1 if config["head"] is None else config["head"]
-    return prediction(votes.estimation[voter], config["alpha"] - config["noise_slack"])
+    return prediction(votes.estimation[voter_of(config)], config["alpha"] - config["noise_slack"])
 
 
 def _row(votes: Votes, config: dict) -> str:

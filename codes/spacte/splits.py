@@ -63,6 +63,9 @@ class Split:
     def _load(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError
 
+    def _scaled(self, images: Tensor) -> Tensor:
+        return images.float() / self.spec.levels
+
 
 class InMemory(Split):
     """A split held as one uint8 tensor on the device.
@@ -94,7 +97,7 @@ class InMemory(Split):
         return len(self.images)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
-        return self.images[idx].float() / self.spec.levels, int(self.labels[idx])
+        return self._scaled(self.images[idx]), int(self.labels[idx])
 
     def fingerprint(self) -> str:
         """See Split."""
@@ -110,7 +113,7 @@ class InMemory(Split):
                 images = random_crop(images, self.crop)
             if self.flip:
                 images = random_flip(images)
-            yield images.float() / self.spec.levels, self.labels[chosen]
+            yield self._scaled(images), self.labels[chosen]
 
 
 class Streamed(Split):
@@ -125,7 +128,7 @@ class Streamed(Split):
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
         image, label = self.dataset[idx]
-        return image.to(self.device).float() / self.spec.levels, label
+        return self._scaled(image.to(self.device)), label
 
     def fingerprint(self) -> str:
         """See Split."""
@@ -141,7 +144,7 @@ class Streamed(Split):
         )
         for images, labels in loader:
             images = images.to(self.device, non_blocking=True)
-            yield images.float() / self.spec.levels, labels.to(self.device, non_blocking=True)
+            yield self._scaled(images), labels.to(self.device, non_blocking=True)
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spacte import cli
 from spacte.checkpoint import Loaded, load_classifier
 from spacte.core_mhead import Smooth
+from spacte.counts import voter_of
 from spacte.data import open_split
 from spacte.inference import freeze
 from spacte.noise import GaussianNoise, GridNoise
@@ -69,8 +70,8 @@ class Subject:
 
     @property
     def voter(self) -> int:
-        """The row of the vote counts that the log is about: a head's, or -1, the ensemble's."""
-        return -1 if self.config["head"] is None else self.config["head"]
+        """The row of the vote counts that the log is about."""
+        return voter_of(self.config)
 
     def folder(self, logs_dir: str, kind: str) -> Path:
         """<logs_dir>/<dataset>/<arch>/noise-<sd>/<kind>."""

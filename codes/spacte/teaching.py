@@ -75,7 +75,7 @@ def head_weights(head_losses: Tensor, eps: float, explore: float = 0.01, generat
     drawn = torch.randint(num_heads, (), device=device, generator=generator)
     exploring = torch.rand((), device=device, generator=generator) < explore
     favoured = torch.where(exploring, drawn, head_losses.detach().argmin())
-    others = torch.full_like(head_losses, eps / (num_heads - 1), requires_grad=False)
+    others = torch.full_like(head_losses, eps / (num_heads - 1))
     return torch.where(torch.arange(num_heads, device=device) == favoured, 1 - eps, others)
 
 

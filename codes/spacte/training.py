@@ -97,10 +97,12 @@ def train(args: Namespace, objective_type: type[Objective]) -> None:
     log = RunLog(paths, trainer.epoch, args.epochs) if process_rank() == 0 else None
     about = {"run": run, "defence": objective.name, "args": vars(args)}
     for row in trainer.epochs():
-        epoch, state = row["epoch"], trainer.state()
         if log:
             log.write(row)
-            if epoch in (1, args.epochs) or epoch % args.save_freq == 0:
+        epoch = row["epoch"]
+        if epoch in (1, args.epochs) or epoch % args.save_freq == 0:
+            state = trainer.state()  # every process has its part in it
+            if log:
                 checkpoint.save(paths.checkpoint(epoch), {**state, **about})
     if log:
         print(f"checkpoint: {paths.checkpoint(args.epochs)}\nlog: {paths.log}\nTensorBoard: {paths.tensorboard}")
