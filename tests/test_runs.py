@@ -341,4 +341,4 @@ def test_exact_noise_certifies_like_ordinary_noise(certify):
     assert average_certified_radius(exact) > 0.1
     config = json.loads(beside(log, ".json").read_text())["config"]
     assert config["exact_noise"] and 0 < config["noise_slack"] < 1e-6
-    assert config["arithmetic"]["cudnn_allow_tf32"] is False and config["arithmetic"]["autocast"] == "off"
+    assert config["arithmetic"]["cudnn_allow_tf32"] is False and config["precision"] == "fp32"

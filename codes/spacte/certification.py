@@ -1,15 +1,14 @@
 """One certification run: votes of each image -> log -> summary."""
 
-import time
 from argparse import Namespace
 
 from spacte import certlog, cli, subject, sweep
 from spacte.bounds import RadiiDecided, RadiusKnown
 from spacte.certlog import read_log
+from spacte.core_mhead import Asks, tally
 from spacte.counts import Votes, certificate, certificate_row, largest_radius, rule_of
 from spacte.report import markdown, summary, table_radii
 from spacte.runfiles import Format, Ledger, RunFiles
-from spacte.subject import Subject
 from spacte.utils import UserError, process_rank, start_processes
 
 FORMAT = Format(certlog.HEADER, certificate_row)
@@ -62,7 +61,9 @@ def certify(args: Namespace) -> None:
         sweep.planned_indices(len(target.split), args.skip, args.max, args.shard),
         files,
         lambda: Ledger(files, config, target.about(args), FORMAT, args.overwrite),
-        lambda idx: count_image(target, idx, args, rule),
+        lambda indices: target.count(
+            "certify", indices, lambda label: draws(label, target.voter, args, rule), args.batch_size
+        ),
         lambda votes: _certified_radius(votes, config),
         "ACR",
     )
@@ -78,23 +79,18 @@ def write_summary(files: RunFiles, config: dict) -> str:
     return table
 
 
-def count_image(target: Subject, idx: int, args: Namespace, rule) -> Votes:
-    """The selection and estimation votes of image idx, from a generator that is a function of (seed, idx) alone.
+def draws(label: int, voter: int, args: Namespace, rule) -> Asks:
+    """What an image of that label asks for: N0 copies that select the class, then up to N that bound its probability.
 
     `rule`, if any, says of (votes for the selected class, draws) whether they are enough. The two tallies are disjoint
-    draws of one stream: independent, as the certificate needs.
+    draws of one stream: independent, as the certificate needs. Returns both.
     """
-    started = time.monotonic()
-    image, label = target.split[idx]
-    generator = target.generator("certify", idx)
-    selection = target.smooth.count_votes(image, args.N0, args.batch_size, generator)
-    chosen = int(selection[target.voter].argmax())
+    selection = yield from tally(args.N0, args.batch_size)
+    chosen = int(selection[voter].argmax())
     if args.skip_wrong and chosen != label:
-        estimation = selection.new_zeros(selection.shape)
-    else:
-        enough = rule and (lambda counts: rule(int(counts[target.voter, chosen]), int(counts[target.voter].sum())))
-        estimation = target.smooth.count_votes(image, args.N, args.batch_size, generator, enough)
-    return Votes(idx, label, time.monotonic() - started, selection, estimation)
+        return selection, selection.new_zeros(selection.shape)
+    enough = rule and (lambda counts: rule(int(counts[voter, chosen]), int(counts[voter].sum())))
+    return selection, (yield from tally(args.N, args.batch_size, enough))
 
 
 def _certified_radius(votes: Votes, config: dict) -> float:

@@ -1,6 +1,9 @@
 """The smoothed classifier: votes over Gaussian noise, prediction, certified radius. Knows no data set, file or flag."""
 
-from collections.abc import Callable, Iterator
+import itertools
+import time
+from collections import abc
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +14,7 @@ from spacte.bounds import anytime_lower_bound, lower_confidence_bound, radius_of
 from spacte.noise import GaussianNoise
 
 ABSTAIN = -1
+Asks = abc.Generator[int, Tensor, object]  # see Drawing
 _FIRST_LOOK = 100  # draws before a stopping rule is asked for the first time
 
 
@@ -55,38 +59,62 @@ class Smooth:
         """
         return prediction(self.count_votes(x, n, batch_size, generator)[-1], alpha - self.noise.slack(x.numel(), n))
 
-    @torch.inference_mode()
-    def count_votes(
-        self,
-        x: Tensor,
-        n: int,
-        batch_size: int,
-        generator: Generator | None = None,
-        enough: Callable[[Tensor], bool] | None = None,
-    ) -> Tensor:
-        """Votes of n independent noisy copies of x: [V, K] integers on the CPU, each row sums to the number of copies.
+    def count_votes(self, x: Tensor, n: int, batch_size: int, generator: Generator | None = None) -> Tensor:
+        """Votes of n independent noisy copies of x: [V, K] integers on the CPU, each row sums to n.
 
         The last row is the ensemble's (summed logits), the rows before it are the heads' own, V = L + 1; one head is
-        its own ensemble, V = 1. All rows count the same forward passes. `enough`, asked with the counts so far after
-        100 copies and then whenever a quarter more (at most a batch) has been drawn, may end the count early.
+        its own ensemble, V = 1. All rows count the same forward passes.
         """
-        counts = torch.zeros((), dtype=torch.int64, device=x.device)
-        for size in portions(n, batch_size, looks=enough is not None):
-            counts = counts + self._votes(self.noise(x, size, generator))
-            if enough and enough(counts.cpu()):
-                break
-        return counts.cpu()
+        (drawing,) = self.count_together([Drawing(x, generator, tally(n, batch_size))], batch_size)
+        return drawing.result
 
-    def _votes(self, images: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def count_together(self, drawings: Iterable["Drawing"], batch_size: int) -> Iterator["Drawing"]:
+        """Count the votes that each drawing asks for; yields the drawings as they finish, the oldest mostly first.
+
+        Batches of at most `batch_size` noisy copies are filled in the drawings' order, with whole portions; a new one
+        is begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
+        depend on which images share its batches, and the votes are counted on the device.
+        """
+        active: list[Drawing] = []
+
+        def begin() -> Iterator[Drawing]:
+            for drawing in drawings:
+                active.append(drawing)
+                yield drawing
+
+        fresh = begin()
+        while True:
+            started, room, batch = time.monotonic(), batch_size, []
+            for drawing in itertools.chain(list(active), fresh):
+                if drawing.wanted <= room:
+                    batch.append(drawing)
+                    room -= drawing.wanted
+                elif drawing is active[-1]:
+                    break  # while the youngest does not fit, no other is begun
+                if room == 0:
+                    break
+            if not batch:
+                return
+            sizes = [drawing.wanted for drawing in batch]
+            copies = [self.noise(drawing.x, drawing.wanted, drawing.generator) for drawing in batch]
+            for drawing, votes in zip(batch, self._votes(_joined(copies), sizes), strict=True):
+                drawing.take(votes)
+            seconds = time.monotonic() - started
+            for drawing, size in zip(batch, sizes, strict=True):
+                drawing.seconds += seconds * size / sum(sizes)
+            active[:] = [drawing for drawing in active if drawing.wanted]
+            yield from (drawing for drawing in batch if not drawing.wanted)
+
+    def _votes(self, images: Tensor, sizes: list[int]) -> list[Tensor]:
         logits = self.base_classifier(images).float()  # [L, N, K]
         if logits.dim() == 2:
             logits = logits.unsqueeze(0)
         if len(logits) > 1:
             logits = torch.cat([logits, logits.sum(0, keepdim=True)])  # [V, N, K]
         votes = logits.argmax(-1)  # [V, N]
-        voters = torch.arange(len(votes), device=votes.device).unsqueeze(1)
-        cells = (votes + voters * self.num_classes).flatten()
-        return torch.bincount(cells, minlength=len(votes) * self.num_classes).view(-1, self.num_classes)
+        counts = votes.new_zeros(len(votes), self.num_classes)
+        return [counts.scatter_add(1, part, torch.ones_like(part)) for part in votes.split(sizes, dim=1)]
 
 
 @dataclass(frozen=True)
@@ -120,6 +148,39 @@ class CertificateRule:
         return (ABSTAIN, 0.0) if radius is None else (chosen, radius)
 
 
+class Drawing:
+    """One image x [C, H, W] whose noisy copies are counted.
+
+    `asks` is a generator that yields how many copies it wants next, is sent their votes [V, K] and returns the
+    `result`; `key` says whose it is. `seconds` is its share of the time, by copies.
+    """
+
+    def __init__(self, x: Tensor, generator: Generator | None, asks: Asks, key=None):
+        self.x, self.generator, self.asks, self.key = x, generator, asks, key
+        self.wanted, self.result, self.seconds = next(asks), None, 0.0
+
+    def take(self, votes: Tensor) -> None:
+        """Hand over the votes of the copies that it wanted; then it wants more, or is finished and wants 0."""
+        try:
+            self.wanted = self.asks.send(votes)
+        except StopIteration as end:
+            self.wanted, self.result = 0, end.value
+
+
+def tally(n: int, batch_size: int, enough: Callable[[Tensor], bool] | None = None) -> Asks:
+    """Asks for n copies in portions of at most `batch_size`; returns their votes, [V, K] on the CPU.
+
+    `enough`, asked with the votes so far after 100 copies and then whenever a quarter more (at most a batch) has been
+    drawn, may end it early. Without it nothing waits for the device before the end.
+    """
+    counts = 0
+    for size in portions(n, batch_size, looks=enough is not None):
+        counts = counts + (yield size)
+        if enough and enough(counts.cpu()):
+            break
+    return counts.cpu()
+
+
 def portions(n: int, batch_size: int, looks: bool) -> Iterator[int]:
     """How n draws are divided: into batches; for a rule that `looks` between them, 100 first, then a quarter more."""
     drawn = 0
@@ -129,6 +190,10 @@ def portions(n: int, batch_size: int, looks: bool) -> Iterator[int]:
             size = min(size, max(_FIRST_LOOK, drawn // 4))
         yield size
         drawn += size
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def prediction(counts: Tensor, alpha: float) -> int:

@@ -1,14 +1,12 @@
 """One prediction run: Cohen et al.'s PREDICT on each image -> log."""
 
-import time
 from argparse import Namespace
 
 from spacte import cli, subject, sweep
 from spacte.certlog import elapsed, read_log
-from spacte.core_mhead import ABSTAIN, prediction
+from spacte.core_mhead import ABSTAIN, Asks, prediction, tally
 from spacte.counts import Votes, voter_of
 from spacte.runfiles import Format, Ledger, RunFiles
-from spacte.subject import Subject
 from spacte.utils import process_rank, start_processes
 
 COLUMNS = ("idx", "label", "predict", "correct", "time")
@@ -42,7 +40,7 @@ def predict(args: Namespace) -> None:
         sweep.planned_indices(len(target.split), args.skip, args.max, args.shard),
         files,
         lambda: Ledger(files, config, target.about(args), FORMAT, args.overwrite),
-        lambda idx: _count(target, idx, args),
+        lambda indices: target.count("predict", indices, lambda label: _draws(args), args.batch_size),
         lambda votes: float(_predicted(votes, config) == votes.label),
         "accuracy",
     )
@@ -57,11 +55,9 @@ def summarise(files: RunFiles) -> str:
     return f"{len(log)} images  accuracy {log['correct'].mean():.3f}  abstained {abstained:.3f}"
 
 
-def _count(target: Subject, idx: int, args: Namespace) -> Votes:
-    started = time.monotonic()
-    image, label = target.split[idx]
-    counts = target.smooth.count_votes(image, args.N, args.batch_size, target.generator("predict", idx))
-    return Votes(idx, label, time.monotonic() - started, counts.new_zeros(counts.shape), counts)
+def _draws(args: Namespace) -> Asks:
+    counts = yield from tally(args.N, args.batch_size)
+    return counts.new_zeros(counts.shape), counts  # a prediction selects nothing
 
 
 def _predicted(votes: Votes, config: dict) -> int:

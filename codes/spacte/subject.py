@@ -6,6 +6,7 @@ checkpoints -> classifier -> frozen -> Smooth
 import sys
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from spacte import cli
 from spacte.checkpoint import Loaded, load_classifier
-from spacte.core_mhead import Smooth
-from spacte.counts import voter_of
+from spacte.core_mhead import Asks, Drawing, Smooth
+from spacte.counts import Votes, voter_of
 from spacte.data import open_split
 from spacte.inference import freeze
 from spacte.noise import GaussianNoise, GridNoise
@@ -49,6 +50,7 @@ def add_flags(parser: cli.Parser) -> None:
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network's arithmetic")
+    add("--compile", action="store_true", help="through torch.compile: a minute at the start, then faster")
     add("--logs_dir", default="./logs")
 
 
@@ -81,6 +83,21 @@ class Subject:
         """The generator of image idx's noise: a function of (purpose, seed, idx) alone."""
         return torch.Generator(self.device).manual_seed(derived_seed(purpose, self.config["seed"], idx))
 
+    def count(
+        self, purpose: str, indices: Iterable[int], asks: Callable[[int], Asks], batch_size: int
+    ) -> Iterator[Votes]:
+        """Votes of the images, in about their order.
+
+        `asks(label)` asks for an image's copies (see Drawing) and returns its selection and estimation votes.
+        """
+
+        def drawing(idx: int) -> Drawing:
+            image, label = self.split[idx]
+            return Drawing(image, self.generator(purpose, idx), asks(label), key=(idx, label))
+
+        for done in self.smooth.count_together(map(drawing, indices), batch_size):
+            yield Votes(*done.key, done.seconds, *done.result)
+
     def about(self, args: Namespace) -> dict:
         """What a run's JSON records beside its configuration: what may change when it goes on."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
@@ -104,15 +121,17 @@ def prepare(args: Namespace, draws: int) -> Subject:
 
     sigma, pixels = settings["noise_sd"], split[0][0].numel()
     noise = GridNoise(sigma, spec.levels) if args.exact_noise else GaussianNoise(sigma)
-    classifiers = [freeze(network.classifier, device, args.precision) for network in networks]
+    classifiers = [
+        freeze(network.classifier, device, args.precision, args.batch_size, args.compile) for network in networks
+    ]
     smooth = Smooth(classifiers[0] if len(classifiers) == 1 else Ensemble(classifiers), spec.num_classes, sigma, noise)
     config = {
         **settings,
         "checkpoint_sha256": [sha256(Path(path)) for path in args.model_path],
         "data_sha256": split.fingerprint(),
-        **{name: getattr(args, name) for name in ("head", "skip", "seed", "precision", "exact_noise")},
+        **{name: getattr(args, name) for name in ("head", "skip", "seed", "precision", "compile", "exact_noise")},
         "noise_slack": noise.slack(pixels, draws),
-        "arithmetic": arithmetic(args.precision),
+        "arithmetic": arithmetic(),
         "versions": package_versions(),
     }
     head = "" if args.head is None else f"-head-{args.head}"

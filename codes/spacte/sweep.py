@@ -3,7 +3,7 @@
 import re
 import time
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -61,14 +61,14 @@ def sweep(
     indices: list[int],
     files: RunFiles,
     open_ledger: Callable[[], Ledger],
-    count: Callable[[int], Votes],
+    count: Callable[[list[int]], Iterator[Votes]],
     gain: Callable[[Votes], float],
     gain_name: str,
 ) -> None:
     """Count every image that is not counted yet, dealt out among the processes, and keep the run's files.
 
-    `count(idx)` returns an image's votes; the mean of `gain` over the images is the progress's figure `gain_name`.
-    Raises UserError, in every process, where `open_ledger` does.
+    `count(indices)` yields the images' votes as they come; the mean of `gain` over the images is the progress's figure
+    `gain_name`. Raises UserError, in every process, where `open_ledger` does.
     """
     ledger: Ledger | None = None
 
@@ -81,8 +81,7 @@ def sweep(
     todo = share_from_main_process(begin)
     progress = _Progress(len(indices), ledger.done, gain, gain_name) if ledger else None
     try:
-        for idx in todo[process_rank() :: process_count()]:
-            votes = count(idx)
+        for votes in count(todo[process_rank() :: process_count()]):
             if process_count() > 1:
                 append(files.part(process_rank()), votes.to_line())
             if ledger:

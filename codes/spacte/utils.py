@@ -126,10 +126,9 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def arithmetic(precision: str) -> dict[str, bool | str]:
+def arithmetic() -> dict[str, bool | str]:
     """The settings that decide how the network's arithmetic rounds, as they are in force, for the record."""
     return {
-        "autocast": "bfloat16" if precision == "bf16" else "off",
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn_deterministic": torch.backends.cudnn.deterministic,

@@ -35,7 +35,10 @@ class MultiHeadResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every head: [N, C, H, W] -> [L, N, K]."""
         features = self.trunk(images)
-        return torch.stack([linear(_global_average(stage(features))) for stage, linear in self.heads])
+        pooled = [_global_average(stage(features)) for stage, _ in self.heads]
+        return torch.stack(
+            [linear(x.to(linear.weight.dtype)) for (_, linear), x in zip(self.heads, pooled, strict=True)]
+        )
 
     def cosine_loss(self) -> Tensor:
         """L_cos = sum over head pairs h < g of cos^2(theta_h, theta_g), a scalar; 0 for one head.
