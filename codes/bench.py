@@ -53,7 +53,8 @@ def _flags() -> argparse.Namespace:
     add("--num_heads", type=cli.positive_int, default=5)
     add("--device", default="auto")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the fast way; plain is always float32")
-    add("--batch_size", type=cli.positive_int, help="noisy images a pass (certify: 1000, train: 256)")
+    add("--compile", action="store_true", help="the fast way with --compile")
+    add("--batch_size", type=cli.positive_int, help="noisy images a batch (certify: 1000, train: 256)")
     add("--turns", type=cli.positive_int, default=5, help="measurements of each way")
     add("--seconds", type=cli.positive_float, default=2.0, help="least time of a measurement")
     add("--json", type=Path, help="also write the figures there")
@@ -120,7 +121,7 @@ def _certify_ways(arch: str, dataset: str, batch_size: int, device: torch.device
     spec = data_spec(dataset)
     classifier = build_classifier(arch, dataset, args.num_heads).to(device).eval()
     image = torch.rand(spec.shape, device=device)
-    smooth = Smooth(freeze(classifier, device, args.precision), spec.num_classes, _SIGMA)
+    smooth = Smooth(freeze(classifier, device, args.precision, batch_size, args.compile), spec.num_classes, _SIGMA)
     return (
         lambda: _plain_counts(classifier, image, batch_size, spec.num_classes),
         lambda: smooth.count_votes(image, batch_size, batch_size),
@@ -158,7 +159,8 @@ def _train_ways(arch: str, dataset: str, batch_size: int, device: torch.device, 
     split = InMemory(spec, images, torch.randint(spec.num_classes, (len(images),)), device=device)
     flags = argparse.Namespace(
         noise_sd=_SIGMA, num_noise_vec=_NOISES, epochs=150, lbdlast=1.2, eps=0.8, lr_init=0.1, wd=1e-4, lr_step_size=50,
-        gamma=0.1, batch_size=batch_size, precision=args.precision, seed=0, num_heads=args.num_heads,
+        gamma=0.1, batch_size=batch_size, seed=0, num_heads=args.num_heads,
+        precision=args.precision, compile=args.compile,
     )  # fmt: skip
     objective = _Gaussian(flags, spec.num_classes)
     trainer = Trainer(flags, device, build_classifier(arch, dataset, args.num_heads), objective, split, split)

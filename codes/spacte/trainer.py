@@ -56,6 +56,8 @@ class Trainer:
             )
         classifier.to(device, memory_format=torch.channels_last)
         classifier.forward = autocast(device, args.precision)(classifier.forward)
+        if args.compile:
+            classifier.compile()
         self.classifier = classifier
         if process_count() > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 convolutions; harmless

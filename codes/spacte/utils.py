@@ -126,6 +126,16 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def check_compiler() -> None:
+    """UserError where torch.compile would find no compiler."""
+    from torch._inductor import cpp_builder  # here: importing it takes a second
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except RuntimeError as error:
+        raise UserError("--compile needs a C++ compiler: install g++, or name one in the variable CXX") from error
+
+
 def arithmetic() -> dict[str, bool | str]:
     """The settings that decide how the network's arithmetic rounds, as they are in force, for the record."""
     return {

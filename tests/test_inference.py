@@ -1,0 +1,176 @@
+"""The fast path computes the plain network's function, whatever shares its batches."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from spacte import inference
+from spacte.checkpoint import load_classifier
+from spacte.core_mhead import Drawing, Smooth, tally
+from spacte.inference import freeze
+from spacte.model import build_classifier
+
+CPU = torch.device("cpu")
+
+
+def warmed_up(arch: str, dataset: str, shape: tuple[int, ...], heads: int = 3):
+    """A classifier whose BatchNorm has seen something, with weights and biases that are not the identity's."""
+    classifier = build_classifier(arch, dataset, heads).train()
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+    with torch.no_grad():
+        for _ in range(8):
+            classifier(torch.rand(16, *shape))
+    return classifier.eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("arch", "dataset", "shape"),
+    [
+        ("R20", "CIFAR10", (3, 32, 32)),
+        ("R110", "CIFAR10", (3, 32, 32)),
+        ("R8", "digits", (1, 8, 8)),
+        ("R18", "ImageNet", (3, 64, 64)),
+        ("R50", "ImageNet", (3, 64, 64)),
+    ],
+)
+def test_fast_logits_are_the_plain_ones(arch, dataset, shape):
+    plain = warmed_up(arch, dataset, shape)
+    images = torch.rand(9, *shape) + 0.25 * torch.randn(9, *shape)
+    expected, logits = plain(images), freeze(plain, CPU, batch_size=4)(images)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * max(1, float(expected.abs().max())))
+
+
+@torch.inference_mode()
+def test_fast_votes_are_the_plain_ones(trained):
+    """On 10,000 noisy images at least 99.9 %, of a network that sees both sides of its decisions."""
+    plain = load_classifier(trained).classifier.eval()
+    images = torch.rand(10_000, 1, 8, 8) + 0.5 * torch.randn(10_000, 1, 8, 8)
+    expected = plain(images).sum(0).argmax(-1)
+    assert len(expected.unique()) > 3
+    votes = freeze(plain, CPU)(images).sum(0).argmax(-1)
+    assert float((votes == expected).float().mean()) >= 0.999
+    bf16 = freeze(plain, CPU, "bf16")(images)
+    assert bf16.dtype == torch.float32
+    assert float((bf16.sum(0).argmax(-1) == expected).float().mean()) >= 0.97
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_logits_do_not_depend_on_the_company(precision):
+    """To the last bit: alone, in any place of a batch of any size."""
+    frozen = freeze(warmed_up("R20", "CIFAR10", (3, 32, 32)), CPU, precision, batch_size=50)
+    images = torch.rand(120, 3, 32, 32)
+    together = frozen(images)
+    assert torch.equal(frozen(images.roll(7, dims=0)), together.roll(7, dims=1))
+    for first, last in ((0, 1), (119, 120), (3, 5), (40, 103)):
+        assert torch.equal(frozen(images[first:last]), together[:, first:last])
+
+
+def test_passes_have_one_shape_that_fits(monkeypatch):
+    monkeypatch.setattr(inference, "_CPU_PIXELS", 3000)
+    frozen, seen = freeze(build_classifier("R8", "digits", 1), CPU, batch_size=100), []
+    frozen.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    with torch.inference_mode():
+        assert frozen(torch.rand(70, 1, 8, 8)).shape == (1, 70, 10)
+    assert seen == [34, 34, 34]  # ceil(100 / ceil(100 * 64 / 3000)), at most 3000 pixels each
+
+
+@torch.inference_mode()
+def test_passes_are_halved_while_memory_is_short(capsys):
+    frozen, images = freeze(build_classifier("R8", "digits", 2), CPU, batch_size=64), torch.rand(64, 1, 8, 8)
+    expected, limit = frozen(images), 10
+
+    def run_out_of_memory(module, inputs):
+        if len(inputs[0]) > limit:
+            raise torch.OutOfMemoryError
+
+    frozen.network.register_forward_pre_hook(run_out_of_memory)
+    assert torch.equal(frozen(images), expected) and torch.equal(frozen(images), expected)
+    assert capsys.readouterr().err == "the GPU's memory is short: from here on 8 images a pass\n"
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        frozen(images)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_runs_are_the_plain_ones(script, tmp_path, trained):
+    """The votes of a whole run; training, too, goes on from the same loss."""
+    logs = []
+    for flags in ((), ("--compile",)):
+        folder = tmp_path / f"logs{len(logs)}"
+        certify = ("--model_path", trained, "--N", 300, "--skip", 60, "--device", "cpu", "--logs_dir", folder, *flags)
+        code, _, err = script("0Gaussian/certify_mhead.py", *certify)
+        assert code == 0, err
+        (log,) = folder.rglob("*skip-60.log")
+        logs.append([line.rsplit("\t", 1)[0] for line in Path(log).read_text().splitlines()])
+    assert logs[0] == logs[1]
+
+
+def test_a_compiler_is_needed_to_compile(script, trained, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
+    code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", trained, "--compile", "--device", "cpu")
+    assert code == 2 and err.count("\n") == 1 and "C++ compiler" in err
+
+
+class Means(torch.nn.Module):
+    """Two heads that vote by the noisy image's mean and by its first pixel; notes the sizes of its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        scores = torch.stack([images.flatten(1).mean(1), images.flatten(1)[:, 0]])  # [2, N]
+        return torch.stack([-scores, scores], dim=-1)
+
+
+def drawings(batch_size, ns, enough=None):
+    """One image for each n, each with its own generator."""
+    for seed, n in enumerate(ns):
+        x = torch.full((1, 2, 2), 0.1 * (seed - 3))
+        yield Drawing(x, torch.Generator().manual_seed(seed), tally(n, batch_size, enough), key=seed)
+
+
+def test_votes_do_not_depend_on_the_company():
+    ns, model = [250, 30, 100, 700, 5, 333], Means()
+    smooth = Smooth(model, 2, 0.5)
+    together = {one.key: one.result for one in smooth.count_together(drawings(100, ns), 100)}
+    assert sum(model.sizes) == sum(ns) and max(model.sizes) <= 100
+    alone = [smooth.count_votes(one.x, n, 100, one.generator) for one, n in zip(drawings(100, ns), ns, strict=True)]
+    for seed, votes in enumerate(alone):
+        assert votes.sum(1).tolist() == [ns[seed]] * 3
+        assert torch.equal(together[seed], votes)
+
+
+def test_batches_stay_full_where_images_stop_early():
+    """A rule that stops 400 images after 100 to 3,000 draws: the batches are nearly full, the oldest goes first."""
+    model, stops = Means(), torch.randint(100, 3000, (400,), generator=torch.Generator().manual_seed(1)).tolist()
+
+    def images():
+        for seed, stop in enumerate(stops):
+            asks = tally(10_000, 1000, lambda counts, stop=stop: int(counts[-1].sum()) >= stop)
+            yield Drawing(torch.zeros(1, 2, 2), torch.Generator().manual_seed(seed), asks, key=seed)
+
+    done = [(one.key, int(one.result[-1].sum())) for one in Smooth(model, 2, 0.5).count_together(images(), 1000)]
+    assert sorted(key for key, _ in done) == list(range(400))
+    assert all(used >= stops[key] for key, used in done)
+    assert sum(model.sizes) / len(model.sizes) > 900
+    assert all(abs(key - place) < 40 for place, (key, _) in enumerate(done))
+
+
+def test_the_seconds_of_the_images_are_those_of_the_run(monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("spacte.core_mhead.time.monotonic", lambda: float(next(clock)))
+    model, ns = Means(), [250, 30, 100, 700]
+    done = {one.key: one.seconds for one in Smooth(model, 2, 0.5).count_together(drawings(100, ns), 100)}
+    assert sum(done.values()) == pytest.approx(len(model.sizes))  # each batch takes one tick
+    assert done[3] > done[0] > done[2] > done[1]
