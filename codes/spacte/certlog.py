@@ -3,6 +3,7 @@
 Tab separated, header `idx label predict radius correct time`, one row an image (Cohen et al., ICML 2019).
 """
 
+import warnings
 from datetime import timedelta
 from decimal import ROUND_FLOOR, Context
 from pathlib import Path
@@ -14,6 +15,13 @@ from spacte.utils import UserError
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 HEADER = "\t".join(COLUMNS) + "\n"
+_LEGAL = {
+    "idx": (int, "an integer of at least 0", lambda x: x >= 0),
+    "label": (int, "an integer of at least 0", lambda x: x >= 0),
+    "predict": (int, "an integer of at least -1", lambda x: x >= -1),
+    "radius": (float, "a number of at least 0", lambda x: x >= 0),
+    "correct": (int, "0 or 1", lambda x: (x == 0) | (x == 1)),
+}
 _SIX_DIGITS_DOWN = Context(prec=6, rounding=ROUND_FLOOR)
 
 
@@ -36,23 +44,56 @@ def elapsed(seconds: float) -> str:
 def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
     """A log as a table with `columns`, one row an image, any writer's (the authors', Cohen's, ours).
 
-    Raises UserError with the file and what is wrong with it.
+    Only `time` may be missing. A last line that was cut short is dropped with a warning. Raises UserError that names
+    the file and the line where a value is not what the column holds, and where an idx comes twice.
     """
     try:
-        table = pd.read_csv(path, sep="\t")
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, skip_blank_lines=False)
+    except pd.errors.EmptyDataError as error:
+        raise UserError(f"'{path}' is no certification log: it is empty") from error
+    except (OSError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is no certification log: {error}") from error
-    missing = [name for name in columns if name != "time" and name not in table]
+    columns = [name for name in columns if name != "time"]
+    missing = [name for name in columns if name not in table]
     if missing:
-        raise UserError(f"'{path}' is no certification log: it has no column {', '.join(missing)}")
+        raise UserError(f"'{path}', line 1: this is no certification log: it has no column {', '.join(missing)}")
+    if len(table) and table.iloc[-1].isna().any():  # NaN: the line has fewer fields than the header
+        if table.iloc[-1][columns].isna().any():
+            warnings.warn(f"'{path}', line {len(table) + 1}: cut short, dropped", stacklevel=2)
+            table = table.iloc[:-1]
     if table.empty:
         raise UserError(f"'{path}' is a certification log without a row")
+    for name in columns:
+        table[name] = _checked(table[name], path)
+    twice = table["idx"].duplicated()
+    if twice.any():
+        raise UserError(f"'{path}', line {first_line(twice)}: idx {table['idx'][twice].iloc[0]} was there before")
     return table
+
+
+def first_line(rows: pd.Series) -> int:
+    """The line of a log on which the first marked row of its table stands."""
+    return int(rows.to_numpy().argmax()) + 2
+
+
+def _checked(column: pd.Series, path: Path | str) -> pd.Series:
+    kind, legal, accept = _LEGAL[column.name]
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    wrong = ~(np.isfinite(numbers) & ((numbers % 1 == 0) | (kind is float)) & accept(numbers))
+    if wrong.any():
+        text = column[wrong].iloc[0]
+        raise UserError(f"'{path}', line {first_line(wrong)}: {column.name} '{text}' must be {legal}")
+    return numbers.astype(kind)
 
 
 def average_certified_radius(table: pd.DataFrame) -> float:
     """ACR: the mean over all images, abstentions and errors too, of correct * radius."""
     return float((table["correct"] * table["radius"]).mean())
+
+
+def acr_standard_error(table: pd.DataFrame) -> float:
+    """The standard error of the ACR as a mean over images; 0 for one image."""
+    return float((table["correct"] * table["radius"]).sem()) if len(table) > 1 else 0.0
 
 
 def certified_accuracy(table: pd.DataFrame, radii) -> np.ndarray:

@@ -18,13 +18,14 @@ class Loaded:
     """A classifier from a checkpoint, the data set it was made for, and what the checkpoint says of its training.
 
     `settings` holds arch, dataset, num_heads and noise_sd as the checkpoint or else the caller gave them (None where
-    nobody did) and `run` the run's name.
+    nobody did) and `run` and `defence` the names of the run and of its base defence.
     """
 
     classifier: nn.Sequential
     spec: DataSpec
     settings: dict
     run: str
+    defence: str | None
 
 
 def save(path: Path, contents: dict) -> None:
@@ -90,7 +91,8 @@ def load_classifier(
     spec = contents.get("data") or data_spec(settings["dataset"])
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     _fill(classifier, state_dict, path, f"{settings['arch']} with {settings['num_heads']} heads on {spec.name}")
-    return Loaded(classifier.eval(), spec, settings, contents.get("run") or Path(path).resolve().parent.name)
+    run = contents.get("run") or Path(path).resolve().parent.name
+    return Loaded(classifier.eval(), spec, settings, run, contents.get("defence"))
 
 
 def _fill(classifier: nn.Module, state_dict: dict, path: Path, wanted: str) -> None:

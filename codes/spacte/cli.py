@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 
 from spacte.utils import RunError, UserError
@@ -47,11 +48,12 @@ open_probability = _number(float, "open_probability", "above 0 and below 1", lam
 
 
 def run(command: Callable[[], None]) -> None:
-    """Run a script's body: what a user can mend ends it with one line on stderr and exit code 2.
+    """Run a script's body: what a user can mend ends it with one line on stderr and exit code 2. A warning is a line.
 
     A failure that the user did not cause (a loss that is not finite, say) is a line and exit code 1 when it is a
     `RunError`; Ctrl-C ends with 130.
     """
+    warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
     try:
         command()
     except UserError as error:
@@ -63,6 +65,10 @@ def run(command: Callable[[], None]) -> None:
 
 
 def _stop(message: str, code: int):
+    _say(message)
+    sys.exit(code)
+
+
+def _say(message: str) -> None:
     name = sys.argv[0].rsplit("/", 1)[-1]
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)

@@ -130,6 +130,7 @@ def prepare(args: Namespace, draws: int) -> Subject:
     smooth = Smooth(classifiers[0] if len(classifiers) == 1 else Ensemble(classifiers), spec.num_classes, sigma, noise)
     config = {
         **settings,
+        "defence": _joint_name([network.defence or "unknown" for network in networks], repeats=False),
         "checkpoint_sha256": [sha256(Path(path)) for path in args.model_path],
         "data_sha256": split.fingerprint(),
         **{name: getattr(args, name) for name in ("head", "skip", "seed", "precision", "compile", "exact_noise")},
