@@ -4,10 +4,9 @@ from argparse import Namespace
 
 from spacte import certlog, cli, subject, sweep
 from spacte.bounds import RadiiDecided, RadiusKnown
-from spacte.certlog import read_log
 from spacte.core_mhead import Asks, tally
 from spacte.counts import Votes, certificate, certificate_row, largest_radius, rule_of
-from spacte.report import markdown, summary, table_radii
+from spacte.report import read_runs, render, summary, table_radii
 from spacte.runfiles import Format, Ledger, RunFiles
 from spacte.utils import UserError, process_rank, start_processes
 
@@ -52,7 +51,7 @@ def certify(args: Namespace) -> None:
     config = {"kind": "certify", **target.config}
     config |= {name: getattr(args, name) for name in ("N0", "N", "alpha", "skip_wrong", "sequential")}
     limit = largest_radius(config)
-    config["sequential"] = _stopping(args, limit)
+    config["sequential"] = _stopping(args, limit, config["dataset"])
     folder = target.folder(args.logs_dir, "certify-mhead")
     files = sweep.run_files(folder, f"{target.run}-certify-skip-{args.skip}", args)
 
@@ -73,8 +72,9 @@ def certify(args: Namespace) -> None:
 
 def write_summary(files: RunFiles, config: dict) -> str:
     """Write ACR and certified accuracy at the radii that N draws can reach beside the log; returns the table."""
-    radii = table_radii(largest_radius(config))
-    table = markdown(summary({files.log.stem: read_log(files.log)}, radii))
+    table = render(
+        summary(read_runs([files.log]), table_radii(largest_radius(config), config["dataset"])[1:]), "markdown"
+    )
     files.summary.write_text(table + "\n")
     return table
 
@@ -106,13 +106,13 @@ def _check_stopping(args: Namespace) -> None:
         raise UserError(f"--tolerance and --{given[0]} belong to two rules for stopping: give one of them")
 
 
-def _stopping(args: Namespace, limit: float) -> dict | None:
+def _stopping(args: Namespace, limit: float, dataset: str) -> dict | None:
     """The stopping rule as the configuration records it; None where N draws are fixed."""
     if not args.sequential:
         return None
     if args.tolerance is not None:
         return {"tolerance": args.tolerance}
-    radii = table_radii(limit).tolist() if args.radii is None else sorted(args.radii)
+    radii = sorted(args.radii) if args.radii else table_radii(limit, dataset).tolist()
     return {"radii": radii, "give_up": args.give_up or 0.01}
 
 

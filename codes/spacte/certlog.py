@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import sem
 
 from spacte.utils import UserError
 
@@ -57,10 +58,9 @@ def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
     missing = [name for name in columns if name not in table]
     if missing:
         raise UserError(f"'{path}', line 1: this is no certification log: it has no column {', '.join(missing)}")
-    if len(table) and table.iloc[-1].isna().any():  # NaN: the line has fewer fields than the header
-        if table.iloc[-1][columns].isna().any():
-            warnings.warn(f"'{path}', line {len(table) + 1}: cut short, dropped", stacklevel=2)
-            table = table.iloc[:-1]
+    if len(table) and table[columns].iloc[-1].isna().any():  # NaN: the line has fewer fields than the header
+        warnings.warn(f"'{path}', line {len(table) + 1}: cut short, dropped", stacklevel=2)
+        table = table.iloc[:-1].copy()
     if table.empty:
         raise UserError(f"'{path}' is a certification log without a row")
     for name in columns:
@@ -86,17 +86,27 @@ def _checked(column: pd.Series, path: Path | str) -> pd.Series:
     return numbers.astype(kind)
 
 
+def certified_radius(table: pd.DataFrame) -> np.ndarray:
+    """Each image's certified radius, 0 where it is wrong or abstained: [images]."""
+    return (table["correct"] * table["radius"]).to_numpy(float)
+
+
+def certified_at(table: pd.DataFrame, radii) -> np.ndarray:
+    """Whether each image is correct with at least each of the radii: [len(radii), images]."""
+    radius, correct = table["radius"].to_numpy(float), table["correct"].to_numpy(bool)
+    return correct & (radius >= np.asarray(radii, dtype=float)[:, None])
+
+
 def average_certified_radius(table: pd.DataFrame) -> float:
     """ACR: the mean over all images, abstentions and errors too, of correct * radius."""
-    return float((table["correct"] * table["radius"]).mean())
+    return float(certified_radius(table).mean())
 
 
 def acr_standard_error(table: pd.DataFrame) -> float:
     """The standard error of the ACR as a mean over images; 0 for one image."""
-    return float((table["correct"] * table["radius"]).sem()) if len(table) > 1 else 0.0
+    return float(sem(certified_radius(table))) if len(table) > 1 else 0.0
 
 
 def certified_accuracy(table: pd.DataFrame, radii) -> np.ndarray:
     """The share of all images that are correct with at least each of the radii: [len(radii)], in [0, 1]."""
-    radius, correct = table["radius"].to_numpy(float), table["correct"].to_numpy(bool)
-    return np.array([np.mean(correct & (radius >= r)) for r in radii])
+    return certified_at(table, radii).mean(axis=1)

@@ -1,58 +1,92 @@
-"""Tables from certification logs."""
+"""Certification logs read together: what is known of each, and the table of their figures.
 
+log files -> runs -> summary -> text
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from spacte.certlog import average_certified_radius, certified_accuracy, read_log
+from spacte.certlog import (
+    COLUMNS,
+    acr_standard_error,
+    average_certified_radius,
+    certified_accuracy,
+    certified_radius,
+    first_line,
+    read_log,
+)
+from spacte.core_mhead import ABSTAIN
 from spacte.counts import log_table, read_votes
+from spacte.data import DATASETS
+from spacte.model import ARCHITECTURES
 from spacte.runfiles import RunFiles
 from spacte.utils import UserError
 
 RADIUS_STEP = 0.25
+_RADIUS_STEPS = {"ImageNet": 0.5}
+FORMATS = ("markdown", "csv", "latex", "json")
+_TEXTS = ("defence", "dataset", "arch", "heads", "run")
+_DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma")
 
 
-def table_radii(limit: float, step: float = RADIUS_STEP) -> np.ndarray:
-    """The radii of a table: 0, step, 2 step, ... up to `limit`."""
-    return step * np.arange(int(limit / step) + 1)
+@dataclass(frozen=True)
+class Run:
+    """A certification log and what its configuration or else its path says of the classifier (None: neither does).
 
-
-def summary(logs: dict[str, pd.DataFrame], radii=None) -> pd.DataFrame:
-    """A row a log: images, abstained, ACR, certified accuracy at each radius, the last three in [0, 1].
-
-    Radii default to those of `table_radii` that some image of some log reaches.
+    `name` is the training run's; where the rest does not tell two runs apart, the file's with its folders.
     """
-    if radii is None:
-        radii = table_radii(max(float((log["correct"] * log["radius"]).max()) for log in logs.values()))
-    rows = []
-    for name, log in logs.items():
-        accuracies = {f"{r:g}": share for r, share in zip(radii, certified_accuracy(log, radii), strict=True)}
-        abstained = float((log["predict"] == -1).mean())
-        rows.append({"": name, "images": len(log), "abstain": abstained, "ACR": average_certified_radius(log)})
-        rows[-1] |= accuracies
-    return pd.DataFrame(rows)
+
+    name: str
+    path: Path
+    log: pd.DataFrame
+    defence: str | None
+    dataset: str | None
+    arch: str | None
+    heads: str | None
+    sigma: float | None
+    config: dict | None
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A summary as a markdown table with three decimals."""
-    return table.to_markdown(index=False, floatfmt=".3f")
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_logs(paths: list[Path], heads: bool) -> dict[str, pd.DataFrame]:
-    """Logs by run name; with `heads` also each head alone, from the vote counts beside a log of several heads."""
-    logs = {}
-    for name, path in zip(_names(paths), paths, strict=True):
-        log = read_log(path)
-        if heads:
-            files = RunFiles(path)
-            config, votes = files.read_json()["config"], read_votes(files.counts)
-            if config["skip_wrong"]:
-                raise UserError(f"'{path}' was made with --skip_wrong: the heads alone were not counted on every image")
-            for head in range(len(votes[0].selection) - 1):
-                logs[f"{name}, head {head} alone"] = log_table(votes, config | {"head": head})
-        logs[name] = log
-    return logs
+def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
+    """The runs of logs and of all certification logs in folders, in the order of a table.
+
+    `heads` adds each head alone, from the vote counts beside a log of several heads. Raises UserError that names the
+    file, and the line where there is one: an unreadable log, two data sets, images with two labels.
+    """
+    logs = [log for path in paths for log in _logs_in(path)]
+    runs = []
+    for path in logs:
+        run = Run(re.sub(r"-certify-skip-\d+", "", path.stem), path, read_log(path), **_description(path))
+        runs += [*(_heads_alone(run) if heads else ()), run]
+    _check_same_images(runs)
+    described = [(run.name, *(getattr(run, name) for name in _DESCRIPTION)) for run in runs]
+    if len(set(described)) < len(runs):
+        names = dict(zip(logs, _names(logs), strict=True))
+        runs = [replace(run, name=names[run.path]) for run in runs]
+    return sorted(runs, key=_order)
+
+
+def _logs_in(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = [log for log in sorted(path.rglob("*.log")) if set(COLUMNS[:-1]) <= set(_header(log))]
+    if not found:
+        raise UserError(f"folder '{path}' holds no certification log")
+    return found
+
+
+def _header(path: Path) -> list[str]:
+    with open(path, errors="replace") as file:
+        return file.readline().rstrip("\n").split("\t")
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -63,3 +97,206 @@ def _names(paths: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise UserError("a log is given twice")
+
+
+def _description(path: Path) -> dict:
+    files = RunFiles(path)
+    try:
+        config = files.read_json()["config"]
+    except UserError:
+        config = None  # another writer's log
+    from_path = {
+        "defence": _part(path, r"\d([A-Z]\w+)", str),
+        "dataset": _known(path, DATASETS),
+        "arch": _known(path, ARCHITECTURES),
+        "heads": _part(path, r"h-(\d+)-.*", str),
+        "sigma": _part(path, r"(?:noise|sigma)[-_]([0-9.]+)", float),
+    }
+    if config is None:
+        return from_path | {"config": None}
+    heads = "+".join(map(str, config["num_heads"]))
+    return {
+        "defence": config.get("defence") or from_path["defence"],
+        "dataset": config["dataset"],
+        "arch": config["arch"],
+        "heads": heads if config["head"] is None else f"head {config['head']} of {heads}",
+        "sigma": config["noise_sd"],
+        "config": config,
+    }
+
+
+def _part(path: Path, pattern: str, kind: Callable):
+    """What the pattern's group finds in the innermost part of the path that is like it."""
+    for part in reversed(path.absolute().with_suffix("").parts):
+        match = re.fullmatch(pattern, part)
+        if match:
+            return kind(match[1])
+    return None
+
+
+def _known(path: Path, names) -> str | None:
+    """The one of the names that is a part of the path, or a part of a part between hyphens (CIFAR10-R110)."""
+    known = {name.lower(): name for name in names}
+    for part in reversed(path.absolute().parts[:-1]):
+        for word in part.lower().split("-"):
+            if word in known:
+                return known[word]
+    return None
+
+
+def _heads_alone(run: Run) -> list[Run]:
+    files = RunFiles(run.path)
+    config, votes = files.read_json()["config"], read_votes(files.counts)
+    if config["skip_wrong"]:
+        raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
+    alone = []
+    for head in range(len(votes[0].selection) - 1):
+        log = log_table(votes, config | {"head": head})
+        alone.append(replace(run, log=log, heads=f"head {head} of {run.heads}"))
+    return alone
+
+
+def _check_same_images(runs: list[Run]) -> None:
+    first: dict[int, tuple[int, Run]] = {}
+    known = [run for run in runs if run.dataset]
+    for run in runs:
+        if known and run.dataset and run.dataset != known[0].dataset:
+            there = f"'{known[0].path}', line 1: about {known[0].dataset}"
+            raise UserError(f"two data sets in one report: '{run.path}', line 1: about {run.dataset}; {there}")
+        earlier = run.log["idx"].map(lambda idx: first[idx][0] if idx in first else np.nan)
+        other = earlier.notna() & (earlier != run.log["label"])
+        if other.any():
+            row = run.log[other].iloc[0]
+            label, there = first[row["idx"]]
+            raise UserError(
+                f"two data sets in one report: '{run.path}', line {first_line(other)}: idx {row['idx']} has label "
+                f"{row['label']}, but {label} in '{there.path}'"
+            )
+        for idx, label in zip(run.log["idx"], run.log["label"], strict=True):
+            first.setdefault(idx, (label, run))
+
+
+def _order(run: Run) -> tuple:
+    texts = (run.dataset or "", run.arch or "", run.sigma or 0.0, run.defence or "")
+    return (*texts, "head" not in (run.heads or ""), len(run.heads or ""), run.heads or "", run.name)
+
+
+def labels(runs: list[Run]) -> list[str]:
+    """A short name for each run of a picture or a sentence: what is known of it, and its log's name in a tie."""
+    short = []
+    for run in runs:
+        heads = run.heads and (run.heads if "head" in run.heads else f"{run.heads} head{'s' * (run.heads != '1')}")
+        parts = [run.defence, heads, run.sigma and f"sigma {run.sigma:g}"]
+        for name in ("arch", "dataset"):
+            if len({getattr(other, name) for other in runs}) > 1:
+                parts.append(getattr(run, name))
+        short.append(", ".join(part for part in parts if part))
+    return [f"{text} ({run.name})".strip() if short.count(text) > 1 or not text else text
+            for text, run in zip(short, runs, strict=True)]  # fmt: skip
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
+    """The radii of a table: 0, step, 2 step, ... up to `limit`; the step is the data set's."""
+    step = _RADIUS_STEPS.get(dataset, RADIUS_STEP)
+    return step * np.arange(int(limit / step) + 1)
+
+
+def reached_radii(runs: list[Run]) -> np.ndarray:
+    """Those of `table_radii` above 0 that some image of some run reaches."""
+    return table_radii(float(max(certified_radius(run.log).max() for run in runs)), runs[0].dataset)[1:]
+
+
+def summary(runs: list[Run], radii) -> pd.DataFrame:
+    """A row a run: what it is, images, abstained, clean (accuracy), ACR, its standard error, certified accuracies.
+
+    All shares lie in [0, 1]; the columns of the certified accuracies are the radii as text.
+    """
+    rows = []
+    for run in runs:
+        row = {name: getattr(run, name) for name in _DESCRIPTION}
+        row |= {"images": len(run.log), "abstained": float((run.log["predict"] == ABSTAIN).mean())}
+        row |= {"clean": float(certified_accuracy(run.log, [0])[0]), "ACR": average_certified_radius(run.log)}
+        row |= {"SE": acr_standard_error(run.log)}
+        row |= dict(zip(radius_names(radii), certified_accuracy(run.log, radii).tolist(), strict=True))
+        rows.append(row | {"run": run.name})
+    return pd.DataFrame(rows)
+
+
+def radius_names(radii) -> list[str]:
+    """The columns of the certified accuracies at these radii."""
+    return [f"{radius:g}" for radius in radii]
+
+
+def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
+    """The summary and, after it, for each method (defence, architecture, heads) the best over sigma at each radius.
+
+    ACR belongs to one sigma and is left out. Raises UserError where a method has two runs of one sigma.
+    """
+    method, best = ["defence", "dataset", "arch", "heads"], []
+    for _, group in table.groupby(method, dropna=False, sort=False):
+        twice = group["sigma"].duplicated(keep=False)
+        if twice.any():
+            one, other = group["run"][twice].iloc[:2]
+            raise UserError(f"--envelope: '{one}' and '{other}' are one method at one sigma: leave one of them out")
+        row = {name: group[name].iloc[0] for name in method} | {"run": "best over sigma"}
+        if group["images"].nunique() == 1:
+            row["images"] = group["images"].iloc[0]
+        best.append(row | group[["clean", *radius_names(radii)]].max().to_dict())
+    return pd.concat([table, pd.DataFrame(best)], ignore_index=True).reindex(columns=table.columns)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def render(table: pd.DataFrame, style: str) -> str:
+    """A summary as text: markdown, CSV, LaTeX (booktabs) or JSON; the best of each column is marked in the first two.
+
+    Markdown and LaTeX have three decimals and leave out what nothing is known of; CSV and JSON have every digit.
+    """
+    if style == "csv":
+        return table.to_csv(index=False).rstrip("\n")
+    if style == "json":
+        return json.dumps(records(table), indent=2)
+    if style == "latex":
+        cells = _cells(table, r"\textbf{{{}}}").map(_latex)
+        alignment = "".join("l" if name in _TEXTS else "r" for name in cells)
+        return cells.to_latex(index=False, escape=False, column_format=alignment).rstrip("\n")
+    cells = _cells(table, "**{}**")
+    alignment = ["left" if name in _TEXTS else "right" for name in cells]
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+
+
+def records(table: pd.DataFrame) -> list[dict]:
+    """The rows of a summary or a comparison for JSON, None where nothing is known."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Any table as markdown, with three decimals."""
+    return table.to_markdown(index=False, floatfmt=".3f")
+
+
+def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
+    """The cells as they are read, without the columns of which nothing is known."""
+    cells = {}
+    for name, column in table.drop(columns="SE").items():
+        if name in (*_TEXTS, "sigma", "images"):
+            if column.notna().any():
+                cells[name] = column.map(lambda value: value if isinstance(value, str) else f"{value:g}")
+        else:
+            shown = column.astype(float).round(3)
+            texts = shown.map("{:.3f}".format)
+            if name == "ACR":
+                texts += table["SE"].map(" ± {:.3f}".format)
+            best = shown == (shown.min() if name == "abstained" else shown.max())
+            cells[name] = texts.mask(best & (shown.nunique() > 1), texts.map(bold.format))
+    return pd.DataFrame(cells).mask(table.isna(), "-")
+
+
+def _latex(text: str) -> str:
+    for sign in "_%&#":
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace(" ± ", r" $\pm$ ")

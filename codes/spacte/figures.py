@@ -1,0 +1,125 @@
+"""Pictures from certification logs and from a training run's TensorBoard files."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from statsmodels.stats.proportion import proportion_confint
+
+from spacte.certlog import certified_accuracy, certified_radius
+from spacte.report import Run, labels
+from spacte.utils import UserError, replace_file
+
+ENDINGS = (".png", ".pdf", ".svg")
+# Okabe and Ito (2008): told apart by colour-blind readers; the line styles tell them apart in grey print, too
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = ("-", "--", "-.", ":")
+_POINTS = 600
+
+
+def curves(runs: list[Run]) -> Figure:
+    """Certified accuracy over the radius, a line a run, with pointwise 95 % Wilson intervals over its images."""
+    figure, axes = _figure("L2 radius", "certified accuracy")
+    radii = np.linspace(0, 1.02 * max(float(certified_radius(run.log).max()) for run in runs) or 1.0, _POINTS)
+    for number, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
+        accuracy, images = certified_accuracy(run.log, radii), len(run.log)
+        shown = slice(int((accuracy > 0).sum()) + 1)  # the first 0 ends the line
+        low, high = proportion_confint(np.rint(accuracy * images), images, method="wilson")
+        alpha = 0.15 if len(runs) <= 4 else 0.07
+        axes.fill_between(radii[shown], low[shown], high[shown], color=_colour(number), alpha=alpha, linewidth=0)
+        axes.plot(radii[shown], accuracy[shown], color=_colour(number), linestyle=_style(number), label=label)
+    axes.set(xlim=(0, radii[-1]), ylim=(0, 1))
+    _legend(axes)
+    return figure
+
+
+def histogram(runs: list[Run]) -> Figure:
+    """How many images have which certified radius; abstained and wrong ones have none and are counted in the legend."""
+    figure, axes = _figure("certified L2 radius", "images")
+    radii = [run.log["radius"][run.log["correct"] == 1] for run in runs]
+    names = [f"{label}: {len(radius)} of {len(run.log)} right"
+             for label, radius, run in zip(labels(runs), radii, runs, strict=True)]  # fmt: skip
+    edges = np.linspace(0, max([float(radius.max()) for radius in radii if len(radius)] or [1.0]), 26)
+    for number, (radius, name) in enumerate(zip(radii, names, strict=True)):
+        colour = _colour(number)
+        axes.hist(radius, edges, histtype="step", color=colour, linestyle=_style(number), linewidth=1.5, label=name)
+        axes.hist(radius, edges, color=colour, alpha=0.1)
+    axes.set(xlim=(0, edges[-1]))
+    _legend(axes)
+    return figure
+
+
+def training(folder: Path) -> Figure:
+    """A training run's figures over its epochs: losses, noisy accuracy, what else was logged, from TensorBoard files.
+
+    Raises UserError where the folder holds none.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # seconds to import
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    if not list(folder.glob("*tfevents*")):
+        raise UserError(f"folder '{folder}' holds no TensorBoard files (events.out.tfevents...)")
+    events.Reload()
+    groups: dict[str, list[str]] = {}
+    for tag in events.Tags()["scalars"]:
+        group, name = tag.split("/", 1) if "/" in tag else ("run", tag)
+        panel = group if group in ("loss", "accuracy") else name
+        groups.setdefault(panel, []).append(tag)
+    if not groups:
+        raise UserError(f"the TensorBoard files in '{folder}' hold no figures")
+    panels = sorted(groups, key=lambda panel: (panel not in ("loss", "accuracy"), panel))
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(9, 3 * rows), layout="constrained")
+    for axes, panel in zip(figure.subplots(rows, 2, squeeze=False).flat, panels, strict=False):
+        for number, tag in enumerate(sorted(groups[panel])):
+            points = events.Scalars(tag)
+            axes.plot([point.step for point in points], [point.value for point in points],
+                      color=_colour(number), linestyle=_style(number), label=tag.split("/")[-1])  # fmt: skip
+        axes.set(title=panel, xlabel="epoch")
+        _plain(axes)
+        if len(groups[panel]) > 1:
+            axes.legend(fontsize=7, ncols=2, frameon=False)
+    for axes in figure.axes[len(panels) :]:
+        axes.remove()
+    figure.suptitle(folder.resolve().name, fontsize=10)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture in the format that the path's ending names. Raises UserError where it cannot be written."""
+    check_ending(path)
+    try:
+        replace_file(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}") from error
+
+
+def check_ending(path: Path) -> None:
+    """UserError where the path's ending names no format."""
+    if path.suffix not in ENDINGS:
+        raise UserError(f"'{path}' must end in {', '.join(ENDINGS)}")
+
+
+def _figure(x: str, y: str):
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes) -> None:
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(axes) -> None:
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _style(number: int) -> str:
+    return _STYLES[number % len(_STYLES)]
