@@ -194,9 +194,7 @@ def test_images_that_do_not_match_are_counted_and_named(tmp_path, script):
     b = make_log(tmp_path / "b.log", rows[4:])
     code, out, _ = script("report.py", "--compare", a, b)
     assert code == 0 and "on the same 16 images" in out
-    assert "Left out, only in 'a': 5 images, idx 0, 5, ..., 15, 7" in out.replace(
-        "idx 0, 5, 7, 10, 15", "idx 0, 5, ..., 15, 7"
-    )
+    assert "Left out, only in 'a': 5 images, idx 0, 5, 7, 10, 15." in out
     c = make_log(tmp_path / "c.log", [(3, 1, 1, 0.5)])
     code, _, err = script("report.py", "--compare", a, c)
     assert code == 2 and "share 0 images" in err
@@ -227,7 +225,7 @@ BROKEN = [
     (certlog.HEADER + "0\t3.5\t3\t0.5\t1\t0:00:01\n", "line 2: label '3.5' must be an integer"),
     (certlog.HEADER + "0\t3\t3\t0.5\t2\t0:00:01\n", "line 2: correct '2' must be 0 or 1"),
     (certlog.HEADER + "0\t3\t-2\t0.5\t0\t0:00:01\n", "line 2: predict '-2' must be"),
-    (certlog.HEADER + "0\t3\n" + ROW, "line 2: predict 'nan' must be"),
+    (certlog.HEADER + "0\t3\n" + ROW, "line 2: predict '' must be"),
     (certlog.HEADER + ROW + "1\t3\t3\t0.5\t1\t0:00:01\t7\t8\n", "line 3"),
 ]
 
@@ -272,7 +270,8 @@ def test_two_data_sets_are_refused(script, tmp_path):
         ([EXCERPTS, "--html", "nowhere/a.html"], "cannot write 'nowhere/a.html'"),
         (["nowhere.log"], "'nowhere.log' is no certification log"),
         (["."], "folder '.' holds no certification log"),
-        (["--compare", EXCERPTS, EXCERPTS], "must be two logs"),
+        (["--compare", EXCERPTS, EXCERPTS], "a log is given twice"),
+        (["--compare", EXCERPTS, next(EXCERPTS.rglob("*.log"))], "twice"),
     ],
 )
 def test_wrong_flags_are_one_line(script, tmp_path, flags, message):
@@ -326,7 +325,8 @@ PROBE = """
 """
 CLICKS = """
 <script>
-const texts = (table, column) => [...document.querySelectorAll(`#${table} tbody tr`)].map(row => row.cells[column].textContent);
+const rows = table => [...document.querySelectorAll(`#${table} tbody tr`)];
+const texts = (table, column) => rows(table).map(row => row.cells[column].textContent);
 const title = (table, text) => [...document.querySelectorAll(`#${table} th button`)].find(b => b.textContent === text);
 const seen = {};
 title("summary", "ACR").click(); seen.falling = texts("summary", 8);

@@ -58,7 +58,7 @@ def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
     missing = [name for name in columns if name not in table]
     if missing:
         raise UserError(f"'{path}', line 1: this is no certification log: it has no column {', '.join(missing)}")
-    if len(table) and table[columns].iloc[-1].isna().any():  # NaN: the line has fewer fields than the header
+    if len(table) and (table[columns].iloc[-1] == "").any():
         warnings.warn(f"'{path}', line {len(table) + 1}: cut short, dropped", stacklevel=2)
         table = table.iloc[:-1].copy()
     if table.empty:

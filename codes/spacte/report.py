@@ -65,7 +65,7 @@ def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
     logs = [log for path in paths for log in _logs_in(path)]
     runs = []
     for path in logs:
-        run = Run(re.sub(r"-certify-skip-\d+", "", path.stem), path, read_log(path), **_description(path))
+        run = Run(re.sub(r"-certify-skip-\d+", "", _parts(path)[-1]), path, read_log(path), **_description(path))
         runs += [*(_heads_alone(run) if heads else ()), run]
     _check_same_images(runs)
     described = [(run.name, *(getattr(run, name) for name in _DESCRIPTION)) for run in runs]
@@ -91,7 +91,7 @@ def _header(path: Path) -> list[str]:
 
 def _names(paths: list[Path]) -> list[str]:
     """The logs' names, with as many of their folders as it takes to tell them apart."""
-    parts = [path.absolute().with_suffix("").parts for path in paths]
+    parts = [_parts(path) for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
@@ -127,17 +127,22 @@ def _description(path: Path) -> dict:
 
 def _part(path: Path, pattern: str, kind: Callable):
     """What the pattern's group finds in the innermost part of the path that is like it."""
-    for part in reversed(path.absolute().with_suffix("").parts):
+    for part in reversed(_parts(path)):
         match = re.fullmatch(pattern, part)
         if match:
             return kind(match[1])
     return None
 
 
+def _parts(path: Path) -> tuple[str, ...]:
+    """The path's folders and its name without .log; a name like sigma_0.25 has no ending to lose."""
+    return (*path.absolute().parts[:-1], path.name.removesuffix(".log"))
+
+
 def _known(path: Path, names) -> str | None:
     """The one of the names that is a part of the path, or a part of a part between hyphens (CIFAR10-R110)."""
     known = {name.lower(): name for name in names}
-    for part in reversed(path.absolute().parts[:-1]):
+    for part in reversed(_parts(path)[:-1]):
         for word in part.lower().split("-"):
             if word in known:
                 return known[word]
@@ -191,8 +196,8 @@ def labels(runs: list[Run]) -> list[str]:
             if len({getattr(other, name) for other in runs}) > 1:
                 parts.append(getattr(run, name))
         short.append(", ".join(part for part in parts if part))
-    return [f"{text} ({run.name})".strip() if short.count(text) > 1 or not text else text
-            for text, run in zip(short, runs, strict=True)]  # fmt: skip
+    tied = [f"{text} ({run.name})" if text else run.name for text, run in zip(short, runs, strict=True)]
+    return [long if short.count(text) > 1 or not text else text for text, long in zip(short, tied, strict=True)]
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
