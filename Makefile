@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PY := $(CURDIR)/.venv/bin/python
 # One thread: these networks are too small for more, and a busy machine then stalls nobody.
-export OMP_NUM_THREADS := 1
+demo test: export OMP_NUM_THREADS := 1
 
 .PHONY: demo test lint bench clean
 

@@ -5,6 +5,8 @@ import torch
 from conftest import TINY
 
 from spacte.certlog import read_log
+from spacte.inference import freeze
+from spacte.model import build_classifier
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 CUDA = (*TINY, "--device", "cuda")
@@ -29,3 +31,14 @@ def test_a_run_on_a_gpu_is_resumed(script, tmp_path):
     assert script("0Gaussian/train.py", *CUDA, "--num_heads", 2, "--epochs", 1)[0] == 0
     code, out, err = script("0Gaussian/train.py", *CUDA, "--num_heads", 2, "--epochs", 1, "--resume")
     assert code == 0 and "nothing is left to do" in out, err
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fast_logits_on_a_gpu_are_the_plain_ones(compiled):
+    classifier, device = build_classifier("R20", "CIFAR10", 3).eval(), torch.device("cuda")
+    images = torch.rand(70, 3, 32, 32)
+    frozen = freeze(classifier, device, batch_size=32, compiled=compiled)
+    expected = classifier(images)
+    for _ in range(2):  # the second time a CUDA graph is replayed
+        torch.testing.assert_close(frozen(images.to(device)).cpu(), expected, rtol=1e-4, atol=1e-4)

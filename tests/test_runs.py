@@ -209,7 +209,7 @@ def test_one_head_alone_from_the_network_or_from_the_counts(certify, script):
     assert without_time(next(log.parent.glob("*-alpha-0.001-head-1.log"))) == without_time(alone)
     assert without_time(alone) != without_time(log)
     code, out, _ = script("report.py", log, "--heads")
-    assert code == 0 and out.count(", head ") == 3 and f"{average_certified_radius(read_log(alone)):.3f}" in out
+    assert code == 0 and out.count("| head ") == 3 and f"{average_certified_radius(read_log(alone)):.3f}" in out
 
 
 def test_a_head_that_is_not_there_is_refused(script, digits_models):
