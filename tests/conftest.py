@@ -1,5 +1,6 @@
 """What the tests share: one thread, the defences' modules by name, scripts run in this process."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -11,6 +12,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+
+from spacte import training
 
 torch.set_num_threads(1)
 
@@ -71,3 +74,43 @@ def trained(script, tmp_path):
     code, _, err = script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 1)
     assert code == 0, err
     return tmp_path / "save/digits/R8/noise-0.50/h-2-eps-0.8-m-2-lbdlast-1.2/epoch1.pth"
+
+
+RUN_FLAGS = ("--N0", 20, "--N", 200, "--device", "cpu", "--batch_size", 100)
+
+
+@pytest.fixture(scope="session")
+def digits_models(tmp_path_factory):
+    """Two trained networks, of 3 heads and of 1, 4 epochs on digits: the paths of their checkpoints."""
+    folder = tmp_path_factory.mktemp("models")
+    sys.modules["circular_teaching"] = load_module("0Gaussian", "circular_teaching")
+    gaussian = load_module("0Gaussian", "train").Gaussian
+    paths = []
+    with contextlib.chdir(folder):
+        for heads in (3, 1):
+            flags = (*TINY, "--num_heads", heads, "--epochs", 4, "--lr_step_size", 3, "--batch_size", 128)
+            training.train(training._flags(gaussian, "", 1.2).parse_args([str(flag) for flag in flags]), gaussian)
+            paths.append(folder / f"save/digits/R8/noise-0.50/h-{heads}-eps-0.8-m-2-lbdlast-1.2/epoch4.pth")
+    return paths
+
+
+@pytest.fixture
+def certify(script, digits_models, tmp_path):
+    """Certify with the 3-head network, or `models`: the log's path; the run must succeed."""
+
+    def run(logs, *flags, skip=30, models=digits_models[:1]):
+        command = ("--model_path", *models, "--logs_dir", logs, "--skip", skip, *RUN_FLAGS, *flags)
+        code, _, err = script("0Gaussian/certify_mhead.py", *command)
+        assert code == 0, err
+        (log,) = [path for path in (tmp_path / logs).rglob("*.log") if "ACR" not in path.name]
+        return log
+
+    return run
+
+
+def beside(log, ending):
+    return log.with_name(log.name.removesuffix(".log") + ending)
+
+
+def without_time(log):
+    return [line.rsplit("\t", 1)[0] for line in log.read_text().splitlines()]

@@ -5,15 +5,13 @@ import math
 
 import pytest
 import torch
-from conftest import golden
+from conftest import RUN_FLAGS, beside, golden, without_time
 
 from spacte import certlog
 from spacte.certlog import average_certified_radius, certified_accuracy, format_row, read_log, round_down
 from spacte.counts import Votes, log_table, read_votes
 from spacte.report import table_radii
 from spacte.utils import UserError
-
-FLAGS = ("--N0", 20, "--N", 200, "--device", "cpu", "--batch_size", 100)
 
 
 @pytest.fixture
@@ -22,19 +20,11 @@ def certify(script, trained, tmp_path):
 
     def run(*flags, logs="logs", skip=30):
         common = ("--model_path", trained, "--logs_dir", logs, "--skip", skip)
-        result = script("0Gaussian/certify_mhead.py", *common, *FLAGS, *flags)
+        result = script("0Gaussian/certify_mhead.py", *common, *RUN_FLAGS, *flags)
         name = f"h-2-eps-0.8-m-2-lbdlast-1.2-certify-skip-{skip}.log"
         return *result, tmp_path / logs / "digits/R8/noise-0.50/certify-mhead" / name
 
     return run
-
-
-def beside(log, ending):
-    return log.with_name(log.name.removesuffix(".log") + ending)
-
-
-def without_time(log):
-    return [line.rsplit("\t", 1)[0] for line in log.read_text().splitlines()]
 
 
 def test_a_run_leaves_log_counts_configuration_and_summary(certify):

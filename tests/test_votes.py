@@ -1,0 +1,157 @@
+"""What is certified, and how: single heads, ensembles, early stopping, prediction, attack, exact noise."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from conftest import beside, without_time
+from scipy import stats
+
+from spacte.bounds import anytime_lower_bound
+from spacte.certlog import average_certified_radius, read_log
+from spacte.counts import read_votes
+
+# --- single heads ---
+
+
+def test_one_head_alone_from_the_network_or_from_the_counts(certify, script):
+    log, alone = certify("a"), certify("b", "--head", 1)
+    assert "-head-1-" in alone.name
+    assert script("relog.py", log, "--head", 1)[0] == 0
+    assert without_time(next(log.parent.glob("*-alpha-0.001-head-1.log"))) == without_time(alone)
+    assert without_time(alone) != without_time(log)
+    code, out, _ = script("report.py", log, "--heads")
+    assert code == 0 and out.count("| head ") == 3 and f"{average_certified_radius(read_log(alone)):.3f}" in out
+
+
+def test_a_head_that_is_not_there_is_refused(script, digits_models):
+    code, _, err = script(
+        "0Gaussian/certify_mhead.py", "--model_path", digits_models[0], "--head", 3, "--device", "cpu"
+    )
+    assert code == 2 and "--head 3: the classifier's heads are 0..2" in err
+
+
+# --- several checkpoints ---
+
+
+def test_an_ensemble_sums_the_logits_of_its_networks(certify, digits_models):
+    log = certify("a", "--max", 60, models=[*digits_models, digits_models[1]])
+    assert log.name.startswith("h-3-eps-0.8-m-2-lbdlast-1.2+h-1-eps-0.8-m-2-lbdlast-1.2x2-certify")
+    assert read_votes(beside(log, "-counts.jsonl"))[0].estimation.shape == (3 + 1 + 1 + 1, 10)
+    config = json.loads(beside(log, ".json").read_text())["config"]
+    assert config["num_heads"] == [3, 1, 1] and len(config["checkpoint_sha256"]) == 3
+    twice = certify("b", "--max", 60, models=[digits_models[1]] * 2)
+    once = certify("c", "--max", 60, models=[digits_models[1]])
+    assert without_time(twice) == without_time(once)  # twice the same logits choose the same class
+
+
+def test_checkpoints_of_different_sigma_do_not_make_an_ensemble(script, digits_models, tmp_path):
+    contents = torch.load(digits_models[1], weights_only=True)
+    contents["args"]["noise_sd"] = 0.25
+    torch.save(contents, tmp_path / "other.pth")
+    code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", digits_models[0], tmp_path / "other.pth")
+    assert code == 2 and "the checkpoints' noise_sd differ: 0.25, 0.5" in err
+
+
+# --- stopping early ---
+
+
+def test_sequential_runs_draw_less_and_claim_what_their_counts_allow(certify):
+    fixed = certify("fixed", "--N", 5000, "--batch_size", 1000)
+    log = certify("sequential", "--N", 5000, "--batch_size", 1000, "--sequential")
+    votes = read_votes(beside(log, "-counts.jsonl"))
+    used = [int(one.estimation[-1].sum()) for one in votes]
+    assert max(used) <= 5000 and sum(used) < 5000 * len(used) / 2
+    config = json.loads(beside(log, ".json").read_text())["config"]
+    assert config["sequential"]["radii"] == [0, 0.25, 0.5, 0.75, 1.0, 1.25]
+    for one, row in zip(votes, read_log(log).itertuples(), strict=True):
+        if row.predict >= 0:
+            p_lower = anytime_lower_bound(int(one.estimation[-1][row.predict]), int(one.estimation[-1].sum()), 0.001)
+            assert row.radius == pytest.approx(0.5 * stats.norm.ppf(p_lower), rel=1e-5)
+    both = read_log(fixed).merge(read_log(log), on="idx")
+    assert (both["predict_x"] == both["predict_y"]).all()
+    certified = [(both[f"correct_{run}"] * both[f"radius_{run}"] >= 0.25).mean() for run in "xy"]
+    assert abs(certified[0] - certified[1]) <= 1 / 12 + 1e-9
+
+
+@pytest.mark.parametrize("flags", [("--radii", 0.25), ("--tolerance", 0.2)])
+def test_the_stopping_rule_is_the_users(certify, flags):
+    log = certify("a", "--N", 5000, "--sequential", *flags, "--max", 100)
+    stopping = json.loads(beside(log, ".json").read_text())["config"]["sequential"]
+    assert stopping == {"radii": [0.25], "give_up": 0.01} or stopping == {"tolerance": 0.2}
+    assert any(int(one.estimation[-1].sum()) < 5000 for one in read_votes(beside(log, "-counts.jsonl")))
+
+
+def test_stopping_rules_need_sequential_and_exclude_each_other(script, digits_models):
+    for flags, message in (
+        (("--radii", 0.5), "it needs --sequential"),
+        (("--sequential", "--radii", 0.5, "--tolerance", 0.1), "give one of them"),
+    ):
+        code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", digits_models[0], *flags)
+        assert code == 2 and message in err
+
+
+def test_skip_wrong_draws_nothing_for_a_wrong_class(certify, script):
+    plain, log = certify("a", "--max", 100, skip=3), certify("b", "--max", 100, "--skip_wrong", skip=3)
+    rows, votes = read_log(log), read_votes(beside(log, "-counts.jsonl"))
+    skipped = [one.idx for one in votes if int(one.estimation.sum()) == 0]
+    assert skipped == [one.idx for one in votes if int(one.selection[-1].argmax()) != one.label] and skipped
+    assert (rows[rows["idx"].isin(skipped)][["radius", "correct"]] == 0).all(axis=None)
+    assert average_certified_radius(rows) == average_certified_radius(read_log(plain))
+    code, _, err = script("report.py", log, "--heads")
+    assert code == 2 and "--skip_wrong" in err
+
+
+# --- prediction, attack, exact noise ---
+
+
+def test_prediction_logs(script, digits_models, tmp_path):
+    flags = ("--model_path", digits_models[0], "--skip", 10, "--N", 200, "--device", "cpu")
+    code, out, err = script("0Gaussian/predict_mhead.py", *flags)
+    assert code == 0, err
+    (path,) = (tmp_path / "logs/digits/R8/noise-0.50/predict-mhead").glob("*.log")
+    log = pd.read_csv(path, sep="\t")
+    assert list(log) == ["idx", "label", "predict", "correct", "time"] and log["idx"].tolist() == list(
+        range(0, 360, 10)
+    )
+    assert log["correct"].mean() > 0.5 and (log[log["predict"] == -1]["correct"] == 0).all()
+    assert f"accuracy {log['correct'].mean():.3f}" in out
+
+
+def test_no_attack_breaks_a_certificate(certify, script, digits_models, tmp_path):
+    """Each certificate errs with probability at most 0.001: of at most 72 tests, 5 wrong ones have P < 1e-8."""
+    log = certify("logs", "--N", 1000, "--batch_size", 1000, skip=10)
+    flags = ("--model_path", digits_models[0], "--log", log, "--radii", 0.2, 0.5, "--N", 500, "--num_steps", 8)
+    code, out, err = script("0Gaussian/attack_mhead.py", *flags, "--device", "cpu")
+    assert code == 0, err
+    table = pd.read_csv(next(tmp_path.rglob("*-attack.log")), sep="\t")
+    assert len(table) == 72 and stats.binom.sf(4, 72, 0.001) < 1e-7
+    assert table["broken"].sum() < 5
+    empirical = table.groupby("attack_radius")["correct"].mean()
+    certified = [(read_log(log)["radius"] * read_log(log)["correct"] >= radius).mean() for radius in (0.2, 0.5)]
+    assert empirical[0.2] > empirical[0.5] and all(empirical >= certified)
+    assert empirical[0.5] < read_log(log)["correct"].mean()  # the attack does something
+    assert "empirical accuracy" in out
+
+
+def test_an_attack_on_other_images_is_refused(script, digits_models, tmp_path):
+    log = tmp_path / "other.log"
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.5\t1\t0:00:01\n")
+    code, _, err = script(
+        "0Gaussian/attack_mhead.py", "--model_path", digits_models[0], "--log", log, "--radii", 1, "--device", "cpu"
+    )
+    assert code == 2 and "its idx 0 has label 3" in err
+
+
+def test_exact_noise_certifies_like_ordinary_noise(certify):
+    """36 images at N 1000: the ACRs differ by votes alone, the paired difference stays within 6 standard errors."""
+    plain = read_log(certify("plain", "--N", 1000, "--batch_size", 1000, skip=10))
+    log = certify("exact", "--N", 1000, "--batch_size", 1000, "--exact_noise", skip=10)
+    exact = read_log(log)
+    difference = plain["correct"] * plain["radius"] - exact["correct"] * exact["radius"]
+    assert abs(difference.mean()) < 6 * difference.std() / 6
+    assert average_certified_radius(exact) > 0.1
+    config = json.loads(beside(log, ".json").read_text())["config"]
+    assert config["exact_noise"] and 0 < config["noise_slack"] < 1e-6
+    assert config["arithmetic"]["cudnn_allow_tf32"] is False and config["precision"] == "fp32"
