@@ -62,14 +62,13 @@ class Subject:
     smooth: Smooth
     split: Split
     device: torch.device
-    settings: dict  # dataset, arch, num_heads, noise_sd
     run: str
     config: dict
 
     @property
     def sigma(self) -> float:
         """The noise's standard deviation, in units of [0, 1]."""
-        return self.settings["noise_sd"]
+        return self.config["noise_sd"]
 
     @property
     def voter(self) -> int:
@@ -78,7 +77,7 @@ class Subject:
 
     def folder(self, logs_dir: str, kind: str) -> Path:
         """<logs_dir>/<dataset>/<arch>/noise-<sd>/<kind>."""
-        return Path(logs_dir) / run_tail(self.settings["dataset"], self.settings["arch"], self.sigma) / kind
+        return Path(logs_dir) / run_tail(self.config["dataset"], self.config["arch"], self.sigma) / kind
 
     def generator(self, purpose: str, idx: int) -> torch.Generator:
         """The generator of image idx's noise: a function of (purpose, seed, idx) alone."""
@@ -130,7 +129,7 @@ def prepare(args: Namespace, draws: int) -> Subject:
     smooth = Smooth(classifiers[0] if len(classifiers) == 1 else Ensemble(classifiers), spec.num_classes, sigma, noise)
     config = {
         **settings,
-        "defence": _joint_name([network.defence or "unknown" for network in networks], repeats=False),
+        "defence": _joint_name([network.defence for network in networks if network.defence], repeats=False) or None,
         "checkpoint_sha256": [sha256(Path(path)) for path in args.model_path],
         "data_sha256": split.fingerprint(),
         **{name: getattr(args, name) for name in ("head", "skip", "seed", "precision", "compile", "exact_noise")},
@@ -139,7 +138,7 @@ def prepare(args: Namespace, draws: int) -> Subject:
         "versions": package_versions(),
     }
     head = "" if args.head is None else f"-head-{args.head}"
-    return Subject(smooth, split, device, settings, _joint_name([network.run for network in networks]) + head, config)
+    return Subject(smooth, split, device, _joint_name([network.run for network in networks]) + head, config)
 
 
 class Ensemble(nn.Module):
