@@ -18,6 +18,7 @@ from spacte.comparison import Comparison, compare
 from spacte.report import (
     FORMATS,
     Run,
+    check_same_images,
     envelope,
     reached_radii,
     read_runs,
@@ -93,17 +94,23 @@ def _main() -> None:
 
 
 def _comparisons(runs: list[Run], args: Namespace) -> list[Comparison]:
-    pairs = [args.compare] if args.compare else []
+    pairs = []
+    if args.compare:
+        read = {run.path: run for run in read_runs(args.compare)}
+        if set(read) != set(args.compare) or len(read) != 2:
+            raise UserError("--compare {} {}: give two logs".format(*args.compare))
+        pairs.append([read[path] for path in args.compare])
     if args.baseline:
-        pairs += [(run.path, args.baseline) for run in runs if run.path.resolve() != args.baseline.resolve()]
-    return [compare(*_pair(*pair), args.radii) for pair in pairs]
-
-
-def _pair(a: Path, b: Path) -> tuple[Run, Run]:
-    read = {run.path: run for run in read_runs([a, b])}
-    if set(read) != {a, b} or a.resolve() == b.resolve():
-        raise UserError(f"'{a}' and '{b}' must be two logs")
-    return read[a], read[b]
+        baseline, *more = read_runs([args.baseline])
+        if more:
+            raise UserError(f"--baseline {args.baseline}: give one log")
+        check_same_images([*runs, baseline])
+        pairs += [
+            (run, baseline)
+            for run in runs
+            if (run.path.resolve(), run.heads) != (baseline.path.resolve(), baseline.heads)
+        ]
+    return [compare(*pair, args.radii) for pair in pairs]
 
 
 def _wrote(path: Path) -> None:

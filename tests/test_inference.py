@@ -1,5 +1,6 @@
 """The fast path computes the plain network's function, whatever shares its batches."""
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,24 @@ def test_a_compiler_is_needed_to_compile(script, trained, monkeypatch):
     assert code == 2 and err.count("\n") == 1 and "C++ compiler" in err
 
 
+def test_compiling_folds_the_weights(monkeypatch):
+    """Of the graph's inputs only the images are left."""
+    importlib.import_module("torch._inductor.freezing")
+    kept = []
+    fold = torch._inductor.freezing.freeze
+
+    def spy(*args, **kwargs):
+        module, indices = fold(*args, **kwargs)
+        kept.append(len(indices))
+        return module, indices
+
+    monkeypatch.setattr("torch._inductor.freezing.freeze", spy)
+    frozen = freeze(build_classifier("R8", "digits", 1).eval(), CPU, batch_size=8, compiled=True)
+    with torch.inference_mode():
+        frozen(torch.rand(8, 1, 8, 8))
+    assert kept == [1]
+
+
 class Means(torch.nn.Module):
     """Two heads that vote by the noisy image's mean and by its first pixel; notes the sizes of its batches."""
 
@@ -151,6 +170,11 @@ def test_votes_do_not_depend_on_the_company():
         assert torch.equal(together[seed], votes)
 
 
+def test_more_copies_than_a_batch_are_refused():
+    with pytest.raises(ValueError, match="150 copies are wanted at once, but a batch has 100"):
+        list(Smooth(Means(), 2, 0.5).count_together(drawings(150, [30, 150, 20]), 100))
+
+
 def test_batches_stay_full_where_images_stop_early():
     """A rule that stops 400 images after 100 to 3,000 draws: the batches are nearly full, the oldest goes first."""
     model, stops = Means(), torch.randint(100, 3000, (400,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -168,9 +192,9 @@ def test_batches_stay_full_where_images_stop_early():
 
 
 def test_the_seconds_of_the_images_are_those_of_the_run(monkeypatch):
+    """Also where the device is waited for only at the end: shared by copies since the last wait."""
     clock = iter(range(10_000))
     monkeypatch.setattr("spacte.core_mhead.time.monotonic", lambda: float(next(clock)))
-    model, ns = Means(), [250, 30, 100, 700]
-    done = {one.key: one.seconds for one in Smooth(model, 2, 0.5).count_together(drawings(100, ns), 100)}
-    assert sum(done.values()) == pytest.approx(len(model.sizes))  # each batch takes one tick
-    assert done[3] > done[0] > done[2] > done[1]
+    done = {one.key: one.seconds for one in Smooth(Means(), 2, 0.5).count_together(drawings(100, [250, 30, 700]), 100)}
+    # images 0 and 1 are finished with the same batch: the first tick; image 2 alone takes the second
+    assert done == pytest.approx({0: 250 / 280, 1: 30 / 280, 2: 1})

@@ -88,6 +88,14 @@ def test_signs_that_latex_would_read():
     assert r"a\_b \& 50\%" in render(table, "latex")
 
 
+def test_a_comparison_for_latex(script, tmp_path):
+    for name in ("a_b", "c_d"):
+        random_log(tmp_path / f"{name}.log", 10, 0)
+    code, out, _ = script("report.py", "--compare", tmp_path / "a_b.log", tmp_path / "c_d.log", "--format", "latex")
+    table = [line for line in out.splitlines() if not line.startswith("%")]
+    assert code == 0 and table[0].startswith(r"\begin{tabular}") and r"figure & a\_b & c\_d" in table[2]
+
+
 def test_the_envelope_is_the_best_over_sigma(script):
     code, out, _ = script("report.py", EXCERPTS, "--envelope", "--format", "json", "--radii", 0.5, 0.75, 1)
     rows = [row for row in json.loads(out)["logs"] if row["run"] == "best over sigma"]
@@ -211,6 +219,21 @@ def test_each_log_against_a_baseline(script):
     assert code == 0 and out.count("than that of 'Gaussian, 5 heads, sigma 0.25'") + out.count("from that of") == 2
 
 
+def test_heads_alone_are_compared_with_a_baseline(script, digits_models, certify):
+    five, one = certify("a"), certify("b", models=digits_models[1:])
+    code, out, _ = script("report.py", five, "--heads", "--baseline", one, "--format", "json")
+    names = [each["a"] for each in json.loads(out)["comparisons"]]
+    assert code == 0 and len(set(names)) == 4 and sum("head " in name for name in names) == 3
+
+
+def test_certifications_that_were_made_differently_say_so(tmp_path):
+    logs = [random_log(tmp_path / f"{name}.log", 20, 0) for name in "ab"]
+    config = {"dataset": "digits", "arch": "R8", "num_heads": [1], "noise_sd": 0.5, "head": None, "alpha": 0.001}
+    for log, n in zip(logs, (1000, 100_000), strict=True):
+        log.with_suffix(".json").write_text(json.dumps({"config": config | {"N": n}, "about": {}}))
+    assert compare(*runs_of(tmp_path, *logs)).sentences().endswith("certified differently: N 1000 and 100000.")
+
+
 # --- what is refused ---
 
 ROW = "0\t3\t3\t0.5\t1\t0:00:01\n"
@@ -227,6 +250,8 @@ BROKEN = [
     (certlog.HEADER + "0\t3\t-2\t0.5\t0\t0:00:01\n", "line 2: predict '-2' must be"),
     (certlog.HEADER + "0\t3\n" + ROW, "line 2: predict '' must be"),
     (certlog.HEADER + ROW + "1\t3\t3\t0.5\t1\t0:00:01\t7\t8\n", "line 3"),
+    (certlog.HEADER + ROW + "1\t3\t-1\t0.5\t1\t0:00:01\n", "line 3: correct contradicts label and predict"),
+    (certlog.HEADER + ROW + "\n" + ROW, "line 3: idx '' must be"),
 ]
 
 
@@ -244,6 +269,24 @@ def test_a_line_that_was_cut_short_is_dropped_with_a_warning(script, tmp_path, l
     code, out, err = script("report.py", "x.log", "--format", "json")
     assert code == 0 and json.loads(out)["logs"][0]["images"] == 2
     assert err == "report.py: warning: 'x.log', line 4: cut short, dropped\n"
+
+
+def test_blank_lines_at_the_end_are_nothing(script, tmp_path):
+    (tmp_path / "x.log").write_text(certlog.HEADER + ROW + "\n\n")
+    code, out, err = script("report.py", "x.log", "--format", "json")
+    assert code == 0 and not err and json.loads(out)["logs"][0]["images"] == 1
+
+
+def test_a_folder_may_hold_more_than_whole_logs(script, tmp_path):
+    """A run that has just begun, another program's JSON, a folder called x.log; a log given twice counts once."""
+    log = random_log(tmp_path / "a/noise-0.2.5/whole.log", 10, 0)
+    (tmp_path / "a/begun.log").write_text(certlog.HEADER)
+    (tmp_path / "a/x.log").mkdir()
+    for content in ("[1]", '{"config": {"num_heads": 5}, "about": {}}', "\0"):
+        log.with_suffix(".json").write_text(content)
+        code, out, err = script("report.py", "a", log, "--format", "json")
+        assert code == 0 and len(json.loads(out)["logs"]) == 1
+        assert err.count("\n") == 2 and "'a/begun.log' has no row yet" in err and "no configuration of ours" in err
 
 
 def test_two_data_sets_are_refused(script, tmp_path):
@@ -270,8 +313,9 @@ def test_two_data_sets_are_refused(script, tmp_path):
         ([EXCERPTS, "--html", "nowhere/a.html"], "cannot write 'nowhere/a.html'"),
         (["nowhere.log"], "'nowhere.log' is no certification log"),
         (["."], "folder '.' holds no certification log"),
-        (["--compare", EXCERPTS, EXCERPTS], "a log is given twice"),
-        (["--compare", EXCERPTS, next(EXCERPTS.rglob("*.log"))], "twice"),
+        (["--compare", EXCERPTS, EXCERPTS], "give two logs"),
+        (["--compare", EXCERPTS, next(EXCERPTS.rglob("*.log"))], "give two logs"),
+        ([EXCERPTS, "--baseline", EXCERPTS], "give one log"),
     ],
 )
 def test_wrong_flags_are_one_line(script, tmp_path, flags, message):

@@ -75,7 +75,7 @@ def write_summary(files: RunFiles, config: dict) -> str:
     table = render(
         summary(read_runs([files.log]), table_radii(largest_radius(config), config["dataset"])[1:]), "markdown"
     )
-    files.summary.write_text(table + "\n")
+    files.summary.write_text(table + "\n", encoding="utf-8")
     return table
 
 

@@ -58,13 +58,17 @@ def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
     missing = [name for name in columns if name not in table]
     if missing:
         raise UserError(f"'{path}', line 1: this is no certification log: it has no column {', '.join(missing)}")
+    last = int(np.flatnonzero((table != "").any(axis=1)).max(initial=-1))
+    table = table.iloc[: last + 1]  # without blank lines at the end
     if len(table) and (table[columns].iloc[-1] == "").any():
         warnings.warn(f"'{path}', line {len(table) + 1}: cut short, dropped", stacklevel=2)
-        table = table.iloc[:-1].copy()
+        table = table.iloc[:-1]
     if table.empty:
         raise UserError(f"'{path}' is a certification log without a row")
-    for name in columns:
-        table[name] = _checked(table[name], path)
+    table = table.assign(**{name: _checked(table[name], path) for name in columns})
+    contradiction = (table["label"] == table["predict"]) != table["correct"]
+    if contradiction.any():
+        raise UserError(f"'{path}', line {first_line(contradiction)}: correct contradicts label and predict")
     twice = table["idx"].duplicated()
     if twice.any():
         raise UserError(f"'{path}', line {first_line(twice)}: idx {table['idx'][twice].iloc[0]} was there before")

@@ -1,9 +1,13 @@
 """Command lines: flags that say what is legal, one line for what a user can mend, clean ends."""
 
 import argparse
+import io
+import os
 import sys
 import warnings
 from collections.abc import Callable
+
+import torch
 
 from spacte.utils import RunError, UserError
 
@@ -54,12 +58,20 @@ def run(command: Callable[[], None]) -> None:
     `RunError`; Ctrl-C ends with 130.
     """
     warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a sign gets a question mark
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         _stop(f"error: {error}", 2)
     except RunError as error:
         _stop(f"stopped: {error}", 1)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except torch.OutOfMemoryError:
+        _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
     except KeyboardInterrupt:
         _stop("interrupted; what is on disk is whole", 130)
 

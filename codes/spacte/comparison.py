@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from spacte.certlog import certified_at, certified_radius
-from spacte.report import Run, labels, markdown, radius_names, reached_radii, records
+from spacte.report import Run, labels, latex, markdown, radius_names, reached_radii, records
 from spacte.utils import UserError
 
 _RESAMPLES, _LEVEL, _SEED = 9999, 0.95, 0
@@ -20,7 +20,7 @@ class Comparison:
 
     `table` has a row for ACR, clean accuracy and the certified accuracy at each radius: both values on the shared
     images, their difference and its 95 % bootstrap interval, from `low` to `high`. `only_a` and `only_b` are the idx
-    that the other run has not.
+    that the other run has not, `settings` how their certifications differ, as far as their configurations tell.
     """
 
     a: str
@@ -29,6 +29,7 @@ class Comparison:
     table: pd.DataFrame
     only_a: list[int]
     only_b: list[int]
+    settings: str
 
     def sentences(self) -> str:
         """The difference of the ACRs in a plain sentence, and the images that it leaves out."""
@@ -47,13 +48,16 @@ class Comparison:
                 text += (
                     f"\nLeft out, only in '{name}': {len(images)} image{'s' * (len(images) > 1)}, idx {_named(images)}."
                 )
+        if self.settings:
+            text += f"\nThey were certified differently: {self.settings}."
         return text
 
     def text(self, style: str) -> str:
         """The sentences and the table as markdown, CSV or LaTeX; in the last two, the sentences are comments."""
         comment = {"csv": "# ", "latex": "% "}.get(style, "")
         lines = "".join(f"{comment}{line}\n" for line in self.sentences().splitlines())
-        table = self.table.rename(columns={"a": self.a, "b": self.b})
+        name = latex if style == "latex" else str
+        table = self.table.rename(columns={"a": name(self.a), "b": name(self.b)})
         if style == "csv":
             return lines + table.to_csv(index=False).rstrip("\n")
         if style == "latex":
@@ -70,6 +74,7 @@ class Comparison:
             "table": records(self.table),
             "only_a": self.only_a,
             "only_b": self.only_b,
+            "settings": self.settings,
         }
 
 
@@ -92,7 +97,15 @@ def compare(a: Run, b: Run, radii=None) -> Comparison:
     table["difference"] = table["a"] - table["b"]
     table["low"], table["high"] = low, high
     only = [log.index.difference(shared).tolist() for log in logs]
-    return Comparison(*labels([a, b]), len(shared), table, *only)
+    return Comparison(*labels([a, b]), len(shared), table, *only, _differences(a, b))
+
+
+def _differences(a: Run, b: Run) -> str:
+    if a.config is None or b.config is None:
+        return ""
+    names = ("N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise")
+    pairs = [(name, a.config.get(name), b.config.get(name)) for name in names]
+    return ", ".join(f"{name} {one} and {other}" for name, one, other in pairs if one != other)
 
 
 def _interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -83,9 +83,9 @@ class Smooth:
                 active.append(drawing)
                 yield drawing
 
-        fresh = begin()
+        fresh, since = begin(), time.monotonic()
         while True:
-            started, room, batch = time.monotonic(), batch_size, []
+            room, batch = batch_size, []
             for drawing in itertools.chain(list(active), fresh):
                 if drawing.wanted <= room:
                     batch.append(drawing)
@@ -94,17 +94,23 @@ class Smooth:
                     break  # while the youngest does not fit, no other is begun
                 if room == 0:
                     break
+            if not batch and active:
+                raise ValueError(f"{active[0].wanted} copies are wanted at once, but a batch has {batch_size}")
             if not batch:
                 return
             sizes = [drawing.wanted for drawing in batch]
             copies = [self.noise(drawing.x, drawing.wanted, drawing.generator) for drawing in batch]
             for drawing, votes in zip(batch, self._votes(_joined(copies), sizes), strict=True):
                 drawing.take(votes)
-            seconds = time.monotonic() - started
-            for drawing, size in zip(batch, sizes, strict=True):
-                drawing.seconds += seconds * size / sum(sizes)
-            active[:] = [drawing for drawing in active if drawing.wanted]
-            yield from (drawing for drawing in batch if not drawing.wanted)
+            finished = [drawing for drawing in batch if not drawing.wanted]
+            if finished:  # they have waited for the device: the time since the last wait is shared by copies
+                seconds, copies = time.monotonic() - since, sum(drawing.unpaid for drawing in active)
+                for drawing in active:
+                    drawing.seconds += seconds * drawing.unpaid / copies
+                    drawing.unpaid = 0
+                active[:] = [drawing for drawing in active if drawing.wanted]
+                since += seconds
+                yield from finished
 
     def _votes(self, images: Tensor, sizes: list[int]) -> list[Tensor]:
         logits = self.base_classifier(images).float()  # [L, N, K]
@@ -157,10 +163,12 @@ class Drawing:
 
     def __init__(self, x: Tensor, generator: Generator | None, asks: Asks, key=None):
         self.x, self.generator, self.asks, self.key = x, generator, asks, key
-        self.wanted, self.result, self.seconds = next(asks), None, 0.0
+        self.wanted, self.result = next(asks), None
+        self.seconds, self.unpaid = 0.0, 0  # unpaid: copies whose time is not in `seconds` yet
 
     def take(self, votes: Tensor) -> None:
         """Hand over the votes of the copies that it wanted; then it wants more, or is finished and wants 0."""
+        self.unpaid += self.wanted
         try:
             self.wanted = self.asks.send(votes)
         except StopIteration as end:

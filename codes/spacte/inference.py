@@ -1,9 +1,10 @@
 """A frozen classifier made fast: BatchNorm folded into the convolutions, channels_last, the user's precision.
 
 A batch goes through the network in passes of one and the same shape, the last one padded: an image's logits then do
-not depend on how many images share its batch, nothing is compiled or planned twice, and memory is bounded.
+not depend on how many images share its batch, nothing is compiled twice, and the network's memory is bounded.
 """
 
+import contextlib
 import copy
 import itertools
 import math
@@ -47,7 +48,8 @@ class Frozen(nn.Module):
         super().__init__()
         self.normalise, self.network, self.device, self.most = normalise, network, device, batch_size
         self.dtype = next(network.parameters()).dtype
-        options = {"freezing": True, "triton.cudagraphs": device.type == "cuda"}
+        self.compiled = compiled
+        options = {"triton.cudagraphs": device.type == "cuda"}
         self.run = torch.compile(self._logits, dynamic=False, options=options) if compiled else self._logits
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,8 +64,10 @@ class Frozen(nn.Module):
             except torch.OutOfMemoryError:
                 if self.most == 1:
                     raise
+            if self.compiled:
+                torch.compiler.reset()  # the graphs hold memory of their own
             torch.cuda.empty_cache()
-            self.most, halved = (min(self.most, len(images)) + 1) // 2, True
+            self.most, halved = (self.most + 1) // 2, True
         if halved:
             print(f"the GPU's memory is short: from here on {self.most} images a pass", file=sys.stderr, flush=True)
         return torch.cat(logits, dim=1)
@@ -77,7 +81,11 @@ class Frozen(nn.Module):
     def _pass(self, images: Tensor) -> Tensor:
         missing = self._pass_size(images) - len(images)
         padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images
-        return self.run(padded)[:, : len(images)].clone()  # a CUDA graph writes the next pass to the same place
+        # Constants are folded; each network of an ensemble and each size of a pass is compiled for itself.
+        folding = torch._inductor.config.patch(freezing=True) if self.compiled else contextlib.nullcontext()
+        many = torch._dynamo.config.patch(recompile_limit=1000) if self.compiled else contextlib.nullcontext()
+        with folding, many:
+            return self.run(padded)[:, : len(images)].clone()  # a CUDA graph writes the next pass to the same place
 
     def _logits(self, images: Tensor) -> Tensor:
         normalised = self.normalise(images.to(memory_format=torch.channels_last))

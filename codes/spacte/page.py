@@ -25,9 +25,13 @@ def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], p
         "images": _images(runs),
     }  # fmt: skip
     embedded = json.dumps(data).replace("<", "\\u003c")  # no text of a log can end the script
-    html = _TEMPLATE.read_text().replace("<!-- curves -->", _svg(runs)).replace("/* data */ null", embedded)
+    html = (
+        _TEMPLATE.read_text(encoding="utf-8")
+        .replace("<!-- curves -->", _svg(runs))
+        .replace("/* data */ null", embedded)
+    )
     try:
-        replace_file(path, lambda temporary: temporary.write_text(html))
+        replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror}") from error
 

@@ -5,6 +5,7 @@ log files -> runs -> summary -> text
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,12 +63,12 @@ def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
     `heads` adds each head alone, from the vote counts beside a log of several heads. Raises UserError that names the
     file, and the line where there is one: an unreadable log, two data sets, images with two labels.
     """
-    logs = [log for path in paths for log in _logs_in(path)]
+    logs = list({log.resolve(): log for path in paths for log in _logs_in(path)}.values())
     runs = []
     for path in logs:
         run = Run(re.sub(r"-certify-skip-\d+", "", _parts(path)[-1]), path, read_log(path), **_description(path))
         runs += [*(_heads_alone(run) if heads else ()), run]
-    _check_same_images(runs)
+    check_same_images(runs)
     described = [(run.name, *(getattr(run, name) for name in _DESCRIPTION)) for run in runs]
     if len(set(described)) < len(runs):
         names = dict(zip(logs, _names(logs), strict=True))
@@ -78,15 +79,18 @@ def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
 def _logs_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = [log for log in sorted(path.rglob("*.log")) if set(COLUMNS[:-1]) <= set(_header(log))]
+    found = []
+    for log in sorted(path.rglob("*.log")):
+        if log.is_file():
+            with open(log, errors="replace") as file:
+                is_ours, has_rows = set(COLUMNS[:-1]) <= set(file.readline().split()), bool(file.readline())
+            if is_ours and has_rows:
+                found.append(log)
+            elif is_ours:
+                warnings.warn(f"'{log}' has no row yet: left out", stacklevel=2)
     if not found:
         raise UserError(f"folder '{path}' holds no certification log")
     return found
-
-
-def _header(path: Path) -> list[str]:
-    with open(path, errors="replace") as file:
-        return file.readline().rstrip("\n").split("\t")
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -95,34 +99,35 @@ def _names(paths: list[Path]) -> list[str]:
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
-            return names
-    raise UserError("a log is given twice")
+            break
+    return names
 
 
 def _description(path: Path) -> dict:
-    files = RunFiles(path)
-    try:
-        config = files.read_json()["config"]
-    except UserError:
-        config = None  # another writer's log
     from_path = {
         "defence": _part(path, r"\d([A-Z]\w+)", str),
         "dataset": _known(path, DATASETS),
         "arch": _known(path, ARCHITECTURES),
         "heads": _part(path, r"h-(\d+)-.*", str),
-        "sigma": _part(path, r"(?:noise|sigma)[-_]([0-9.]+)", float),
+        "sigma": _part(path, r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)", float),
     }
-    if config is None:
+    files = RunFiles(path)
+    if not files.json.exists():
         return from_path | {"config": None}
-    heads = "+".join(map(str, config["num_heads"]))
-    return {
-        "defence": config.get("defence") or from_path["defence"],
-        "dataset": config["dataset"],
-        "arch": config["arch"],
-        "heads": heads if config["head"] is None else f"head {config['head']} of {heads}",
-        "sigma": config["noise_sd"],
-        "config": config,
-    }
+    try:
+        config = files.read_json()["config"]
+        heads = "+".join(map(str, config["num_heads"]))
+        return {
+            "defence": config.get("defence") or from_path["defence"],
+            "dataset": config["dataset"],
+            "arch": config["arch"],
+            "heads": heads if config["head"] is None else f"head {config['head']} of {heads}",
+            "sigma": config["noise_sd"],
+            "config": config,
+        }
+    except (UserError, KeyError, TypeError):
+        warnings.warn(f"'{files.json}' is no configuration of ours: passed over", stacklevel=2)
+        return from_path | {"config": None}
 
 
 def _part(path: Path, pattern: str, kind: Callable):
@@ -161,7 +166,8 @@ def _heads_alone(run: Run) -> list[Run]:
     return alone
 
 
-def _check_same_images(runs: list[Run]) -> None:
+def check_same_images(runs: list[Run]) -> None:
+    """UserError that names file and line where the runs are about two data sets, or an image has two labels."""
     first: dict[int, tuple[int, Run]] = {}
     known = [run for run in runs if run.dataset]
     for run in runs:
@@ -266,7 +272,8 @@ def render(table: pd.DataFrame, style: str) -> str:
     if style == "json":
         return json.dumps(records(table), indent=2)
     if style == "latex":
-        cells = _cells(table, r"\textbf{{{}}}").map(_latex)
+        cells = _cells(table.assign(run=table["run"].map(latex)), r"\textbf{{{}}}")
+        cells = cells.map(lambda text: text.replace(" ± ", r" $\pm$ "))
         alignment = "".join("l" if name in _TEXTS else "r" for name in cells)
         return cells.to_latex(index=False, escape=False, column_format=alignment).rstrip("\n")
     cells = _cells(table, "**{}**")
@@ -301,7 +308,7 @@ def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
     return pd.DataFrame(cells).mask(table.isna(), "-")
 
 
-def _latex(text: str) -> str:
-    for sign in "_%&#":
-        text = text.replace(sign, f"\\{sign}")
-    return text.replace(" ± ", r" $\pm$ ")
+def latex(text: str) -> str:
+    """The text with the signs that LaTeX would read escaped."""
+    signs = {sign: f"\\{sign}" for sign in "_%&#${}"} | {"\\": r"\textbackslash{}", "~": r"\~{}", "^": r"\^{}"}
+    return text.translate(str.maketrans(signs))

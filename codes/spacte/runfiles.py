@@ -63,7 +63,7 @@ class RunFiles:
         try:
             content = json.loads(self.json.read_text())
             return {"config": content["config"], "about": content["about"]}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
 
