@@ -114,10 +114,9 @@ def test_compiled_runs_are_the_plain_ones(script, tmp_path, trained):
     assert logs[0] == logs[1]
 
 
-def test_a_compiler_is_needed_to_compile(script, trained, monkeypatch):
-    monkeypatch.setenv("CXX", "/nowhere/g++")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
-    code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", trained, "--compile", "--device", "cpu")
+def test_a_compiler_is_needed_to_compile(script, trained):
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")}):
+        code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", trained, "--compile", "--device", "cpu")
     assert code == 2 and err.count("\n") == 1 and "C++ compiler" in err
 
 
