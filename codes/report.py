@@ -6,12 +6,17 @@ python codes/report.py --compare A.log B.log                    # what the same 
 python codes/report.py LOG... --baseline SINGLE.log             # each against one
 python codes/report.py LOG... --curves curves.pdf --html report.html
 python codes/report.py --training runs/<...>/<run> training.png
+
+Shares are in [0, 1], an ACR stands with its standard error, a column titled with a radius holds the certified accuracy
+there, and the best of each column is bold.
 """
 
 import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+
+import pandas as pd
 
 from spacte import cli, figures, page
 from spacte.comparison import Comparison, compare
@@ -33,10 +38,16 @@ def _flags() -> cli.Parser:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("logs", nargs="*", type=Path, metavar="LOG", help="certification logs, or folders of them")
-    add("--radii", nargs="+", type=cli.non_negative_float, help="default: the data set's, as far as a log reaches")
-    add("--format", choices=FORMATS, default="markdown")
-    add("--heads", action="store_true", help="a row for each head alone, from the counts beside a log")
-    add("--envelope", action="store_true", help="rows with the best over sigma at each radius")
+    add(
+        "--radii",
+        nargs="+",
+        type=cli.non_negative_float,
+        help="of the columns; default: multiples of 0.25 (ImageNet: 0.5)",
+    )
+    formats = "of the table and the comparisons; csv: one table, that of the comparisons where there are some"
+    add("--format", choices=FORMATS, default="markdown", help=formats)
+    add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
+    add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="the difference of two logs, image by image")
     add("--baseline", type=Path, metavar="LOG", help="compare each log with this one")
     add("--curves", type=Path, metavar="FILE", help=f"picture of certified accuracy ({', '.join(figures.ENDINGS)})")
@@ -48,49 +59,69 @@ def _flags() -> cli.Parser:
         metavar=("FOLDER", "FILE"),
         help="picture of a training run's TensorBoard files",
     )
-    add("--html", type=Path, metavar="FILE", help="one page: table, curves, every image, configurations")
+    add("--html", type=Path, metavar="FILE", help="one page: table, comparisons, curves, images, configurations")
     return parser
 
 
 def _main() -> None:
     args = _flags().parse_args()
+    _check(args)
+    if args.training:
+        folder, file = args.training
+        _save(figures.training(folder), file)
+    runs = read_runs(args.logs, args.heads) if args.logs else []
+    comparisons = _comparisons(runs, args)
+    table = None
+    if runs:
+        radii = args.radii or reached_radii(runs)
+        table = summary(runs, radii)
+        if args.envelope:
+            table = envelope(table, radii)
+    _print(table, comparisons, args.format)
+    if args.curves:
+        _save(figures.curves(runs), args.curves)
+    if args.histogram:
+        _save(figures.histogram(runs), args.histogram)
+    if args.html:
+        page.write(runs, table, comparisons, args.html)
+        print(f"wrote {args.html}", file=sys.stderr)
+
+
+def _check(args: Namespace) -> None:
+    """UserError where flags do not go together or a file cannot be what its name says."""
     if not (args.logs or args.compare or args.training):
         raise UserError("nothing to read: give logs, folders of logs, --compare A B or --training FOLDER FILE")
     if not args.logs:
         for name in ("baseline", "curves", "histogram", "html", "envelope", "heads"):
             if getattr(args, name):
                 raise UserError(f"--{name} needs logs, or folders of logs")
-    for path in (args.curves, args.histogram, args.training and args.training[1]):
-        if path:
-            figures.check_ending(path)
-    if args.training:
-        figures.save(figures.training(args.training[0]), args.training[1])
-        _wrote(args.training[1])
-    runs = read_runs(args.logs, args.heads) if args.logs else []
-    comparisons = _comparisons(runs, args)
-    if runs:
-        radii = args.radii or reached_radii(runs)
-        table = summary(runs, radii)
-        if args.envelope:
-            table = envelope(table, radii)
-        if args.format != "json":
-            print(render(table, args.format))
-        for draw, path in ((figures.curves, args.curves), (figures.histogram, args.histogram)):
-            if path:
-                figures.save(draw(runs), path)
-                _wrote(path)
-        if args.html:
-            page.write(runs, table, comparisons, args.html)
-            _wrote(args.html)
-    if args.format == "json":
-        print(
-            json.dumps({"logs": records(table) if runs else [], "comparisons": [one.record() for one in comparisons]})
-        )
-        return
-    for number, one in enumerate(comparisons):
-        if runs or number:
-            print()
-        print(one.text(args.format))
+    pictures = [path for path in (args.curves, args.histogram, args.training and args.training[1]) if path]
+    for path in pictures:
+        figures.check_ending(path)
+    if len(set(pictures)) < len(pictures):
+        raise UserError("two pictures cannot be written to one file")
+    if args.html:
+        page.check_ending(args.html)
+    if args.radii:
+        args.radii = list(dict.fromkeys(args.radii))
+
+
+def _print(table: pd.DataFrame | None, comparisons: list[Comparison], style: str) -> None:
+    if style == "json":
+        logs = [] if table is None else records(table)
+        print(json.dumps({"logs": logs, "comparisons": [one.record() for one in comparisons]}, indent=2))
+    elif style == "csv" and comparisons:  # one table, for programs; the sentences are for people
+        for one in comparisons:
+            print(one.sentences(), file=sys.stderr)
+        print(pd.concat(one.rows() for one in comparisons).to_csv(index=False), end="")
+    else:
+        texts = [] if table is None else [render(table, style)]
+        print("\n\n".join([*texts, *(one.text(style) for one in comparisons)]))
+
+
+def _save(figure, path: Path) -> None:
+    figures.save(figure, path)
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def _comparisons(runs: list[Run], args: Namespace) -> list[Comparison]:
@@ -111,10 +142,6 @@ def _comparisons(runs: list[Run], args: Namespace) -> list[Comparison]:
             if (run.path.resolve(), run.heads) != (baseline.path.resolve(), baseline.heads)
         ]
     return [compare(*pair, args.radii) for pair in pairs]
-
-
-def _wrote(path: Path) -> None:
-    print(f"wrote {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

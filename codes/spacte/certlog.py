@@ -52,8 +52,11 @@ def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, skip_blank_lines=False)
     except pd.errors.EmptyDataError as error:
         raise UserError(f"'{path}' is no certification log: it is empty") from error
-    except (OSError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is no certification log: {error}") from error
+    except OSError as error:
+        raise UserError(f"'{path}' is no certification log: {error.strerror}") from error
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        reason = str(error).removeprefix("Error tokenizing data. C error: ")
+        raise UserError(f"'{path}' is no certification log: {reason}") from error
     columns = [name for name in columns if name != "time"]
     missing = [name for name in columns if name not in table]
     if missing:

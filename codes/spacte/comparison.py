@@ -36,13 +36,14 @@ class Comparison:
         acr = self.table.iloc[0]
         low, high = acr["low"], acr["high"]
         if low <= 0 <= high:
-            says = f"does not differ measurably from that of '{self.b}': by {acr['difference']:.3f}"
+            names = f"'{self.a}' and '{self.b}'"
+            says = f"The ACRs of {names} do not differ measurably: the difference is {acr['difference']:.3f}"
         else:
             side = "higher" if low > 0 else "lower"
-            says = f"is {side} by {abs(acr['difference']):.3f} than that of '{self.b}'"
+            says = f"The ACR of '{self.a}' is {side} by {abs(acr['difference']):.3f} than that of '{self.b}'"
             low, high = sorted((abs(low), abs(high)))
-        interval = f"95 % interval {low:.3f} to {high:.3f}"
-        text = f"The ACR of '{self.a}' {says}, {interval}, on the same {self.images} images."
+        interval = f"95 % interval {low:.3f} to {high:.3f} (paired bootstrap)"
+        text = f"{says}, {interval}, on the same {self.images} images."
         for name, images in ((self.a, self.only_a), (self.b, self.only_b)):
             if images:
                 text += (
@@ -53,16 +54,19 @@ class Comparison:
         return text
 
     def text(self, style: str) -> str:
-        """The sentences and the table as markdown, CSV or LaTeX; in the last two, the sentences are comments."""
-        comment = {"csv": "# ", "latex": "% "}.get(style, "")
+        """The sentences and the table as markdown or LaTeX; there, the sentences are comments."""
+        comment = "% " if style == "latex" else ""
         lines = "".join(f"{comment}{line}\n" for line in self.sentences().splitlines())
         name = latex if style == "latex" else str
         table = self.table.rename(columns={"a": name(self.a), "b": name(self.b)})
-        if style == "csv":
-            return lines + table.to_csv(index=False).rstrip("\n")
         if style == "latex":
             return lines + table.to_latex(index=False, float_format="%.3f").rstrip("\n")
         return f"{lines}\n{markdown(table)}"
+
+    def rows(self) -> pd.DataFrame:
+        """The table with the runs' names and the number of images in every row, to be put under others."""
+        table = self.table.rename(columns={"a": "value_a", "b": "value_b"})
+        return table.assign(a=self.a, b=self.b, images=self.images)
 
     def record(self) -> dict:
         """All of it for JSON."""
@@ -88,7 +92,7 @@ def compare(a: Run, b: Run, radii=None) -> Comparison:
     logs = [run.log.set_index("idx") for run in (a, b)]
     shared = logs[0].index.intersection(logs[1].index).sort_values()
     if len(shared) < 2:
-        raise UserError(f"'{a.path}' and '{b.path}' share {len(shared)} images: there is nothing to compare")
+        raise UserError(f"'{a.path}' and '{b.path}' have fewer than 2 images in common: there is nothing to compare")
     matched = [log.loc[shared] for log in logs]
     figures = [np.vstack([certified_radius(log), certified_at(log, [0, *radii])]) for log in matched]  # [F, images]
     low, high = _interval(figures[0] - figures[1])

@@ -29,7 +29,7 @@ def curves(runs: list[Run]) -> Figure:
         axes.fill_between(radii[shown], low[shown], high[shown], color=_colour(number), alpha=alpha, linewidth=0)
         axes.plot(radii[shown], accuracy[shown], color=_colour(number), linestyle=_style(number), label=label)
     axes.set(xlim=(0, radii[-1]), ylim=(0, 1))
-    _legend(axes)
+    _legend(figure)
     return figure
 
 
@@ -43,9 +43,8 @@ def histogram(runs: list[Run]) -> Figure:
     for number, (radius, name) in enumerate(zip(radii, names, strict=True)):
         colour = _colour(number)
         axes.hist(radius, edges, histtype="step", color=colour, linestyle=_style(number), linewidth=1.5, label=name)
-        axes.hist(radius, edges, color=colour, alpha=0.1)
     axes.set(xlim=(0, edges[-1]))
-    _legend(axes)
+    _legend(figure)
     return figure
 
 
@@ -101,7 +100,7 @@ def check_ending(path: Path) -> None:
 
 
 def _figure(x: str, y: str):
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     _plain(axes)
@@ -113,8 +112,10 @@ def _plain(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(axes) -> None:
-    axes.legend(fontsize=8, frameon=False)
+def _legend(figure: Figure) -> None:
+    """Below the axes: a long name is in nobody's way."""
+    figure.legend(loc="outside lower center", ncols=2 if len(figure.axes[0].get_legend_handles_labels()[1]) > 3 else 1,
+                  fontsize=8, frameon=False)  # fmt: skip
 
 
 def _colour(number: int) -> str:

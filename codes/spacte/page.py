@@ -17,6 +17,8 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], path: Path) -> None:
     """Write the page; `table` is the runs' summary. UserError where this is not possible."""
+    check_ending(path)
+    table = table[["run", *table.columns.drop("run")]]
     data = {
         "table": {"columns": list(table), "rows": [list(row.values()) for row in records(table)]},
         "comparisons": [one.record() for one in comparisons],
@@ -34,6 +36,12 @@ def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], p
         replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror}") from error
+
+
+def check_ending(path: Path) -> None:
+    """UserError where the path does not end as a page does."""
+    if path.suffix not in (".html", ".htm"):
+        raise UserError(f"'{path}' must end in .html, .htm")
 
 
 def _images(runs: list[Run]) -> list[list]:

@@ -3,7 +3,9 @@
 log files -> runs -> summary -> text
 """
 
+import itertools
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from spacte.runfiles import RunFiles
 from spacte.utils import UserError
 
 RADIUS_STEP = 0.25
+_MOST_RADII = 100
 _RADIUS_STEPS = {"ImageNet": 0.5}
 FORMATS = ("markdown", "csv", "latex", "json")
 _TEXTS = ("defence", "dataset", "arch", "heads", "run")
@@ -71,8 +74,8 @@ def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
     check_same_images(runs)
     described = [(run.name, *(getattr(run, name) for name in _DESCRIPTION)) for run in runs]
     if len(set(described)) < len(runs):
-        names = dict(zip(logs, _names(logs), strict=True))
-        runs = [replace(run, name=names[run.path]) for run in runs]
+        places = dict(zip(logs, _differing(logs), strict=True))
+        runs = [replace(run, name=f"{run.name} ({places[run.path]})") for run in runs]
     return sorted(runs, key=_order)
 
 
@@ -80,10 +83,10 @@ def _logs_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = []
-    for log in sorted(path.rglob("*.log")):
-        if log.is_file():
+    for log in sorted(path.rglob("*")):
+        if log.is_file() and os.access(log, os.R_OK):
             with open(log, errors="replace") as file:
-                is_ours, has_rows = set(COLUMNS[:-1]) <= set(file.readline().split()), bool(file.readline())
+                is_ours, has_rows = set(COLUMNS[:-1]) <= set(file.readline(1000).split()), bool(file.readline(1000))
             if is_ours and has_rows:
                 found.append(log)
             elif is_ours:
@@ -93,14 +96,11 @@ def _logs_in(path: Path) -> list[Path]:
     return found
 
 
-def _names(paths: list[Path]) -> list[str]:
-    """The logs' names, with as many of their folders as it takes to tell them apart."""
-    parts = [_parts(path) for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
+def _differing(paths: list[Path]) -> list[str]:
+    """The parts of each path, innermost last, in which the paths are not all the same."""
+    parts = [_parts(path)[::-1] for path in paths]
+    places = [place for place, found in enumerate(itertools.zip_longest(*parts)) if len(set(found)) > 1]
+    return ["/".join(part[place] for place in reversed(places) if place < len(part)) for part in parts]
 
 
 def _description(path: Path) -> dict:
@@ -156,9 +156,16 @@ def _known(path: Path, names) -> str | None:
 
 def _heads_alone(run: Run) -> list[Run]:
     files = RunFiles(run.path)
+    if run.heads == "1" or (run.heads or "").startswith("head"):
+        return []
+    if not files.counts.exists():
+        warnings.warn(f"no vote counts lie beside '{run.path}': its heads alone are left out", stacklevel=2)
+        return []
     config, votes = files.read_json()["config"], read_votes(files.counts)
     if config["skip_wrong"]:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
+    if [one.idx for one in votes] != run.log["idx"].tolist():
+        raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
     alone = []
     for head in range(len(votes[0].selection) - 1):
         log = log_table(votes, config | {"head": head})
@@ -193,7 +200,7 @@ def _order(run: Run) -> tuple:
 
 
 def labels(runs: list[Run]) -> list[str]:
-    """A short name for each run of a picture or a sentence: what is known of it, and its log's name in a tie."""
+    """A short name for each run of a picture or a sentence: what is known of it, and where its log lies in a tie."""
     short = []
     for run in runs:
         heads = run.heads and (run.heads if "head" in run.heads else f"{run.heads} head{'s' * (run.heads != '1')}")
@@ -202,8 +209,13 @@ def labels(runs: list[Run]) -> list[str]:
             if len({getattr(other, name) for other in runs}) > 1:
                 parts.append(getattr(run, name))
         short.append(", ".join(part for part in parts if part))
-    tied = [f"{text} ({run.name})" if text else run.name for text, run in zip(short, runs, strict=True)]
-    return [long if short.count(text) > 1 or not text else text for text, long in zip(short, tied, strict=True)]
+    for text in set(short):
+        tied = [number for number, other in enumerate(short) if other == text]
+        if len(tied) > 1 or not text:
+            places = _differing([runs[number].path for number in tied])
+            for number, place in zip(tied, places, strict=True):
+                short[number] = f"{text} ({place})" if text else place or runs[number].name
+    return short
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -212,6 +224,8 @@ def labels(runs: list[Run]) -> list[str]:
 def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
     """The radii of a table: 0, step, 2 step, ... up to `limit`; the step is the data set's."""
     step = _RADIUS_STEPS.get(dataset, RADIUS_STEP)
+    if limit > _MOST_RADII * step:
+        raise UserError(f"a radius of {limit:g} would make a table of more than {_MOST_RADII} columns: give --radii")
     return step * np.arange(int(limit / step) + 1)
 
 
@@ -238,16 +252,21 @@ def summary(runs: list[Run], radii) -> pd.DataFrame:
 
 def radius_names(radii) -> list[str]:
     """The columns of the certified accuracies at these radii."""
-    return [f"{radius:g}" for radius in radii]
+    return [f"{radius:.10g}" for radius in radii]
 
 
 def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
     """The summary and, after it, for each method (defence, architecture, heads) the best over sigma at each radius.
 
-    ACR belongs to one sigma and is left out. Raises UserError where a method has two runs of one sigma.
+    A method with one run has no such row. ACR belongs to one sigma and is left out. Raises UserError where a method has
+    two runs of one sigma, or one of unknown sigma.
     """
     method, best = ["defence", "dataset", "arch", "heads"], []
     for _, group in table.groupby(method, dropna=False, sort=False):
+        if len(group) == 1:
+            continue
+        if group["sigma"].isna().any():
+            raise UserError(f"--envelope: the sigma of '{group['run'][group['sigma'].isna()].iloc[0]}' is not known")
         twice = group["sigma"].duplicated(keep=False)
         if twice.any():
             one, other = group["run"][twice].iloc[:2]
