@@ -1,11 +1,13 @@
 """The fast path computes the plain network's function, whatever shares its batches."""
 
 import importlib
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
 from spacte import inference
 from spacte.checkpoint import load_classifier
@@ -102,7 +104,6 @@ def test_passes_are_halved_while_memory_is_short(capsys):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_runs_are_the_plain_ones(script, tmp_path, trained):
-    """The votes of a whole run; training, too, goes on from the same loss."""
     logs = []
     for flags in ((), ("--compile",)):
         folder = tmp_path / f"logs{len(logs)}"
@@ -118,6 +119,19 @@ def test_a_compiler_is_needed_to_compile(script, trained):
     with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")}):
         code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", trained, "--compile", "--device", "cpu")
     assert code == 2 and err.count("\n") == 1 and "C++ compiler" in err
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_plain_one(script, tmp_path):
+    """An epoch ends with the plain one's loss, to the rounding of its steps, and leaves a checkpoint as any other."""
+    losses = []
+    for flags in ((), ("--compile", "--save_dir", "s", "--logs_dir", "l", "--runs_dir", "r")):
+        code, out, err = script("0Gaussian/train.py", *TINY, "--num_heads", 1, "--epochs", 1, *flags)
+        assert code == 0, err
+        losses.append(float(re.search(r"loss ([0-9.]+)", out)[1]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    keys = [set(torch.load(path, weights_only=True)["state_dict"]) for path in tmp_path.rglob("epoch1.pth")]
+    assert len(keys) == 2 and keys[0] == keys[1]
 
 
 def test_compiling_folds_the_weights(monkeypatch):

@@ -54,7 +54,7 @@ def _flags(objective: type[Objective], description: str, lbdlast: float) -> cli.
     add("--seed", type=cli.seed, default=666)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network's arithmetic")
-    add("--compile", action="store_true", help="through torch.compile: a minute at the start, then faster on a GPU")
+    add("--compile", action="store_true", help="through torch.compile; no faster on the CPUs we tried")
     add("--workers", type=cli.non_negative_int, default=4, help="processes that read ImageNet's files")
     add("--save_freq", type=cli.positive_int, default=10, help="epochs between checkpoints")
     add("--save_dir", default="./save", help="checkpoints: <save_dir>/<dataset>/<arch>/noise-<sd>/<run>/epochN.pth")
