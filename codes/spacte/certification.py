@@ -4,8 +4,9 @@ from argparse import Namespace
 
 from spacte import certlog, cli, subject, sweep
 from spacte.bounds import RadiiDecided, RadiusKnown
+from spacte.certlog import average_certified_radius
 from spacte.core_mhead import Asks, tally
-from spacte.counts import Votes, certificate, certificate_row, largest_radius, rule_of
+from spacte.counts import certificate_row, largest_radius, log_table, rule_of
 from spacte.report import read_runs, render, summary, table_radii
 from spacte.runfiles import Format, Ledger, RunFiles
 from spacte.utils import UserError, process_rank, start_processes
@@ -63,7 +64,7 @@ def certify(args: Namespace) -> None:
         lambda indices: target.count(
             "certify", indices, lambda label: draws(label, target.voter, args, rule), args.batch_size
         ),
-        lambda votes: _certified_radius(votes, config),
+        lambda votes: average_certified_radius(log_table([votes], config)),
         "ACR",
     )
     if process_rank() == 0:
@@ -91,11 +92,6 @@ def draws(label: int, voter: int, args: Namespace, rule) -> Asks:
         return selection, selection.new_zeros(selection.shape)
     enough = rule and (lambda counts: rule(int(counts[voter, chosen]), int(counts[voter].sum())))
     return selection, (yield from tally(args.N, args.batch_size, enough))
-
-
-def _certified_radius(votes: Votes, config: dict) -> float:
-    predict, radius = certificate(votes, config)
-    return radius * (predict == votes.label)
 
 
 def _check_stopping(args: Namespace) -> None:
