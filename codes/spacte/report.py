@@ -224,14 +224,15 @@ def labels(runs: list[Run]) -> list[str]:
 def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
     """The radii of a table: 0, step, 2 step, ... up to `limit`; the step is the data set's."""
     step = _RADIUS_STEPS.get(dataset, RADIUS_STEP)
-    if limit > _MOST_RADII * step:
-        raise UserError(f"a radius of {limit:g} would make a table of more than {_MOST_RADII} columns: give --radii")
     return step * np.arange(int(limit / step) + 1)
 
 
 def reached_radii(runs: list[Run]) -> np.ndarray:
-    """Those of `table_radii` above 0 that some image of some run reaches."""
-    return table_radii(float(max(certified_radius(run.log).max() for run in runs)), runs[0].dataset)[1:]
+    """Those of `table_radii` above 0 that some image of some run reaches. UserError where they are more than 100."""
+    limit = max(float(certified_radius(run.log).max()) for run in runs)
+    if limit > _MOST_RADII * RADIUS_STEP:
+        raise UserError(f"a radius of {limit:g} would make a table of more than {_MOST_RADII} columns: give --radii")
+    return table_radii(limit, runs[0].dataset)[1:]
 
 
 def summary(runs: list[Run], radii) -> pd.DataFrame:
