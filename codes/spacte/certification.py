@@ -64,7 +64,7 @@ def certify(args: Namespace) -> None:
         lambda indices: target.count(
             "certify", indices, lambda label: draws(label, target.voter, args, rule), args.batch_size
         ),
-        lambda votes: average_certified_radius(log_table([votes], config)),
+        lambda votes: average_certified_radius(log_table(votes, config)),
         "ACR",
     )
     if process_rank() == 0:

@@ -41,7 +41,7 @@ def predict(args: Namespace) -> None:
         files,
         lambda: Ledger(files, config, target.about(args), FORMAT, args.overwrite),
         lambda indices: target.count("predict", indices, lambda label: _draws(args), args.batch_size),
-        lambda votes: float(_predicted(votes, config) == votes.label),
+        lambda votes: sum(_predicted(one, config) == one.label for one in votes) / len(votes),
         "accuracy",
     )
     if process_rank() == 0:

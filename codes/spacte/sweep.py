@@ -62,12 +62,12 @@ def sweep(
     files: RunFiles,
     open_ledger: Callable[[], Ledger],
     count: Callable[[list[int]], Iterator[Votes]],
-    gain: Callable[[Votes], float],
+    mean_gain: Callable[[list[Votes]], float],
     gain_name: str,
 ) -> None:
     """Count every image that is not counted yet, dealt out among the processes, and keep the run's files.
 
-    `count(indices)` yields the images' votes as they come; the mean of `gain` over the images is the progress's figure
+    `count(indices)` yields the images' votes as they come; `mean_gain` of all images so far is the progress's figure
     `gain_name`. Raises UserError, in every process, where `open_ledger` does.
     """
     ledger: Ledger | None = None
@@ -79,7 +79,7 @@ def sweep(
         return ledger.plan(indices)
 
     todo = share_from_main_process(begin)
-    progress = _Progress(len(indices), ledger.done, gain, gain_name) if ledger else None
+    progress = _Progress(len(indices), ledger.done, mean_gain, gain_name) if ledger else None
     try:
         for votes in count(todo[process_rank() :: process_count()]):
             if process_count() > 1:
@@ -110,10 +110,10 @@ def _finish(ledger: Ledger, progress: "_Progress", files: RunFiles) -> None:
 class _Progress:
     """A bar where there is a terminal, otherwise a line now and then: images done, time left, the mean gain so far."""
 
-    def __init__(self, images: int, done: list[Votes], gain: Callable[[Votes], float], gain_name: str):
+    def __init__(self, images: int, done: list[Votes], mean_gain: Callable[[list[Votes]], float], name: str):
         self.bar = tqdm(total=images, initial=len(done), unit="image", disable=None, dynamic_ncols=True)
-        self.total, self.before, self.gain, self.name = images, len(done), gain, gain_name
-        self.images, self.sum = len(done), sum(map(gain, done))
+        self.total, self.before, self.mean_gain, self.name = images, len(done), mean_gain, name
+        self.images, self.sum = len(done), mean_gain(done) * len(done) if done else 0.0
         self.started = self.said = time.monotonic()
 
     def add(self, votes: list[Votes]) -> None:
@@ -121,7 +121,7 @@ class _Progress:
         if not votes:
             return
         self.images += len(votes)
-        self.sum += sum(map(self.gain, votes))
+        self.sum += self.mean_gain(votes) * len(votes)
         mean = f"{self.sum / self.images:.3f}"
         self.bar.set_postfix({self.name: mean})
         self.bar.update(len(votes))
