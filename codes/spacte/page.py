@@ -9,7 +9,7 @@ import pandas as pd
 
 from spacte import figures
 from spacte.comparison import Comparison
-from spacte.report import Run, labels, records
+from spacte.report import TEXTS, Run, best, labels, records
 from spacte.utils import UserError, replace_file
 
 _TEMPLATE = Path(__file__).with_name("page.html")
@@ -20,7 +20,12 @@ def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], p
     check_ending(path)
     table = table[["run", *table.columns.drop("run")]]
     data = {
-        "table": {"columns": list(table), "rows": [list(row.values()) for row in records(table)]},
+        "table": {
+            "columns": list(table),
+            "texts": TEXTS,
+            "rows": [list(row.values()) for row in records(table)],
+            "best": best(table).to_numpy().tolist(),
+        },
         "comparisons": [one.record() for one in comparisons],
         "runs": [{"label": label, "log": str(run.path), "config": run.config}
                  for label, run in zip(labels(runs), runs, strict=True)],

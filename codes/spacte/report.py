@@ -35,7 +35,8 @@ RADIUS_STEP = 0.25
 _MOST_RADII = 100
 _RADIUS_STEPS = {"ImageNet": 0.5}
 FORMATS = ("markdown", "csv", "latex", "json")
-_TEXTS = ("defence", "dataset", "arch", "heads", "run")
+TEXTS = ("defence", "dataset", "arch", "heads", "run")  # the columns of a summary that hold no number
+_NEUTRAL = (*TEXTS, "sigma", "images")  # nor is one of these better than another
 _DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma")
 
 
@@ -283,21 +284,20 @@ def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
 
 
 def render(table: pd.DataFrame, style: str) -> str:
-    """A summary as text: markdown, CSV, LaTeX (booktabs) or JSON; the best of each column is marked in the first two.
+    """A summary as markdown, LaTeX (booktabs) or CSV.
 
-    Markdown and LaTeX have three decimals and leave out what nothing is known of; CSV and JSON have every digit.
+    Markdown and LaTeX have three decimals, mark the best of each column and leave out what nothing is known of; CSV has
+    every digit.
     """
     if style == "csv":
         return table.to_csv(index=False).rstrip("\n")
-    if style == "json":
-        return json.dumps(records(table), indent=2)
     if style == "latex":
         cells = _cells(table.assign(run=table["run"].map(latex)), r"\textbf{{{}}}")
         cells = cells.map(lambda text: text.replace(" ± ", r" $\pm$ "))
-        alignment = "".join("l" if name in _TEXTS else "r" for name in cells)
+        alignment = "".join("l" if name in TEXTS else "r" for name in cells)
         return cells.to_latex(index=False, escape=False, column_format=alignment).rstrip("\n")
     cells = _cells(table, "**{}**")
-    alignment = ["left" if name in _TEXTS else "right" for name in cells]
+    alignment = ["left" if name in TEXTS else "right" for name in cells]
     return cells.to_markdown(index=False, disable_numparse=True, colalign=alignment)
 
 
@@ -311,20 +311,27 @@ def markdown(table: pd.DataFrame) -> str:
     return table.to_markdown(index=False, floatfmt=".3f")
 
 
+def best(table: pd.DataFrame) -> pd.DataFrame:
+    """Which cells of a summary are the best of their column to three decimals, booleans; none where all are equal."""
+    marks = pd.DataFrame(False, index=table.index, columns=table.columns)
+    for name in table.columns.drop([*_NEUTRAL, "SE"]):
+        shown = table[name].astype(float).round(3)
+        marks[name] = (shown == (shown.min() if name == "abstained" else shown.max())) & (shown.nunique() > 1)
+    return marks
+
+
 def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
     """The cells as they are read, without the columns of which nothing is known."""
-    cells = {}
+    cells, marks = {}, best(table)
     for name, column in table.drop(columns="SE").items():
-        if name in (*_TEXTS, "sigma", "images"):
+        if name in _NEUTRAL:
             if column.notna().any():
                 cells[name] = column.map(lambda value: value if isinstance(value, str) else f"{value:g}")
         else:
-            shown = column.astype(float).round(3)
-            texts = shown.map("{:.3f}".format)
+            texts = column.astype(float).map("{:.3f}".format)
             if name == "ACR":
                 texts += table["SE"].map(" ± {:.3f}".format)
-            best = shown == (shown.min() if name == "abstained" else shown.max())
-            cells[name] = texts.mask(best & (shown.nunique() > 1), texts.map(bold.format))
+            cells[name] = texts.mask(marks[name], texts.map(bold.format))
     return pd.DataFrame(cells).mask(table.isna(), "-")
 
 
