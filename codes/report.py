@@ -31,7 +31,7 @@ from spacte.report import (
     render,
     summary,
 )
-from spacte.utils import UserError
+from spacte.utils import UserError, check_ending
 
 
 def _flags() -> cli.Parser:
@@ -97,11 +97,11 @@ def _check(args: Namespace) -> None:
                 raise UserError(f"--{name} needs logs, or folders of logs")
     pictures = [path for path in (args.curves, args.histogram, args.training and args.training[1]) if path]
     for path in pictures:
-        figures.check_ending(path)
+        check_ending(path, figures.ENDINGS)
     if len(set(pictures)) < len(pictures):
         raise UserError("two pictures cannot be written to one file")
     if args.html:
-        page.check_ending(args.html)
+        check_ending(args.html, page.ENDINGS)
     if args.radii:
         args.radii = list(dict.fromkeys(args.radii))
 

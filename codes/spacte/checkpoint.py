@@ -33,7 +33,7 @@ def save(path: Path, contents: dict) -> None:
     contents = {**contents, "data": asdict(contents["data"])}
     try:
         replace_file(path, lambda temporary: torch.save(contents, temporary))
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:  # torch's own, on a full disk
         raise UserError(f"cannot write checkpoint '{path}': {error}") from error
 
 

@@ -8,7 +8,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from spacte.certlog import certified_accuracy, certified_radius
 from spacte.report import Run, labels
-from spacte.utils import UserError, replace_file
+from spacte.utils import UserError, check_ending, replace_file
 
 ENDINGS = (".png", ".pdf", ".svg")
 # Okabe and Ito (2008): told apart by colour-blind readers; the line styles tell them apart in grey print, too
@@ -86,17 +86,8 @@ def training(folder: Path) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture in the format that the path's ending names. Raises UserError where it cannot be written."""
-    check_ending(path)
-    try:
-        replace_file(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}") from error
-
-
-def check_ending(path: Path) -> None:
-    """UserError where the path's ending names no format."""
-    if path.suffix not in ENDINGS:
-        raise UserError(f"'{path}' must end in {', '.join(ENDINGS)}")
+    check_ending(path, ENDINGS)
+    replace_file(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
 
 
 def _figure(x: str, y: str):

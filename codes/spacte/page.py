@@ -10,14 +10,15 @@ import pandas as pd
 from spacte import figures
 from spacte.comparison import Comparison
 from spacte.report import TEXTS, Run, best, labels, records
-from spacte.utils import UserError, replace_file
+from spacte.utils import check_ending, replace_file
 
+ENDINGS = (".html", ".htm")
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], path: Path) -> None:
     """Write the page; `table` is the runs' summary. UserError where this is not possible."""
-    check_ending(path)
+    check_ending(path, ENDINGS)
     table = table[["run", *table.columns.drop("run")]]
     data = {
         "table": {
@@ -37,16 +38,7 @@ def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], p
         .replace("<!-- curves -->", _svg(runs))
         .replace("/* data */ null", embedded)
     )
-    try:
-        replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}") from error
-
-
-def check_ending(path: Path) -> None:
-    """UserError where the path does not end as a page does."""
-    if path.suffix not in (".html", ".htm"):
-        raise UserError(f"'{path}' must end in .html, .htm")
+    replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
 
 
 def _images(runs: list[Run]) -> list[list]:

@@ -196,13 +196,18 @@ def make_folder(folder: Path) -> Path:
 
 
 def replace_file(path: Path, write) -> None:
-    """Call `write(temporary path)` and rename the result to `path`: a reader sees the old file or the whole new one."""
+    """Call `write(temporary path)` and rename the result to `path`: a reader sees the old file or the whole new one.
+
+    Raises UserError where it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -222,6 +227,12 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "none"
     return versions
+
+
+def check_ending(path: Path, endings: tuple[str, ...]) -> None:
+    """UserError where the path has none of the endings."""
+    if path.suffix not in endings:
+        raise UserError(f"'{path}' must end in {', '.join(endings)}")
 
 
 def run_tail(dataset: str, arch: str, noise_sd: float) -> Path:
