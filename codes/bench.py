@@ -218,6 +218,7 @@ def _work(arch: str, dataset: str, num_heads: int, precision: str) -> dict[str, 
     bytes_per_number, moved, batch = (2 if precision == "bf16" else 4), 0, 16
 
     def note(module, inputs, output):
+        """Add a layer's numbers to `moved`."""
         nonlocal moved
         weights = sum(parameter.numel() for parameter in module.parameters())
         moved += inputs[0].numel() + output.numel() + weights

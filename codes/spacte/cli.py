@@ -27,6 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 def _number(kind: type, name: str, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
     def parse(text: str):
+        """The number; argparse's error, with what is legal, where it is none."""
         try:
             value = kind(text)
         except ValueError:

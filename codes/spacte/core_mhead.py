@@ -79,6 +79,7 @@ class Smooth:
         active: list[Drawing] = []
 
         def begin() -> Iterator[Drawing]:
+            """The drawings, each active from when it is taken."""
             for drawing in drawings:
                 active.append(drawing)
                 yield drawing

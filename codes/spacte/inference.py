@@ -4,11 +4,11 @@ A batch goes through the network in passes of one and the same shape, the last o
 not depend on how many images share its batch, nothing is compiled twice, and the network's memory is bounded.
 """
 
-import contextlib
 import copy
 import itertools
 import math
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +49,7 @@ class Frozen(nn.Module):
         self.normalise, self.network, self.device, self.most = normalise, network, device, batch_size
         self.dtype = next(network.parameters()).dtype
         self.compiled = compiled
-        options = {"triton.cudagraphs": device.type == "cuda"}
-        self.run = torch.compile(self._logits, dynamic=False, options=options) if compiled else self._logits
+        self.run = _compiled(self._logits, device) if compiled else self._logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every head: [N, C, H, W] -> [L, N, K]. Where gradients are enabled, in one pass as it is."""
@@ -81,15 +80,23 @@ class Frozen(nn.Module):
     def _pass(self, images: Tensor) -> Tensor:
         missing = self._pass_size(images) - len(images)
         padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images
-        # Constants are folded; each network of an ensemble and each size of a pass is compiled for itself.
-        folding = torch._inductor.config.patch(freezing=True) if self.compiled else contextlib.nullcontext()
-        many = torch._dynamo.config.patch(recompile_limit=1000) if self.compiled else contextlib.nullcontext()
-        with folding, many:
-            return self.run(padded)[:, : len(images)].clone()  # a CUDA graph writes the next pass to the same place
+        return self.run(padded)[:, : len(images)]
 
     def _logits(self, images: Tensor) -> Tensor:
         normalised = self.normalise(images.to(memory_format=torch.channels_last))
         return self.network(normalised.to(self.dtype))
+
+
+def _compiled(logits: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """`logits` through torch.compile, with the weights as constants and, on a GPU, as a CUDA graph."""
+    function = torch.compile(logits, dynamic=False, options={"triton.cudagraphs": device.type == "cuda"})
+
+    def run(images: Tensor) -> Tensor:
+        """Compiles when it is called first; each network of an ensemble and each size of a pass for itself."""
+        with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=1000):
+            return function(images).clone()  # a CUDA graph writes the next pass to the same place
+
+    return run
 
 
 def _fold_batchnorm(module: nn.Module) -> None:

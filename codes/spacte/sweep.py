@@ -73,6 +73,7 @@ def sweep(
     ledger: Ledger | None = None
 
     def begin() -> list[int]:
+        """Open the ledger; returns the idx that are still to be counted. UserError as `open_ledger`."""
         nonlocal ledger
         make_folder(files.log.parent)
         ledger = open_ledger()
