@@ -20,17 +20,8 @@ import pandas as pd
 
 from spacte import cli, figures, page
 from spacte.comparison import Comparison, compare
-from spacte.report import (
-    FORMATS,
-    Run,
-    check_same_images,
-    envelope,
-    reached_radii,
-    read_runs,
-    records,
-    render,
-    summary,
-)
+from spacte.report import FORMATS, envelope, reached_radii, records, render, summary
+from spacte.runs import Run, check_same_images, read_runs
 from spacte.utils import UserError, check_ending
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import pytest
 import torch
 
-from spacte import training
+from spacte import certlog, training
 
 torch.set_num_threads(1)
 
@@ -114,3 +115,22 @@ def beside(log, ending):
 
 def without_time(log):
     return [line.rsplit("\t", 1)[0] for line in log.read_text().splitlines()]
+
+
+EXCERPTS = Path(__file__).parent / "golden" / "logs"  # 25 images of three of the authors' logs
+
+
+def make_log(path: Path, rows, header=certlog.HEADER) -> Path:
+    """A log of (idx, label, predict, radius)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(header + "".join(certlog.format_row(*row, 1.0) for row in rows))
+    return path
+
+
+def random_log(path: Path, images: int, seed: int, shift=0.0) -> Path:
+    rng = np.random.default_rng(seed)
+    labels = np.random.default_rng(0).integers(0, 4, images)  # the same images in every log
+    predict = np.where(rng.random(images) < 0.8, labels, (labels + 1) % 4)
+    predict = np.where(rng.random(images) < 0.1, -1, predict)
+    radius = np.where(predict < 0, 0, rng.uniform(0, 1, images) + shift)
+    return make_log(path, zip(range(images), labels.tolist(), predict.tolist(), radius.tolist(), strict=True))

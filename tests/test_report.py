@@ -1,23 +1,18 @@
 """Reading logs: tables, comparisons, pictures, the page, and what is refused."""
 
-import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY
+from conftest import EXCERPTS, make_log, random_log
 
-from spacte import certlog, page
-from spacte.comparison import _named, compare
-from spacte.report import labels, markdown, reached_radii, read_runs, render, summary, table_radii
+from spacte import certlog
+from spacte.report import reached_radii, render, summary, table_radii
+from spacte.runs import labels, read_runs
 
-EXCERPTS = Path(__file__).parent / "golden" / "logs"  # 25 images of three of the authors' logs
 # Counted by hand (awk) in the excerpts, in the table's order: abstained, ACR, its standard error, images certified at
 # 0, 0.25, 0.5, ...
 EXPECTED = [
@@ -25,22 +20,6 @@ EXPECTED = [
     ("SmoothMix", 0.25, 0, 0.742800, 0.062572, [23, 22, 20, 17]),
     ("Gaussian", 1.0, 8, 0.714640, 0.176669, [15, 13, 13, 9, 7, 6, 5, 5, 3, 3, 2, 1]),
 ]
-
-
-def make_log(path: Path, rows, header=certlog.HEADER) -> Path:
-    """A log of (idx, label, predict, radius)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(header + "".join(certlog.format_row(*row, 1.0) for row in rows))
-    return path
-
-
-def random_log(path: Path, images: int, seed: int, shift=0.0) -> Path:
-    rng = np.random.default_rng(seed)
-    labels = np.random.default_rng(0).integers(0, 4, images)  # the same images in every log
-    predict = np.where(rng.random(images) < 0.8, labels, (labels + 1) % 4)
-    predict = np.where(rng.random(images) < 0.1, -1, predict)
-    radius = np.where(predict < 0, 0, rng.uniform(0, 1, images) + shift)
-    return make_log(path, zip(range(images), labels.tolist(), predict.tolist(), radius.tolist(), strict=True))
 
 
 def test_the_excerpts_give_the_expected_table():
@@ -154,107 +133,6 @@ def test_the_data_set_chooses_the_radii():
     assert table_radii(0.6, "CIFAR10").tolist() == [0, 0.25, 0.5]
 
 
-# --- comparisons ---
-
-
-def runs_of(tmp_path, *logs):
-    by_path = {run.path: run for run in read_runs(list(logs))}
-    return [by_path[log] for log in logs]
-
-
-def test_a_paired_difference_and_its_interval(tmp_path):
-    """On 2,000 images the bootstrap interval is the normal one, mean +- 1.96 standard errors, to within 6 %."""
-    logs = [
-        random_log(tmp_path / f"{name}.log", 2000, seed, shift)
-        for seed, (name, shift) in enumerate([("a", 0.2), ("b", 0)])
-    ]
-    a, b = runs_of(tmp_path, *logs)
-    found = compare(a, b, [0.5])
-    each = certlog.certified_radius(a.log) - certlog.certified_radius(b.log)
-    acr = found.table.iloc[0]
-    half = 1.96 * each.std(ddof=1) / 2000**0.5
-    assert acr["difference"] == pytest.approx(each.mean(), abs=1e-12)
-    assert acr["high"] - acr["difference"] == pytest.approx(half, rel=0.06)
-    assert acr["difference"] - acr["low"] == pytest.approx(half, rel=0.06)
-    assert found.table["figure"].tolist() == ["ACR", "clean", "0.5"]
-    share = certlog.certified_accuracy(a.log, [0.5]) - certlog.certified_accuracy(b.log, [0.5])
-    assert found.table.iloc[2]["difference"] == pytest.approx(share[0], abs=1e-12)
-    text = f"is higher by {acr['difference']:.3f} than that of 'b', 95 % interval {acr['low']:.3f} to {acr['high']:.3f}"
-    assert text in found.sentences() and found.sentences().endswith("on the same 2000 images.")
-    assert "is lower by" in compare(b, a, [0.5]).sentences()
-
-
-def test_pairing_sees_what_two_separate_errors_would_hide(tmp_path):
-    """A log that is another plus 0.01 on every right image differs from it, though both errors are far larger."""
-    log = random_log(tmp_path / "a.log", 300, 0)
-    table = certlog.read_log(log)
-    rows = zip(table["idx"], table["label"], table["predict"], table["radius"] + 0.01, strict=True)
-    a, b = runs_of(tmp_path, make_log(tmp_path / "b.log", rows), log)
-    assert compare(a, b).table.iloc[0]["low"] > 0 and certlog.acr_standard_error(a.log) > 0.015
-
-
-def test_equal_logs_do_not_differ(tmp_path):
-    a, b = runs_of(tmp_path, random_log(tmp_path / "a.log", 50, 0), random_log(tmp_path / "b.log", 50, 0))
-    found = compare(a, b)
-    assert (found.table[["difference", "low", "high"]] == 0).all(axis=None)
-    assert "do not differ measurably" in found.sentences()
-
-
-def test_images_that_do_not_match_are_counted_and_named(tmp_path, script):
-    rows = [(idx, 1, 1, 0.5) for idx in range(0, 100, 5)]
-    a = make_log(tmp_path / "a.log", [*rows, (7, 1, 1, 0.9)])
-    b = make_log(tmp_path / "b.log", rows[4:])
-    code, out, _ = script("report.py", "--compare", a, b)
-    assert code == 0 and "on the same 16 images" in out
-    assert "Left out, only in 'a': 5 images, idx 0, 5, 7, 10, 15." in out
-    c = make_log(tmp_path / "c.log", [(3, 1, 1, 0.5)])
-    code, _, err = script("report.py", "--compare", a, c)
-    assert code == 2 and "fewer than 2 images in common" in err
-
-
-def test_idx_are_abbreviated_without_a_gap():
-    assert _named([0, 1, 2, 3, 4, 7, 20, 40, 60, 80, 81]) == "0-4, 7, 20, 40, ..., 80, 81"
-    assert _named([5]) == "5" and _named([1, 2, 4]) == "1, 2, 4"
-
-
-def test_each_log_against_a_baseline(script):
-    (baseline,) = EXCERPTS.glob("0Gaussian/noise-0.25/*/*.log")
-    code, out, _ = script("report.py", EXCERPTS, "--baseline", baseline)
-    assert code == 0 and out.count("The ACR") == 2 and out.count("| ACR ") == 2
-    assert out.count("'Gaussian, 5 heads, sigma 0.25'") == 2
-    code, out, err = script("report.py", EXCERPTS, "--baseline", baseline, "--format", "csv")
-    table = pd.read_csv(io.StringIO(out))
-    assert code == 0 and err.count("The ACR") == 2 and len(table["a"].unique()) == 2
-    assert set(table["b"]) == {"Gaussian, 5 heads, sigma 0.25"} and set(table["images"]) == {25}
-
-
-def test_heads_alone_are_compared_with_a_baseline(script, digits_models, certify):
-    five, one = certify("a"), certify("b", models=digits_models[1:])
-    code, out, _ = script("report.py", five, "--heads", "--baseline", one, "--format", "json")
-    names = [each["a"] for each in json.loads(out)["comparisons"]]
-    assert code == 0 and len(set(names)) == 4 and sum("head " in name for name in names) == 3
-
-
-def test_heads_alone_need_the_counts_of_the_log(script, certify):
-    log = certify("a")
-    counts = log.with_name(log.name.replace(".log", "-counts.jsonl"))
-    lines = counts.read_text().splitlines(keepends=True)
-    counts.write_text("".join(lines[1:]))
-    code, _, err = script("report.py", log, "--heads")
-    assert code == 2 and "holds other images than" in err
-    counts.unlink()
-    code, out, err = script("report.py", log, "--heads", "--format", "json")
-    assert code == 0 and len(json.loads(out)["logs"]) == 1 and "no vote counts lie beside" in err
-
-
-def test_certifications_that_were_made_differently_say_so(tmp_path):
-    logs = [random_log(tmp_path / f"{name}.log", 20, 0) for name in "ab"]
-    config = {"dataset": "digits", "arch": "R8", "num_heads": [1], "noise_sd": 0.5, "head": None, "alpha": 0.001}
-    for log, n in zip(logs, (1000, 100_000), strict=True):
-        log.with_suffix(".json").write_text(json.dumps({"config": config | {"N": n}, "about": {}}))
-    assert compare(*runs_of(tmp_path, *logs)).sentences().endswith("certified differently: N 1000 and 100000.")
-
-
 # --- what is refused ---
 
 ROW = "0\t3\t3\t0.5\t1\t0:00:01\n"
@@ -348,31 +226,6 @@ def test_wrong_flags_are_one_line(script, tmp_path, flags, message):
     assert not list(tmp_path.rglob("*"))
 
 
-# --- pictures ---
-
-
-@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
-def test_pictures(script, tmp_path, ending, start):
-    code, _, err = script("report.py", EXCERPTS, "--curves", f"c.{ending}", "--histogram", f"h.{ending}")
-    assert code == 0, err
-    assert all((tmp_path / name).read_bytes().startswith(start) for name in (f"c.{ending}", f"h.{ending}"))
-
-
-def test_a_log_without_a_certificate_can_be_drawn(script, tmp_path):
-    make_log(tmp_path / "x.log", [(0, 1, -1, 0.0), (1, 2, 3, 0.5)])
-    code, out, err = script("report.py", "x.log", "--curves", "c.png", "--histogram", "h.png", "--html", "p.html")
-    assert code == 0 and "0.000" in out, err
-
-
-def test_a_training_run_can_be_drawn(script, tmp_path):
-    assert script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 2)[0] == 0
-    (events,) = (tmp_path / "runs").rglob("events.out*")
-    code, _, err = script("report.py", "--training", events.parent, "t.svg")
-    assert code == 0, err
-    drawn = (tmp_path / "t.svg").read_text()
-    assert all(f"<!-- {name} -->" in drawn for name in ("loss", "accuracy", "lambda", "acc1", "head0", "epoch"))
-
-
 def test_a_certification_prints_the_reports_table(script, trained):
     code, out, err = script(
         "0Gaussian/certify_mhead.py", "--model_path", trained, "--N", 100, "--skip", 40, "--device", "cpu"
@@ -384,89 +237,3 @@ def test_a_certification_prints_the_reports_table(script, trained):
     assert (run.defence, run.dataset, run.arch, run.heads, run.sigma) == ("Gaussian", "digits", "R8", "2", 0.5)
     assert row.startswith("| Gaussian") and f"{certlog.average_certified_radius(run.log):.3f} ± " in row
     assert script("report.py", log, "--radii", 0.25, 0.5, 0.75)[1].splitlines()[2] == row
-
-
-# --- the page ---
-
-PROBE = """
-<script>window.problems = []; window.onerror = message => problems.push(message);</script>
-"""
-CLICKS = """
-<script>
-const rows = table => [...document.querySelectorAll(`#${table} tbody tr`)];
-const texts = (table, column) => rows(table).map(row => row.cells[column].textContent);
-const title = (table, text) => [...document.querySelectorAll(`#${table} th button`)].find(b => b.textContent === text);
-const seen = {};
-title("summary", "ACR").click(); seen.falling = texts("summary", 9);
-title("summary", "ACR").click(); seen.rising = texts("summary", 9);
-title("summary", "defence").click(); seen.defences = texts("summary", 1);
-seen.best = [...document.querySelectorAll("#summary td.best")].map(cell => cell.textContent);
-const form = document.getElementById("filters");
-const set = (name, value) => { form.elements[name].value = value; form.onchange(); return texts("images", 0); };
-seen.all = texts("images", 0);
-seen.abstained = set("result", "abstained");
-seen.abstainedFirst = set("run", "0");
-seen.wrong = (set("run", ""), set("result", "wrong"));
-seen.klass = (set("result", ""), set("class", "8"));
-seen.count = document.getElementById("count").textContent;
-set("class", "");
-title("images", "idx").click(); title("images", "idx").click(); seen.idxFalling = texts("images", 0);
-seen.configurations = document.querySelectorAll("#configurations details").length;
-seen.svg = document.querySelectorAll("svg path").length;
-seen.requests = performance.getEntriesByType("resource").length;
-seen.problems = problems;
-document.body.append(Object.assign(document.createElement("pre"), {id: "probe", textContent: JSON.stringify(seen)}));
-</script></body>
-"""
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-def test_the_page_sorts_and_filters_in_a_browser(tmp_path):
-    runs = read_runs([EXCERPTS])
-    page.write(runs, summary(runs, reached_radii(runs)), [compare(runs[0], runs[1])], tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text()
-    assert not re.search(r"""(src|href)=["'](?!#)""", text.replace('xlink:href="#', ""))  # nothing from elsewhere
-    probed = text.replace("<head>", "<head>" + PROBE).replace("</body>", CLICKS)
-    (tmp_path / "probed.html").write_text(probed)
-    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        *quiet,
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    command += ["--dump-dom", f"file://{tmp_path / 'probed.html'}"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    seen = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1]))
-
-    logs = [run.log.set_index("idx") for run in runs]
-    idx = logs[0].index.tolist()
-    assert seen["problems"] == [] and seen["requests"] == 0
-    assert seen["falling"] == ["0.743", "0.715", "0.615"] and seen["rising"] == seen["falling"][::-1]
-    assert seen["defences"] == ["Gaussian", "Gaussian", "SmoothMix"] and {"0.743", "0.960"} <= set(seen["best"])
-    assert seen["all"] == [str(i) for i in idx] and seen["idxFalling"] == seen["all"][::-1]
-
-    def chosen(accept, runs=logs):
-        return [str(i) for i in idx if any(accept(log.loc[i]) for log in runs)]
-
-    assert seen["abstained"] == chosen(lambda row: row["predict"] == -1)
-    assert seen["abstainedFirst"] == chosen(lambda row: row["predict"] == -1, logs[:1]) != seen["abstained"]
-    assert seen["wrong"] == chosen(lambda row: row["predict"] not in (-1, row["label"])) != []
-    assert seen["klass"] == chosen(lambda row: row["label"] == 8)
-    assert seen["count"] == f"{len(seen['klass'])} of 25 images"
-    assert seen["configurations"] == 3 and seen["svg"] > 10
-
-
-def test_the_page_holds_any_text(tmp_path):
-    """A folder's name that would end the script, and an image that one run has not."""
-    logs = [random_log(tmp_path / "<script>alert(1)" / "a.log", 10, 0), random_log(tmp_path / "b.log", 12, 1)]
-    runs = read_runs(logs)
-    page.write(runs, summary(runs, [0.5]), [], tmp_path / "p.html")
-    text = (tmp_path / "p.html").read_text()
-    assert "<script>alert" not in text and text.count("</script>") == 1
-    data = json.loads(re.search(r"const data = (.*);", text)[1])
-    assert len(data["images"]) == 12 and data["images"][11][2:].count(None) == 1
-    assert markdown(summary(runs, [0.5]))  # a summary is a plain table, too

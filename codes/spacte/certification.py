@@ -7,8 +7,9 @@ from spacte.bounds import RadiiDecided, RadiusKnown
 from spacte.certlog import average_certified_radius
 from spacte.core_mhead import Asks, tally
 from spacte.counts import certificate_row, largest_radius, log_table, rule_of
-from spacte.report import read_runs, render, summary, table_radii
+from spacte.report import render, summary, table_radii
 from spacte.runfiles import Format, Ledger, RunFiles
+from spacte.runs import read_runs
 from spacte.utils import UserError, process_rank, start_processes
 
 FORMAT = Format(certlog.HEADER, certificate_row)

@@ -9,7 +9,8 @@ import pandas as pd
 
 from spacte import figures
 from spacte.comparison import Comparison
-from spacte.report import TEXTS, Run, best, labels, records
+from spacte.report import TEXTS, best, records
+from spacte.runs import Run, labels
 from spacte.utils import check_ending, replace_file
 
 ENDINGS = (".html", ".htm")

@@ -1,0 +1,110 @@
+"""Two logs compared image by image."""
+
+import io
+import json
+
+import pandas as pd
+import pytest
+from conftest import EXCERPTS, make_log, random_log
+
+from spacte import certlog
+from spacte.comparison import _named, compare
+from spacte.runs import read_runs
+
+
+def runs_of(tmp_path, *logs):
+    by_path = {run.path: run for run in read_runs(list(logs))}
+    return [by_path[log] for log in logs]
+
+
+def test_a_paired_difference_and_its_interval(tmp_path):
+    """On 2,000 images the bootstrap interval is the normal one, mean +- 1.96 standard errors, to within 6 %."""
+    logs = [
+        random_log(tmp_path / f"{name}.log", 2000, seed, shift)
+        for seed, (name, shift) in enumerate([("a", 0.2), ("b", 0)])
+    ]
+    a, b = runs_of(tmp_path, *logs)
+    found = compare(a, b, [0.5])
+    each = certlog.certified_radius(a.log) - certlog.certified_radius(b.log)
+    acr = found.table.iloc[0]
+    half = 1.96 * each.std(ddof=1) / 2000**0.5
+    assert acr["difference"] == pytest.approx(each.mean(), abs=1e-12)
+    assert acr["high"] - acr["difference"] == pytest.approx(half, rel=0.06)
+    assert acr["difference"] - acr["low"] == pytest.approx(half, rel=0.06)
+    assert found.table["figure"].tolist() == ["ACR", "clean", "0.5"]
+    share = certlog.certified_accuracy(a.log, [0.5]) - certlog.certified_accuracy(b.log, [0.5])
+    assert found.table.iloc[2]["difference"] == pytest.approx(share[0], abs=1e-12)
+    text = f"is higher by {acr['difference']:.3f} than that of 'b', 95 % interval {acr['low']:.3f} to {acr['high']:.3f}"
+    assert text in found.sentences() and found.sentences().endswith("on the same 2000 images.")
+    assert "is lower by" in compare(b, a, [0.5]).sentences()
+
+
+def test_pairing_sees_what_two_separate_errors_would_hide(tmp_path):
+    """A log that is another plus 0.01 on every right image differs from it, though both errors are far larger."""
+    log = random_log(tmp_path / "a.log", 300, 0)
+    table = certlog.read_log(log)
+    rows = zip(table["idx"], table["label"], table["predict"], table["radius"] + 0.01, strict=True)
+    a, b = runs_of(tmp_path, make_log(tmp_path / "b.log", rows), log)
+    assert compare(a, b).table.iloc[0]["low"] > 0 and certlog.acr_standard_error(a.log) > 0.015
+
+
+def test_equal_logs_do_not_differ(tmp_path):
+    a, b = runs_of(tmp_path, random_log(tmp_path / "a.log", 50, 0), random_log(tmp_path / "b.log", 50, 0))
+    found = compare(a, b)
+    assert (found.table[["difference", "low", "high"]] == 0).all(axis=None)
+    assert "do not differ measurably" in found.sentences()
+
+
+def test_images_that_do_not_match_are_counted_and_named(tmp_path, script):
+    rows = [(idx, 1, 1, 0.5) for idx in range(0, 100, 5)]
+    a = make_log(tmp_path / "a.log", [*rows, (7, 1, 1, 0.9)])
+    b = make_log(tmp_path / "b.log", rows[4:])
+    code, out, _ = script("report.py", "--compare", a, b)
+    assert code == 0 and "on the same 16 images" in out
+    assert "Left out, only in 'a': 5 images, idx 0, 5, 7, 10, 15." in out
+    c = make_log(tmp_path / "c.log", [(3, 1, 1, 0.5)])
+    code, _, err = script("report.py", "--compare", a, c)
+    assert code == 2 and "fewer than 2 images in common" in err
+
+
+def test_idx_are_abbreviated_without_a_gap():
+    assert _named([0, 1, 2, 3, 4, 7, 20, 40, 60, 80, 81]) == "0-4, 7, 20, 40, ..., 80, 81"
+    assert _named([5]) == "5" and _named([1, 2, 4]) == "1, 2, 4"
+
+
+def test_each_log_against_a_baseline(script):
+    (baseline,) = EXCERPTS.glob("0Gaussian/noise-0.25/*/*.log")
+    code, out, _ = script("report.py", EXCERPTS, "--baseline", baseline)
+    assert code == 0 and out.count("The ACR") == 2 and out.count("| ACR ") == 2
+    assert out.count("'Gaussian, 5 heads, sigma 0.25'") == 2
+    code, out, err = script("report.py", EXCERPTS, "--baseline", baseline, "--format", "csv")
+    table = pd.read_csv(io.StringIO(out))
+    assert code == 0 and err.count("The ACR") == 2 and len(table["a"].unique()) == 2
+    assert set(table["b"]) == {"Gaussian, 5 heads, sigma 0.25"} and set(table["images"]) == {25}
+
+
+def test_heads_alone_are_compared_with_a_baseline(script, digits_models, certify):
+    five, one = certify("a"), certify("b", models=digits_models[1:])
+    code, out, _ = script("report.py", five, "--heads", "--baseline", one, "--format", "json")
+    names = [each["a"] for each in json.loads(out)["comparisons"]]
+    assert code == 0 and len(set(names)) == 4 and sum("head " in name for name in names) == 3
+
+
+def test_heads_alone_need_the_counts_of_the_log(script, certify):
+    log = certify("a")
+    counts = log.with_name(log.name.replace(".log", "-counts.jsonl"))
+    lines = counts.read_text().splitlines(keepends=True)
+    counts.write_text("".join(lines[1:]))
+    code, _, err = script("report.py", log, "--heads")
+    assert code == 2 and "holds other images than" in err
+    counts.unlink()
+    code, out, err = script("report.py", log, "--heads", "--format", "json")
+    assert code == 0 and len(json.loads(out)["logs"]) == 1 and "no vote counts lie beside" in err
+
+
+def test_certifications_that_were_made_differently_say_so(tmp_path):
+    logs = [random_log(tmp_path / f"{name}.log", 20, 0) for name in "ab"]
+    config = {"dataset": "digits", "arch": "R8", "num_heads": [1], "noise_sd": 0.5, "head": None, "alpha": 0.001}
+    for log, n in zip(logs, (1000, 100_000), strict=True):
+        log.with_suffix(".json").write_text(json.dumps({"config": config | {"N": n}, "about": {}}))
+    assert compare(*runs_of(tmp_path, *logs)).sentences().endswith("certified differently: N 1000 and 100000.")

@@ -1,0 +1,125 @@
+"""Pictures and the page, the latter in a browser where there is one."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from conftest import EXCERPTS, TINY, make_log, random_log
+
+from spacte import page
+from spacte.comparison import compare
+from spacte.report import markdown, reached_radii, summary
+from spacte.runs import read_runs
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_pictures(script, tmp_path, ending, start):
+    code, _, err = script("report.py", EXCERPTS, "--curves", f"c.{ending}", "--histogram", f"h.{ending}")
+    assert code == 0, err
+    assert all((tmp_path / name).read_bytes().startswith(start) for name in (f"c.{ending}", f"h.{ending}"))
+
+
+def test_a_log_without_a_certificate_can_be_drawn(script, tmp_path):
+    make_log(tmp_path / "x.log", [(0, 1, -1, 0.0), (1, 2, 3, 0.5)])
+    code, out, err = script("report.py", "x.log", "--curves", "c.png", "--histogram", "h.png", "--html", "p.html")
+    assert code == 0 and "0.000" in out, err
+
+
+def test_a_training_run_can_be_drawn(script, tmp_path):
+    assert script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 2)[0] == 0
+    (events,) = (tmp_path / "runs").rglob("events.out*")
+    code, _, err = script("report.py", "--training", events.parent, "t.svg")
+    assert code == 0, err
+    drawn = (tmp_path / "t.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in ("loss", "accuracy", "lambda", "acc1", "head0", "epoch"))
+
+
+# --- the page ---
+
+PROBE = """
+<script>window.problems = []; window.onerror = message => problems.push(message);</script>
+"""
+CLICKS = """
+<script>
+const rows = table => [...document.querySelectorAll(`#${table} tbody tr`)];
+const texts = (table, column) => rows(table).map(row => row.cells[column].textContent);
+const title = (table, text) => [...document.querySelectorAll(`#${table} th button`)].find(b => b.textContent === text);
+const seen = {};
+title("summary", "ACR").click(); seen.falling = texts("summary", 9);
+title("summary", "ACR").click(); seen.rising = texts("summary", 9);
+title("summary", "defence").click(); seen.defences = texts("summary", 1);
+seen.best = [...document.querySelectorAll("#summary td.best")].map(cell => cell.textContent);
+const form = document.getElementById("filters");
+const set = (name, value) => { form.elements[name].value = value; form.onchange(); return texts("images", 0); };
+seen.all = texts("images", 0);
+seen.abstained = set("result", "abstained");
+seen.abstainedFirst = set("run", "0");
+seen.wrong = (set("run", ""), set("result", "wrong"));
+seen.klass = (set("result", ""), set("class", "8"));
+seen.count = document.getElementById("count").textContent;
+set("class", "");
+title("images", "idx").click(); title("images", "idx").click(); seen.idxFalling = texts("images", 0);
+seen.configurations = document.querySelectorAll("#configurations details").length;
+seen.svg = document.querySelectorAll("svg path").length;
+seen.requests = performance.getEntriesByType("resource").length;
+seen.problems = problems;
+document.body.append(Object.assign(document.createElement("pre"), {id: "probe", textContent: JSON.stringify(seen)}));
+</script></body>
+"""
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+def test_the_page_sorts_and_filters_in_a_browser(tmp_path):
+    runs = read_runs([EXCERPTS])
+    page.write(runs, summary(runs, reached_radii(runs)), [compare(runs[0], runs[1])], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!#)""", text.replace('xlink:href="#', ""))  # nothing from elsewhere
+    probed = text.replace("<head>", "<head>" + PROBE).replace("</body>", CLICKS)
+    (tmp_path / "probed.html").write_text(probed)
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        *quiet,
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    command += ["--dump-dom", f"file://{tmp_path / 'probed.html'}"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    seen = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1]))
+
+    logs = [run.log.set_index("idx") for run in runs]
+    idx = logs[0].index.tolist()
+    assert seen["problems"] == [] and seen["requests"] == 0
+    assert seen["falling"] == ["0.743", "0.715", "0.615"] and seen["rising"] == seen["falling"][::-1]
+    assert seen["defences"] == ["Gaussian", "Gaussian", "SmoothMix"] and {"0.743", "0.960"} <= set(seen["best"])
+    assert seen["all"] == [str(i) for i in idx] and seen["idxFalling"] == seen["all"][::-1]
+
+    def chosen(accept, runs=logs):
+        return [str(i) for i in idx if any(accept(log.loc[i]) for log in runs)]
+
+    assert seen["abstained"] == chosen(lambda row: row["predict"] == -1)
+    assert seen["abstainedFirst"] == chosen(lambda row: row["predict"] == -1, logs[:1]) != seen["abstained"]
+    assert seen["wrong"] == chosen(lambda row: row["predict"] not in (-1, row["label"])) != []
+    assert seen["klass"] == chosen(lambda row: row["label"] == 8)
+    assert seen["count"] == f"{len(seen['klass'])} of 25 images"
+    assert seen["configurations"] == 3 and seen["svg"] > 10
+
+
+def test_the_page_holds_any_text(tmp_path):
+    """A folder's name that would end the script, and an image that one run has not."""
+    logs = [random_log(tmp_path / "<script>alert(1)" / "a.log", 10, 0), random_log(tmp_path / "b.log", 12, 1)]
+    runs = read_runs(logs)
+    page.write(runs, summary(runs, [0.5]), [], tmp_path / "p.html")
+    text = (tmp_path / "p.html").read_text()
+    assert "<script>alert" not in text and text.count("</script>") == 1
+    data = json.loads(re.search(r"const data = (.*);", text)[1])
+    assert len(data["images"]) == 12 and data["images"][11][2:].count(None) == 1
+    assert markdown(summary(runs, [0.5]))  # a summary is a plain table, too
