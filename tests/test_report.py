@@ -211,6 +211,7 @@ def test_two_data_sets_are_refused(script, tmp_path):
         ([EXCERPTS, "--curves", "a.jpg"], "'a.jpg' must end in .png, .pdf, .svg"),
         ([EXCERPTS, "--curves", "nowhere/a.png"], "cannot write 'nowhere/a.png'"),
         ([EXCERPTS, "--html", "nowhere/a.html"], "cannot write 'nowhere/a.html'"),
+        ([EXCERPTS, "--curves", "/dev/null/a.png"], "cannot write '/dev/null/a.png'"),
         (["nowhere.log"], "'nowhere.log' is no certification log"),
         (["."], "folder '.' holds no certification log"),
         (["--compare", EXCERPTS, EXCERPTS], "give two logs"),

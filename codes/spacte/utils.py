@@ -1,6 +1,7 @@
 """What every part needs and none owns: user errors, device and processes, seeds, files that are never half written."""
 
 import atexit
+import contextlib
 import hashlib
 import os
 import platform
@@ -209,7 +210,8 @@ def replace_file(path: Path, write) -> None:
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed, or never there
+            temporary.unlink()
 
 
 def sha256(path: Path) -> str:
