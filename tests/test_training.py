@@ -109,6 +109,28 @@ def test_a_run_is_neither_overwritten_nor_mixed(script, trained):
     assert code == 2 and "--lr_init 0.2 contradicts" in err and "lr_init 0.1" in err
 
 
+def test_a_new_run_spares_the_logs_of_another(script, trained, tmp_path):
+    """Two seeds have one name: with another --save_dir, the first one's log and TensorBoard files are kept."""
+    (log,) = (tmp_path / "logs").rglob("*-train.log")
+    (events,) = (tmp_path / "runs").rglob("events*")
+    before = log.read_text()
+    code, out, err = script(
+        "0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--seed", 1, "--save_dir", "second"
+    )
+    assert code == 0 and "-train.log.1'" in out, err
+    assert log.with_name(log.name + ".1").read_text() == before != log.read_text()
+    kept = events.parent.with_name(events.parent.name + ".1")
+    assert [path.name for path in kept.iterdir()] == [events.name] and not events.exists()
+
+
+def test_a_run_is_not_resumed_by_another_defence(script, tmp_path):
+    """Gaussian's and SmoothMix's runs have one name."""
+    flags = (*TINY, "--num_heads", 1, "--epochs", 1, "--lbdlast", 1.0)
+    assert script("2SmoothMix/train.py", *flags)[0] == 0
+    code, _, err = script("0Gaussian/train.py", *flags, "--resume")
+    assert code == 2 and "was trained by SmoothMix, not by Gaussian" in err
+
+
 def test_bf16_training_runs(script, tmp_path):
     code, _, err = script("2SmoothMix/train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--precision", "bf16")
     assert code == 0, err

@@ -1,5 +1,6 @@
 """Where a training run's files are, and its log: text, TensorBoard, terminal."""
 
+import itertools
 import math
 from argparse import Namespace
 from dataclasses import dataclass
@@ -45,10 +46,16 @@ class RunPaths:
 
 
 class RunLog:
-    """A run's text log (tab separated, one row an epoch), its TensorBoard files and its lines on the terminal."""
+    """A run's text log (tab separated, one row an epoch), its TensorBoard files and its lines on the terminal.
+
+    What a run of the same name has left where this one begins is renamed, so that nothing is lost.
+    """
 
     def __init__(self, paths: RunPaths, epochs_done: int, epochs: int):
         self.path, self.epochs = paths.log, epochs
+        if epochs_done == 0:
+            for path in (paths.log, paths.tensorboard):
+                _set_aside(path)
         kept = self._rows_up_to(epochs_done)
         replace_file(self.path, lambda temporary: temporary.write_text("".join(kept)))
         self.tensorboard = SummaryWriter(paths.tensorboard, purge_step=epochs_done + 1 if epochs_done else None)
@@ -62,15 +69,15 @@ class RunLog:
 
     def write(self, row: dict) -> None:
         """Log one epoch's figures."""
-        left = row.pop("left")
-        figures = {name: f"{value:.6g}" for name, value in row.items()}
+        left = row["left"]
+        figures = {name: f"{value:.6g}" for name, value in row.items() if name != "left"}
         with open(self.path, "a") as file:
             if file.tell() == 0:
                 file.write("\t".join(figures) + "\n")
             file.write("\t".join(figures.values()) + "\n")
-        for name, value in row.items():
-            if name != "epoch" and math.isfinite(value):
-                self.tensorboard.add_scalar(_tag(name), value, row["epoch"])
+        for name in figures:
+            if name != "epoch" and math.isfinite(row[name]):
+                self.tensorboard.add_scalar(_tag(name), row[name], row["epoch"])
         self.tensorboard.flush()
         tqdm.write(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  lr {row['lr']:g}  "
@@ -84,3 +91,12 @@ def _tag(name: str) -> str:
     if name.startswith("acc"):
         return f"accuracy/{name}"
     return f"run/{name}" if name in ("lr", "lambda", "images_per_second", "weight") else f"loss/{name}"
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a file or folder that holds something to <name>.1, <name>.2, ...: the first one that is free."""
+    holds = any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size
+    if holds:
+        number = next(k for k in itertools.count(1) if not path.with_name(f"{path.name}.{k}").exists())
+        path.rename(path.with_name(f"{path.name}.{number}"))
+        print(f"another run's '{path}' is now '{path.name}.{number}'")

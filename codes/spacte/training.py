@@ -84,7 +84,7 @@ def train(args: Namespace, objective_type: type[Objective]) -> None:
         check_compiler()
     run = run_name(args, objective_type)
     paths = RunPaths.of(args, run)
-    resumed = share_from_main_process(lambda: _resume_point(paths, args))
+    resumed = share_from_main_process(lambda: _resume_point(paths, args, objective_type.name))
     where = (args.dataset, args.data_dir)
     train_split = main_process_first(lambda: open_split(*where, True, device, args.workers))
     test_split = main_process_first(lambda: open_split(*where, False, device, args.workers, train_split.spec))
@@ -112,10 +112,11 @@ def train(args: Namespace, objective_type: type[Objective]) -> None:
         print(f"checkpoint: {paths.checkpoint(args.epochs)}\nlog: {paths.log}\nTensorBoard: {paths.tensorboard}")
 
 
-def _resume_point(paths: RunPaths, args: Namespace) -> dict | None:
+def _resume_point(paths: RunPaths, args: Namespace, defence: str) -> dict | None:
     """The newest whole checkpoint of the run where --resume asks for one.
 
-    Raises UserError where the run has checkpoints and --resume is not given, or was made with other flags.
+    Raises UserError where the run has checkpoints and --resume is not given, or was made with other flags or by
+    another defence.
     """
     found = paths.epochs()
     if found and not args.resume:
@@ -129,8 +130,10 @@ def _resume_point(paths: RunPaths, args: Namespace) -> dict | None:
         except UserError as error:
             tqdm.write(f"passed over: {error}")
             continue
-        if not {"args", "data", "rng", "optimizer", "scheduler", "epoch"} <= contents.keys():
+        if not {"args", "defence", "data", "rng", "optimizer", "scheduler", "epoch"} <= contents.keys():
             raise UserError(f"'{paths.checkpoint(epoch)}' is no checkpoint of train.py: it cannot be resumed")
+        if contents["defence"] != defence:
+            raise UserError(f"the run in '{paths.checkpoints}' was trained by {contents['defence']}, not by {defence}")
         for name, value in vars(args).items():
             if name not in _FREE_FLAGS and contents["args"].get(name) != value:
                 raise UserError(
