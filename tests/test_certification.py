@@ -91,6 +91,27 @@ def test_two_configurations_are_never_mixed(certify):
     assert log.read_text() != before and len(read_log(log)) == 2
 
 
+def test_a_refused_run_leaves_everything_as_it_was(certify, tmp_path):
+    log = certify("--max", 40)[3]
+    for path in (beside(log, ".json"), beside(log, "-counts.jsonl")):
+        path.unlink()  # as if somebody else's program had written the log
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err, _ = certify("--max", 40)
+    assert code == 2 and "without a configuration; write to another folder to keep it" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_changes_when_a_run_goes_on_is_noted(certify):
+    log = certify("--max", 40)[3]
+    for flags in ((), ("--batch_size", 64), ("--batch_size", 64)):
+        assert certify("--max", 100, *flags)[0] == 0
+    about = json.loads(beside(log, ".json").read_text())["about"]
+    assert [(one["rows"], one["flags"]["max"], one["flags"]["batch_size"]) for one in about["earlier"]] == [
+        (2, 40, 100), (4, 100, 100)
+    ]  # fmt: skip
+    assert about["flags"]["batch_size"] == 64
+
+
 def test_files_that_do_not_belong_together_are_refused(certify):
     log = certify("--max", 100)[3]
     beside(log, "-counts.jsonl").write_text("")
@@ -121,7 +142,7 @@ def test_a_logged_radius_is_never_larger_than_the_certified_one(radius):
 
 
 def test_1_499_is_not_counted_at_1_5():
-    assert round_down(1.49999999) == "1.49999" and round_down(1.5) == "1.50000"[: len(round_down(1.5))]
+    assert round_down(1.49999999) == "1.49999" and round_down(1.5) == "1.5"
 
 
 def test_rows_read_back(tmp_path):

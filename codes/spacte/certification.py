@@ -10,7 +10,7 @@ from spacte.counts import certificate_row, largest_radius, log_table, rule_of
 from spacte.report import render, summary, table_radii
 from spacte.runfiles import Format, Ledger, RunFiles
 from spacte.runs import read_runs
-from spacte.utils import UserError, process_rank, start_processes
+from spacte.utils import UserError, process_rank, replace_file, start_processes
 
 FORMAT = Format(certlog.HEADER, certificate_row)
 
@@ -77,7 +77,7 @@ def write_summary(files: RunFiles, config: dict) -> str:
     table = render(
         summary(read_runs([files.log]), table_radii(largest_radius(config), config["dataset"])[1:]), "markdown"
     )
-    files.summary.write_text(table + "\n", encoding="utf-8")
+    replace_file(files.summary, lambda temporary: temporary.write_text(table + "\n", encoding="utf-8"))
     return table
 
 

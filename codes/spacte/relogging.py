@@ -1,5 +1,6 @@
 """Logs from logs: the shards of a run merged, or the same votes at another level. No network runs."""
 
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def merge(logs: list[Path], overwrite: bool) -> None:
     if len(votes) > len(expected):
         raise UserError(f"the shards hold images beyond the run's: idx {max(votes)}")
     name = logs[0].name.replace("-shard-{}-of-{}".format(*flags[0]["shard"]), "")
-    about = first["about"] | {"flags": flags[0] | {"shard": None}, "merged": [str(log) for log in logs]}
+    about = first["about"] | {"flags": flags[0] | {"shard": None}}
+    about["merged"] = {str(log): content["about"] for log, content in zip(logs, contents, strict=True)}
     _write(RunFiles(logs[0].with_name(name)), first["config"], about, votes, overwrite)
 
 
@@ -65,16 +67,24 @@ def relog(args: Namespace) -> None:
     """Write the log that the same votes give at another alpha, or for one head: each certificate holds at its alpha.
 
     That is so because neither changes what was drawn: alpha enters only the bound, and an anytime bound holds whatever
-    rule stopped the draws. Raises UserError before anything is written where that cannot be done.
+    rule stopped the draws. It is so for an alpha and a head that were chosen without regard to the votes: the best of
+    several heads, picked by their logs, certifies at the sum of their alphas only.
+    Raises UserError before anything is written where that cannot be done.
     """
     source = RunFiles(args.log)
     content = source.read_json()
     config = dict(content["config"])
     votes = {one.idx: one for one in read_votes(source.counts)}
+    if not votes:
+        raise UserError(f"'{source.counts}' holds no votes")
+    flags = content["about"]["flags"]
+    planned = planned_indices(content["about"]["images"], config["skip"], flags["max"], flags["shard"])
+    if len(votes) < len(planned):
+        warnings.warn(f"'{args.log}' is unfinished: {len(votes)} of {len(planned)} images", stacklevel=1)
     if args.alpha is not None:
         config["alpha"] = args.alpha
     if args.head is not None:
-        heads = len(next(iter(votes.values())).selection) - 1 if votes else 0
+        heads = len(next(iter(votes.values())).selection) - 1
         if args.head >= max(heads, 1):
             raise UserError(f"--head {args.head}: the counts' heads are 0..{max(heads, 1) - 1}")
         if config.get("skip_wrong"):

@@ -17,6 +17,9 @@ from spacte.counts import Votes, read_votes
 from spacte.utils import UserError, replace_file
 
 
+_WAYS_OUT = "write to another folder to keep it, or give --overwrite to lose it"
+
+
 @dataclass(frozen=True)
 class Format:
     """How counts become a log: its header line, and a row from the votes and the configuration."""
@@ -73,21 +76,20 @@ class Ledger:
     Opening it makes the files ready to be appended to. A line cut in half is dropped, a row that the log lacks is made
     from its counts, and what the processes of an unfinished run have counted is kept. Raises UserError where an earlier
     run's configuration differs (the fields are named), where files do not belong together, and where another process
-    is writing them.
+    is writing them; then no file is created or changed.
     """
 
     def __init__(self, files: RunFiles, config: dict, about: dict, log_format: Format, overwrite: bool):
         self.files, self.config, self.format = files, config, log_format
+        if not overwrite:
+            self._check_same()  # before the lock's file is created, and again behind the lock
         self._lock()
         if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
             self._held.truncate(0)
             for path in (*files.parts(), files.log, files.summary, files.json):
                 path.unlink(missing_ok=True)
-        if files.json.exists():
-            self._check_same()
-        elif files.log.exists() or files.counts.stat().st_size or files.parts():
-            raise UserError(f"'{files.log}' or its counts exist without a configuration; --overwrite starts anew")
-        content = json.dumps({"config": config, "about": about}, indent=2) + "\n"
+        self._check_same()
+        content = json.dumps({"config": config, "about": self._with_earlier(about)}, indent=2) + "\n"
         replace_file(files.json, lambda temporary: temporary.write_text(content))
         self.done = self._recover()
         self.last = self.done[-1].idx if self.done else -1  # what is written ends here
@@ -146,10 +148,23 @@ class Ledger:
             raise UserError(f"another run is writing '{self.files.log}'") from error
 
     def _check_same(self) -> None:
-        earlier, new = self.files.read_json()["config"], json.loads(json.dumps(self.config))
-        differences = config_differences(earlier, new)
-        if differences:
-            raise UserError(f"'{self.files.log}' has another configuration: {differences}; --overwrite starts anew")
+        files = self.files
+        if files.json.exists():
+            differences = config_differences(files.read_json()["config"], json.loads(json.dumps(self.config)))
+            if differences:
+                raise UserError(f"'{files.log}' has another configuration: {differences}; {_WAYS_OUT}")
+        elif files.log.exists() or files.parts() or (files.counts.exists() and files.counts.stat().st_size):
+            raise UserError(f"'{files.log}' or its counts exist without a configuration; {_WAYS_OUT}")
+
+    def _with_earlier(self, about: dict) -> dict:
+        """`about`, with what was noted of this run before it was interrupted and how many rows it had by then."""
+        if not self.files.json.exists():
+            return about
+        noted, new = self.files.read_json()["about"], json.loads(json.dumps(about))
+        earlier = noted.pop("earlier", [])
+        if noted != new and self.files.counts.stat().st_size:
+            earlier = [*earlier, noted | {"rows": len(self.files.counts.read_text().splitlines())}]
+        return about | ({"earlier": earlier} if earlier else {})
 
     def _recover(self) -> list[Votes]:
         log, counts = self.files.log, self.files.counts
@@ -161,7 +176,7 @@ class Ledger:
         logged = [line.split("\t")[0] for line in log.read_text().splitlines()[1:]]
         counted = [str(one.idx) for one in votes]
         if logged != counted[: len(logged)]:
-            raise UserError(f"'{log}' and '{counts}' do not belong together; --overwrite starts anew")
+            raise UserError(f"'{log}' and '{counts}' do not belong together; {_WAYS_OUT}")
         for one in votes[len(logged) :]:
             append(log, self.format.row(one, self.config))
         return votes
