@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from spacte import cli, subject
 from spacte.certlog import elapsed, read_log
@@ -16,7 +17,7 @@ from spacte.core_mhead import ABSTAIN, prediction
 from spacte.report import markdown
 from spacte.runfiles import RunFiles, config_differences
 from spacte.subject import Subject
-from spacte.utils import UserError, make_folder, replace_file
+from spacte.utils import UserError, make_folder, replace_file, sha256
 
 COLUMNS = ("idx", "label", "predict", "radius", "attack_radius", "adversarial", "correct", "broken", "time")
 
@@ -30,54 +31,76 @@ def _flags(description: str) -> cli.Parser:
     parser = cli.Parser(description)
     add = parser.add_argument
     subject.add_flags(parser)
-    add("--log", required=True, type=Path, help="certification log: its images are attacked, its radii put to the test")
+    add("--log", required=True, help="certification log: its images are attacked, its radii put to the test")
     add("--radii", required=True, type=cli.positive_float, nargs="+", help="L2 norms that an attack may have")
     add("--num_steps", type=cli.positive_int, default=20, help="gradient steps")
     add("--num_noise_vec", type=cli.positive_int, default=32, help="noise vectors a gradient is averaged over")
     add("--N", type=cli.positive_int, default=10_000, help="draws of the prediction under attack")
     add("--alpha", type=cli.open_probability, default=0.001, help="probability of a wrong prediction under attack")
+    add("--overwrite", action="store_true", help="start the attack's log anew instead of going on where it ends")
     return parser
 
 
 def run(args: Namespace) -> None:
     """Attack the log's images at every radius; prints and leaves empirical beside certified accuracy.
 
-    Raises UserError before anything is written where a flag, file or folder is wrong, and where the log is about other
-    images.
+    An attack that was interrupted goes on after its last image. Raises UserError before anything is written where a
+    flag, file or folder is wrong, and where the log is about other images.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("attack_mhead.py runs in one process: start it without torchrun")
     log = read_log(args.log)
+    source = RunFiles(Path(args.log))
     target = subject.prepare(args, args.N)
-    _check_same_classifier(args.log, target)
+    _check_same_classifier(source, target)
     chosen = log[(log["idx"] % args.skip == 0) & (log["idx"] < (args.max or len(target.split)))]
+    if chosen.empty:
+        raise UserError(f"none of the images of '{args.log}' is chosen by --skip and --max")
     for row in chosen.itertuples():
         if row.idx >= len(target.split) or target.split[row.idx][1] != row.label:
             raise UserError(f"'{args.log}' is about other images: its idx {row.idx} has label {row.label}")
-    folder = make_folder(target.folder(args.logs_dir, "attack-mhead"))
-    path = folder / f"{args.log.stem}-attack.log"
-    rows = []
-    for row in chosen.itertuples():
-        for radius in sorted(args.radii):
-            rows.append(_attack_image(target, row, radius, args))
-            if rows[-1][-2]:
-                print(f"idx {row.idx}: the certificate of radius {row.radius} is broken at {radius}", flush=True)
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    config = {"kind": "attack", **target.config, "log_sha256": sha256(source.log), "radii": sorted(set(args.radii))}
+    config |= {name: getattr(args, name) for name in ("num_steps", "num_noise_vec", "N", "alpha")}
+    files = RunFiles(make_folder(target.folder(args.logs_dir, "attack-mhead")) / f"{source.log.stem}-attack.log")
+    table = _begun(files, config, target.about(args), args.overwrite)
+    left = chosen[~chosen["idx"].isin(table["idx"])]
+    for row in tqdm(left.itertuples(), total=len(left), unit="image", disable=None):
+        rows = [_attack_image(target, row, radius, args) for radius in config["radii"]]
+        table = pd.DataFrame([*table.itertuples(index=False), *rows], columns=list(COLUMNS))
+        _write(files.log, table)  # whole after every image
+    broken = table[table["broken"] == 1]
+    for row in broken.itertuples():
+        print(f"idx {row.idx}: the certificate of radius {row.radius} is broken at {row.attack_radius}")
+    print(f"{markdown(accuracies(table))}\nlog: {files.log}")
+
+
+def _begun(files: RunFiles, config: dict, about: dict, overwrite: bool) -> pd.DataFrame:
+    """What the attack's log holds already; its configuration is noted."""
+    if overwrite:
+        for path in (files.log, files.json):
+            path.unlink(missing_ok=True)
+    files.check_configuration(config)
+    if files.log.exists() and not files.json.exists():
+        raise UserError(f"'{files.log}' exists without a configuration; --overwrite replaces it")
+    table = pd.read_csv(files.log, sep="\t") if files.log.exists() else pd.DataFrame(columns=list(COLUMNS))
+    files.write_json(config, about, len(table))
+    return table
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
     replace_file(path, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
-    print(f"{markdown(accuracies(table))}\nlog: {path}")
 
 
-def _check_same_classifier(log: Path, target: Subject) -> None:
+def _check_same_classifier(files: RunFiles, target: Subject) -> None:
     """UserError where the configuration beside the log, if there is one, is about another smoothed classifier."""
-    files = RunFiles(log)
     if files.json.exists():
         earlier = files.read_json()["config"]
-        names = ("checkpoint_sha256", "head", "noise_sd", "precision", "data_sha256")
+        names = ("checkpoint_sha256", "head", "noise_sd", "precision", "exact_noise", "data_sha256")
         differences = config_differences(
             *({name: config[name] for name in names} for config in (earlier, target.config))
         )
         if differences:
-            raise UserError(f"'{log}' is about another classifier or other images: {differences}")
+            raise UserError(f"'{files.log}' is about another classifier or other images: {differences}")
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:

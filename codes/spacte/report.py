@@ -106,8 +106,8 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Any table as markdown, with three decimals."""
-    return table.to_markdown(index=False, floatfmt=".3f")
+    """Any table as markdown; numbers that are not whole have three decimals."""
+    return table.astype(object).to_markdown(index=False, floatfmt=".3f")
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:

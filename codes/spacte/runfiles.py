@@ -16,7 +16,6 @@ from pathlib import Path
 from spacte.counts import Votes, read_votes
 from spacte.utils import UserError, replace_file
 
-
 _WAYS_OUT = "write to another folder to keep it, or give --overwrite to lose it"
 
 
@@ -69,6 +68,27 @@ class RunFiles:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
+    def check_configuration(self, config: dict) -> None:
+        """UserError, with the fields that differ, where the files are those of a run with another configuration."""
+        if self.json.exists():
+            differences = config_differences(self.read_json()["config"], json.loads(json.dumps(config)))
+            if differences:
+                raise UserError(f"'{self.log}' has another configuration: {differences}; {_WAYS_OUT}")
+
+    def write_json(self, config: dict, about: dict, rows: int) -> None:
+        """Note the configuration and `about`; what was noted of the run before it was interrupted, at `rows` rows,
+        is kept under "earlier" where it differs.
+        """
+        if self.json.exists():
+            noted, new = self.read_json()["about"], json.loads(json.dumps(about))
+            earlier = noted.pop("earlier", [])
+            if noted != new and rows:
+                earlier = [*earlier, noted | {"rows": rows}]
+            if earlier:
+                about = about | {"earlier": earlier}
+        content = json.dumps({"config": config, "about": about}, indent=2) + "\n"
+        replace_file(self.json, lambda temporary: temporary.write_text(content))
+
 
 class Ledger:
     """A run's files while they are written: rows in the order of idx, each one once.
@@ -82,15 +102,15 @@ class Ledger:
     def __init__(self, files: RunFiles, config: dict, about: dict, log_format: Format, overwrite: bool):
         self.files, self.config, self.format = files, config, log_format
         if not overwrite:
-            self._check_same()  # before the lock's file is created, and again behind the lock
+            self._check()  # before the lock's file is created, and again behind the lock
         self._lock()
         if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
             self._held.truncate(0)
             for path in (*files.parts(), files.log, files.summary, files.json):
                 path.unlink(missing_ok=True)
-        self._check_same()
-        content = json.dumps({"config": config, "about": self._with_earlier(about)}, indent=2) + "\n"
-        replace_file(files.json, lambda temporary: temporary.write_text(content))
+        self._check()
+        rows = len(files.counts.read_text().splitlines())
+        files.write_json(config, about, rows)
         self.done = self._recover()
         self.last = self.done[-1].idx if self.done else -1  # what is written ends here
         self.remaining: list[int] = []
@@ -147,24 +167,12 @@ class Ledger:
         except BlockingIOError as error:
             raise UserError(f"another run is writing '{self.files.log}'") from error
 
-    def _check_same(self) -> None:
+    def _check(self) -> None:
         files = self.files
-        if files.json.exists():
-            differences = config_differences(files.read_json()["config"], json.loads(json.dumps(self.config)))
-            if differences:
-                raise UserError(f"'{files.log}' has another configuration: {differences}; {_WAYS_OUT}")
-        elif files.log.exists() or files.parts() or (files.counts.exists() and files.counts.stat().st_size):
+        files.check_configuration(self.config)
+        started = files.log.exists() or files.parts() or (files.counts.exists() and files.counts.stat().st_size)
+        if started and not files.json.exists():
             raise UserError(f"'{files.log}' or its counts exist without a configuration; {_WAYS_OUT}")
-
-    def _with_earlier(self, about: dict) -> dict:
-        """`about`, with what was noted of this run before it was interrupted and how many rows it had by then."""
-        if not self.files.json.exists():
-            return about
-        noted, new = self.files.read_json()["about"], json.loads(json.dumps(about))
-        earlier = noted.pop("earlier", [])
-        if noted != new and self.files.counts.stat().st_size:
-            earlier = [*earlier, noted | {"rows": len(self.files.counts.read_text().splitlines())}]
-        return about | ({"earlier": earlier} if earlier else {})
 
     def _recover(self) -> list[Votes]:
         log, counts = self.files.log, self.files.counts
