@@ -7,6 +7,7 @@ from conftest import TINY
 from spacte.certlog import read_log
 from spacte.inference import freeze
 from spacte.model import build_classifier
+from spacte.utils import select_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 CUDA = (*TINY, "--device", "cuda")
@@ -36,7 +37,7 @@ def test_a_run_on_a_gpu_is_resumed(script, tmp_path):
 @torch.inference_mode()
 @pytest.mark.parametrize("compiled", [False, True])
 def test_fast_logits_on_a_gpu_are_the_plain_ones(compiled):
-    classifier, device = build_classifier("R20", "CIFAR10", 3).eval(), torch.device("cuda")
+    classifier, device = build_classifier("R20", "CIFAR10", 3).eval(), select_device("cuda")
     images = torch.rand(70, 3, 32, 32)
     frozen = freeze(classifier, device, batch_size=32, compiled=compiled)
     expected = classifier(images)

@@ -1,5 +1,7 @@
 """SmoothMix's attack: images that the smoothed heads are less sure of (Jeong et al., NeurIPS 2021)."""
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -27,17 +29,33 @@ def attack(
     classifier: [N, C, H, W] -> [L, N, K], run in eval mode and left as it was, its parameters without gradient;
     images [B, C, H, W], labels [B], noises [m, B, C, H, W]. Source: arXiv 2111.09277, algorithm 1.
     """
-    training = isinstance(classifier, nn.Module) and classifier.training
-    if training:
-        classifier.eval()
     clean = point = images
-    for step in range(steps):
-        if step == mix_step:
-            clean = point
-        point = _project(images, point + alpha * _direction(classifier, point, labels, noises), maxnorm).clamp(0, 1)
-    if training:
-        classifier.train()
+    with _frozen(classifier):
+        for step in range(steps):
+            if step == mix_step:
+                clean = point
+            step_to = point + alpha * _direction(classifier, point, labels, noises)
+            point = _project(images, step_to, maxnorm).clamp(0, 1)
     return _project(images, clean, maxnorm_s).clamp(0, 1), point
+
+
+@contextlib.contextmanager
+def _frozen(classifier):
+    """In here a module is in eval mode and its parameters need no gradient: compiled code then computes none."""
+    if not isinstance(classifier, nn.Module):
+        yield
+        return
+    training = classifier.training
+    parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    try:
+        classifier.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        classifier.train(training)
+        for parameter in parameters:
+            parameter.requires_grad_()
 
 
 def _direction(classifier, point: Tensor, labels: Tensor, noises: Tensor) -> Tensor:
@@ -46,7 +64,7 @@ def _direction(classifier, point: Tensor, labels: Tensor, noises: Tensor) -> Ten
     probabilities = noisy_logits(classifier, point, noises).softmax(-1).mean(1)  # [L, B, K]
     of_label = probabilities.gather(-1, labels.expand(len(probabilities), -1).unsqueeze(-1))
     loss = -of_label.clamp(min=1e-20).log().sum() / len(probabilities)
-    (gradient,) = torch.autograd.grad(loss, point)  # towards the image alone: the parameters collect nothing
+    (gradient,) = torch.autograd.grad(loss, point)
     return gradient / (_norms(gradient) + 1e-8)
 
 

@@ -4,12 +4,13 @@ import argparse
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 
 import torch
 
-from spacte.utils import RunError, UserError
+from spacte.utils import RunError, UserError, process_count
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,10 +76,23 @@ def run(command: Callable[[], None]) -> None:
         _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
     except KeyboardInterrupt:
         _stop("interrupted; what is on disk is whole", 130)
+    except Exception:
+        if process_count() == 1:
+            raise
+        traceback.print_exc()
+        _leave(1)
 
 
 def _stop(message: str, code: int):
     _say(message)
+    _leave(code)
+
+
+def _leave(code: int):
+    if process_count() > 1:  # a clean end would wait for processes that wait for this one; torchrun ends them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

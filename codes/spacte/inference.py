@@ -60,11 +60,12 @@ class Frozen(nn.Module):
             try:
                 logits = [self._pass(part) for part in images.split(self._pass_size(images))]
                 break
-            except torch.OutOfMemoryError:
-                if self.most == 1:
+            except RuntimeError as error:
+                if self.most == 1 or not _memory_is_short(error):
                     raise
             if self.compiled:
                 torch.compiler.reset()  # the graphs hold memory of their own
+                self.run = _compiled(self._logits, self.device)
             torch.cuda.empty_cache()
             self.most, halved = (self.most + 1) // 2, True
         if halved:
@@ -85,6 +86,11 @@ class Frozen(nn.Module):
     def _logits(self, images: Tensor) -> Tensor:
         normalised = self.normalise(images.to(memory_format=torch.channels_last))
         return self.network(normalised.to(self.dtype))
+
+
+def _memory_is_short(error: RuntimeError) -> bool:
+    """Whether a GPU's memory did not suffice; cuDNN then says that it finds no algorithm."""
+    return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
 
 
 def _compiled(logits: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -24,7 +24,6 @@ from spacte.splits import Split
 from spacte.utils import (
     UserError,
     arithmetic,
-    check_compiler,
     derived_seed,
     main_process_first,
     package_versions,
@@ -109,9 +108,7 @@ def prepare(args: Namespace, draws: int) -> Subject:
 
     Raises UserError where a flag, file or folder is wrong, or the checkpoints do not belong together.
     """
-    device = select_device(args.device)
-    if args.compile:
-        check_compiler()
+    device = select_device(args.device, args.compile)
     networks = [
         load_classifier(Path(path), args.arch, args.dataset, args.num_heads, args.noise_sd) for path in args.model_path
     ]

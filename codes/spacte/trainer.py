@@ -57,7 +57,8 @@ class Trainer:
         classifier.to(device, memory_format=torch.channels_last)
         classifier.forward = autocast(device, args.precision)(classifier.forward)
         if args.compile:
-            classifier.compile()
+            torch._dynamo.config.recompile_limit = 64  # a mini-batch's sizes, times the modes it runs in
+            classifier.compile(dynamic=False)  # the last batch's size must not make all batches' code dynamic
         self.classifier = classifier
         if process_count() > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 convolutions; harmless
@@ -77,7 +78,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "data": self.train_split.spec,
-            "rng": gather_from_processes(rng_state()),
+            "rng": gather_from_processes(rng_state(self.device)),
             "versions": package_versions(),
         }
 

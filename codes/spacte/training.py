@@ -16,7 +16,6 @@ from spacte.runlog import RunLog, RunPaths
 from spacte.trainer import Trainer
 from spacte.utils import (
     UserError,
-    check_compiler,
     main_process_first,
     process_rank,
     select_device,
@@ -79,9 +78,7 @@ def train(args: Namespace, objective_type: type[Objective]) -> None:
     if args.batch_size < args.num_noise_vec:
         raise UserError(f"--batch_size {args.batch_size} is smaller than --num_noise_vec {args.num_noise_vec}")
     start_processes()
-    device = select_device(args.device)
-    if args.compile:
-        check_compiler()
+    device = select_device(args.device, args.compile)
     run = run_name(args, objective_type)
     paths = RunPaths.of(args, run)
     resumed = share_from_main_process(lambda: _resume_point(paths, args, objective_type.name))

@@ -3,8 +3,10 @@
 import atexit
 import contextlib
 import hashlib
+import importlib.util
 import os
 import platform
+import warnings
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -97,11 +99,12 @@ def from_main_process(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str, compiled: bool = False) -> torch.device:
     """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; torchrun's own GPU for cuda.
 
     float32 means IEEE float32 from here on (no TF32), and cuDNN chooses deterministic algorithms, so that the
-    precision in a log is the one that ran. Raises UserError for a device that does not exist.
+    precision in a log is the one that ran. Raises UserError for a device that does not exist, and where networks are
+    to be `compiled` for it but there is no compiler.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,19 +121,24 @@ def select_device(name: str) -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         count = torch.cuda.device_count()
         if device.index >= count:
-            raise UserError(f"there is no device '{name}' here: {count} CUDA devices are visible; use --device cpu")
+            wanted = f"{device}, for torchrun's process {device.index}," if "LOCAL_RANK" in os.environ else f"'{name}'"
+            raise UserError(f"there is no device {wanted} here: {count} CUDA devices are visible; use --device cpu")
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    if compiled:
+        _check_compiler(device)
     return device
 
 
-def check_compiler() -> None:
-    """UserError where torch.compile would find no compiler."""
+def _check_compiler(device: torch.device) -> None:
     from torch._inductor import cpp_builder  # here: importing it takes a second
 
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # that they are off is our choice
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("--compile needs the package triton on a GPU")
     try:
         cpp_builder.get_cpp_compiler()
     except RuntimeError as error:
@@ -167,11 +175,11 @@ def derived_seed(purpose: str, *numbers: int) -> int:
     return int(np.random.SeedSequence([len(words), *words]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def rng_state() -> dict[str, torch.Tensor]:
-    """The states of torch's default generators: on the CPU and, where there is one, on the current CUDA device."""
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's default generators: on the CPU and, if it is another one, on the device."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 

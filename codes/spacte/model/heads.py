@@ -45,7 +45,7 @@ class MultiHeadResNet(nn.Module):
 
         theta_h is the vector of all parameters of head h (METHOD: Smoothed loss).
         """
-        parameters = torch.stack([torch.cat([p.flatten() for p in head.parameters()]) for head in self.heads])  # [L, P]
+        parameters = torch.stack([torch.cat([_flat(p) for p in head.parameters()]) for head in self.heads])  # [L, P]
         directions = F.normalize(parameters, dim=1)
         return (directions @ directions.T).square().triu(diagonal=1).sum()
 
@@ -54,6 +54,11 @@ class MultiHeadResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _flat(parameter: Tensor) -> Tensor:
+    """A parameter as a vector, in an order that copies nothing where the layout is channels_last."""
+    return (parameter.permute(0, 2, 3, 1) if parameter.dim() == 4 else parameter).flatten()
 
 
 def _global_average(features: Tensor) -> Tensor:
