@@ -3,11 +3,11 @@
     python codes/bench.py                                       # R20 and R110 at 32x32, R8 on digits, 5 heads
     python codes/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096 --json out.json
 
-`plain` is the authors' way: eager float32, contiguous tensors, BatchNorm unfolded, noise on a repeated image, votes
-counted one by one on the host; in training a Python loop over heads and noise vectors, a loop over the pairs of heads
-for the cosine term, and the losses fetched at every step. `fast` is what certify_mhead.py and train.py run. The two
-take turns in one process, and `ratio` is the median of the turns' ratios (`spread`: smallest and largest). Images are
-random: speed does not depend on them.
+`plain` is the authors' way: eager float32 with torch's own settings (on a GPU, TF32 convolutions), contiguous tensors,
+BatchNorm unfolded, noise on a repeated image, votes counted one by one on the host; in training a Python loop over
+heads and noise vectors, a loop over the pairs of heads for the cosine term, and the losses fetched at every step.
+`fast` is what certify_mhead.py and train.py run. The two take turns in one process, and `ratio` is the median of the
+turns' ratios (`spread`: smallest and largest). Images are random: speed does not depend on them.
 
 `ceiling` is the share of the hardware's limit that `fast` reaches: the time that its convolutions and products need at
 the speed of a large matrix product in the same precision, or, where that is longer, the time to read every layer's
@@ -38,10 +38,11 @@ from spacte.report import markdown
 from spacte.splits import InMemory
 from spacte.teaching import noisy_logits, taught_cross_entropy
 from spacte.trainer import Trainer
-from spacte.utils import select_device
+from spacte.utils import make_folder, replace_file, select_device
 
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
 _SIGMA, _NOISES = 0.25, 2
+_TORCHS_OWN = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True)
 
 
 def _flags() -> argparse.Namespace:
@@ -63,11 +64,14 @@ def _flags() -> argparse.Namespace:
 
 def _main() -> None:
     args = _flags()
-    device = select_device(args.device)
+    device = select_device(args.device, args.compile)
+    if args.json:
+        make_folder(args.json.parent)  # before, not after, the measurements
     cases = [(arch, args.dataset) for arch in args.arch] if args.arch else _DEFAULT_CASES
     limits = {precision: _ceilings(device, precision) for precision in ("fp32", args.precision)}
     flops, copied = limits[args.precision]
-    print(f"{device}, {torch.get_num_threads()} threads: {flops / 1e9:.0f} GFLOP/s in {args.precision}, ", end="")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    print(f"{name}, {torch.get_num_threads()} threads: {flops / 1e9:.0f} GFLOP/s in {args.precision}, ", end="")
     print(f"{limits['fp32'][0] / 1e9:.0f} in fp32, {copied / 1e9:.0f} GB/s copied", flush=True)
     rows = []
     for task in args.task:
@@ -75,7 +79,7 @@ def _main() -> None:
             batch_size = args.batch_size or (1000 if task == "certify" else 256)
             ways = (_certify_ways if task == "certify" else _train_ways)(arch, dataset, batch_size, device, args)
             row = {"task": task, "arch": arch, "dataset": dataset, "heads": args.num_heads}
-            row |= {"device": device.type, "precision": args.precision, "batch_size": batch_size}
+            row |= {"device": device.type, "device_name": name, "precision": args.precision, "batch_size": batch_size}
             rows.append(row | _compare(*ways, batch_size, device, args))
             cost = _work(arch, dataset, args.num_heads, args.precision)
             passes = 3 if task == "train" else 1  # the backward pass costs twice the forward one
@@ -83,15 +87,16 @@ def _main() -> None:
             rows[-1]["gflops"] = passes * cost["flop"] * rows[-1]["fast"] / 1e9
             rows[-1]["ceiling_fraction"] = least * rows[-1]["fast"]
             print(f"{task} {arch}: {rows[-1]['ratio']:.2f}", flush=True)
-    print(markdown(pd.DataFrame(rows).drop(columns=["device"])))
+    print(markdown(pd.DataFrame(rows).drop(columns=["device", "device_name"])))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        replace_file(args.json, lambda temporary: temporary.write_text(json.dumps(rows, indent=2) + "\n"))
 
 
 def _compare(plain: Callable, fast: Callable, batch_size: int, device: torch.device, args) -> dict:
     """Noisy images a second of the two ways (medians) and their ratio turn by turn; a call processes a batch."""
     for way in (plain, fast):
-        way()  # warm up: allocations, the library's choice of kernels
+        for _ in range(3):  # warm up: allocations, the library's choice of kernels, recording a CUDA graph
+            way()
     turns = [(_speed(plain, batch_size, device, args.seconds), _speed(fast, batch_size, device, args.seconds))
              for _ in range(args.turns)]  # fmt: skip
     ratios = [fast_speed / plain_speed for plain_speed, fast_speed in turns]
@@ -100,13 +105,19 @@ def _compare(plain: Callable, fast: Callable, batch_size: int, device: torch.dev
 
 
 def _speed(way: Callable, batch_size: int, device: torch.device, seconds: float) -> float:
+    """Noisy images a second over about that many seconds; the device is waited for only before and after."""
+    once = _seconds(way, 1, device)
+    calls = max(1, round(seconds / once))
+    return calls * batch_size / _seconds(way, calls, device)
+
+
+def _seconds(way: Callable, calls: int, device: torch.device) -> float:
     _wait(device)
-    started, calls = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
+    started = time.perf_counter()
+    for _ in range(calls):
         way()
-        _wait(device)
-        calls += 1
-    return calls * batch_size / (time.perf_counter() - started)
+    _wait(device)
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:
@@ -129,6 +140,7 @@ def _certify_ways(arch: str, dataset: str, batch_size: int, device: torch.device
 
 
 @torch.no_grad()
+@_TORCHS_OWN
 def _plain_counts(classifier: nn.Module, image: Tensor, batch_size: int, num_classes: int) -> np.ndarray:
     batch = image.repeat((batch_size, 1, 1, 1))
     logits = classifier(batch + torch.randn_like(batch) * _SIGMA)
@@ -174,6 +186,7 @@ def _train_ways(arch: str, dataset: str, batch_size: int, device: torch.device, 
     )
 
 
+@_TORCHS_OWN
 def _plain_step(classifier: nn.Module, optimizer, images: Tensor, labels: Tensor, threshold: float) -> list[float]:
     repeated = images.repeat(_NOISES, 1, 1, 1)
     logits = classifier(repeated + torch.randn_like(repeated) * _SIGMA)
