@@ -48,11 +48,11 @@ _TORCHS_OWN = torch.backends.cudnn.flags(enabled=True, benchmark=False, determin
 def _flags() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--task", nargs="+", choices=("certify", "train"), default=["certify", "train"])
-    add("--arch", nargs="+", help="architectures, with --dataset; default: R20 and R110 on CIFAR10, R8 on digits")
+    add("--task", nargs="+", choices=("certify", "train"), default=["certify", "train"], help="what is measured")
+    add("--arch", nargs="+", help="architectures, with --dataset (R20 and R110 on CIFAR10, R8 on digits)")
     add("--dataset", default="CIFAR10", help="whose image size and classes are used; no data are read")
-    add("--num_heads", type=cli.positive_int, default=5)
-    add("--device", default="auto")
+    add("--num_heads", type=cli.positive_int, default=5, help="L")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the fast way; plain is always float32")
     add("--compile", action="store_true", help="the fast way with --compile")
     add("--batch_size", type=cli.positive_int, help="noisy images a batch (certify: 1000, train: 256)")

@@ -107,7 +107,9 @@ def _print(table: pd.DataFrame | None, comparisons: list[Comparison], style: str
         print(pd.concat(one.rows() for one in comparisons).to_csv(index=False), end="")
     else:
         texts = [] if table is None else [render(table, style)]
-        print("\n\n".join([*texts, *(one.text(style) for one in comparisons)]))
+        texts += [one.text(style) for one in comparisons]
+        if texts:
+            print("\n\n".join(texts))
 
 
 def _save(figure, path: Path) -> None:

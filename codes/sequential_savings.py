@@ -30,9 +30,9 @@ def _main() -> None:
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="logs; a folder noise-<sd> tells sigma")
     parser.add_argument("--N", type=cli.positive_int, default=100_000, help="draws of the logs")
     parser.add_argument("--alpha", type=cli.open_probability, default=0.001, help="of the logs")
-    parser.add_argument("--batch_size", type=cli.positive_int, default=1000)
-    parser.add_argument("--give_up", type=cli.open_probability, default=0.01)
-    parser.add_argument("--seed", type=cli.non_negative_int, default=0)
+    parser.add_argument("--batch_size", type=cli.positive_int, default=1000, help="noisy images a forward pass")
+    parser.add_argument("--give_up", type=cli.open_probability, default=0.01, help="as of certify_mhead.py")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the simulated draws")
     args = parser.parse_args()
     rng, rows = np.random.default_rng(args.seed), []
     for path in args.logs:

@@ -24,7 +24,8 @@ class Consistency(Objective):
             "--mean_grad",
             choices=("auto", "yes", "no"),
             default="auto",
-            help="gradient through the mean prediction; auto: as the authors, yes for one head and no for several",
+            help="gradient through the mean prediction; auto: no for several heads, as in the paper's code, "
+            "and yes for one, as in Jeong and Shin's",
         )
 
     @staticmethod

@@ -43,7 +43,7 @@ def ct_loss(
         uniform = torch.rand(len(labels), device=clean.device)
     u = uniform / 2
     target = (1 - u).unsqueeze(1) * prediction + u.unsqueeze(1) / logits.shape[-1]  # [B, K]
-    target = target.clamp(min=1e-20)  # where u and p both underflow, log target keeps a gradient
+    target = target.clamp(min=1e-20)  # where u and p both underflow, log target stays finite
     u = u.view(-1, 1, 1, 1)
     mixed = noisy_logits(classifier, (1 - u) * clean + u * adversary, noises)
     divergence = F.kl_div(F.log_softmax(mixed, -1).mean(1), target.expand(len(mixed), -1, -1), reduction="none").sum(-1)

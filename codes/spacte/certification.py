@@ -30,14 +30,14 @@ def _flags(description: str) -> cli.Parser:
     add("--alpha", type=cli.open_probability, default=0.001, help="probability that a certificate is wrong")
     add("--skip_wrong", action="store_true", help="draw no more for an image whose selected class is not its label")
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
-    add(
-        "--radii",
-        type=cli.non_negative_float,
-        nargs="+",
-        help="--sequential: stop when these are decided",
-    )
+    radii = "--sequential: stop when these are certified or given up (the table's)"
+    add("--radii", type=cli.non_negative_float, nargs="+", help=radii)
     add("--tolerance", type=cli.positive_float, help="--sequential: stop when the radius is known to within this")
-    add("--give_up", type=cli.open_probability, help="--sequential: boldness in giving a radius up (0.01)")
+    add(
+        "--give_up",
+        type=cli.open_probability,
+        help="--sequential: level of the bound by which a radius is given up (0.01)",
+    )
     return parser
 
 

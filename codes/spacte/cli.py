@@ -14,19 +14,24 @@ from spacte.utils import RunError, UserError, process_count
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line and flags cannot be abbreviated."""
+    """argparse, but an error is one line, flags cannot be abbreviated, and --help tells their defaults."""
 
     def __init__(self, description: str | None):
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message: str):
         """End with exit code 2."""
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def _number(kind: type, name: str, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """The flag's help, and its default where it has one."""
+        without = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
+        return action.help if without else f"{action.help} ({action.default})"
+
+
+def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
     def parse(text: str):
         """The number; argparse's error, with what is legal, where it is none."""
         try:
@@ -37,20 +42,18 @@ def _number(kind: type, name: str, legal: str, accept: Callable[[float], bool]) 
             raise argparse.ArgumentTypeError(f"'{text}' must be {legal}")
         return value
 
-    parse.__name__ = name
     return parse
 
 
 _INFINITY = float("inf")
-positive_int = _number(int, "positive_int", "an integer of at least 1", lambda value: value >= 1)
-non_negative_int = _number(int, "non_negative_int", "an integer of at least 0", lambda value: value >= 0)
-positive_float = _number(float, "positive_float", "a number above 0", lambda value: 0 < value < _INFINITY)
-non_negative_float = _number(
-    float, "non_negative_float", "a number of at least 0", lambda value: 0 <= value < _INFINITY
-)
-probability = _number(float, "probability", "a number from 0 to 1", lambda value: 0 <= value <= 1)
-seed = _number(int, "seed", "an integer from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
-open_probability = _number(float, "open_probability", "above 0 and below 1", lambda value: 0 < value < 1)
+positive_int = _number(int, "an integer of at least 1", lambda value: value >= 1)
+non_negative_int = _number(int, "an integer of at least 0", lambda value: value >= 0)
+positive_float = _number(float, "a number above 0", lambda value: 0 < value < _INFINITY)
+non_negative_float = _number(float, "a number of at least 0", lambda value: 0 <= value < _INFINITY)
+pace = _number(float, "a number from 0 to 300", lambda value: 0 <= value <= 300)  # 10^-300 is still a double
+probability = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+seed = _number(int, "an integer from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
+open_probability = _number(float, "above 0 and below 1", lambda value: 0 < value < 1)
 
 
 def run(command: Callable[[], None]) -> None:

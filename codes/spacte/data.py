@@ -120,7 +120,7 @@ def open_split(
         return InMemory(spec or measured, images, labels, train, device, crop=4, flip=True)
     spec = data_spec(name)
     if name == "ImageNet":
-        return Streamed(spec, _imagenet(data_dir, train), train, device, workers)
+        return Streamed(spec, _imagenet(data_dir, train), device, workers)
     source = SOURCES[name]
     images, labels = (torch.as_tensor(array) for array in source.read(data_dir, train))
     images = images.view(len(images), -1, *images.shape[-2:])  # [n, H, W] -> [n, 1, H, W]
@@ -139,7 +139,7 @@ def _read_tree(folder: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 
     Raises UserError that names the file where one cannot be read, has more than 8 bits or another size.
     """
-    tree = _tree(folder, loader=_read_image)
+    tree = _tree(folder)
     arrays = []
     for path, _ in tree.samples:
         arrays.append(_read_image(path))

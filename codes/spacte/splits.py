@@ -37,8 +37,8 @@ class DataSpec:
 class Split:
     """One split of a data set: `split[idx]` is an image [C, H, W] in [0, 1] and its label; `batches` passes over it."""
 
-    def __init__(self, spec: DataSpec, train: bool, device: torch.device):
-        self.spec, self.train, self.device = spec, train, device
+    def __init__(self, spec: DataSpec, device: torch.device):
+        self.spec, self.device = spec, device
 
     def batches(self, batch_size: int, order: Generator | None = None, smallest: int = 1) -> Iterator:
         """Images [B, C, H, W], float32 in [0, 1] on the device, and labels [B]; a training split's are augmented.
@@ -75,7 +75,7 @@ class InMemory(Split):
     """
 
     def __init__(self, spec, images: Tensor, labels: Tensor, train=False, device=None, crop: int = 0, flip=False):
-        super().__init__(spec, train, device or images.device)
+        super().__init__(spec, device or images.device)
         part = "training" if train else "test"
         if len(images) == 0:
             raise UserError(f"{spec.name}: the {part} split is empty")
@@ -120,8 +120,8 @@ class InMemory(Split):
 class Streamed(Split):
     """A split read from files by worker processes: ImageNet. `dataset` yields uint8 images [C, H, W] and labels."""
 
-    def __init__(self, spec: DataSpec, dataset, train: bool, device: torch.device, workers: int):
-        super().__init__(spec, train, device)
+    def __init__(self, spec: DataSpec, dataset, device: torch.device, workers: int):
+        super().__init__(spec, device)
         self.dataset, self.workers = dataset, workers
 
     def __len__(self) -> int:

@@ -17,8 +17,9 @@ from spacte import cli
 from spacte.checkpoint import Loaded, load_classifier
 from spacte.core_mhead import Asks, Drawing, Smooth
 from spacte.counts import Votes, voter_of
-from spacte.data import open_split
+from spacte.data import DATASETS, open_split
 from spacte.inference import freeze
+from spacte.model import ARCHITECTURES
 from spacte.noise import GaussianNoise, GridNoise
 from spacte.splits import Split
 from spacte.utils import (
@@ -37,21 +38,22 @@ def add_flags(parser: cli.Parser) -> None:
     """The flags that say which classifier, which images, and how they are computed with."""
     add = parser.add_argument
     add("--model_path", required=True, nargs="+", help="checkpoint; of several, the logits are summed (an ensemble)")
-    add("--arch", help="the checkpoint knows this and the next three; one of the authors' does not")
-    add("--dataset")
-    add("--num_heads", type=cli.positive_int)
-    add("--noise_sd", type=cli.positive_float, help="sigma, in units of [0, 1]")
-    add("--head", type=cli.non_negative_int, help="this head alone votes, from 0; default: the sum of all")
+    known = "as in the checkpoint; one of the authors' does not say"
+    add("--arch", help=f"one of {', '.join(ARCHITECTURES)} ({known})")
+    add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
+    add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
+    add("--noise_sd", type=cli.positive_float, help=f"sigma, in units of [0, 1] ({known})")
+    add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (the sum of all)")
     add("--data_dir", default="./data", help="where the data set's files are, or are downloaded to")
     add("--skip", type=cli.positive_int, default=1, help="every skip-th image: 0, skip, 2 skip, ...")
     add("--max", type=cli.positive_int, help="only images whose idx is below this")
     add("--batch_size", type=cli.positive_int, default=1000, help="noisy images a forward pass")
-    add("--seed", type=cli.seed, default=0, help="image idx's noise is a function of (seed, idx) alone")
+    add("--seed", type=cli.seed, default=0, help="image idx's generator is seeded by (seed, idx) alone")
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network's arithmetic")
     add("--compile", action="store_true", help="through torch.compile: a minute at the start, then faster")
-    add("--logs_dir", default="./logs")
+    add("--logs_dir", default="./logs", help="logs: <logs_dir>/<dataset>/<arch>/noise-<sd>/")
 
 
 @dataclass(frozen=True)
