@@ -6,7 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from spacte.core_mhead import CertificateRule, Smooth
+from spacte import predicting
+from spacte.core_mhead import ABSTAIN, CertificateRule, Smooth
+from spacte.counts import Votes, rule_of
 from spacte.noise import GaussianNoise, GridNoise
 
 
@@ -60,6 +62,14 @@ def test_the_slack_is_paid_for_by_the_certificate():
     wide.slack = lambda pixels, draws: 0.0009
     _, radius = Smooth(model, 2, 0.25, wide).certify(x, 10, 1000, 0.001, 500)
     assert radius == CertificateRule(0.001 - 0.0009, 0.25).radius(1000, 1000)
+
+
+def test_the_slack_is_paid_in_a_run_too():
+    config = {"alpha": 0.001, "noise_slack": 0.0009, "noise_sd": 0.25, "sequential": None, "head": None}
+    assert rule_of(config).alpha == pytest.approx(0.0001)
+    votes = Votes(0, 0, 1.0, torch.zeros(1, 2), torch.tensor([[68, 32]]))  # the binomial test's p is 0.0004
+    assert predicting._predicted(votes, config | {"noise_slack": 0.0}) == 0
+    assert predicting._predicted(votes, config) == ABSTAIN
 
 
 def test_float_noise_has_the_asked_deviation():

@@ -91,7 +91,19 @@ def test_an_image_at_the_border_is_abstained_from():
 
 
 def test_estimation_draws_are_fresh():
-    """The bound uses the second tally only: selection picks the class, even where estimation prefers another."""
+    """The classifier never sees a noisy copy twice: 20 that select and 50 that estimate are 70."""
+    seen, model = [], HalfSpace((1, 3, 3))
+
+    def classifier(images):
+        seen.append(images)
+        return model(images)
+
+    Smooth(classifier, 2, 0.5).certify(model.at_distance(0.5), 20, 50, 0.05, 20, torch.Generator().manual_seed(0))
+    assert len(torch.cat(seen)) == len(torch.cat(seen).unique(dim=0)) == 70
+
+
+def test_the_bound_uses_the_estimation_draws_only():
+    """Selection picks the class, even where estimation prefers another."""
     rule = CertificateRule(0.001, 1.0)
     assert rule.certificate(torch.tensor([60, 40]), torch.tensor([100, 900])) == (ABSTAIN, 0.0)
     predict, radius = rule.certificate(torch.tensor([40, 60]), torch.tensor([100, 900]))

@@ -158,13 +158,6 @@ def test_the_first_step_that_is_not_finite_is_named():
         meter.flush()
 
 
-def test_mini_batches_share_the_batch():
-    """m mini-batches of batch_size / m images, each image in exactly one of them."""
-    labels = torch.arange(11)
-    parts = [labels[slice(part, None, 3)] for part in range(3)]
-    assert sorted(torch.cat(parts).tolist()) == labels.tolist() and {len(part) for part in parts} == {3, 4}
-
-
 def test_defaults_are_the_papers_cifar10_setting():
     from spacte.training import _flags
 

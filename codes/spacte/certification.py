@@ -5,7 +5,7 @@ from argparse import Namespace
 from spacte import certlog, cli, subject, sweep
 from spacte.bounds import RadiiDecided, RadiusKnown
 from spacte.certlog import average_certified_radius
-from spacte.core_mhead import Asks, tally
+from spacte.core_mhead import Asks, selection_and_estimation
 from spacte.counts import certificate_row, largest_radius, log_table, rule_of
 from spacte.report import render, summary, table_radii
 from spacte.runfiles import Format, Ledger, RunFiles
@@ -57,14 +57,18 @@ def certify(args: Namespace) -> None:
     folder = target.folder(args.logs_dir, "certify-mhead")
     files = sweep.run_files(folder, f"{target.run}-certify-skip-{args.skip}", args)
 
-    rule = _stopping_rule(config, target.sigma)
+    enough = _stopping_rule(config, target.sigma)
+
+    def asks(label: int) -> Asks:
+        """What an image of that label asks for."""
+        wanted = label if args.skip_wrong else None
+        return selection_and_estimation(args.N0, args.N, args.batch_size, target.voter, enough, wanted)
+
     sweep.sweep(
         sweep.planned_indices(len(target.split), args.skip, args.max, args.shard),
         files,
         lambda: Ledger(files, config, target.about(args), FORMAT, args.overwrite),
-        lambda indices: target.count(
-            "certify", indices, lambda label: draws(label, target.voter, args, rule), args.batch_size
-        ),
+        lambda indices: target.count("certify", indices, asks, args.batch_size),
         lambda votes: average_certified_radius(log_table(votes, config)),
         "ACR",
     )
@@ -79,20 +83,6 @@ def write_summary(files: RunFiles, config: dict) -> str:
     )
     replace_file(files.summary, lambda temporary: temporary.write_text(table + "\n", encoding="utf-8"))
     return table
-
-
-def draws(label: int, voter: int, args: Namespace, rule) -> Asks:
-    """What an image of that label asks for: N0 copies that select the class, then up to N that bound its probability.
-
-    `rule`, if any, says of (votes for the selected class, draws) whether they are enough. The two tallies are disjoint
-    draws of one stream: independent, as the certificate needs. Returns both.
-    """
-    selection = yield from tally(args.N0, args.batch_size)
-    chosen = int(selection[voter].argmax())
-    if args.skip_wrong and chosen != label:
-        return selection, selection.new_zeros(selection.shape)
-    enough = rule and (lambda counts: rule(int(counts[voter, chosen]), int(counts[voter].sum())))
-    return selection, (yield from tally(args.N, args.batch_size, enough))
 
 
 def _check_stopping(args: Namespace) -> None:

@@ -48,9 +48,10 @@ class Smooth:
 
         x [C, H, W] lies on the device that computes; `generator`, if given, too. sigma and the radius are in x's units.
         """
-        selection = self.count_votes(x, n0, batch_size, generator)[-1]
-        estimation = self.count_votes(x, n, batch_size, generator)[-1]
-        return CertificateRule(alpha - self.noise.slack(x.numel(), n), self.sigma).certificate(selection, estimation)
+        asks = selection_and_estimation(n0, n, batch_size)
+        (drawing,) = self.count_together([Drawing(x, generator, asks)], batch_size)
+        rule = CertificateRule(alpha - self.noise.slack(x.numel(), n), self.sigma)
+        return rule.certificate(*(votes[-1] for votes in drawing.result))
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int, generator: Generator | None = None) -> int:
         """With probability at least 1 - alpha over its n draws, the returned class is g(x) or ABSTAIN.
@@ -188,6 +189,28 @@ def tally(n: int, batch_size: int, enough: Callable[[Tensor], bool] | None = Non
         if enough and enough(counts.cpu()):
             break
     return counts.cpu()
+
+
+def selection_and_estimation(
+    n0: int,
+    n: int,
+    batch_size: int,
+    voter: int = -1,
+    enough: Callable[[int, int], bool] | None = None,
+    wanted: int | None = None,
+) -> Asks:
+    """Asks for n0 copies that select `voter`'s class, then for n that bound its probability; returns both tallies.
+
+    The two are disjoint draws of one stream, hence independent, as a certificate needs. `enough`, if any, says of
+    (votes for the selected class, draws) whether estimation may end. Where another class than `wanted` is selected,
+    nothing is drawn to estimate it.
+    """
+    selection = yield from tally(n0, batch_size)
+    chosen = int(selection[voter].argmax())
+    if wanted is not None and chosen != wanted:
+        return selection, selection.new_zeros(selection.shape)
+    look = enough and (lambda counts: enough(int(counts[voter, chosen]), int(counts[voter].sum())))
+    return selection, (yield from tally(n, batch_size, look))
 
 
 def portions(n: int, batch_size: int, looks: bool) -> Iterator[int]:

@@ -1,0 +1,150 @@
+"""What a training step minimises, on which images, with which recipe."""
+
+import contextlib
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import DEFENCES, load_module
+from torch import nn
+
+from spacte.model import build_classifier
+from spacte.objective import Objective
+from spacte.splits import DataSpec, InMemory
+from spacte.trainer import Trainer
+from spacte.training import _flags
+
+CPU = torch.device("cpu")
+
+
+def objective_of(defence, *flags):
+    """The defence's objective on digits with the flags, and its module."""
+    for name in ("circular_teaching", "smoothmix"):
+        with contextlib.suppress(FileNotFoundError):
+            sys.modules[name] = load_module(defence, name)
+    module = load_module(defence, "train")
+    kind = getattr(module, defence[1:])
+    return kind(_flags(kind, "", 1.0).parse_args([str(flag) for flag in flags]), 10), module
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_the_loss_is_the_sum_of_its_parts(defence):
+    """In the third of ten epochs of warm-up SmoothMix's mixed loss counts 0.3 eta."""
+    objective, _ = objective_of(defence, *(("--eta", 5, "--mix_step", 1) if defence == "2SmoothMix" else ()))
+    classifier = build_classifier("R8", "digits", 3)
+    loss, parts = objective(classifier, torch.rand(8, 1, 8, 8), torch.arange(8), epoch=3)
+    extra = {"0Gaussian": 0, "1Consistency": parts.get("con"), "2SmoothMix": 0.3 * 5 * parts.get("mix", 0)}[defence]
+    assert parts["cos"] > 0.01 and (defence == "0Gaussian" or extra > 0.001)
+    torch.testing.assert_close(loss, parts["ce"] + parts["cos"] + extra)
+    torch.testing.assert_close(parts["cos"], classifier[1].cosine_loss())
+
+
+def test_the_noise_vectors_of_an_image_are_independent():
+    objective, _ = objective_of("0Gaussian", "--num_noise_vec", 3, "--noise_sd", 0.5)
+    noises = objective.draw_noises(torch.zeros(100, 1, 8, 8))
+    assert noises.shape == (3, 100, 1, 8, 8)
+    correlations = torch.corrcoef(noises.flatten(1)) - torch.eye(3)  # of 6400 numbers: standard error 0.0125
+    assert float(correlations.abs().max()) < 6 * 0.0125
+    assert float(noises.std()) == pytest.approx(0.5, abs=6 * 0.5 / (2 * 19200) ** 0.5)
+
+
+def recorded(monkeypatch, module, name):
+    """What the module's function `name` is called with from here on."""
+    calls, function = [], getattr(module, name)
+
+    def record(*args, **keywords):
+        calls.append(args)
+        return function(*args, **keywords)
+
+    monkeypatch.setattr(module, name, record)
+    return calls
+
+
+@pytest.mark.parametrize(("epoch", "bound"), [(3, 0.3 * 2 * 0.7), (10, 2 * 0.7), (25, 2 * 0.7)])
+def test_smoothmix_warms_the_clean_sides_bound_up(monkeypatch, epoch, bound):
+    objective, module = objective_of("2SmoothMix", "--attack_alpha", 0.7, "--mix_step", 2, "--maxnorm", 3)
+    calls = recorded(monkeypatch, module, "attack")
+    objective(build_classifier("R8", "digits", 2), torch.rand(4, 1, 8, 8), torch.arange(4), epoch)
+    *_, steps, mix_step, alpha, maxnorm_s, maxnorm = calls[0]
+    assert (steps, mix_step, alpha, maxnorm) == (4, 2, 0.7, 3) and maxnorm_s == pytest.approx(bound)
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("auto", None), ("yes", True), ("no", False)])
+def test_consistency_takes_the_users_word_on_the_means_gradient(monkeypatch, flag, expected):
+    objective, module = objective_of("1Consistency", "--mean_grad", flag, "--lbd", 7, "--eta", 0.25)
+    calls = recorded(monkeypatch, module, "ct_loss")
+    objective(build_classifier("R8", "digits", 2), torch.rand(4, 1, 8, 8), torch.arange(4), 1)
+    assert calls[0][4:] == (7, 0.25, expected)
+
+
+# --- the recipe ---
+
+SPEC = DataSpec("marked", (1, 8, 8), 2, (0.5,), (0.5,))
+
+
+def marked_images(n):
+    """n images whose first pixel tells their number and whose second their label, 255 for 1."""
+    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(n)
+    labels = torch.arange(n) % 2
+    images[:, 0, 0, 1] = labels * 255
+    return InMemory(SPEC, images, labels)
+
+
+class ReadsTheLabel(nn.Module):
+    """Two heads that read the label off the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        score = (images[:, 0, 0, 1] - 0.5) * self.scale
+        return torch.stack([-score, score], 1).expand(2, -1, -1)
+
+
+class Spy(Objective):
+    """Notes which images each step gets."""
+
+    def __init__(self, args, num_classes):
+        super().__init__(args, num_classes)
+        self.seen = []
+
+    def __call__(self, classifier, images, labels, epoch):
+        self.seen.append((images[:, 0, 0, 0] * 255).round().int().tolist())
+        loss = classifier(images).square().mean()
+        return loss, {"ce": loss}
+
+
+def trainer_on(images, **flags):
+    args = Namespace(
+        epochs=1, batch_size=8, num_noise_vec=2, noise_sd=0.1, lr_init=0.1, lr_step_size=2, gamma=0.1, wd=3e-4, seed=0,
+        lbdlast=1.0, num_heads=2, precision="fp32", compile=False,
+    )  # fmt: skip
+    vars(args).update(flags)
+    split, classifier = marked_images(images), nn.Sequential(nn.Identity(), ReadsTheLabel())
+    return Trainer(args, CPU, classifier, Spy(args, 2), split, split)
+
+
+def test_a_step_gets_a_mini_batch_and_an_epoch_every_image():
+    trainer = trainer_on(21, batch_size=8, num_noise_vec=2)
+    list(trainer.epochs())
+    steps = trainer.objective.seen
+    assert [len(step) for step in steps] == [4, 4, 4, 4, 3, 2]
+    seen = [number for step in steps for number in step]
+    assert sorted(seen) == list(range(21)) != seen
+
+
+def test_the_learning_rate_drops_and_weights_decay():
+    trainer = trainer_on(16, epochs=5, lr_init=0.2, lr_step_size=2, gamma=0.5)
+    assert [row["lr"] for row in trainer.epochs()] == pytest.approx([0.2, 0.2, 0.1, 0.1, 0.05])
+    (group,) = trainer.optimizer.param_groups
+    assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (3e-4, 0.9, False)
+
+
+def test_the_noisy_accuracy_is_one_under_noise():
+    """A classifier that reads one pixel: certain under small noise, no better than chance (6 SE) under large."""
+    assert trainer_on(200, noise_sd=0.01).noisy_accuracy() == {"acc": 1, "acc0": 1, "acc1": 1}
+    drowned = trainer_on(200, noise_sd=100).noisy_accuracy()
+    assert abs(drowned["acc"] - 0.5) < 6 * 0.5 / 200**0.5 and drowned["acc"] == drowned["acc0"]
