@@ -45,6 +45,8 @@ def test_a_run_leaves_log_counts_configuration_and_summary(certify):
     assert {"dataset", "noise_sd", "N0", "N", "alpha", "seed", "precision", "checkpoint_sha256", "versions"} <= set(
         config
     )
+    about = json.loads(beside(log, ".json").read_text())["about"]
+    assert about["training"][0]["seed"] == 666 and len(about["source_sha256"]) == 64
     assert f"{average_certified_radius(table):.3f}" in beside(log, "-ACR.log").read_text() and "ACR" in out
 
 

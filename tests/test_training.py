@@ -26,7 +26,8 @@ def test_a_run_leaves_checkpoints_logs_and_tensorboard(script, tmp_path, defence
     assert saved == ["epoch1.pth", "epoch2.pth", "epoch3.pth"]
 
     contents = torch.load(tmp_path / "save" / TAIL / run / "epoch3.pth", weights_only=True)
-    expected = {"state_dict", "optimizer", "scheduler", "epoch", "args", "data", "rng", "versions", "run", "defence"}
+    about = {"args", "data", "versions", "run", "defence", "source_sha256"}
+    expected = about | {"state_dict", "optimizer", "scheduler", "epoch", "rng"}
     assert set(contents) == expected
     assert contents["epoch"] == 3 and contents["args"]["num_heads"] == 3 and contents["data"]["shape"] == (1, 8, 8)
 

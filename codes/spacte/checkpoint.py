@@ -18,7 +18,7 @@ class Loaded:
     """A classifier from a checkpoint, the data set it was made for, and what the checkpoint says of its training.
 
     `settings` holds arch, dataset, num_heads and noise_sd as the checkpoint or else the caller gave them (None where
-    nobody did) and `run` and `defence` the names of the run and of its base defence.
+    nobody did), `run` and `defence` the names of the run and of its base defence, and `training` its flags.
     """
 
     classifier: nn.Sequential
@@ -26,6 +26,7 @@ class Loaded:
     settings: dict
     run: str
     defence: str | None
+    training: dict | None
 
 
 def save(path: Path, contents: dict) -> None:
@@ -92,7 +93,7 @@ def load_classifier(
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     _fill(classifier, state_dict, path, f"{settings['arch']} with {settings['num_heads']} heads on {spec.name}")
     run = contents.get("run") or Path(path).resolve().parent.name
-    return Loaded(classifier.eval(), spec, settings, run, contents.get("defence"))
+    return Loaded(classifier.eval(), spec, settings, run, contents.get("defence"), contents.get("args"))
 
 
 def _fill(classifier: nn.Module, state_dict: dict, path: Path, wanted: str) -> None:

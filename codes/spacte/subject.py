@@ -31,6 +31,7 @@ from spacte.utils import (
     run_tail,
     select_device,
     sha256,
+    source_sha256,
 )
 
 
@@ -65,6 +66,7 @@ class Subject:
     device: torch.device
     run: str
     config: dict
+    training: list[dict | None]  # the flags that each checkpoint was trained with
 
     @property
     def sigma(self) -> float:
@@ -102,7 +104,14 @@ class Subject:
     def about(self, args: Namespace) -> dict:
         """What a run's JSON records beside its configuration: what may change when it goes on."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"command": sys.argv, "flags": vars(args), "device": device, "images": len(self.split)}
+        return {
+            "command": sys.argv,
+            "flags": vars(args),
+            "device": device,
+            "images": len(self.split),
+            "source_sha256": source_sha256(),
+            "training": self.training,
+        }
 
 
 def prepare(args: Namespace, draws: int) -> Subject:
@@ -137,7 +146,8 @@ def prepare(args: Namespace, draws: int) -> Subject:
         "versions": package_versions(),
     }
     head = "" if args.head is None else f"-head-{args.head}"
-    return Subject(smooth, split, device, _joint_name([network.run for network in networks]) + head, config)
+    run = _joint_name([network.run for network in networks]) + head
+    return Subject(smooth, split, device, run, config, [network.training for network in networks])
 
 
 class Ensemble(nn.Module):

@@ -3,6 +3,7 @@
 flags -> data -> classifier -> objective -> epochs -> checkpoint
 """
 
+import inspect
 from argparse import Namespace
 
 import torch
@@ -20,6 +21,7 @@ from spacte.utils import (
     process_rank,
     select_device,
     share_from_main_process,
+    source_sha256,
     start_processes,
 )
 
@@ -96,7 +98,8 @@ def train(args: Namespace, objective_type: type[Objective]) -> None:
         return
     share_from_main_process(paths.make_folders)
     log = RunLog(paths, trainer.epoch, args.epochs) if process_rank() == 0 else None
-    about = {"run": run, "defence": objective.name, "args": vars(args)}
+    source = source_sha256(inspect.getfile(objective_type))
+    about = {"run": run, "defence": objective.name, "args": vars(args), "source_sha256": source}
     for row in trainer.epochs():
         if log:
             log.write(row)

@@ -228,6 +228,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def source_sha256(*files: str) -> str:
+    """The SHA-256 of this library's source, and of the .py files that lie beside each of `files`."""
+    library, digest = Path(__file__).parent, hashlib.sha256()
+    sources = sorted(library.rglob("*.py"))
+    for file in files:
+        sources += sorted(Path(file).parent.glob("*.py"))
+    for source in sources:
+        digest.update(f"{source.name}\n".encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
 def package_versions() -> dict[str, str]:
     """Python's version and those of the packages that a result may depend on."""
     versions = {"python": platform.python_version()}
