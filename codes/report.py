@@ -2,13 +2,14 @@
 
 python codes/report.py LOG... [FOLDER...]                       # a table; a folder stands for all logs in it
 python codes/report.py FOLDER --envelope --format latex         # for a paper, with the best over sigma
+python codes/report.py FOLDER --over_seeds                      # runs of one name as one row: mean and deviation
 python codes/report.py --compare A.log B.log                    # what the same images say of the difference
 python codes/report.py LOG... --baseline SINGLE.log             # each against one
 python codes/report.py LOG... --curves curves.pdf --html report.html
 python codes/report.py --training runs/<...>/<run> training.png
 
-Shares are in [0, 1], an ACR stands with its standard error, a column titled with a radius holds the certified accuracy
-there, and the best of each column is bold.
+Shares are in [0, 1], an ACR stands with its standard error (--over_seeds: with the deviation of the runs' ACRs), a
+column titled with a radius holds the certified accuracy there, and the best of each column is bold.
 """
 
 import json
@@ -20,7 +21,7 @@ import pandas as pd
 
 from spacte import cli, figures, page
 from spacte.comparison import Comparison, compare
-from spacte.report import FORMATS, envelope, reached_radii, records, render, summary
+from spacte.report import FORMATS, envelope, over_seeds, reached_radii, records, render, summary
 from spacte.runs import Run, check_same_images, read_runs
 from spacte.utils import UserError, check_ending
 
@@ -38,6 +39,9 @@ def _flags() -> cli.Parser:
     formats = "of the table and the comparisons; csv: one table, that of the comparisons where there are some"
     add("--format", choices=FORMATS, default="markdown", help=formats)
     add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
+    add(
+        "--over_seeds", action="store_true", help="one row for the runs of one name: mean, standard deviation over them"
+    )
     add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="the difference of two logs, image by image")
     add("--baseline", type=Path, metavar="LOG", help="compare each log with this one")
@@ -65,7 +69,7 @@ def _main() -> None:
     table = None
     if runs:
         radii = args.radii or reached_radii(runs)
-        table = summary(runs, radii)
+        table = (over_seeds if args.over_seeds else summary)(runs, radii)
         if args.envelope:
             table = envelope(table, radii)
     _print(table, comparisons, args.format)
@@ -83,7 +87,7 @@ def _check(args: Namespace) -> None:
     if not (args.logs or args.compare or args.training):
         raise UserError("nothing to read: give logs, folders of logs, --compare A B or --training FOLDER FILE")
     if not args.logs:
-        for name in ("baseline", "curves", "histogram", "html", "envelope", "heads"):
+        for name in ("baseline", "curves", "histogram", "html", "envelope", "heads", "over_seeds"):
             if getattr(args, name):
                 raise UserError(f"--{name} needs logs, or folders of logs")
     pictures = [path for path in (args.curves, args.histogram, args.training and args.training[1]) if path]
@@ -93,6 +97,8 @@ def _check(args: Namespace) -> None:
         raise UserError("two pictures cannot be written to one file")
     if args.html:
         check_ending(args.html, page.ENDINGS)
+        if args.over_seeds:
+            raise UserError("--html shows every run: give --over_seeds in a call of its own")
     if args.radii:
         args.radii = list(dict.fromkeys(args.radii))
 

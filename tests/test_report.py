@@ -75,6 +75,23 @@ def test_a_comparison_for_latex(script, tmp_path):
     assert code == 0 and table[0].startswith(r"\begin{tabular}") and r"figure & a\_b & c\_d" in table[2]
 
 
+def test_runs_of_one_name_are_one_row(script, tmp_path):
+    """Three seeds of one run, and another run: means and the deviation between the three, by hand."""
+    logs = [random_log(tmp_path / f"seed-{seed}" / "h-5-x-certify-skip-1.log", 50, seed) for seed in (1, 2, 3)]
+    logs.append(random_log(tmp_path / "seed-1" / "h-1-y.log", 50, 9))
+    acr = [certlog.average_certified_radius(certlog.read_log(log)) for log in logs]
+    code, out, _ = script("report.py", tmp_path, "--over_seeds", "--format", "csv", "--radii", 0.5)
+    assert code == 0
+    table = pd.read_csv(io.StringIO(out)).set_index("run")
+    row, single = table.loc["h-5-x, 3 runs"], table.loc["h-1-y, 1 run"]
+    assert row["ACR"] == pytest.approx(sum(acr[:3]) / 3) and single["ACR"] == pytest.approx(acr[3])
+    assert row["SD"] == pytest.approx(pd.Series(acr[:3]).std()) and pd.isna(single["SD"])
+    shares = [certlog.certified_accuracy(certlog.read_log(log), [0.5])[0] for log in logs[:3]]
+    assert row["0.5"] == pytest.approx(sum(shares) / 3) and row["images"] == 50
+    _, out, _ = script("report.py", tmp_path, "--over_seeds", "--radii", 0.5)
+    assert f"{row['ACR']:.3f} ± {row['SD']:.3f}" in out and f"{acr[3]:.3f} |" in out.replace("*", "")
+
+
 def test_the_envelope_is_the_best_over_sigma(script):
     code, out, _ = script("report.py", EXCERPTS, "--envelope", "--format", "json", "--radii", 0.5, 0.75, 1)
     rows = [row for row in json.loads(out)["logs"] if row["run"] == "best over sigma"]
@@ -123,7 +140,7 @@ def test_nothing_is_known_of_a_bare_log(tmp_path):
 
 def test_names_tell_runs_apart(tmp_path):
     logs = [random_log(tmp_path / place / "noise-0.25" / "run.log", 10, seed) for seed, place in enumerate("ab")]
-    assert [run.name for run in read_runs(logs)] == ["run (a)", "run (b)"]
+    assert [run.title for run in read_runs(logs)] == ["run (a)", "run (b)"]
     assert labels(read_runs(logs)) == ["sigma 0.25 (a)", "sigma 0.25 (b)"]
     assert labels(read_runs([EXCERPTS]))[0] == "Gaussian, 5 heads, sigma 0.25"
 

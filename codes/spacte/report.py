@@ -18,7 +18,7 @@ _MOST_RADII = 100
 _RADIUS_STEPS = {"ImageNet": 0.5}
 FORMATS = ("markdown", "csv", "latex", "json")
 TEXTS = ("defence", "dataset", "arch", "heads", "run")  # the columns of a summary that hold no number
-_NEUTRAL = (*TEXTS, "sigma", "images")  # nor is one of these better than another
+_NEUTRAL = (*TEXTS, "sigma", "images", "SE", "SD")  # nor is one of these better than another
 
 
 def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
@@ -47,8 +47,24 @@ def summary(runs: list[Run], radii) -> pd.DataFrame:
         row |= {"clean": float(certified_accuracy(run.log, [0])[0]), "ACR": average_certified_radius(run.log)}
         row |= {"SE": acr_standard_error(run.log)}
         row |= dict(zip(radius_names(radii), certified_accuracy(run.log, radii).tolist(), strict=True))
-        rows.append(row | {"run": run.name})
+        rows.append(row | {"run": run.title})
     return pd.DataFrame(rows)
+
+
+def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
+    """A summary with one row for all runs of one name and description: the means over them.
+
+    The runs are taken to differ by their seed alone. In place of SE stands SD, the standard deviation of the runs' ACRs
+    (n - 1 in the denominator); none where there is one run.
+    """
+    table = summary(runs, radii).assign(run=[run.name for run in runs])
+    rows = []
+    for _, group in table.groupby([*DESCRIPTION, "run"], dropna=False, sort=False):
+        row = group.iloc[0].to_dict() | group.drop(columns=[*TEXTS, "sigma"]).mean().to_dict()
+        row["images"] = group["images"].iloc[0] if group["images"].nunique() == 1 else None
+        row["SE"] = group["ACR"].std()
+        rows.append(row | {"run": f"{row['run']}, {len(group)} run{'s' * (len(group) > 1)}"})
+    return pd.DataFrame(rows, columns=table.columns).rename(columns={"SE": "SD"})
 
 
 def radius_names(radii) -> list[str]:
@@ -113,7 +129,7 @@ def markdown(table: pd.DataFrame) -> str:
 def best(table: pd.DataFrame) -> pd.DataFrame:
     """Which cells of a summary are the best of their column to three decimals, booleans; none where all are equal."""
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
-    for name in table.columns.drop([*_NEUTRAL, "SE"]):
+    for name in table.columns.drop(list(_NEUTRAL), errors="ignore"):
         shown = table[name].astype(float).round(3)
         marks[name] = (shown == (shown.min() if name == "abstained" else shown.max())) & (shown.nunique() > 1)
     return marks
@@ -122,14 +138,15 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
 def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
     """The cells as they are read, without the columns of which nothing is known."""
     cells, marks = {}, best(table)
-    for name, column in table.drop(columns="SE").items():
+    spread = table["SD" if "SD" in table else "SE"]
+    for name, column in table.drop(columns=spread.name).items():
         if name in _NEUTRAL:
             if column.notna().any():
                 cells[name] = column.map(lambda value: value if isinstance(value, str) else f"{value:g}")
         else:
             texts = column.astype(float).map("{:.3f}".format)
             if name == "ACR":
-                texts += table["SE"].map(" ± {:.3f}".format)
+                texts += spread.map(lambda value: "" if pd.isna(value) else f" ± {value:.3f}")
             cells[name] = texts.mask(marks[name], texts.map(bold.format))
     return pd.DataFrame(cells).mask(table.isna(), "-")
 

@@ -25,7 +25,7 @@ DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma")  # the fields of 
 class Run:
     """A certification log and what its configuration or else its path says of the classifier (None: neither does).
 
-    `name` is the training run's; where the rest does not tell two runs apart, the file's with its folders.
+    `name` is the training run's, `place` its folders where the rest does not tell two runs apart.
     """
 
     name: str
@@ -37,6 +37,12 @@ class Run:
     heads: str | None
     sigma: float | None
     config: dict | None
+    place: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, and the place where it takes that to tell two runs apart."""
+        return f"{self.name} ({self.place})" if self.place else self.name
 
 
 def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
@@ -54,7 +60,7 @@ def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
     described = [(run.name, *(getattr(run, name) for name in DESCRIPTION)) for run in runs]
     if len(set(described)) < len(runs):
         places = dict(zip(logs, _differing(logs), strict=True))
-        runs = [replace(run, name=f"{run.name} ({places[run.path]})") for run in runs]
+        runs = [replace(run, place=places[run.path]) for run in runs]
     return sorted(runs, key=_order)
 
 
@@ -175,7 +181,7 @@ def check_same_images(runs: list[Run]) -> None:
 
 def _order(run: Run) -> tuple:
     texts = (run.dataset or "", run.arch or "", run.sigma or 0.0, run.defence or "")
-    return (*texts, "head" not in (run.heads or ""), len(run.heads or ""), run.heads or "", run.name)
+    return (*texts, "head" not in (run.heads or ""), len(run.heads or ""), run.heads or "", run.title)
 
 
 def labels(runs: list[Run]) -> list[str]:
@@ -193,5 +199,5 @@ def labels(runs: list[Run]) -> list[str]:
         if len(tied) > 1 or not text:
             places = _differing([runs[number].path for number in tied])
             for number, place in zip(tied, places, strict=True):
-                short[number] = f"{text} ({place})" if text else place or runs[number].name
+                short[number] = f"{text} ({place})" if text else place or runs[number].title
     return short
