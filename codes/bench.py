@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spacte import cli
 from spacte.core_mhead import Smooth
 from spacte.data import data_spec
+from spacte.device import select_device
 from spacte.inference import freeze
 from spacte.model import build_classifier
 from spacte.objective import Objective, cosine_loss, named_parts
@@ -38,7 +39,7 @@ from spacte.report import markdown
 from spacte.splits import InMemory
 from spacte.teaching import noisy_logits, taught_cross_entropy
 from spacte.trainer import Trainer
-from spacte.utils import make_folder, replace_file, select_device
+from spacte.utils import make_folder, replace_file
 
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
 _SIGMA, _NOISES = 0.25, 2
@@ -68,7 +69,7 @@ def _main() -> None:
     if args.json:
         make_folder(args.json.parent)  # before, not after, the measurements
     cases = [(arch, args.dataset) for arch in args.arch] if args.arch else _DEFAULT_CASES
-    limits = {precision: _ceilings(device, precision) for precision in ("fp32", args.precision)}
+    limits = {precision: _ceilings(device, precision, args.seconds / 4) for precision in ("fp32", args.precision)}
     flops, copied = limits[args.precision]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     print(f"{name}, {torch.get_num_threads()} threads: {flops / 1e9:.0f} GFLOP/s in {args.precision}, ", end="")
@@ -213,15 +214,15 @@ def _plain_step(classifier: nn.Module, optimizer, images: Tensor, labels: Tensor
 # --- the hardware's limit ---
 
 
-def _ceilings(device: torch.device, precision: str) -> tuple[float, float]:
+def _ceilings(device: torch.device, precision: str, seconds: float) -> tuple[float, float]:
     """FLOP/s of a large matrix product in the precision, bytes/s (read and written) of a large copy."""
     size = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.randn(size * size * (16 if device.type == "cuda" else 8), device=device)
     target = torch.empty_like(source)
-    products = max(_speed(lambda: a @ b, 2 * size**3, device, 0.5) for _ in range(3))
-    copies = max(_speed(lambda: target.copy_(source), 2 * source.nbytes, device, 0.5) for _ in range(3))
+    products = max(_speed(lambda: a @ b, 2 * size**3, device, seconds) for _ in range(3))
+    copies = max(_speed(lambda: target.copy_(source), 2 * source.nbytes, device, seconds) for _ in range(3))
     return products, copies
 
 

@@ -7,10 +7,11 @@ from spacte.bounds import RadiiDecided, RadiusKnown
 from spacte.certlog import average_certified_radius
 from spacte.core_mhead import Asks, selection_and_estimation
 from spacte.counts import certificate_row, largest_radius, log_table, rule_of
+from spacte.processes import process_rank, start_processes
 from spacte.report import render, summary, table_radii
 from spacte.runfiles import Format, Ledger, RunFiles
 from spacte.runs import read_runs
-from spacte.utils import UserError, process_rank, replace_file, start_processes
+from spacte.utils import UserError, replace_file
 
 FORMAT = Format(certlog.HEADER, certificate_row)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from spacte.utils import RunError, UserError, process_count
+from spacte.processes import process_count
+from spacte.utils import RunError, UserError
 
 
 class Parser(argparse.ArgumentParser):

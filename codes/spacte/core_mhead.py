@@ -23,7 +23,7 @@ class Smooth:
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
     on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.noise; default: float32 normals).
-    Source: Cohen et al. (ICML 2019), section 3; METHOD: Certification.
+    Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
     """
 
     ABSTAIN = ABSTAIN

@@ -6,8 +6,8 @@ from spacte import cli, subject, sweep
 from spacte.certlog import elapsed, read_log
 from spacte.core_mhead import ABSTAIN, Asks, prediction, tally
 from spacte.counts import Votes, voter_of
+from spacte.processes import process_rank, start_processes
 from spacte.runfiles import Format, Ledger, RunFiles
-from spacte.utils import process_rank, start_processes
 
 COLUMNS = ("idx", "label", "predict", "correct", "time")
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
-from spacte.utils import UserError, process_count, process_rank
+from spacte.processes import process_count, process_rank
+from spacte.utils import UserError
 
 
 @dataclass(frozen=True)

@@ -18,21 +18,13 @@ from spacte.checkpoint import Loaded, load_classifier
 from spacte.core_mhead import Asks, Drawing, Smooth
 from spacte.counts import Votes, voter_of
 from spacte.data import DATASETS, open_split
+from spacte.device import arithmetic, select_device
 from spacte.inference import freeze
 from spacte.model import ARCHITECTURES
 from spacte.noise import GaussianNoise, GridNoise
+from spacte.processes import main_process_first
 from spacte.splits import Split
-from spacte.utils import (
-    UserError,
-    arithmetic,
-    derived_seed,
-    main_process_first,
-    package_versions,
-    run_tail,
-    select_device,
-    sha256,
-    source_sha256,
-)
+from spacte.utils import UserError, derived_seed, package_versions, run_tail, sha256, source_sha256
 
 
 def add_flags(parser: cli.Parser) -> None:

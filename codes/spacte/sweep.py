@@ -11,15 +11,9 @@ from tqdm import tqdm
 
 from spacte import cli
 from spacte.counts import Votes
+from spacte.processes import process_count, process_rank, share_from_main_process, wait_for_processes
 from spacte.runfiles import Ledger, RunFiles, append
-from spacte.utils import (
-    UserError,
-    make_folder,
-    process_count,
-    process_rank,
-    share_from_main_process,
-    wait_for_processes,
-)
+from spacte.utils import UserError, make_folder
 
 _SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 _SECONDS_FOR_A_SLOW_FOLDER = 60  # for what one node has written to show on another

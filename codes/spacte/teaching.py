@@ -1,6 +1,7 @@
 """Self-paced circular teaching: the pace, who teaches whom how much, and the heads' shares in the loss.
 
-Pure functions on tensors (METHOD: Smoothed loss, pace, circular teaching). Source: arXiv 2211.10882, section 3.2.
+Functions on tensors; only the heads' shares are drawn, and agreed on by the processes of torchrun.
+Source: arXiv 2211.10882, section 3.2.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from spacte.utils import from_main_process, mean_over_processes
+from spacte.processes import from_main_process, mean_over_processes
 
 
 def pace_threshold(epoch: int, epochs: int, num_classes: int, last: float) -> float:

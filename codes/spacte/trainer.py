@@ -1,7 +1,7 @@
 """A classifier in training: steps, epochs, evaluation, state.
 
 A batch of `batch_size` images is split into m mini-batches, each repeated m times with fresh noise: m optimiser
-steps of `batch_size` noisy images (METHOD: Training). Under torchrun each process takes its part of every mini-batch
+steps of `batch_size` noisy images. Under torchrun each process takes its part of every mini-batch
 (DistributedDataParallel); BatchNorm's statistics are then each process's own within an epoch and the main process's
 after it.
 """
@@ -17,22 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from spacte.device import autocast, restore_rng_state, rng_state
 from spacte.objective import Objective, unwrapped
+from spacte.processes import from_main_process, gather_from_processes, mean_over_processes, process_count, process_rank
 from spacte.splits import Split
-from spacte.utils import (
-    RunError,
-    UserError,
-    autocast,
-    derived_seed,
-    from_main_process,
-    gather_from_processes,
-    mean_over_processes,
-    package_versions,
-    process_count,
-    process_rank,
-    restore_rng_state,
-    rng_state,
-)
+from spacte.utils import RunError, UserError, derived_seed, package_versions
 
 _STEPS_BETWEEN_CHECKS = 50  # losses wait on the device this long, so that no step waits for it
 

@@ -11,19 +11,13 @@ from tqdm import tqdm
 
 from spacte import checkpoint, cli
 from spacte.data import DATASETS, open_split
+from spacte.device import select_device
 from spacte.model import ARCHITECTURES, build_classifier
 from spacte.objective import Objective
+from spacte.processes import main_process_first, process_rank, share_from_main_process, start_processes
 from spacte.runlog import RunLog, RunPaths
 from spacte.trainer import Trainer
-from spacte.utils import (
-    UserError,
-    main_process_first,
-    process_rank,
-    select_device,
-    share_from_main_process,
-    source_sha256,
-    start_processes,
-)
+from spacte.utils import UserError, source_sha256
 
 # Flags that a resumed run may change: they say where and how it runs, not what it computes.
 _FREE_FLAGS = {"data_dir", "logs_dir", "save_dir", "runs_dir", "save_freq", "device", "workers", "resume"}

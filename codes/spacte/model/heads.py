@@ -18,7 +18,7 @@ def make_stage(block: type[nn.Module], in_planes: int, planes: int, blocks: int,
 
 
 class MultiHeadResNet(nn.Module):
-    """A residual network whose last stage and linear layer exist once a head (METHOD: Network).
+    """A residual network whose last stage and linear layer exist once a head.
 
     Subclasses build the stem and the shared stages and define `trunk`. A head is `Sequential(stage, linear)`
     with global average pooling in between, so that its keys are `heads.{h}.0.{block}...` and `heads.{h}.1.weight`.
@@ -43,7 +43,7 @@ class MultiHeadResNet(nn.Module):
     def cosine_loss(self) -> Tensor:
         """L_cos = sum over head pairs h < g of cos^2(theta_h, theta_g), a scalar; 0 for one head.
 
-        theta_h is the vector of all parameters of head h (METHOD: Smoothed loss).
+        theta_h is the vector of all parameters of head h, biases and BatchNorm's too.
         """
         parameters = torch.stack([torch.cat([_flat(p) for p in head.parameters()]) for head in self.heads])  # [L, P]
         directions = F.normalize(parameters, dim=1)

@@ -1,0 +1,86 @@
+"""The device that networks run on, the arithmetic on it, and its random numbers."""
+
+import importlib.util
+import os
+import warnings
+
+import torch
+
+from spacte.processes import process_count
+from spacte.utils import UserError
+
+
+def select_device(name: str, compiled: bool = False) -> torch.device:
+    """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; torchrun's own GPU for cuda.
+
+    float32 means IEEE float32 from here on (no TF32), and cuDNN chooses deterministic algorithms, so that the
+    precision in a log is the one that ran. Raises UserError for a device that does not exist, and where networks are
+    to be `compiled` for it but there is no compiler.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device '{name}': choose from auto, cpu, cuda, cuda:<index>")
+    if device.type == "cuda":
+        if device.index is not None and process_count() > 1:
+            raise UserError(f"--device {name} would put every process on one GPU: give --device cuda")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            wanted = f"{device}, for torchrun's process {device.index}," if "LOCAL_RANK" in os.environ else f"'{name}'"
+            raise UserError(f"there is no device {wanted} here: {count} CUDA devices are visible; use --device cpu")
+        torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    if compiled:
+        _check_compiler(device)
+    return device
+
+
+def _check_compiler(device: torch.device) -> None:
+    from torch._inductor import cpp_builder  # here: importing it takes a second
+
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # that they are off is our choice
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("--compile needs the package triton on a GPU")
+    try:
+        cpp_builder.get_cpp_compiler()
+    except RuntimeError as error:
+        raise UserError("--compile needs a C++ compiler: install g++, or name one in the variable CXX") from error
+
+
+def arithmetic() -> dict[str, bool | str]:
+    """The settings that decide how the network's arithmetic rounds, as they are in force, for the record."""
+    return {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+    }
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which networks run: bfloat16 convolutions and products for "bf16", none for "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's default generators: on the CPU and, if it is another one, on the device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_rng_state(states: dict[str, torch.Tensor]) -> None:
+    """Set torch's default generators to states that `rng_state` returned."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
