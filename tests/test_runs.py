@@ -100,7 +100,8 @@ def test_torchrun_certifies_as_one_process_does(certify, digits_models, tmp_path
 def test_torchrun_trains_as_one_process_does(script, tmp_path):
     """Half a batch each, BatchNorm statistics of half a batch: the losses stay close, and only one process writes."""
     flags = (*TINY, "--num_heads", 2, "--epochs", 4, "--batch_size", 128)
-    result = torchrun(tmp_path, "0Gaussian/train.py", *flags, "--save_dir", "two", "--logs_dir", "two-logs")
+    together = ("0Gaussian/train.py", *flags, "--save_freq", 2, "--save_dir", "two", "--logs_dir", "two-logs")
+    result = torchrun(tmp_path, *together)
     assert result.returncode == 0, result.stderr
     assert script("0Gaussian/train.py", *flags)[0] == 0
     two, one = (pd.read_csv(next((tmp_path / name).rglob("*-train.log")), sep="\t") for name in ("two-logs", "logs"))
@@ -109,6 +110,12 @@ def test_torchrun_trains_as_one_process_does(script, tmp_path):
     assert two["ce"].iloc[-1] < 0.6 * two["ce"].iloc[0]
     contents = torch.load(next((tmp_path / "two").rglob("epoch4.pth")), weights_only=True)
     assert not any("module" in key for key in contents["state_dict"]) and len(contents["rng"]) == 2
+
+    next((tmp_path / "two").rglob("epoch4.pth")).unlink()  # as if it had been killed in between
+    result = torchrun(tmp_path, *together, "--resume")
+    assert result.returncode == 0, result.stderr
+    again = torch.load(next((tmp_path / "two").rglob("epoch4.pth")), weights_only=True)
+    assert all(torch.equal(value, again["state_dict"][key]) for key, value in contents["state_dict"].items())
 
 
 # --- shards and other levels ---
@@ -155,3 +162,14 @@ def test_another_alpha_needs_no_network(certify, script):
     assert code == 2 and "--overwrite replaces it" in err
     code, _, err = script("relog.py", log, "--alpha", 1e-70)
     assert code == 2 and "can never certify" in err
+
+
+def test_what_is_unfinished_is_said_so(certify, script):
+    log = certify("a")
+    for path in (log, beside(log, "-counts.jsonl")):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
+    code, _, err = script("relog.py", log, "--alpha", 0.05)
+    assert code == 0 and "is unfinished: 9 of 12 images" in err and err.count("\n") == 1
+    beside(log, "-counts.jsonl").write_text("")
+    code, _, err = script("relog.py", log, "--alpha", 0.01)
+    assert code == 2 and "holds no votes" in err and not beside(log, "-alpha-0.01.log").exists()
