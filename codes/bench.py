@@ -11,7 +11,8 @@ turns' ratios (`spread`: smallest and largest). Images are random: speed does no
 
 `ceiling` is the share of the hardware's limit that `fast` reaches: the time that its convolutions and products need at
 the speed of a large matrix product in the same precision, or, where that is longer, the time to read every layer's
-input and weights and write its output once at the speed of a large copy, over the time it took.
+input and weights and write its output once at the speed of a large copy, over the time it took. Both speeds are the
+best that were measured, after each case.
 """
 
 import argparse
@@ -69,12 +70,9 @@ def _main() -> None:
     if args.json:
         make_folder(args.json.parent)  # before, not after, the measurements
     cases = [(arch, args.dataset) for arch in args.arch] if args.arch else _DEFAULT_CASES
-    limits = {precision: _ceilings(device, precision, args.seconds / 4) for precision in ("fp32", args.precision)}
-    flops, copied = limits[args.precision]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    print(f"{name}, {torch.get_num_threads()} threads: {flops / 1e9:.0f} GFLOP/s in {args.precision}, ", end="")
-    print(f"{limits['fp32'][0] / 1e9:.0f} in fp32, {copied / 1e9:.0f} GB/s copied", flush=True)
-    rows = []
+    print(f"{name}, {torch.get_num_threads()} threads", flush=True)
+    rows, limits = [], []
     for task in args.task:
         for arch, dataset in cases:
             batch_size = args.batch_size or (1000 if task == "certify" else 256)
@@ -82,12 +80,15 @@ def _main() -> None:
             row = {"task": task, "arch": arch, "dataset": dataset, "heads": args.num_heads}
             row |= {"device": device.type, "device_name": name, "precision": args.precision, "batch_size": batch_size}
             rows.append(row | _compare(*ways, batch_size, device, args))
-            cost = _work(arch, dataset, args.num_heads, args.precision)
-            passes = 3 if task == "train" else 1  # the backward pass costs twice the forward one
-            least = passes * max(cost["flop"] / flops, cost["bytes"] / copied)
-            rows[-1]["gflops"] = passes * cost["flop"] * rows[-1]["fast"] / 1e9
-            rows[-1]["ceiling_fraction"] = least * rows[-1]["fast"]
+            limits.append(_ceilings(device, args.precision, args.seconds / 4))
             print(f"{task} {arch}: {rows[-1]['ratio']:.2f}", flush=True)
+    flops, copied = (max(speeds) for speeds in zip(*limits, strict=True))  # other programs only slow it down
+    print(f"limit: {flops / 1e9:.0f} GFLOP/s in {args.precision}, {copied / 1e9:.0f} GB/s copied")
+    for row in rows:
+        cost = _work(row["arch"], row["dataset"], args.num_heads, args.precision)
+        passes = 3 if row["task"] == "train" else 1  # the backward pass costs twice the forward one
+        row["gflops"] = passes * cost["flop"] * row["fast"] / 1e9
+        row["ceiling_fraction"] = passes * max(cost["flop"] / flops, cost["bytes"] / copied) * row["fast"]
     print(markdown(pd.DataFrame(rows).drop(columns=["device", "device_name"])))
     if args.json:
         replace_file(args.json, lambda temporary: temporary.write_text(json.dumps(rows, indent=2) + "\n"))
