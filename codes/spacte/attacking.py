@@ -80,8 +80,6 @@ def _begun(files: RunFiles, config: dict, about: dict, overwrite: bool) -> pd.Da
         for path in (files.log, files.json):
             path.unlink(missing_ok=True)
     files.check_configuration(config)
-    if files.log.exists() and not files.json.exists():
-        raise UserError(f"'{files.log}' exists without a configuration; --overwrite replaces it")
     table = pd.read_csv(files.log, sep="\t") if files.log.exists() else pd.DataFrame(columns=list(COLUMNS))
     files.write_json(config, about, len(table))
     return table

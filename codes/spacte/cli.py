@@ -29,7 +29,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         """The flag's help, and its default where it has one."""
         without = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
-        return action.help if without else f"{action.help} ({action.default})"
+        return action.help if without else f"{action.help} (%(default)s)"
 
 
 def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
@@ -75,7 +75,7 @@ def run(command: Callable[[], None]) -> None:
         _stop(f"stopped: {error}", 1)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _leave(1)
     except torch.OutOfMemoryError:
         _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
     except KeyboardInterrupt:

@@ -69,11 +69,13 @@ class RunFiles:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
     def check_configuration(self, config: dict) -> None:
-        """UserError, with the fields that differ, where the files are those of a run with another configuration."""
+        """UserError where files are there of a run with another configuration (the fields are named) or without one."""
         if self.json.exists():
             differences = config_differences(self.read_json()["config"], json.loads(json.dumps(config)))
             if differences:
                 raise UserError(f"'{self.log}' has another configuration: {differences}; {_WAYS_OUT}")
+        elif self.log.exists() or self.parts() or (self.counts.exists() and self.counts.stat().st_size):
+            raise UserError(f"'{self.log}' or its counts exist without a configuration; {_WAYS_OUT}")
 
     def write_json(self, config: dict, about: dict, rows: int) -> None:
         """Note the configuration and `about`; what was noted of the run before it was interrupted, at `rows` rows,
@@ -95,22 +97,21 @@ class Ledger:
 
     Opening it makes the files ready to be appended to. A line cut in half is dropped, a row that the log lacks is made
     from its counts, and what the processes of an unfinished run have counted is kept. Raises UserError where an earlier
-    run's configuration differs (the fields are named), where files do not belong together, and where another process
-    is writing them; then no file is created or changed.
+    run's configuration differs (then no file is created or changed), where files do not belong together, and where
+    another process is writing them.
     """
 
     def __init__(self, files: RunFiles, config: dict, about: dict, log_format: Format, overwrite: bool):
         self.files, self.config, self.format = files, config, log_format
         if not overwrite:
-            self._check()  # before the lock's file is created, and again behind the lock
+            files.check_configuration(config)  # before the lock's file is created, and again behind the lock
         self._lock()
         if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
             self._held.truncate(0)
             for path in (*files.parts(), files.log, files.summary, files.json):
                 path.unlink(missing_ok=True)
-        self._check()
-        rows = len(files.counts.read_text().splitlines())
-        files.write_json(config, about, rows)
+        files.check_configuration(config)
+        files.write_json(config, about, rows=len(files.counts.read_text().splitlines()))
         self.done = self._recover()
         self.last = self.done[-1].idx if self.done else -1  # what is written ends here
         self.remaining: list[int] = []
@@ -166,13 +167,6 @@ class Ledger:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another run is writing '{self.files.log}'") from error
-
-    def _check(self) -> None:
-        files = self.files
-        files.check_configuration(self.config)
-        started = files.log.exists() or files.parts() or (files.counts.exists() and files.counts.stat().st_size)
-        if started and not files.json.exists():
-            raise UserError(f"'{files.log}' or its counts exist without a configuration; {_WAYS_OUT}")
 
     def _recover(self) -> list[Votes]:
         log, counts = self.files.log, self.files.counts

@@ -69,20 +69,19 @@ class RunLog:
 
     def write(self, row: dict) -> None:
         """Log one epoch's figures."""
-        left = row["left"]
-        figures = {name: f"{value:.6g}" for name, value in row.items() if name != "left"}
+        figures = {name: value for name, value in row.items() if name != "left"}
         with open(self.path, "a") as file:
             if file.tell() == 0:
                 file.write("\t".join(figures) + "\n")
-            file.write("\t".join(figures.values()) + "\n")
-        for name in figures:
-            if name != "epoch" and math.isfinite(row[name]):
-                self.tensorboard.add_scalar(_tag(name), row[name], row["epoch"])
+            file.write("\t".join(f"{value:.6g}" for value in figures.values()) + "\n")
+        for name, value in figures.items():
+            if name != "epoch" and math.isfinite(value):
+                self.tensorboard.add_scalar(_tag(name), value, row["epoch"])
         self.tensorboard.flush()
         tqdm.write(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  lr {row['lr']:g}  "
             f"lambda {row['lambda']:.3f}  noisy accuracy {row['acc']:.3f}  "
-            f"{row['images_per_second']:.0f} images/s  {left} left"
+            f"{row['images_per_second']:.0f} images/s  {row['left']} left"
         )
 
 
