@@ -35,7 +35,7 @@ from spacte.data import data_spec
 from spacte.device import select_device
 from spacte.inference import freeze
 from spacte.model import build_classifier
-from spacte.objective import Objective, cosine_loss, named_parts
+from spacte.objective import Objective, named_parts
 from spacte.report import markdown
 from spacte.splits import InMemory
 from spacte.teaching import noisy_logits, taught_cross_entropy
@@ -163,7 +163,7 @@ class _Gaussian(Objective):
     def __call__(self, classifier, images, labels, epoch):
         logits = noisy_logits(classifier, images, self.draw_noises(images))
         loss = taught_cross_entropy(logits, labels, self.threshold(epoch), self.args.eps, explore=0.01)
-        cos = cosine_loss(classifier)
+        cos = self.cosine_loss(classifier)
         return loss.total + cos, named_parts(loss, cos=cos)
 
 
@@ -175,6 +175,7 @@ def _train_ways(arch: str, dataset: str, batch_size: int, device: torch.device, 
         noise_sd=_SIGMA, num_noise_vec=_NOISES, epochs=150, lbdlast=1.2, eps=0.8, lr_init=0.1, wd=1e-4, lr_step_size=50,
         gamma=0.1, batch_size=batch_size, seed=0, num_heads=args.num_heads,
         precision=args.precision, compile=args.compile,
+        no_teaching=False, no_cosine=False,
     )  # fmt: skip
     objective = _Gaussian(flags, spec.num_classes)
     trainer = Trainer(flags, device, build_classifier(arch, dataset, args.num_heads), objective, split, split)

@@ -194,3 +194,14 @@ def test_imagenet_streams_crops_of_224_pixels(tmp_path, monkeypatch):
 def test_imagenet_without_its_folders_says_so(tmp_path):
     with pytest.raises(UserError, match="ILSVRC2012_img_val"):
         open_split("ImageNet", tmp_path, False, CPU)
+
+
+def test_the_first_images_of_each_class_are_kept():
+    labels = torch.arange(12) % 3
+    images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(-1, 1, 8, 8)
+    split = InMemory(DataSpec("toy", (1, 8, 8), 3, (0.5,), (0.5,)), images, labels)
+    split.keep_first_of_each_class(6)
+    assert split.images[:, 0, 0, 0].tolist() == list(range(6)) and split.labels.tolist() == [0, 1, 2] * 2
+    for wrong in (4, 9, 0):
+        with pytest.raises(UserError, match="a multiple of the 3 classes and at most 6, 2 of each"):
+            split.keep_first_of_each_class(wrong)

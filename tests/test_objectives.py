@@ -4,9 +4,10 @@ import contextlib
 import sys
 from argparse import Namespace
 
+import pandas as pd
 import pytest
 import torch
-from conftest import DEFENCES, load_module
+from conftest import DEFENCES, TINY, load_module
 from torch import nn
 
 from spacte.model import build_classifier
@@ -120,7 +121,7 @@ class Spy(Objective):
 def trainer_on(images, **flags):
     args = Namespace(
         epochs=1, batch_size=8, num_noise_vec=2, noise_sd=0.1, lr_init=0.1, lr_step_size=2, gamma=0.1, wd=3e-4, seed=0,
-        lbdlast=1.0, num_heads=2, precision="fp32", compile=False,
+        lbdlast=1.0, num_heads=2, precision="fp32", compile=False, no_teaching=False,
     )  # fmt: skip
     vars(args).update(flags)
     split, classifier = marked_images(images), nn.Sequential(nn.Identity(), ReadsTheLabel())
@@ -148,3 +149,13 @@ def test_the_noisy_accuracy_is_one_under_noise():
     assert trainer_on(200, noise_sd=0.01).noisy_accuracy() == {"acc": 1, "acc0": 1, "acc1": 1}
     drowned = trainer_on(200, noise_sd=100).noisy_accuracy()
     assert abs(drowned["acc"] - 0.5) < 6 * 0.5 / 200**0.5 and drowned["acc"] == drowned["acc0"]
+
+
+def test_without_teaching_every_weight_is_1_and_without_cosine_nothing_is_added(script, tmp_path):
+    flags = (*TINY, "--num_heads", 2, "--epochs", 2, "--no_teaching", "--no_cosine", "--train_images", 500)
+    for defence in DEFENCES:
+        code, _, err = script(f"{defence}/train.py", *flags, "--logs_dir", tmp_path / defence, "--save_dir", defence)
+        assert code == 0, err
+        (log,) = (tmp_path / defence).rglob("*-no-teaching-no-cosine-images-500-train.log")
+        table = pd.read_csv(log, sep="\t")
+        assert (table["weight"] == 1).all() and (table["cos"] == 0).all() and (table["easy"] == 1).all()

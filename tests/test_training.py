@@ -26,20 +26,20 @@ def test_a_run_leaves_checkpoints_logs_and_tensorboard(script, tmp_path, defence
     assert saved == ["epoch1.pth", "epoch2.pth", "epoch3.pth"]
 
     contents = torch.load(tmp_path / "save" / TAIL / run / "epoch3.pth", weights_only=True)
-    about = {"args", "data", "versions", "run", "defence", "source_sha256"}
+    about = {"args", "data", "data_sha256", "versions", "run", "defence", "source_sha256"}
     expected = about | {"state_dict", "optimizer", "scheduler", "epoch", "rng"}
     assert set(contents) == expected
     assert contents["epoch"] == 3 and contents["args"]["num_heads"] == 3 and contents["data"]["shape"] == (1, 8, 8)
 
     log = pd.read_csv(tmp_path / "logs" / TAIL / "train" / f"{run}-train.log", sep="\t")
-    parts = ["loss", "ce", "cos", *PARTS[defence], "weight", "head0", "head1", "head2", "images_per_second"]
+    parts = ["loss", "ce", "cos", *PARTS[defence], "weight", "easy", "head0", "head1", "head2", "images_per_second"]
     assert list(log) == ["epoch", "lr", "lambda", *parts, "acc", "acc0", "acc1", "acc2"]
     assert log["epoch"].tolist() == [1, 2, 3] and log["lambda"].iloc[-1] == pytest.approx(float(SUFFIX[defence][8:11]))
     assert out.count("epoch ") == 3
 
     events = EventAccumulator(str(tmp_path / "runs" / TAIL / run)).Reload()
     for part in parts[:-1]:
-        tag = "run/weight" if part == "weight" else f"loss/{part}"
+        tag = f"run/{part}" if part in ("weight", "easy") else f"loss/{part}"
         assert [event.value for event in events.Scalars(tag)] == pytest.approx(log[part].tolist(), rel=1e-4)
 
 

@@ -5,7 +5,7 @@ python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --nu
 
 from circular_teaching import ct_loss
 from spacte import training
-from spacte.objective import Objective, cosine_loss, named_parts
+from spacte.objective import Objective, named_parts
 from spacte.teaching import noisy_logits
 
 
@@ -19,7 +19,7 @@ class Gaussian(Objective):
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, self.threshold(epoch), self.args.eps)
-        cos = cosine_loss(classifier)
+        cos = self.cosine_loss(classifier)
         return loss.total + cos, named_parts(loss, cos=cos)
 
 

@@ -42,5 +42,5 @@ def ct_loss(
     entropy = -(mean * log_mean).sum(-1)  # [L, B]
     consistency = loss.shares @ (loss.weights * (lbd * divergence + eta * entropy)).mean(1)
     return ConsistencyLoss(
-        loss.ce + consistency, loss.ce, loss.heads, loss.weights, loss.shares, consistency=consistency
+        loss.ce + consistency, loss.ce, loss.heads, loss.weights, loss.shares, loss.easy, consistency=consistency
     )

@@ -6,7 +6,7 @@ python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --nu
 from circular_teaching import ct_loss
 from spacte import training
 from spacte.cli import non_negative_float
-from spacte.objective import Objective, cosine_loss, named_parts
+from spacte.objective import Objective, named_parts
 from spacte.teaching import noisy_logits
 
 
@@ -40,7 +40,7 @@ class Consistency(Objective):
         mean_grad = {"auto": None, "yes": True, "no": False}[self.args.mean_grad]
         threshold = self.threshold(epoch)
         loss = ct_loss(logits, labels, threshold, self.args.eps, self.args.lbd, self.args.eta, mean_grad)
-        cos = cosine_loss(classifier)
+        cos = self.cosine_loss(classifier)
         return loss.total + cos, named_parts(loss, cos=cos, con=loss.consistency)
 
 

@@ -48,4 +48,4 @@ def ct_loss(
     mixed = noisy_logits(classifier, (1 - u) * clean + u * adversary, noises)
     divergence = F.kl_div(F.log_softmax(mixed, -1).mean(1), target.expand(len(mixed), -1, -1), reduction="none").sum(-1)
     mix = loss.shares @ (loss.weights * divergence).mean(1)
-    return SmoothMixLoss(loss.ce, loss.ce, loss.heads, loss.weights, loss.shares, mix=mix)
+    return SmoothMixLoss(loss.ce, loss.ce, loss.heads, loss.weights, loss.shares, loss.easy, mix=mix)

@@ -8,7 +8,7 @@ from circular_teaching import ct_loss
 from smoothmix import attack
 from spacte import training
 from spacte.cli import non_negative_float, non_negative_int, positive_float, positive_int
-from spacte.objective import Objective, cosine_loss, named_parts, unwrapped
+from spacte.objective import Objective, named_parts, unwrapped
 from spacte.utils import UserError
 
 
@@ -44,7 +44,7 @@ class SmoothMix(Objective):
             args.num_steps, args.mix_step, args.attack_alpha, self.maxnorm_s * warm, args.maxnorm,
         )  # fmt: skip
         loss = ct_loss(classifier, clean, adversary, noises, labels, self.threshold(epoch), args.eps)
-        cos = cosine_loss(classifier)
+        cos = self.cosine_loss(classifier)
         return loss.total + cos + args.eta * warm * loss.mix, named_parts(loss, cos=cos, mix=loss.mix)
 
 

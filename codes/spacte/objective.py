@@ -1,5 +1,6 @@
 """What the base defences' training objectives share. A defence is a subclass of `Objective` in its own folder."""
 
+import math
 from argparse import ArgumentParser, Namespace
 
 import torch
@@ -35,8 +36,16 @@ class Objective:
         raise NotImplementedError
 
     def threshold(self, epoch: int) -> float:
-        """lambda(epoch), the pace of circular teaching."""
+        """lambda(epoch), the pace of circular teaching; infinite, so that every weight is 1, with --no_teaching."""
+        if self.args.no_teaching:
+            return math.inf
         return pace_threshold(epoch, self.args.epochs, self.num_classes, self.args.lbdlast)
+
+    def cosine_loss(self, classifier: nn.Module) -> Tensor:
+        """L_cos of the classifier's network, a scalar; 0 with --no_cosine."""
+        if self.args.no_cosine:
+            return torch.zeros((), device=next(classifier.parameters()).device)
+        return unwrapped(classifier)[-1].cosine_loss()
 
     def draw_noises(self, images: Tensor) -> Tensor:
         """m Gaussian noise vectors an image, with deviation noise_sd: [B, C, H, W] -> [m, B, C, H, W]."""
@@ -49,12 +58,7 @@ def unwrapped(classifier: nn.Module) -> nn.Sequential:
     return getattr(classifier, "module", classifier)
 
 
-def cosine_loss(classifier: nn.Module) -> Tensor:
-    """L_cos of the classifier's network, a scalar."""
-    return unwrapped(classifier)[-1].cosine_loss()
-
-
 def named_parts(loss: CircularLoss, **others: Tensor) -> dict[str, Tensor]:
-    """The parts that every defence logs (L_ce, mean teaching weight, each head's loss) and `others`."""
+    """The parts that every defence logs (L_ce, mean weight, share of easy samples, each head's loss) and `others`."""
     heads = {f"head{h}": head for h, head in enumerate(loss.heads)}
-    return {"ce": loss.ce, **others, "weight": loss.weights.mean(), **heads}
+    return {"ce": loss.ce, **others, "weight": loss.weights.mean(), "easy": loss.easy, **heads}

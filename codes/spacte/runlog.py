@@ -89,7 +89,7 @@ def _tag(name: str) -> str:
     """TensorBoard's group of a figure: accuracy, loss or run."""
     if name.startswith("acc"):
         return f"accuracy/{name}"
-    return f"run/{name}" if name in ("lr", "lambda", "images_per_second", "weight") else f"loss/{name}"
+    return f"run/{name}" if name in ("lr", "lambda", "images_per_second", "weight", "easy") else f"loss/{name}"
 
 
 def _set_aside(path: Path) -> None:

@@ -52,6 +52,22 @@ class Split:
         mine = (chunk[process_rank() :: process_count()] for chunk in chunks)
         yield from self._load([chunk for chunk in mine if len(chunk)])
 
+    def keep_first_of_each_class(self, images: int) -> None:
+        """Keep the first images / K of each of the K classes, in the split's order: the same ones in every run.
+
+        Raises UserError where `images` is no multiple of K or a class has too few.
+        """
+        labels = self._labels()
+        per_class, rest = divmod(images, self.spec.num_classes)
+        fewest = int(labels.bincount(minlength=self.spec.num_classes).min())
+        if rest or not 1 <= per_class <= fewest:
+            raise UserError(
+                f"--train_images {images}: it must be a multiple of the {self.spec.num_classes} classes and at most "
+                f"{fewest * self.spec.num_classes}, {fewest} of each"
+            )
+        first = [(labels == k).nonzero().flatten()[:per_class] for k in range(self.spec.num_classes)]
+        self._keep(torch.cat(first).sort().values)
+
     def num_batches(self, batch_size: int, smallest: int = 1) -> int:
         """How many batches `batches` yields for the same arguments."""
         full, rest = divmod(len(self), batch_size)
@@ -62,6 +78,12 @@ class Split:
         raise NotImplementedError
 
     def _load(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError
+
+    def _labels(self) -> Tensor:
+        raise NotImplementedError
+
+    def _keep(self, indices: Tensor) -> None:
         raise NotImplementedError
 
     def _scaled(self, images: Tensor) -> Tensor:
@@ -106,6 +128,12 @@ class InMemory(Split):
         content.update(self.labels.cpu().numpy().tobytes())
         return content.hexdigest()
 
+    def _labels(self):
+        return self.labels
+
+    def _keep(self, indices):
+        self.images, self.labels = self.images[indices], self.labels[indices]
+
     def _load(self, chunks):
         sizes = [len(chunk) for chunk in chunks]
         indices = torch.cat([torch.empty(0, dtype=torch.int64), *chunks]).to(self.device)  # once: a copy waits
@@ -136,6 +164,13 @@ class Streamed(Split):
         """See Split."""
         names = (f"{Path(path).name} {label}" for path, label in self.dataset.samples)
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+    def _labels(self):
+        return torch.tensor(self.dataset.targets)
+
+    def _keep(self, indices):
+        self.dataset.samples = [self.dataset.samples[idx] for idx in indices]
+        self.dataset.targets = [label for _, label in self.dataset.samples]
 
     def _load(self, chunks):
         loader = DataLoader(

@@ -84,7 +84,8 @@ def head_weights(head_losses: Tensor, eps: float, explore: float = 0.01, generat
 class CircularLoss:
     """A circular-teaching loss: `total` and `ce` are scalars, `heads` [L] is each head's CE_h before its share.
 
-    `weights` [L, B] is what each head was taught with and `shares` [L] the heads' shares, both without gradient.
+    `weights` [L, B] is what each head was taught with and `shares` [L] the heads' shares, both without gradient; `easy`
+    is the share of (head, sample) pairs whose smoothed loss is at most lambda.
     """
 
     total: Tensor
@@ -92,6 +93,7 @@ class CircularLoss:
     heads: Tensor
     weights: Tensor
     shares: Tensor
+    easy: Tensor
 
 
 def taught_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, eps: float, explore: float) -> CircularLoss:
@@ -104,4 +106,4 @@ def taught_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, eps: 
     heads = (weights * losses).mean(1)
     shares = from_main_process(head_weights(mean_over_processes(heads.detach()), eps, explore))
     ce = shares @ heads
-    return CircularLoss(ce, ce, heads, weights, shares)
+    return CircularLoss(ce, ce, heads, weights, shares, (losses <= threshold).float().mean())

@@ -57,6 +57,7 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, args.lr_step_size, args.gamma)
         self.epoch = 0  # epochs done
+        self.fingerprint = train_split.fingerprint()
         torch.manual_seed(derived_seed("process", args.seed, process_rank()))
 
     def state(self) -> dict:
@@ -67,13 +68,15 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "data": self.train_split.spec,
+            "data_sha256": self.fingerprint,
             "rng": gather_from_processes(rng_state(self.device)),
             "versions": package_versions(),
         }
 
     def restore(self, contents: dict) -> None:
         """Go on where `contents`, from `state`, stands. UserError where its data set is another."""
-        if contents["data"] != self.train_split.spec:
+        data = contents["data"], contents.get("data_sha256", self.fingerprint)
+        if data != (self.train_split.spec, self.fingerprint):
             raise UserError(f"the data in '{self.args.data_dir}' differ from those that the run was started on")
         unwrapped(self.classifier).load_state_dict(contents["state_dict"])
         self.optimizer.load_state_dict(contents["optimizer"])

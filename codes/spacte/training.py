@@ -21,6 +21,8 @@ from spacte.utils import UserError, source_sha256
 
 # Flags that a resumed run may change: they say where and how it runs, not what it computes.
 _FREE_FLAGS = {"data_dir", "logs_dir", "save_dir", "runs_dir", "save_freq", "device", "workers", "resume"}
+# Flags that older checkpoints do not know, with the value that they then had.
+_ADDED_FLAGS = {"no_teaching": False, "no_cosine": False}
 
 
 def main(objective: type[Objective], description: str, lbdlast: float) -> None:
@@ -39,6 +41,9 @@ def _flags(objective: type[Objective], description: str, lbdlast: float) -> cli.
     add("--num_noise_vec", type=cli.positive_int, default=2, help="m, noise vectors an image")
     add("--lbdlast", type=cli.pace, default=lbdlast, help="lambda, the pace of teaching, in the last epoch")
     add("--eps", type=cli.probability, default=0.8, help="the best head's share in the loss is 1 - eps")
+    add("--no_teaching", action="store_true", help="every sample weighs 1: the heads do not teach each other")
+    add("--no_cosine", action="store_true", help="without the cosine constraint between the heads")
+    add("--train_images", type=cli.positive_int, help="train on the first images of each class, this many in all")
     objective.add_flags(parser)
     add("--epochs", type=cli.positive_int, default=150, help="passes over the training images")
     add("--batch_size", type=cli.positive_int, default=256, help="images a batch, over all processes")
@@ -62,7 +67,8 @@ def _flags(objective: type[Objective], description: str, lbdlast: float) -> cli.
 def run_name(args: Namespace, objective: type[Objective]) -> str:
     """The authors' name of a run, h-5-eps-0.8-m-2-lbdlast-1.2 and what the defence adds."""
     name = f"h-{args.num_heads}-eps-{args.eps}-m-{args.num_noise_vec}-lbdlast-{args.lbdlast}"
-    return name + objective.run_suffix(args)
+    name += objective.run_suffix(args) + "-no-teaching" * args.no_teaching + "-no-cosine" * args.no_cosine
+    return name if args.train_images is None else f"{name}-images-{args.train_images}"
 
 
 def train(args: Namespace, objective_type: type[Objective]) -> None:
@@ -80,6 +86,8 @@ def train(args: Namespace, objective_type: type[Objective]) -> None:
     resumed = share_from_main_process(lambda: _resume_point(paths, args, objective_type.name))
     where = (args.dataset, args.data_dir)
     train_split = main_process_first(lambda: open_split(*where, True, device, args.workers))
+    if args.train_images is not None:
+        train_split.keep_first_of_each_class(args.train_images)
     test_split = main_process_first(lambda: open_split(*where, False, device, args.workers, train_split.spec))
     torch.manual_seed(args.seed)
     classifier = build_classifier(args.arch, train_split.spec, args.num_heads)
@@ -129,7 +137,7 @@ def _resume_point(paths: RunPaths, args: Namespace, defence: str) -> dict | None
         if contents["defence"] != defence:
             raise UserError(f"the run in '{paths.checkpoints}' was trained by {contents['defence']}, not by {defence}")
         for name, value in vars(args).items():
-            if name not in _FREE_FLAGS and contents["args"].get(name) != value:
+            if name not in _FREE_FLAGS and contents["args"].get(name, _ADDED_FLAGS.get(name)) != value:
                 raise UserError(
                     f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} "
                     f"{contents['args'].get(name)}"
