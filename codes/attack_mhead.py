@@ -3,7 +3,7 @@
 python attack_mhead.py --model_path save/<...>/epoch150.pth --log logs/<...>-certify-skip-20.log --radii 0.25 0.5
 """
 
-from spacte import attacking
+from spacte.certify import attack
 
 if __name__ == "__main__":
-    attacking.main(__doc__)
+    attack.main(__doc__)

@@ -30,16 +30,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spacte import cli
-from spacte.core_mhead import Smooth
-from spacte.data import data_spec
-from spacte.device import select_device
-from spacte.inference import freeze
+from spacte.data.spec import data_spec
+from spacte.data.splits import InMemory
+from spacte.device import PRECISIONS, select_device, select_precision
 from spacte.model import build_classifier
-from spacte.objective import Objective, named_parts
-from spacte.report import markdown
-from spacte.splits import InMemory
-from spacte.teaching import noisy_logits, taught_cross_entropy
-from spacte.trainer import Trainer
+from spacte.model.frozen import freeze
+from spacte.model.noisy import noisy_logits
+from spacte.report.table import markdown
+from spacte.smooth.core_mhead import Smooth
+from spacte.train.objective import Objective, loss_dict
+from spacte.train.settings import Recipe
+from spacte.train.teaching import taught_cross_entropy
+from spacte.train.trainer import Trainer
 from spacte.utils import make_folder, replace_file
 
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
@@ -55,7 +57,7 @@ def _flags() -> argparse.Namespace:
     add("--dataset", default="CIFAR10", help="whose image size and classes are used; no data are read")
     add("--num_heads", type=cli.positive_int, default=5, help="L")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the fast way; plain is always float32")
+    add("--precision", choices=PRECISIONS, default="auto", help="of the fast way; plain is torch's own float32")
     add("--compile", action="store_true", help="the fast way with --compile")
     add("--batch_size", type=cli.positive_int, help="noisy images a batch (certify: 1000, train: 256)")
     add("--turns", type=cli.positive_int, default=5, help="measurements of each way")
@@ -67,6 +69,7 @@ def _flags() -> argparse.Namespace:
 def _main() -> None:
     args = _flags()
     device = select_device(args.device, args.compile)
+    args.precision = select_precision(args.precision, device)
     if args.json:
         make_folder(args.json.parent)  # before, not after, the measurements
     cases = [(arch, args.dataset) for arch in args.arch] if args.arch else _DEFAULT_CASES
@@ -158,27 +161,23 @@ def _plain_counts(classifier: nn.Module, image: Tensor, batch_size: int, num_cla
 class _Gaussian(Objective):
     """The objective of 0Gaussian, which lives outside the library."""
 
-    name = "Gaussian"
-
     def __call__(self, classifier, images, labels, epoch):
         logits = noisy_logits(classifier, images, self.draw_noises(images))
-        loss = taught_cross_entropy(logits, labels, self.threshold(epoch), self.args.eps, explore=0.01)
+        loss = taught_cross_entropy(logits, labels, self.threshold(epoch), self.recipe.eps, explore=0.01)
         cos = self.cosine_loss(classifier)
-        return loss.total + cos, named_parts(loss, cos=cos)
+        return loss.total + cos, loss_dict(loss, cos=cos)
 
 
 def _train_ways(arch: str, dataset: str, batch_size: int, device: torch.device, args) -> tuple[Callable, Callable]:
     spec = data_spec(dataset)
     images = torch.randint(0, spec.levels + 1, (batch_size // _NOISES, *spec.shape), dtype=torch.uint8)
     split = InMemory(spec, images, torch.randint(spec.num_classes, (len(images),)), device=device)
-    flags = argparse.Namespace(
-        noise_sd=_SIGMA, num_noise_vec=_NOISES, epochs=150, lbdlast=1.2, eps=0.8, lr_init=0.1, wd=1e-4, lr_step_size=50,
-        gamma=0.1, batch_size=batch_size, seed=0, num_heads=args.num_heads,
+    recipe = Recipe(
+        noise_sd=_SIGMA, num_noise_vec=_NOISES, batch_size=batch_size, num_heads=args.num_heads,
         precision=args.precision, compile=args.compile,
-        no_teaching=False, no_cosine=False,
     )  # fmt: skip
-    objective = _Gaussian(flags, spec.num_classes)
-    trainer = Trainer(flags, device, build_classifier(arch, dataset, args.num_heads), objective, split, split)
+    objective = _Gaussian(recipe, spec.num_classes)
+    trainer = Trainer(recipe, objective, build_classifier(arch, dataset, args.num_heads), device, split, split)
     trainer.classifier.train()
     plain = build_classifier(arch, dataset, args.num_heads).to(device).train()
     optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, foreach=False)

@@ -6,7 +6,7 @@ python certify_mhead.py ... --shard 1/8                 # one job of eight; merg
 python certify_mhead.py ... --sequential                # stop each image's draws as soon as its radii are decided
 """
 
-from spacte import certification
+from spacte.certify import certify
 
 if __name__ == "__main__":
-    certification.main(__doc__)
+    certify.main(__doc__)

@@ -3,7 +3,7 @@
 python codes/merge_logs.py logs/<...>-shard-*-of-8.log
 """
 
-from spacte import relogging
+from spacte.certify import relog
 
 if __name__ == "__main__":
-    relogging.merge_main(__doc__)
+    relog.merge_main(__doc__)

@@ -3,7 +3,7 @@
 python predict_mhead.py --model_path save/CIFAR10/R110/noise-0.25/<run>/epoch150.pth --skip 20 --N 1000
 """
 
-from spacte import predicting
+from spacte.certify import predict
 
 if __name__ == "__main__":
-    predicting.main(__doc__)
+    predict.main(__doc__)

@@ -3,7 +3,7 @@
 python codes/relog.py logs/<...>-certify-skip-20.log --alpha 0.01
 """
 
-from spacte import relogging
+from spacte.certify import relog
 
 if __name__ == "__main__":
-    relogging.relog_main(__doc__)
+    relog.relog_main(__doc__)

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from spacte import cli, figures, page
-from spacte.comparison import Comparison, compare
-from spacte.report import FORMATS, envelope, over_seeds, reached_radii, records, render, summary
-from spacte.runs import Run, check_same_images, read_runs
+from spacte import cli
+from spacte.report import page, plots
+from spacte.report.comparison import Comparison, compare
+from spacte.report.runs import Run, check_same_images, read_runs
+from spacte.report.table import FORMATS, envelope, over_seeds, reached_radii, records, render, summary
 from spacte.utils import UserError, check_ending
 
 
@@ -45,7 +46,7 @@ def _flags() -> cli.Parser:
     add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="the difference of two logs, image by image")
     add("--baseline", type=Path, metavar="LOG", help="compare each log with this one")
-    add("--curves", type=Path, metavar="FILE", help=f"picture of certified accuracy ({', '.join(figures.ENDINGS)})")
+    add("--curves", type=Path, metavar="FILE", help=f"picture of certified accuracy ({', '.join(plots.ENDINGS)})")
     add("--histogram", type=Path, metavar="FILE", help="picture of the radii")
     add(
         "--training",
@@ -63,7 +64,7 @@ def _main() -> None:
     _check(args)
     if args.training:
         folder, file = args.training
-        _save(figures.training(folder), file)
+        _save(plots.training(folder), file)
     runs = read_runs(args.logs, args.heads) if args.logs else []
     comparisons = _comparisons(runs, args)
     table = None
@@ -74,9 +75,9 @@ def _main() -> None:
             table = envelope(table, radii)
     _print(table, comparisons, args.format)
     if args.curves:
-        _save(figures.curves(runs), args.curves)
+        _save(plots.curves(runs), args.curves)
     if args.histogram:
-        _save(figures.histogram(runs), args.histogram)
+        _save(plots.histogram(runs), args.histogram)
     if args.html:
         page.write(runs, table, comparisons, args.html)
         print(f"wrote {args.html}", file=sys.stderr)
@@ -92,7 +93,7 @@ def _check(args: Namespace) -> None:
                 raise UserError(f"--{name} needs logs, or folders of logs")
     pictures = [path for path in (args.curves, args.histogram, args.training and args.training[1]) if path]
     for path in pictures:
-        check_ending(path, figures.ENDINGS)
+        check_ending(path, plots.ENDINGS)
     if len(set(pictures)) < len(pictures):
         raise UserError("two pictures cannot be written to one file")
     if args.html:
@@ -119,7 +120,7 @@ def _print(table: pd.DataFrame | None, comparisons: list[Comparison], style: str
 
 
 def _save(figure, path: Path) -> None:
-    figures.save(figure, path)
+    plots.save(figure, path)
     print(f"wrote {path}", file=sys.stderr)
 
 

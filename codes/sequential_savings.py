@@ -16,10 +16,11 @@ import pandas as pd
 from scipy import stats
 
 from spacte import cli
-from spacte.bounds import RadiiDecided, anytime_lower_bound, radius_of
-from spacte.certlog import certified_accuracy, read_log
-from spacte.core_mhead import ABSTAIN, portions
-from spacte.report import RADIUS_STEP, markdown
+from spacte.logs.certlog import certified_accuracy, read_log
+from spacte.report.table import RADIUS_STEP, markdown
+from spacte.smooth.bounds import RadiiDecided, anytime_lower_bound, radius_of
+from spacte.smooth.certificates import ABSTAIN
+from spacte.smooth.core_mhead import portion
 from spacte.utils import UserError
 
 _REPEATS = 5  # simulated runs a log
@@ -63,7 +64,8 @@ def _simulate(log: pd.DataFrame, sigma: float, radii: np.ndarray, args, rng) -> 
     rule = RadiiDecided(radii, args.N, args.alpha, sigma, args.give_up)
     votes, used = np.zeros(len(p), dtype=int), np.zeros(len(p), dtype=int)
     active, n = np.arange(len(p)), 0
-    for size in portions(args.N, args.batch_size, looks=True):
+    while n < args.N:
+        size = portion(n, args.N, args.batch_size, looks=True)
         votes[active] += rng.binomial(size, p[active])
         n += size
         used[active] = n

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spacte.bounds import (
+from spacte.smooth.bounds import (
     RadiiDecided,
     RadiusKnown,
     _convinces,

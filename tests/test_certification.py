@@ -3,14 +3,15 @@
 import json
 import math
 
+import numpy as np
 import pytest
-import torch
 from conftest import RUN_FLAGS, beside, golden, without_time
 
-from spacte import certlog
-from spacte.certlog import average_certified_radius, certified_accuracy, format_row, read_log, round_down
-from spacte.counts import Votes, log_table, read_votes
-from spacte.report import table_radii
+from spacte.logs import certlog
+from spacte.logs.certlog import average_certified_radius, certified_accuracy, format_row, read_log, round_down
+from spacte.logs.from_votes import log_table
+from spacte.logs.votes import VoteCounts, read_counts
+from spacte.report.table import table_radii
 from spacte.utils import UserError
 
 
@@ -33,7 +34,7 @@ def test_a_run_leaves_log_counts_configuration_and_summary(certify):
     assert log.read_text().startswith("idx\tlabel\tpredict\tradius\tcorrect\ttime\n")
     table = read_log(log)
     assert table["idx"].tolist() == list(range(0, 360, 30))
-    votes = read_votes(beside(log, "-counts.jsonl"))
+    votes = read_counts(beside(log, "-counts.jsonl"))
     assert [one.idx for one in votes] == table["idx"].tolist()
     for one in votes:
         assert one.selection.shape == (3, 10)
@@ -55,7 +56,7 @@ def test_counts_depend_on_seed_and_idx_alone(certify):
     counts = [beside(certify(*flags, logs=str(i), skip=skip)[3], "-counts.jsonl") for i, (skip, *flags) in enumerate(
         [(30,), (60, "--max", 200), (60, "--max", 200, "--seed", 1)]
     )]  # fmt: skip
-    every, some, other = ({one.idx: one.estimation.tolist() for one in read_votes(path)} for path in counts)
+    every, some, other = ({one.idx: one.estimation.tolist() for one in read_counts(path)} for path in counts)
     assert list(some) == [0, 60, 120, 180]
     assert all(every[idx] == some[idx] for idx in some)
     assert all(other[idx] != some[idx] for idx in some)
@@ -80,7 +81,7 @@ def test_a_line_cut_in_half_is_dropped(certify, ending, cut):
         log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
     path.write_bytes(path.read_bytes()[:-cut])
     assert certify("--max", 100)[0] == 0
-    assert without_time(log) == whole and len(read_votes(beside(log, "-counts.jsonl"))) == 4
+    assert without_time(log) == whole and len(read_counts(beside(log, "-counts.jsonl"))) == 4
 
 
 def test_two_configurations_are_never_mixed(certify):
@@ -128,10 +129,10 @@ def test_bf16_certification_runs_and_is_recorded(certify):
 
 
 def test_votes_survive_their_line():
-    votes = Votes(7, 2, 1.25, torch.tensor([[0, 5, 1], [6, 0, 0]]), torch.tensor([[90, 0, 10], [0, 0, 100]]))
-    again = Votes.from_line(votes.to_line())
+    votes = VoteCounts(7, 2, 1.25, np.array([[0, 5, 1], [6, 0, 0]]), np.array([[90, 0, 10], [0, 0, 100]]))
+    again = VoteCounts.from_line(votes.to_line())
     assert (again.idx, again.label, again.seconds) == (7, 2, 1.25)
-    assert torch.equal(again.selection, votes.selection) and torch.equal(again.estimation, votes.estimation)
+    assert (again.selection == votes.selection).all() and (again.estimation == votes.estimation).all()
 
 
 # --- the log's format ---

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from conftest import EXCERPTS, make_log, random_log
 
-from spacte import certlog
-from spacte.comparison import _named, compare
-from spacte.runs import read_runs
+from spacte.logs import certlog
+from spacte.report.comparison import _named, compare
+from spacte.report.runs import read_runs
 
 
 def runs_of(tmp_path, *logs):

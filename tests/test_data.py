@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from spacte import data
-from spacte.data import open_split
-from spacte.splits import DataSpec, InMemory, random_crop, random_flip
+from spacte.data import sources as data
+from spacte.data.sources import open_split
+from spacte.data.spec import SPECS, DataSpec
+from spacte.data.splits import InMemory, random_crop, random_flip
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")
@@ -171,7 +172,7 @@ def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(tmp_path, m
         raise OSError("no network")
 
     offline.__name__ = "CIFAR10"
-    source = data.Source(data.data_spec("CIFAR10"), partial(data._torchvision, offline, "the folder 'batches'"))
+    source = data.Source(partial(data._torchvision, offline, "the folder 'batches'"))
     monkeypatch.setitem(data.SOURCES, "CIFAR10", source)
     with pytest.raises(UserError, match=r"not in '.*' and could not be downloaded \(no network\): put the folder"):
         open_split("CIFAR10", tmp_path, True, CPU)
@@ -182,7 +183,7 @@ def test_imagenet_streams_crops_of_224_pixels(tmp_path, monkeypatch):
     write_tree(tmp_path, tree, size=(300, 280), extension="jpg")
     with pytest.raises(UserError, match="2 class folders, ImageNet has 1000"):
         open_split("ImageNet", tmp_path, False, CPU)
-    monkeypatch.setattr(data, "IMAGENET", DataSpec("ImageNet", (3, 224, 224), 2, *data._IMAGENET_MOMENTS))
+    monkeypatch.setitem(SPECS, "ImageNet", replace(SPECS["ImageNet"], num_classes=2))
     train, test = (open_split("ImageNet", tmp_path, part, CPU, workers=1) for part in (True, False))
     images, labels = next(train.batches(6, torch.Generator().manual_seed(0)))
     assert images.shape == (6, 3, 224, 224) and images.dtype == torch.float32 and float(images.min()) >= 0

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import TINY
 
-from spacte.certlog import read_log
 from spacte.device import select_device
-from spacte.inference import freeze
+from spacte.logs.certlog import read_log
 from spacte.model import build_classifier
+from spacte.model.frozen import freeze
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 CUDA = (*TINY, "--device", "cuda")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import TINY
 
-from spacte import inference
-from spacte.checkpoint import load_classifier
-from spacte.core_mhead import Drawing, Smooth, tally
-from spacte.inference import freeze
 from spacte.model import build_classifier
+from spacte.model import frozen as frozen_module
+from spacte.model.checkpoint import load_classifier
+from spacte.model.frozen import freeze
+from spacte.smooth.core_mhead import Draws, Sample, Smooth
 
 CPU = torch.device("cpu")
 
@@ -77,7 +77,7 @@ def test_logits_do_not_depend_on_the_company(precision):
 
 
 def test_passes_have_one_shape_that_fits(monkeypatch):
-    monkeypatch.setattr(inference, "_CPU_PIXELS", 3000)
+    monkeypatch.setattr(frozen_module, "_CPU_PIXELS", 3000)
     frozen, seen = freeze(build_classifier("R8", "digits", 1), CPU, batch_size=100), []
     frozen.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     with torch.inference_mode():
@@ -165,27 +165,21 @@ class Means(torch.nn.Module):
         return torch.stack([-scores, scores], dim=-1)
 
 
-def drawings(batch_size, ns, enough=None):
+def samples(ns):
     """One image for each n, each with its own generator."""
     for seed, n in enumerate(ns):
-        x = torch.full((1, 2, 2), 0.1 * (seed - 3))
-        yield Drawing(x, torch.Generator().manual_seed(seed), tally(n, batch_size, enough), key=seed)
+        yield Sample(torch.full((1, 2, 2), 0.1 * (seed - 3)), torch.Generator().manual_seed(seed), Draws(0, n), seed)
 
 
 def test_votes_do_not_depend_on_the_company():
     ns, model = [250, 30, 100, 700, 5, 333], Means()
     smooth = Smooth(model, 2, 0.5)
-    together = {one.key: one.result for one in smooth.count_together(drawings(100, ns), 100)}
+    together = {one.idx: one.estimation for one in smooth.sample(samples(ns), 100)}
     assert sum(model.sizes) == sum(ns) and max(model.sizes) <= 100
-    alone = [smooth.count_votes(one.x, n, 100, one.generator) for one, n in zip(drawings(100, ns), ns, strict=True)]
+    alone = [smooth.count_votes(one.x, n, 100, one.generator) for one, n in zip(samples(ns), ns, strict=True)]
     for seed, votes in enumerate(alone):
         assert votes.sum(1).tolist() == [ns[seed]] * 3
-        assert torch.equal(together[seed], votes)
-
-
-def test_more_copies_than_a_batch_are_refused():
-    with pytest.raises(ValueError, match="150 copies are wanted at once, but a batch has 100"):
-        list(Smooth(Means(), 2, 0.5).count_together(drawings(150, [30, 150, 20]), 100))
+        assert (together[seed] == votes).all()
 
 
 def test_batches_stay_full_where_images_stop_early():
@@ -194,10 +188,10 @@ def test_batches_stay_full_where_images_stop_early():
 
     def images():
         for seed, stop in enumerate(stops):
-            asks = tally(10_000, 1000, lambda counts, stop=stop: int(counts[-1].sum()) >= stop)
-            yield Drawing(torch.zeros(1, 2, 2), torch.Generator().manual_seed(seed), asks, key=seed)
+            draws = Draws(0, 10_000, should_stop=lambda _, estimation, stop=stop: int(estimation.sum()) >= stop)
+            yield Sample(torch.zeros(1, 2, 2), torch.Generator().manual_seed(seed), draws, seed)
 
-    done = [(one.key, int(one.result[-1].sum())) for one in Smooth(model, 2, 0.5).count_together(images(), 1000)]
+    done = [(one.idx, int(one.estimation[-1].sum())) for one in Smooth(model, 2, 0.5).sample(images(), 1000)]
     assert sorted(key for key, _ in done) == list(range(400))
     assert all(used >= stops[key] for key, used in done)
     assert sum(model.sizes) / len(model.sizes) > 900
@@ -207,7 +201,7 @@ def test_batches_stay_full_where_images_stop_early():
 def test_the_seconds_of_the_images_are_those_of_the_run(monkeypatch):
     """Also where the device is waited for only at the end: shared by copies since the last wait."""
     clock = iter(range(10_000))
-    monkeypatch.setattr("spacte.core_mhead.time.monotonic", lambda: float(next(clock)))
-    done = {one.key: one.seconds for one in Smooth(Means(), 2, 0.5).count_together(drawings(100, [250, 30, 700]), 100)}
+    monkeypatch.setattr("spacte.smooth.core_mhead.time.monotonic", lambda: float(next(clock)))
+    done = {one.idx: one.seconds for one in Smooth(Means(), 2, 0.5).sample(samples([250, 30, 700]), 100)}
     # images 0 and 1 are finished with the same batch: the first tick; image 2 alone takes the second
     assert done == pytest.approx({0: 250 / 280, 1: 30 / 280, 2: 1})

@@ -4,11 +4,9 @@ import pytest
 import torch
 from conftest import golden
 
-from spacte import checkpoint
-from spacte.data import data_spec
-from spacte.inference import freeze
-from spacte.model import ARCHITECTURES, build_classifier, build_network
-from spacte.splits import DataSpec
+from spacte.data.spec import DataSpec, data_spec
+from spacte.model import ARCHITECTURES, build_classifier, build_network, checkpoint
+from spacte.model.frozen import freeze
 from spacte.utils import UserError
 
 GOLDEN = golden("models")

@@ -2,14 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from spacte import predicting
-from spacte.core_mhead import ABSTAIN, CertificateRule, Smooth
-from spacte.counts import Votes, rule_of
-from spacte.noise import GaussianNoise, GridNoise
+from spacte.certify.predict import PredictPlan
+from spacte.logs.from_votes import certificate_of
+from spacte.logs.votes import VoteCounts
+from spacte.smooth.certificates import ABSTAIN, Certificate
+from spacte.smooth.core_mhead import Smooth
+from spacte.smooth.noise import GaussianNoise, GridNoise
 
 
 def grid_noise(sigma=0.25, levels=255):
@@ -61,15 +64,15 @@ def test_the_slack_is_paid_for_by_the_certificate():
     x, wide = torch.zeros(1, 4, 4), grid_noise()
     wide.slack = lambda pixels, draws: 0.0009
     _, radius = Smooth(model, 2, 0.25, wide).certify(x, 10, 1000, 0.001, 500)
-    assert radius == CertificateRule(0.001 - 0.0009, 0.25).radius(1000, 1000)
+    assert radius == Certificate(0.001 - 0.0009, 0.25).radius(1000, 1000)
 
 
 def test_the_slack_is_paid_in_a_run_too():
-    config = {"alpha": 0.001, "noise_slack": 0.0009, "noise_sd": 0.25, "sequential": None, "head": None}
-    assert rule_of(config).alpha == pytest.approx(0.0001)
-    votes = Votes(0, 0, 1.0, torch.zeros(1, 2), torch.tensor([[68, 32]]))  # the binomial test's p is 0.0004
-    assert predicting._predicted(votes, config | {"noise_slack": 0.0}) == 0
-    assert predicting._predicted(votes, config) == ABSTAIN
+    config = {"alpha": 0.001, "noise_slack": 0.0009, "noise_sd": 0.25, "sequential": None, "head": None, "N": 100}
+    assert certificate_of(config).alpha == pytest.approx(0.0001)
+    votes = VoteCounts(0, 0, 1.0, np.zeros((1, 2)), np.array([[68, 32]]))  # the binomial test's p is 0.0004
+    assert "\t0\t1\t" in PredictPlan(config | {"noise_slack": 0.0}).rows(votes)
+    assert f"\t{ABSTAIN}\t0\t" in PredictPlan(config).rows(votes)
 
 
 def test_float_noise_has_the_asked_deviation():

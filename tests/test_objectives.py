@@ -1,8 +1,8 @@
 """What a training step minimises, on which images, with which recipe."""
 
 import contextlib
+import dataclasses
 import sys
-from argparse import Namespace
 
 import pandas as pd
 import pytest
@@ -10,11 +10,13 @@ import torch
 from conftest import DEFENCES, TINY, load_module
 from torch import nn
 
+from spacte.data.spec import DataSpec
+from spacte.data.splits import InMemory
 from spacte.model import build_classifier
-from spacte.objective import Objective
-from spacte.splits import DataSpec, InMemory
-from spacte.trainer import Trainer
-from spacte.training import _flags
+from spacte.train.objective import Objective
+from spacte.train.settings import Recipe
+from spacte.train.trainer import Trainer
+from spacte.train.training import parse
 
 CPU = torch.device("cpu")
 
@@ -26,7 +28,8 @@ def objective_of(defence, *flags):
             sys.modules[name] = load_module(defence, name)
     module = load_module(defence, "train")
     kind = getattr(module, defence[1:])
-    return kind(_flags(kind, "", 1.0).parse_args([str(flag) for flag in flags]), 10), module
+    recipe, _, own = parse(kind, "", 1.0, [str(flag) for flag in flags])
+    return kind(recipe, 10, **own), module
 
 
 @pytest.mark.parametrize("defence", DEFENCES)
@@ -108,8 +111,8 @@ class ReadsTheLabel(nn.Module):
 class Spy(Objective):
     """Notes which images each step gets."""
 
-    def __init__(self, args, num_classes):
-        super().__init__(args, num_classes)
+    def __init__(self, recipe, num_classes):
+        super().__init__(recipe, num_classes)
         self.seen = []
 
     def __call__(self, classifier, images, labels, epoch):
@@ -119,13 +122,12 @@ class Spy(Objective):
 
 
 def trainer_on(images, **flags):
-    args = Namespace(
-        epochs=1, batch_size=8, num_noise_vec=2, noise_sd=0.1, lr_init=0.1, lr_step_size=2, gamma=0.1, wd=3e-4, seed=0,
-        lbdlast=1.0, num_heads=2, precision="fp32", compile=False, no_teaching=False,
+    recipe = Recipe(
+        epochs=1, batch_size=8, num_noise_vec=2, noise_sd=0.1, lr_step_size=2, wd=3e-4, seed=0, lbdlast=1.0, num_heads=2
     )  # fmt: skip
-    vars(args).update(flags)
+    recipe = dataclasses.replace(recipe, **flags)
     split, classifier = marked_images(images), nn.Sequential(nn.Identity(), ReadsTheLabel())
-    return Trainer(args, CPU, classifier, Spy(args, 2), split, split)
+    return Trainer(recipe, Spy(recipe, 2), classifier, CPU, split, split)
 
 
 def test_a_step_gets_a_mini_batch_and_an_epoch_every_image():

@@ -9,10 +9,10 @@ import subprocess
 import pytest
 from conftest import EXCERPTS, TINY, make_log, random_log
 
-from spacte import page
-from spacte.comparison import compare
-from spacte.report import markdown, reached_radii, summary
-from spacte.runs import read_runs
+from spacte.report import page
+from spacte.report.comparison import compare
+from spacte.report.runs import read_runs
+from spacte.report.table import markdown, reached_radii, summary
 
 # --- pictures ---
 

@@ -24,7 +24,7 @@ def test_a_defence_of_ones_own(script, tmp_path):
     (path,) = (tmp_path / "save").rglob("epoch1.pth")
     assert torch.load(path, weights_only=True)["defence"] == "Mine"
     (log,) = (tmp_path / "logs").rglob("*-train.log")
-    assert "extra" in log.read_text().splitlines()[0].split("\t")
+    assert "penalty" in log.read_text().splitlines()[0].split("\t")
 
 
 def test_a_classifier_of_ones_own():

@@ -10,8 +10,8 @@ import pytest
 from conftest import EXCERPTS, make_log, random_log
 
 from spacte import certlog
-from spacte.report import reached_radii, render, summary, table_radii
-from spacte.runs import labels, read_runs
+from spacte.report.runs import labels, read_runs
+from spacte.report.table import reached_radii, render, summary, table_radii
 
 # Counted by hand (awk) in the excerpts, in the table's order: abstained, ACR, its standard error, images certified at
 # 0, 0.25, 0.5, ...

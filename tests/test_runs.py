@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import CODES, RUN_FLAGS, TINY, beside, without_time
 
-from spacte.certlog import read_log
-from spacte.counts import read_votes
+from spacte.logs.certlog import read_log
+from spacte.logs.votes import read_counts
 
 # --- killed at any moment ---
 
@@ -67,7 +67,7 @@ def test_a_run_killed_20_times_ends_with_the_uninterrupted_log(certify, digits_m
     whole = certify("whole", "--N", 2500, "--batch_size", 500, skip=6)
     assert without_time(killed) == without_time(whole) and len(read_log(killed)) == 60
     counts = [beside(log, "-counts.jsonl") for log in (killed, whole)]
-    tallies = [[(one.idx, one.estimation.tolist()) for one in read_votes(path)] for path in counts]
+    tallies = [[(one.idx, one.estimation.tolist()) for one in read_counts(path)] for path in counts]
     assert tallies[0] == tallies[1]
     assert not list(killed.parent.glob("*-part-*"))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import golden
 
-from spacte.teaching import head_weights, pace_threshold, received_weights, teaching_weights
+from spacte.train.teaching import head_weights, pace_threshold, received_weights, teaching_weights
 
 
 @pytest.mark.parametrize("case", golden("losses")["pace_threshold"])

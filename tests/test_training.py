@@ -8,8 +8,8 @@ import torch
 from conftest import CODES, DEFENCES, TINY, load_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from spacte import checkpoint
-from spacte.trainer import PartsMeter
+from spacte.model import checkpoint
+from spacte.train.trainer import LossMeter
 from spacte.utils import RunError
 
 SUFFIX = {"0Gaussian": "lbdlast-1.2", "1Consistency": "lbdlast-1.0-lbd-20.0", "2SmoothMix": "lbdlast-1.6"}
@@ -26,7 +26,7 @@ def test_a_run_leaves_checkpoints_logs_and_tensorboard(script, tmp_path, defence
     assert saved == ["epoch1.pth", "epoch2.pth", "epoch3.pth"]
 
     contents = torch.load(tmp_path / "save" / TAIL / run / "epoch3.pth", weights_only=True)
-    about = {"args", "data", "data_sha256", "versions", "run", "defence", "source_sha256"}
+    about = {"args", "data", "data_sha256", "versions", "run", "defence", "source_sha256", "commit", "dirty"}
     expected = about | {"state_dict", "optimizer", "scheduler", "epoch", "rng"}
     assert set(contents) == expected
     assert contents["epoch"] == 3 and contents["args"]["num_heads"] == 3 and contents["data"]["shape"] == (1, 8, 8)
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(script, tmp_p
 
 
 def test_the_first_step_that_is_not_finite_is_named():
-    meter = PartsMeter(epoch=7)
+    meter = LossMeter(epoch=7)
     for value in (1.0, 2.0):
         meter.add({"loss": torch.tensor(value), "ce": torch.tensor(0.5)}, 4)
     meter.flush()
@@ -160,7 +160,7 @@ def test_the_first_step_that_is_not_finite_is_named():
 
 
 def test_defaults_are_the_papers_cifar10_setting():
-    from spacte.training import _flags
+    from spacte.train.training import parse
 
     for defence, lbdlast, extra in (
         ("0Gaussian", 1.2, {}),
@@ -173,10 +173,11 @@ def test_defaults_are_the_papers_cifar10_setting():
         sys.modules["smoothmix"] = load_module("2SmoothMix", "smoothmix")
         module = load_module(defence, "train")
         objective = getattr(module, defence[1:])
-        args = _flags(objective, "", lbdlast).parse_args([])
+        recipe, _, own = parse(objective, "", lbdlast, [])
         paper = {
             "arch": "R110", "dataset": "CIFAR10", "num_heads": 5, "num_noise_vec": 2, "eps": 0.8, "epochs": 150,
             "batch_size": 256, "lr_init": 0.1, "lr_step_size": 50, "gamma": 0.1, "wd": 1e-4, "noise_sd": 0.25,
         }  # fmt: skip
-        assert vars(args) | paper | extra == vars(args)
+        flags = vars(recipe) | own
+        assert flags | paper | extra == flags
         assert f"lbdlast={lbdlast})" in (CODES / defence / "train.py").read_text()

@@ -8,9 +8,9 @@ import torch
 from conftest import beside, without_time
 from scipy import stats
 
-from spacte.bounds import anytime_lower_bound
-from spacte.certlog import average_certified_radius, read_log
-from spacte.counts import read_votes
+from spacte.logs.certlog import average_certified_radius, read_log
+from spacte.logs.votes import read_counts
+from spacte.smooth.bounds import anytime_lower_bound
 
 # --- single heads ---
 
@@ -38,7 +38,7 @@ def test_a_head_that_is_not_there_is_refused(script, digits_models):
 def test_an_ensemble_sums_the_logits_of_its_networks(certify, digits_models):
     log = certify("a", "--max", 60, models=[*digits_models, digits_models[1]])
     assert log.name.startswith("h-3-eps-0.8-m-2-lbdlast-1.2+h-1-eps-0.8-m-2-lbdlast-1.2x2-certify")
-    assert read_votes(beside(log, "-counts.jsonl"))[0].estimation.shape == (3 + 1 + 1 + 1, 10)
+    assert read_counts(beside(log, "-counts.jsonl"))[0].estimation.shape == (3 + 1 + 1 + 1, 10)
     config = json.loads(beside(log, ".json").read_text())["config"]
     assert config["num_heads"] == [3, 1, 1] and len(config["checkpoint_sha256"]) == 3
     twice = certify("b", "--max", 60, models=[digits_models[1]] * 2)
@@ -60,7 +60,7 @@ def test_checkpoints_of_different_sigma_do_not_make_an_ensemble(script, digits_m
 def test_sequential_runs_draw_less_and_claim_what_their_counts_allow(certify):
     fixed = certify("fixed", "--N", 5000, "--batch_size", 1000)
     log = certify("sequential", "--N", 5000, "--batch_size", 1000, "--sequential")
-    votes = read_votes(beside(log, "-counts.jsonl"))
+    votes = read_counts(beside(log, "-counts.jsonl"))
     used = [int(one.estimation[-1].sum()) for one in votes]
     assert max(used) <= 5000 and sum(used) < 5000 * len(used) / 2
     config = json.loads(beside(log, ".json").read_text())["config"]
@@ -80,7 +80,7 @@ def test_the_stopping_rule_is_the_users(certify, flags):
     log = certify("a", "--N", 5000, "--sequential", *flags, "--max", 100)
     stopping = json.loads(beside(log, ".json").read_text())["config"]["sequential"]
     assert stopping == {"radii": [0.25], "give_up": 0.01} or stopping == {"tolerance": 0.2}
-    assert any(int(one.estimation[-1].sum()) < 5000 for one in read_votes(beside(log, "-counts.jsonl")))
+    assert any(int(one.estimation[-1].sum()) < 5000 for one in read_counts(beside(log, "-counts.jsonl")))
 
 
 def test_stopping_rules_need_sequential_and_exclude_each_other(script, digits_models):
@@ -94,7 +94,7 @@ def test_stopping_rules_need_sequential_and_exclude_each_other(script, digits_mo
 
 def test_skip_wrong_draws_nothing_for_a_wrong_class(certify, script):
     plain, log = certify("a", "--max", 100, skip=3), certify("b", "--max", 100, "--skip_wrong", skip=3)
-    rows, votes = read_log(log), read_votes(beside(log, "-counts.jsonl"))
+    rows, votes = read_log(log), read_counts(beside(log, "-counts.jsonl"))
     skipped = [one.idx for one in votes if int(one.estimation.sum()) == 0]
     assert skipped == [one.idx for one in votes if int(one.selection[-1].argmax()) != one.label] and skipped
     assert (rows[rows["idx"].isin(skipped)][["radius", "correct"]] == 0).all(axis=None)

@@ -4,23 +4,21 @@ python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --nu
 """
 
 from circular_teaching import ct_loss
-from spacte import training
-from spacte.objective import Objective, named_parts
-from spacte.teaching import noisy_logits
+from spacte.model.noisy import noisy_logits
+from spacte.train import training
+from spacte.train.objective import Objective, loss_dict
 
 
 class Gaussian(Objective):
     """L_ce + L_cos."""
 
-    name = "Gaussian"
-
     def __call__(self, classifier, images, labels, epoch):
         """The loss and its parts; see Objective."""
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
-        loss = ct_loss(logits, labels, self.threshold(epoch), self.args.eps)
+        loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps)
         cos = self.cosine_loss(classifier)
-        return loss.total + cos, named_parts(loss, cos=cos)
+        return loss.total + cos, loss_dict(loss, cos=cos)
 
 
 if __name__ == "__main__":

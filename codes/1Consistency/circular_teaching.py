@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from spacte.teaching import CircularLoss, taught_cross_entropy
+from spacte.train.teaching import CircularLoss, taught_cross_entropy
 
 
 @dataclass
@@ -40,7 +40,5 @@ def ct_loss(
     log_mean = mean.clamp(min=1e-20).log()
     divergence = (mean * (log_mean - log_probabilities.mean(1))).sum(-1)  # mean_j KL, [L, B]
     entropy = -(mean * log_mean).sum(-1)  # [L, B]
-    consistency = loss.shares @ (loss.weights * (lbd * divergence + eta * entropy)).mean(1)
-    return ConsistencyLoss(
-        loss.ce + consistency, loss.ce, loss.heads, loss.weights, loss.shares, loss.easy, consistency=consistency
-    )
+    consistency = loss.in_ring(lbd * divergence + eta * entropy)
+    return ConsistencyLoss(**vars(loss) | {"total": loss.ce + consistency}, consistency=consistency)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spacte.teaching import CircularLoss, noisy_logits, taught_cross_entropy
+from spacte.model.noisy import noisy_logits
+from spacte.train.teaching import CircularLoss, taught_cross_entropy
 
 
 @dataclass
@@ -31,13 +32,13 @@ def ct_loss(
 
     classifier: [N, C, H, W] -> [L, N, K]; clean and adversary [B, C, H, W] in [0, 1]; noises [m, B, C, H, W];
     labels [B]. x_mix = (1-u) clean + u adversary and target = (1-u) p + u / K, where p [B, K] is the heads' mean
-    prediction on the clean side in their shares c, with gradient, and u = uniform / 2 with `uniform` [B] from U(0, 1)
+    prediction on the clean side, weighted with c, with gradient, and u = uniform / 2 with `uniform` [B] from U(0, 1)
     (drawn where not given).
     Source: arXiv 2211.10882, section 3.2; arXiv 2111.09277, section 3.
     """
     logits = noisy_logits(classifier, clean, noises)  # [L, m, B, K]
     loss = taught_cross_entropy(logits, labels, threshold, eps, explore)
-    prediction = torch.einsum("h,hbk->bk", loss.shares, logits.softmax(-1).mean(1))
+    prediction = torch.einsum("h,hbk->bk", loss.head_weights, logits.softmax(-1).mean(1))
 
     if uniform is None:
         uniform = torch.rand(len(labels), device=clean.device)
@@ -47,5 +48,4 @@ def ct_loss(
     u = u.view(-1, 1, 1, 1)
     mixed = noisy_logits(classifier, (1 - u) * clean + u * adversary, noises)
     divergence = F.kl_div(F.log_softmax(mixed, -1).mean(1), target.expand(len(mixed), -1, -1), reduction="none").sum(-1)
-    mix = loss.shares @ (loss.weights * divergence).mean(1)
-    return SmoothMixLoss(loss.ce, loss.ce, loss.heads, loss.weights, loss.shares, loss.easy, mix=mix)
+    return SmoothMixLoss(**vars(loss), mix=loss.in_ring(divergence))

@@ -1,1 +1,25 @@
-"""Multi-head smoothed classifiers with certified L2 robustness: one library for every base defence."""
+"""Multi-head smoothed classifiers with certified L2 robustness: one library for every base defence.
+
+The public names below are imported when they are first asked for, so that reading a log loads no torch.
+"""
+
+import importlib
+
+_PUBLIC = {
+    "Smooth": "spacte.smooth.core_mhead",
+    "build_classifier": "spacte.model",
+    "load_classifier": "spacte.model.checkpoint",
+    "freeze": "spacte.model.frozen",
+    "open_split": "spacte.data.sources",
+    "Objective": "spacte.train.objective",
+    "read_log": "spacte.logs.certlog",
+    "average_certified_radius": "spacte.logs.certlog",
+    "certified_accuracy": "spacte.logs.certlog",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'spacte' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

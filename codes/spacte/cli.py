@@ -1,6 +1,7 @@
-"""Command lines: flags that say what is legal, one line for what a user can mend, clean ends."""
+"""Command lines: flags that say what is legal, one line for a user's error, clean ends."""
 
 import argparse
+import dataclasses
 import io
 import os
 import sys
@@ -8,9 +9,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-import torch
-
-from spacte.processes import process_count
 from spacte.utils import RunError, UserError
 
 
@@ -46,6 +44,16 @@ def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable
     return parse
 
 
+def settings_of(kind: type, args: argparse.Namespace):
+    """The settings (a dataclass) whose fields are flags of the same names."""
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+
+
+def defaults_of(kind: type) -> dict:
+    """The defaults of a settings dataclass by name: the flags' too, so that they stand once."""
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
 _INFINITY = float("inf")
 positive_int = _number(int, "an integer of at least 1", lambda value: value >= 1)
 non_negative_int = _number(int, "an integer of at least 0", lambda value: value >= 0)
@@ -58,10 +66,10 @@ open_probability = _number(float, "above 0 and below 1", lambda value: 0 < value
 
 
 def run(command: Callable[[], None]) -> None:
-    """Run a script's body: what a user can mend ends it with one line on stderr and exit code 2. A warning is a line.
+    """Run a script's body. A UserError prints one line on stderr and exits with code 2; a warning is one line.
 
-    A failure that the user did not cause (a loss that is not finite, say) is a line and exit code 1 when it is a
-    `RunError`; Ctrl-C ends with 130.
+    A RunError, which the user did not cause (a loss that is not finite, say), prints one line and exits with code 1;
+    Ctrl-C exits with 130.
     """
     warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -76,12 +84,12 @@ def run(command: Callable[[], None]) -> None:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
-    except torch.OutOfMemoryError:
-        _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
     except KeyboardInterrupt:
         _stop("interrupted; what is on disk is whole", 130)
-    except Exception:
-        if process_count() == 1:
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; not every script imports torch
+            _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
+        if not _is_one_of_several():
             raise
         traceback.print_exc()
         _leave(1)
@@ -93,11 +101,16 @@ def _stop(message: str, code: int):
 
 
 def _leave(code: int):
-    if process_count() > 1:  # a clean end would wait for processes that wait for this one; torchrun ends them
+    if _is_one_of_several():  # a clean end would wait for processes that wait for this one; torchrun ends them
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    distributed = sys.modules.get("spacte.distributed")
+    return distributed is not None and distributed.get_world_size() > 1
 
 
 def _say(message: str) -> None:

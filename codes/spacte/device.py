@@ -6,16 +6,15 @@ import warnings
 
 import torch
 
-from spacte.processes import process_count
+from spacte.distributed import get_world_size
 from spacte.utils import UserError
 
 
 def select_device(name: str, compiled: bool = False) -> torch.device:
     """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; torchrun's own GPU for cuda.
 
-    float32 means IEEE float32 from here on (no TF32), and cuDNN chooses deterministic algorithms, so that the
-    precision in a log is the one that ran. Raises UserError for a device that does not exist, and where networks are
-    to be `compiled` for it but there is no compiler.
+    cuDNN chooses deterministic algorithms from here on. Raises UserError for a device that does not exist, and where
+    networks are to be `compiled` for it but there is no compiler.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +25,7 @@ def select_device(name: str, compiled: bool = False) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device '{name}': choose from auto, cpu, cuda, cuda:<index>")
     if device.type == "cuda":
-        if device.index is not None and process_count() > 1:
+        if device.index is not None and get_world_size() > 1:
             raise UserError(f"--device {name} would put every process on one GPU: give --device cuda")
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -35,13 +34,29 @@ def select_device(name: str, compiled: bool = False) -> torch.device:
             wanted = f"{device}, for torchrun's process {device.index}," if "LOCAL_RANK" in os.environ else f"'{name}'"
             raise UserError(f"there is no device {wanted} here: {count} CUDA devices are visible; use --device cpu")
         torch.cuda.set_device(device)
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     if compiled:
         _check_compiler(device)
     return device
+
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+
+
+def select_precision(name: str, device: torch.device) -> str:
+    """fp32, tf32 or bf16; "auto" is torch's default and the authors' arithmetic: tf32 on CUDA, fp32 on the CPU.
+
+    fp32 is IEEE float32; tf32 lets a GPU's convolutions round their float32 inputs to TF32; bf16 computes convolutions
+    and products in bfloat16. From here on float32 is computed so: the precision in a log is the one that ran. Raises
+    UserError for tf32 on the CPU, which has none.
+    """
+    if name == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32 is a GPU's: choose fp32 or bf16 on the CPU")
+    precision = name if name != "auto" else "tf32" if device.type == "cuda" else "fp32"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return precision
 
 
 def _check_compiler(device: torch.device) -> None:
@@ -67,7 +82,7 @@ def arithmetic() -> dict[str, bool | str]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which networks run: bfloat16 convolutions and products for "bf16", none for "fp32"."""
+    """The context in which networks run: bfloat16 convolutions and products for "bf16", none otherwise."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

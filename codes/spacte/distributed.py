@@ -1,4 +1,4 @@
-"""The processes of torchrun: who this one is, what all of them share. Without torchrun there is one."""
+"""The processes of torchrun, by everybody's names. Without torchrun there is one, of rank 0."""
 
 import atexit
 import os
@@ -7,20 +7,25 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from spacte.utils import UserError
+from spacte.utils import RunError, UserError
 
 
-def process_rank() -> int:
+def get_rank() -> int:
     """This process's number among those of `torchrun`; 0 where there is one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def process_count() -> int:
+def get_world_size() -> int:
     """How many processes `torchrun` started; 1 without it."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def start_processes() -> None:
+def is_main_process() -> bool:
+    """Whether this process is the one that writes logs and checkpoints: rank 0."""
+    return get_rank() == 0
+
+
+def init_distributed() -> None:
     """Join the processes that `torchrun` started (gloo between CPUs, nccl between GPUs); nothing without torchrun."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -28,17 +33,17 @@ def start_processes() -> None:
         atexit.register(dist.destroy_process_group)
 
 
-def share_from_main_process(make):
-    """`make()` of the main process, in every process; the UserError that it raises there is raised in every one."""
+def broadcast_object(make):
+    """`make()` of the main process, in every process; a UserError or RunError that it raises is raised in every one."""
     box = [None]
-    if process_rank() == 0:
+    if is_main_process():
         try:
             box = [make()]
-        except UserError as error:
+        except (UserError, RunError) as error:
             box = [error]
-    if process_count() > 1:
+    if get_world_size() > 1:
         dist.broadcast_object_list(box, src=0)
-    if isinstance(box[0], UserError):
+    if isinstance(box[0], UserError | RunError):
         raise box[0]
     return box[0]
 
@@ -46,35 +51,35 @@ def share_from_main_process(make):
 def main_process_first(make):
     """`make()` in every process, in the main one first: what it leaves on disk is there for the others."""
     made = []
-    share_from_main_process(lambda: made.append(make()))
+    broadcast_object(lambda: made.append(make()))
     return made[0] if made else make()
 
 
-def gather_from_processes(value) -> list:
+def all_gather_object(value) -> list:
     """Every process's value, in order of rank."""
     values = [value]
-    if process_count() > 1:
-        values = [None] * process_count()
+    if get_world_size() > 1:
+        values = [None] * get_world_size()
         dist.all_gather_object(values, value)
     return values
 
 
-def wait_for_processes() -> None:
+def barrier() -> None:
     """Return once every process is here."""
-    gather_from_processes(None)
+    all_gather_object(None)
 
 
-def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+def all_reduce_mean(values: torch.Tensor) -> torch.Tensor:
     """The processes' mean of a tensor without gradient; itself where there is one process."""
-    if process_count() > 1:
+    if get_world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
-        values /= process_count()
+        values /= get_world_size()
     return values
 
 
-def from_main_process(values: torch.Tensor) -> torch.Tensor:
+def broadcast(values: torch.Tensor) -> torch.Tensor:
     """The tensor, overwritten in every process by the main process's; itself where there is one process."""
-    if process_count() > 1:
+    if get_world_size() > 1:
         dist.broadcast(values, src=0)
     return values

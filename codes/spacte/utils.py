@@ -4,12 +4,14 @@ import contextlib
 import hashlib
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "statsmodels", "pandas", "scikit-learn")
+_DECIDE_VOTES = ("torch", "torchvision", "numpy", "scipy")
 
 
 class UserError(ValueError):
@@ -78,8 +80,27 @@ def source_sha256(*files: str) -> str:
     return digest.hexdigest()
 
 
+def source_state(*files: str) -> dict:
+    """The code that runs, for the record: its hash (see `source_sha256`), and the commit and whether files differ from
+    it where the library lies in a git checkout (None elsewhere).
+    """
+    state = {"source_sha256": source_sha256(*files), "commit": None, "dirty": None}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "-C", str(Path(__file__).parent)]
+        run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
+        state["commit"] = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
+        state["dirty"] = bool(subprocess.run([*git, "status", "--porcelain", "-uno", "."], **run).stdout.strip())
+    return state
+
+
+def deciding_versions(versions: dict[str, str]) -> dict[str, str]:
+    """Those of `package_versions` that a vote or a bound may depend on; of Python's, not the patch release."""
+    python = ".".join(versions["python"].split(".")[:2])
+    return {"python": python} | {name: versions.get(name) for name in _DECIDE_VOTES}
+
+
 def package_versions() -> dict[str, str]:
-    """Python's version and those of the packages that a result may depend on."""
+    """Python's version and those of the packages that run."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

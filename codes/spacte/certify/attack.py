@@ -1,104 +1,217 @@
 """Attacking a smoothed classifier through its noise, to see which certificates hold out (all should)."""
 
-import os
+import json
 import time
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from spacte import cli, subject
-from spacte.certlog import elapsed, read_log
-from spacte.core_mhead import ABSTAIN, prediction
-from spacte.report import markdown
-from spacte.runfiles import RunFiles, config_differences
-from spacte.subject import Subject
-from spacte.utils import UserError, make_folder, replace_file, sha256
+from spacte import cli
+from spacte.certify.evaluation import Evaluation
+from spacte.certify.predict import check_deciding
+from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags, shard_ending
+from spacte.certify.writer import RunWriter
+from spacte.distributed import init_distributed, is_main_process
+from spacte.logs.certlog import elapsed, read_log
+from spacte.logs.from_votes import voter_of
+from spacte.logs.runfiles import RunFiles, config_differences
+from spacte.logs.votes import dense, parsed, sparse
+from spacte.model.ensemble import voters
+from spacte.model.noisy import pgd
+from spacte.report.table import markdown
+from spacte.smooth.certificates import ABSTAIN, prediction
+from spacte.utils import UserError, sha256
 
 COLUMNS = ("idx", "label", "predict", "radius", "attack_radius", "adversarial", "correct", "broken", "time")
 
 
+@dataclass(frozen=True)
+class AttackSettings:
+    """How the images of a certification log are attacked; the flags of `_parser` say what each field is."""
+
+    log: str
+    radii: list[float]
+    num_steps: int = 20
+    num_noise_vec: int = 32
+    N: int = 10_000
+    alpha: float = 0.001
+
+
 def main(description: str) -> None:
     """The command line of attack_mhead.py."""
-    cli.run(lambda: run(_flags(description).parse_args()))
+
+    def command() -> None:
+        args = _parser(description).parse_args()
+        attack(*(cli.settings_of(kind, args) for kind in (ClassifierSettings, RunSettings, AttackSettings)))
+
+    cli.run(command)
 
 
-def _flags(description: str) -> cli.Parser:
-    parser = cli.Parser(description)
-    add = parser.add_argument
-    subject.add_flags(parser)
-    add("--log", required=True, help="certification log: its images are attacked, its radii put to the test")
-    add("--radii", required=True, type=cli.positive_float, nargs="+", help="L2 norms that an attack may have")
-    add("--num_steps", type=cli.positive_int, default=20, help="gradient steps")
-    add("--num_noise_vec", type=cli.positive_int, default=32, help="noise vectors a gradient is averaged over")
-    add("--N", type=cli.positive_int, default=10_000, help="draws of the prediction under attack")
-    add("--alpha", type=cli.open_probability, default=0.001, help="probability of a wrong prediction under attack")
-    add("--overwrite", action="store_true", help="start the attack's log anew instead of going on where it ends")
-    return parser
-
-
-def run(args: Namespace) -> None:
+def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSettings) -> None:
     """Attack the log's images at every radius; prints and leaves empirical beside certified accuracy.
 
     An attack that was interrupted goes on after its last image. Raises UserError before anything is written where a
-    flag, file or folder is wrong, and where the log is about other images.
+    setting, file or folder is wrong, and where the log is about other images.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("attack_mhead.py runs in one process: start it without torchrun")
-    log = read_log(args.log)
-    source = RunFiles(Path(args.log))
-    target = subject.prepare(args, args.N)
-    _check_same_classifier(source, target)
-    chosen = log[(log["idx"] % args.skip == 0) & (log["idx"] < (args.max or len(target.split)))]
-    if chosen.empty:
-        raise UserError(f"none of the images of '{args.log}' is chosen by --skip and --max")
-    for row in chosen.itertuples():
-        if row.idx >= len(target.split) or target.split[row.idx][1] != row.label:
-            raise UserError(f"'{args.log}' is about other images: its idx {row.idx} has label {row.label}")
-    config = {"kind": "attack", **target.config, "log_sha256": sha256(source.log), "radii": sorted(set(args.radii))}
-    config |= {name: getattr(args, name) for name in ("num_steps", "num_noise_vec", "N", "alpha")}
-    files = RunFiles(make_folder(target.folder(args.logs_dir, "attack-mhead")) / f"{source.log.stem}-attack.log")
-    table = _begun(files, config, target.about(args), args.overwrite)
-    left = chosen[~chosen["idx"].isin(table["idx"])]
-    for row in tqdm(left.itertuples(), total=len(left), unit="image", disable=None):
-        rows = [_attack_image(target, row, radius, args) for radius in config["radii"]]
-        table = pd.DataFrame([*table.itertuples(index=False), *rows], columns=list(COLUMNS))
-        _write(files.log, table)  # whole after every image
-    broken = table[table["broken"] == 1]
-    for row in broken.itertuples():
-        print(f"idx {row.idx}: the certificate of radius {row.radius} is broken at {row.attack_radius}")
-    print(f"{markdown(accuracies(table))}\nlog: {files.log}")
+    init_distributed()
+    source = RunFiles(Path(settings.log))
+    certified = read_log(source.log).set_index("idx")
+    evaluation = Evaluation.load(classifier, settings.N)
+    _check_same_classifier(source, evaluation)
+    indices = run.chosen(sorted(certified.index))
+    _check_same_images(source, certified.loc[indices], evaluation)
+    config = {"kind": "attack", **evaluation.config, "skip": run.skip, "log_sha256": sha256(source.log)}
+    config |= {name: value for name, value in asdict(settings).items() if name != "log"}
+    plan = AttackPlan(config | {"radii": sorted(set(settings.radii))})
+    folder = evaluation.folder(run.logs_dir, "attack-mhead")
+    files = RunFiles(folder / f"{source.log.stem}-attack{shard_ending(run.shard)}.log")
+
+    with RunWriter(files, plan, evaluation.about(classifier, run, settings), indices, run.overwrite) as writer:
+        for counts in attacked(evaluation, plan.config, certified, writer.missing):
+            writer.write(counts)
+    if is_main_process():
+        print(f"{plan.summarise(files)}\nlog: {files.log}")
 
 
-def _begun(files: RunFiles, config: dict, about: dict, overwrite: bool) -> pd.DataFrame:
-    """What the attack's log holds already; its configuration is noted."""
-    if overwrite:
-        for path in (files.log, files.json):
-            path.unlink(missing_ok=True)
-    files.check_configuration(config)
-    table = pd.read_csv(files.log, sep="\t") if files.log.exists() else pd.DataFrame(columns=list(COLUMNS))
-    files.write_json(config, about, len(table))
-    return table
+@dataclass(frozen=True)
+class AttackCounts:
+    """What was counted on one image under attack: for each attack radius the moved image's votes [V, K].
+
+    `predict` and `radius` are the certificate that is put to the test; `norms` and `seconds_each` [R] are the L2 norms
+    that the attacks reached and the time they took.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    radius: float
+    norms: list[float]
+    votes: list[np.ndarray]
+    seconds_each: list[float]
+
+    def to_line(self) -> str:
+        """One JSON line."""
+        fields = {"idx": self.idx, "label": self.label, "seconds": round(sum(self.seconds_each), 6)}
+        fields |= {"classes": self.votes[0].shape[1], "predict": self.predict, "radius": self.radius}
+        attacks = zip(self.norms, self.seconds_each, self.votes, strict=True)
+        attacks = [{"norm": norm, "seconds": round(took, 6), "votes": sparse(votes)} for norm, took, votes in attacks]
+        return json.dumps(fields | {"attacks": attacks}) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> "AttackCounts":
+        """The inverse of `to_line`. Raises UserError where the line is no count of an attack."""
+        fields = parsed(line)
+        try:
+            norms, took = ([float(one[name]) for one in fields["attacks"]] for name in ("norm", "seconds"))
+            votes = [dense(one["votes"], fields["classes"]) for one in fields["attacks"]]
+            predict, radius = int(fields["predict"]), float(fields["radius"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"no vote count of an attack: {error}") from error
+        return cls(fields["idx"], fields["label"], predict, radius, norms, votes, took)
 
 
-def _write(path: Path, table: pd.DataFrame) -> None:
-    replace_file(path, lambda temporary: table.to_csv(temporary, sep="\t", index=False))
+class AttackPlan:
+    """What an attack makes of the votes on an attacked image; all of it follows from the configuration.
+
+    A certificate is broken where an attack within its radius gets another class predicted. An image is right under
+    attack where its label is predicted, unless another class was certified: then it is wrong without an attack.
+    Raises UserError where not even unanimous votes would decide.
+    """
+
+    header, metric, from_line = "\t".join(COLUMNS) + "\n", "empirical accuracy", AttackCounts.from_line
+
+    def __init__(self, config: dict):
+        self.config = config
+        check_deciding(config)
+
+    def rows(self, counts: AttackCounts) -> str:
+        """The image's lines in the log, one a radius."""
+        attacks = zip(self.config["radii"], self._predicted(counts), counts.norms, counts.seconds_each, strict=True)
+        lines = []
+        for attack_radius, adversarial, norm, took in attacks:
+            inside = norm < counts.radius
+            broken = inside and counts.predict != ABSTAIN and adversarial not in (counts.predict, ABSTAIN)
+            certificate = (counts.idx, counts.label, counts.predict, counts.radius)
+            result = (attack_radius, adversarial, int(_is_right(adversarial, counts)), int(broken), elapsed(took))
+            lines.append("\t".join(map(str, certificate + result)) + "\n")
+        return "".join(lines)
+
+    def score(self, counts: AttackCounts) -> float:
+        """What the image adds to the empirical accuracy at the largest radius."""
+        return float(_is_right(self._predicted(counts)[-1], counts))
+
+    def summarise(self, files: RunFiles) -> str:
+        """The broken certificates by name, and the table of `accuracies`."""
+        table = pd.read_csv(files.log, sep="\t")
+        broken = [
+            f"idx {row.idx}: the certificate of radius {row.radius} is broken at {row.attack_radius}\n"
+            for row in table[table["broken"] == 1].itertuples()
+        ]
+        return "".join(broken) + markdown(accuracies(table))
+
+    def _predicted(self, counts: AttackCounts) -> list[int]:
+        voter, alpha = voter_of(self.config), self.config["alpha"] - self.config["noise_slack"]
+        return [prediction(votes[voter], alpha) for votes in counts.votes]
 
 
-def _check_same_classifier(files: RunFiles, target: Subject) -> None:
-    """UserError where the configuration beside the log, if there is one, is about another smoothed classifier."""
-    if files.json.exists():
-        earlier = files.read_json()["config"]
-        names = ("checkpoint_sha256", "head", "noise_sd", "precision", "exact_noise", "data_sha256")
-        differences = config_differences(
-            *({name: config[name] for name in names} for config in (earlier, target.config))
-        )
-        if differences:
-            raise UserError(f"'{files.log}' is about another classifier or other images: {differences}")
+def _is_right(adversarial: int, counts: AttackCounts) -> bool:
+    return adversarial == counts.label and counts.predict in (counts.label, ABSTAIN)
+
+
+def attacked(
+    evaluation: Evaluation, config: dict, certified: pd.DataFrame, indices: Iterable[int]
+) -> Iterator[AttackCounts]:
+    """The votes on each image, moved at each of the radii; `certified` is the certification log by idx.
+
+    The attack climbs from the class that is certified, else from the label: only so can it break a certificate on a
+    wrong class.
+    """
+    voter = voter_of(config)
+
+    def voting(images: Tensor) -> Tensor:
+        return voters(evaluation.smooth.base_classifier(images))[voter].unsqueeze(0)  # [1, N, K]
+
+    for idx in indices:
+        image, label = evaluation.split[idx]
+        claim, generator = certified.loc[idx], evaluation.generator("attack", idx)
+        predict, norms, votes, seconds = int(claim["predict"]), [], [], []
+        for radius in config["radii"]:
+            started = time.monotonic()
+            climbed = label if predict == ABSTAIN else predict
+            moved = through_noise(
+                voting, image, climbed, radius, evaluation.smooth.sigma, config["num_steps"], config["num_noise_vec"],
+                generator,
+            )  # fmt: skip
+            if config["exact_noise"]:  # towards the image, onto the grid: the norm does not grow
+                levels = evaluation.split.spec.levels
+                moved = ((image * levels).round() + ((moved - image) * levels).trunc()) / levels
+            votes.append(evaluation.smooth.count_votes(moved, config["N"], evaluation.batch_size, generator))
+            norms.append(float((moved - image).norm()))
+            seconds.append(time.monotonic() - started)
+        yield AttackCounts(idx, label, predict, float(claim["radius"]), norms, votes, seconds)
+
+
+def through_noise(
+    logits_of, image: Tensor, climbed: int, radius: float, sigma: float, steps: int, noises: int,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """The image [C, H, W] moved by at most `radius` in L2 so that the class `climbed` loses votes.
+
+    PGD on -log mean_j softmax(logits_of(x + sigma eps_j))[climbed], logits_of: [N, C, H, W] -> [L, N, K]: every step
+    draws fresh noise and goes 2 radius / steps. Source: Salman et al. (NeurIPS 2019), SmoothAdv-PGD, section 2.2.
+    """
+
+    def fresh() -> Tensor:
+        return torch.randn((noises, 1, *image.shape), device=image.device, generator=generator) * sigma
+
+    label = torch.tensor([climbed], device=image.device)
+    *_, moved = pgd(logits_of, image.unsqueeze(0), label, fresh, steps, 2 * radius / steps, radius)
+    return moved.squeeze(0)
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
@@ -110,50 +223,36 @@ def accuracies(table: pd.DataFrame) -> pd.DataFrame:
     return means.assign(broken=groups["broken"].sum(), images=groups.size()).reset_index()
 
 
-def attack(
-    logits_of: Callable[[Tensor], Tensor],
-    image: Tensor,
-    label: int,
-    radius: float,
-    sigma: float,
-    steps: int,
-    noises: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Climb -log mean_j softmax(logits_of(x + sigma eps_j))[label] within the L2 ball of `radius` and [0, 1].
-
-    logits_of: [N, C, H, W] -> [N, K]; image [C, H, W] -> [C, H, W]. Every step draws fresh noise and goes 2 radius /
-    steps along the gradient. Source: Salman et al. (NeurIPS 2019), SmoothAdv-PGD, section 2.2.
-    """
-    point = image
-    for _ in range(steps):
-        point = point.detach().requires_grad_()
-        noise = torch.randn((noises, *image.shape), device=image.device, generator=generator) * sigma
-        probability = logits_of(point + noise).softmax(-1).mean(0)[label]
-        (gradient,) = torch.autograd.grad(-probability.clamp(min=1e-20).log(), point)
-        point = point.detach() + 2 * radius / steps * gradient / (gradient.norm() + 1e-12)
-        offset = point - image
-        point = (image + offset * (radius / offset.norm().clamp(min=1e-12)).clamp(max=1)).clamp(0, 1)
-    return point
+def _parser(description: str) -> cli.Parser:
+    parser = cli.Parser(description)
+    add = parser.add_argument
+    add_classifier_flags(parser)
+    add_run_flags(parser)
+    add("--log", required=True, help="certification log: its images are attacked, its radii put to the test")
+    add("--radii", required=True, type=cli.positive_float, nargs="+", help="L2 norms that an attack may have")
+    add("--num_steps", type=cli.positive_int, help="gradient steps")
+    add("--num_noise_vec", type=cli.positive_int, help="noise vectors a gradient is averaged over")
+    add("--N", type=cli.positive_int, help="draws of the prediction under attack")
+    add("--alpha", type=cli.open_probability, help="probability of a wrong prediction under attack")
+    defaults = cli.defaults_of(AttackSettings)
+    parser.set_defaults(**{name: defaults[name] for name in ("num_steps", "num_noise_vec", "N", "alpha")})
+    return parser
 
 
-def _attack_image(target: Subject, row, radius: float, args: Namespace) -> tuple:
-    """One line of the attack's log: a certificate is broken where an attack within it gets another class predicted."""
-    started = time.monotonic()
-    image, label = target.split[row.idx]
-    generator = target.generator("attack", row.idx)
+def _check_same_classifier(files: RunFiles, evaluation: Evaluation) -> None:
+    """UserError where the configuration beside the log, if there is one, is about another smoothed classifier."""
+    if files.json.exists():
+        earlier = files.read_json()["config"]
+        names = ("checkpoint_sha256", "head", "noise_sd", "precision", "exact_noise", "data_sha256")
+        differences = config_differences(
+            *({name: config.get(name) for name in names} for config in (earlier, evaluation.config))
+        )
+        if differences:
+            raise UserError(f"'{files.log}' is about another classifier or other images: {differences}")
 
-    def logits_of(images: Tensor) -> Tensor:
-        logits = target.smooth.base_classifier(images).float()  # [L, N, K]
-        return logits.sum(0) if target.voter < 0 else logits[target.voter]
 
-    moved = attack(logits_of, image, label, radius, target.sigma, args.num_steps, args.num_noise_vec, generator)
-    if args.exact_noise:  # towards the image, onto the grid: the norm does not grow
-        levels = target.split.spec.levels
-        moved = ((image * levels).round() + ((moved - image) * levels).trunc()) / levels
-    counts = target.smooth.count_votes(moved, args.N, args.batch_size, generator)[target.voter]
-    adversarial = prediction(counts, args.alpha - target.config["noise_slack"])
-    inside = float((moved - image).norm()) < row.radius
-    broken = int(inside and row.predict != ABSTAIN and adversarial not in (row.predict, ABSTAIN))
-    took = elapsed(time.monotonic() - started)
-    return (row.idx, label, row.predict, row.radius, radius, adversarial, int(adversarial == label), broken, took)
+def _check_same_images(files: RunFiles, certified: pd.DataFrame, evaluation: Evaluation) -> None:
+    """UserError where the split has another label at an idx of the log, or not so many images."""
+    for idx, label in certified["label"].items():
+        if idx >= len(evaluation.split) or evaluation.split[idx][1] != label:
+            raise UserError(f"'{files.log}' is about other images: its idx {idx} has label {label}")

@@ -1,113 +1,158 @@
 """One certification run: votes of each image -> log -> summary."""
 
-from argparse import Namespace
+from dataclasses import asdict, dataclass
 
-from spacte import certlog, cli, subject, sweep
-from spacte.bounds import RadiiDecided, RadiusKnown
-from spacte.certlog import average_certified_radius
-from spacte.core_mhead import Asks, selection_and_estimation
-from spacte.counts import certificate_row, largest_radius, log_table, rule_of
-from spacte.processes import process_rank, start_processes
-from spacte.report import render, summary, table_radii
-from spacte.runfiles import Format, Ledger, RunFiles
-from spacte.runs import read_runs
+from spacte import cli
+from spacte.certify.evaluation import Evaluation
+from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
+from spacte.certify.writer import RunWriter
+from spacte.distributed import init_distributed, is_main_process
+from spacte.logs import certlog
+from spacte.logs.from_votes import certificate_of, certificate_row, certified, largest_radius, voter_of
+from spacte.logs.runfiles import RunFiles
+from spacte.logs.votes import VoteCounts
+from spacte.report.runs import read_runs
+from spacte.report.table import render, summary, table_radii
+from spacte.smooth.bounds import RadiiDecided, RadiusKnown
+from spacte.smooth.core_mhead import Draws
 from spacte.utils import UserError, replace_file
 
-FORMAT = Format(certlog.HEADER, certificate_row)
+
+@dataclass(frozen=True)
+class CertifySettings:
+    """How images are certified; the flags of `_parser` say what each field is."""
+
+    N0: int = 100
+    N: int = 100_000
+    alpha: float = 0.001
+    skip_wrong: bool = False
+    sequential: bool = False
+    radii: list[float] | None = None
+    tolerance: float | None = None
+    give_up: float | None = None
 
 
 def main(description: str) -> None:
     """The command line of certify_mhead.py."""
-    cli.run(lambda: certify(_flags(description).parse_args()))
+
+    def command() -> None:
+        args = _parser(description).parse_args()
+        certify(*(cli.settings_of(kind, args) for kind in (ClassifierSettings, RunSettings, CertifySettings)))
+
+    cli.run(command)
 
 
-def _flags(description: str) -> cli.Parser:
+def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifySettings) -> None:
+    """Certify test images as the settings say; leaves the log, its counts, its configuration and its summary.
+
+    A run that was interrupted goes on after its last image. Raises UserError before anything is written where a
+    setting, file or folder is wrong, and RunError where logits are not finite.
+    """
+    init_distributed()
+    _check_stopping(settings)
+    evaluation = Evaluation.load(classifier, settings.N)
+    plan = CertifyPlan(_config(evaluation, run, settings))
+    files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), f"{evaluation.run}-certify-skip-{run.skip}")
+    indices, about = run.chosen(range(len(evaluation.split))), evaluation.about(classifier, run, settings)
+
+    with RunWriter(files, plan, about, indices, run.overwrite) as writer:
+        for counts in evaluation.sample("certify", writer.missing, plan.draws):
+            writer.write(counts)
+    if is_main_process():
+        print(f"{plan.summarise(files)}\nlog: {files.log}")
+
+
+class CertifyPlan:
+    """What certification draws for an image, and what it makes of the votes; all of it follows from the configuration.
+
+    Raises UserError where not even unanimous votes would be a certificate.
+    """
+
+    header, metric, from_line = certlog.HEADER, "ACR", VoteCounts.from_line
+
+    def __init__(self, config: dict):
+        self.config = config
+        self.largest_radius = largest_radius(config)
+        self._should_stop = _stopping_rule(config)
+
+    def draws(self, label: int) -> Draws:
+        """What is drawn for an image of that label."""
+        only_class = label if self.config["skip_wrong"] else None
+        return Draws(self.config["N0"], self.config["N"], voter_of(self.config), self._should_stop, only_class)
+
+    def rows(self, counts: VoteCounts) -> str:
+        """The image's line in the log."""
+        return certificate_row(counts, self.config)
+
+    def score(self, counts: VoteCounts) -> float:
+        """What the image adds to the ACR: its radius where it is right."""
+        predict, radius = certified(counts, self.config)
+        return radius if predict == counts.label else 0.0
+
+    def summarise(self, files: RunFiles) -> str:
+        """Write ACR and certified accuracy at the radii that N draws can reach beside the log; returns the table."""
+        radii = table_radii(self.largest_radius, self.config["dataset"])[1:]
+        table = render(summary(read_runs([files.log]), radii), "markdown")
+        replace_file(files.summary, lambda temporary: temporary.write_text(table + "\n", encoding="utf-8"))
+        return table
+
+
+def _parser(description: str) -> cli.Parser:
     parser = cli.Parser(description)
     add = parser.add_argument
-    subject.add_flags(parser)
-    sweep.add_flags(parser)
-    add("--N0", type=cli.positive_int, default=100, help="draws that select the class")
-    add("--N", type=cli.positive_int, default=100_000, help="draws that bound its probability, at most if --sequential")
-    add("--alpha", type=cli.open_probability, default=0.001, help="probability that a certificate is wrong")
+    add_classifier_flags(parser)
+    add_run_flags(parser)
+    add("--N0", type=cli.positive_int, help="draws that select the class")
+    add("--N", type=cli.positive_int, help="draws that bound its probability, at most if --sequential")
+    add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong")
     add("--skip_wrong", action="store_true", help="draw no more for an image whose selected class is not its label")
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
     radii = "--sequential: stop when these are certified or given up (the table's)"
     add("--radii", type=cli.non_negative_float, nargs="+", help=radii)
     add("--tolerance", type=cli.positive_float, help="--sequential: stop when the radius is known to within this")
-    add(
-        "--give_up",
-        type=cli.open_probability,
-        help="--sequential: level of the bound by which a radius is given up (0.01)",
-    )
+    give_up = "--sequential: level of the bound by which a radius is given up (0.01)"
+    add("--give_up", type=cli.open_probability, help=give_up)
+    parser.set_defaults(**cli.defaults_of(CertifySettings))
     return parser
 
 
-def certify(args: Namespace) -> None:
-    """Certify test images as the flags say; leaves the log, its counts, its configuration and its summary.
-
-    A run that was interrupted goes on after its last image. Raises UserError before anything is written where a flag,
-    file or folder is wrong.
-    """
-    start_processes()
-    _check_stopping(args)
-    target = subject.prepare(args, args.N)
-    config = {"kind": "certify", **target.config}
-    config |= {name: getattr(args, name) for name in ("N0", "N", "alpha", "skip_wrong", "sequential")}
-    limit = largest_radius(config)
-    config["sequential"] = _stopping(args, limit, config["dataset"])
-    folder = target.folder(args.logs_dir, "certify-mhead")
-    files = sweep.run_files(folder, f"{target.run}-certify-skip-{args.skip}", args)
-
-    enough = _stopping_rule(config, target.sigma)
-
-    def asks(label: int) -> Asks:
-        """What an image of that label asks for."""
-        wanted = label if args.skip_wrong else None
-        return selection_and_estimation(args.N0, args.N, args.batch_size, target.voter, enough, wanted)
-
-    sweep.sweep(
-        sweep.planned_indices(len(target.split), args.skip, args.max, args.shard),
-        files,
-        lambda: Ledger(files, config, target.about(args), FORMAT, args.overwrite),
-        lambda indices: target.count("certify", indices, asks, args.batch_size),
-        lambda votes: average_certified_radius(log_table(votes, config)),
-        "ACR",
-    )
-    if process_rank() == 0:
-        print(f"{write_summary(files, config)}\nlog: {files.log}")
+def _config(evaluation: Evaluation, run: RunSettings, settings: CertifySettings) -> dict:
+    """What the log's rows depend on."""
+    names = ("N0", "N", "alpha", "skip_wrong", "sequential")
+    config = {"kind": "certify", **evaluation.config, "skip": run.skip}
+    config |= {name: value for name, value in asdict(settings).items() if name in names}
+    if settings.sequential:
+        limit = largest_radius(config)
+        config["sequential"] = _stopping(settings, limit, config["dataset"])
+    else:
+        config["sequential"] = None
+    return config
 
 
-def write_summary(files: RunFiles, config: dict) -> str:
-    """Write ACR and certified accuracy at the radii that N draws can reach beside the log; returns the table."""
-    table = render(
-        summary(read_runs([files.log]), table_radii(largest_radius(config), config["dataset"])[1:]), "markdown"
-    )
-    replace_file(files.summary, lambda temporary: temporary.write_text(table + "\n", encoding="utf-8"))
-    return table
-
-
-def _check_stopping(args: Namespace) -> None:
-    given = [name for name in ("radii", "tolerance", "give_up") if getattr(args, name) is not None]
-    if given and not args.sequential:
+def _check_stopping(settings: CertifySettings) -> None:
+    given = [name for name in ("radii", "tolerance", "give_up") if getattr(settings, name) is not None]
+    if given and not settings.sequential:
         raise UserError(f"--{given[0]} says when to stop: it needs --sequential")
     if "tolerance" in given and len(given) > 1:
         raise UserError(f"--tolerance and --{given[0]} belong to two rules for stopping: give one of them")
 
 
-def _stopping(args: Namespace, limit: float, dataset: str) -> dict | None:
-    """The stopping rule as the configuration records it; None where N draws are fixed."""
-    if not args.sequential:
-        return None
-    if args.tolerance is not None:
-        return {"tolerance": args.tolerance}
-    radii = sorted(args.radii) if args.radii else table_radii(limit, dataset).tolist()
-    return {"radii": radii, "give_up": args.give_up or 0.01}
+def _stopping(settings: CertifySettings, limit: float, dataset: str) -> dict:
+    """The stopping rule as the configuration records it."""
+    if settings.tolerance is not None:
+        return {"tolerance": settings.tolerance}
+    radii = sorted(settings.radii) if settings.radii else table_radii(limit, dataset).tolist()
+    return {"radii": radii, "give_up": settings.give_up or 0.01}
 
 
-def _stopping_rule(config: dict, sigma: float):
-    stopping, alpha = config["sequential"], rule_of(config).alpha
+def _stopping_rule(config: dict):
+    """What says, from the selection and the estimation votes [K], whether estimation may end; None where N is fixed."""
+    stopping, n, sigma = config["sequential"], config["N"], config["noise_sd"]
     if stopping is None:
         return None
+    alpha = certificate_of(config).alpha
     if "tolerance" in stopping:
-        return RadiusKnown(stopping["tolerance"], config["N"], alpha, sigma)
-    return RadiiDecided(stopping["radii"], config["N"], alpha, sigma, stopping["give_up"])
+        rule = RadiusKnown(stopping["tolerance"], n, alpha, sigma)
+    else:
+        rule = RadiiDecided(stopping["radii"], n, alpha, sigma, stopping["give_up"])
+    return lambda selection, estimation: rule(int(estimation[selection.argmax()]), int(estimation.sum()))

@@ -1,73 +1,106 @@
 """One prediction run: Cohen et al.'s PREDICT on each image -> log."""
 
-from argparse import Namespace
+from dataclasses import asdict, dataclass
 
-from spacte import cli, subject, sweep
-from spacte.certlog import elapsed, read_log
-from spacte.core_mhead import ABSTAIN, Asks, prediction, tally
-from spacte.counts import Votes, voter_of
-from spacte.processes import process_rank, start_processes
-from spacte.runfiles import Format, Ledger, RunFiles
+from spacte import cli
+from spacte.certify.evaluation import Evaluation
+from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
+from spacte.certify.writer import RunWriter
+from spacte.distributed import init_distributed, is_main_process
+from spacte.logs.certlog import elapsed, read_log
+from spacte.logs.from_votes import voter_of
+from spacte.logs.runfiles import RunFiles
+from spacte.logs.votes import VoteCounts
+from spacte.smooth.certificates import ABSTAIN, fewest_deciding_votes, prediction
+from spacte.smooth.core_mhead import Draws
+from spacte.utils import UserError
 
 COLUMNS = ("idx", "label", "predict", "correct", "time")
 
 
+@dataclass(frozen=True)
+class PredictSettings:
+    """How images are predicted."""
+
+    N: int = 100_000
+    alpha: float = 0.001
+
+
 def main(description: str) -> None:
     """The command line of predict_mhead.py."""
-    cli.run(lambda: predict(_flags(description).parse_args()))
+
+    def command() -> None:
+        parser = cli.Parser(description)
+        add_classifier_flags(parser)
+        add_run_flags(parser)
+        parser.add_argument("--N", type=cli.positive_int, help="draws")
+        parser.add_argument("--alpha", type=cli.open_probability, help="probability of a wrong prediction")
+        parser.set_defaults(**cli.defaults_of(PredictSettings))
+        args = parser.parse_args()
+        predict(*(cli.settings_of(kind, args) for kind in (ClassifierSettings, RunSettings, PredictSettings)))
+
+    cli.run(command)
 
 
-def _flags(description: str) -> cli.Parser:
-    parser = cli.Parser(description)
-    subject.add_flags(parser)
-    sweep.add_flags(parser)
-    parser.add_argument("--N", type=cli.positive_int, default=100_000, help="draws")
-    parser.add_argument("--alpha", type=cli.open_probability, default=0.001, help="probability of a wrong prediction")
-    return parser
+def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictSettings) -> None:
+    """Predict test images as the settings say; leaves a log `idx label predict correct time` and its counts.
 
-
-def predict(args: Namespace) -> None:
-    """Predict test images as the flags say; leaves a log `idx label predict correct time` and its counts.
-
-    Raises UserError before anything is written where a flag, file or folder is wrong.
+    Raises UserError before anything is written where a setting, file or folder is wrong.
     """
-    start_processes()
-    target = subject.prepare(args, args.N)
-    config = {"kind": "predict", **target.config, "N": args.N, "alpha": args.alpha}
-    folder = target.folder(args.logs_dir, "predict-mhead")
-    files = sweep.run_files(folder, f"{target.run}-predict-skip-{args.skip}", args)
-    sweep.sweep(
-        sweep.planned_indices(len(target.split), args.skip, args.max, args.shard),
-        files,
-        lambda: Ledger(files, config, target.about(args), FORMAT, args.overwrite),
-        lambda indices: target.count("predict", indices, lambda label: _draws(args), args.batch_size),
-        lambda votes: sum(_predicted(one, config) == one.label for one in votes) / len(votes),
-        "accuracy",
-    )
-    if process_rank() == 0:
-        print(f"{summarise(files)}\nlog: {files.log}")
+    init_distributed()
+    evaluation = Evaluation.load(classifier, settings.N)
+    plan = PredictPlan({"kind": "predict", **evaluation.config, "skip": run.skip, **asdict(settings)})
+    files = run.files(evaluation.folder(run.logs_dir, "predict-mhead"), f"{evaluation.run}-predict-skip-{run.skip}")
+    indices, about = run.chosen(range(len(evaluation.split))), evaluation.about(classifier, run, settings)
+
+    with RunWriter(files, plan, about, indices, run.overwrite) as writer:
+        for counts in evaluation.sample("predict", writer.missing, plan.draws):
+            writer.write(counts)
+    if is_main_process():
+        print(f"{plan.summarise(files)}\nlog: {files.log}")
 
 
-def summarise(files: RunFiles) -> str:
-    """Images, accuracy and abstentions of a prediction log, in a line."""
-    log = read_log(files.log, COLUMNS)
-    abstained = (log["predict"] == ABSTAIN).mean()
-    return f"{len(log)} images  accuracy {log['correct'].mean():.3f}  abstained {abstained:.3f}"
+class PredictPlan:
+    """What prediction draws for an image, and what it makes of the votes; all of it follows from the configuration.
+
+    Raises UserError where not even unanimous votes would decide.
+    """
+
+    header, metric, from_line = "\t".join(COLUMNS) + "\n", "accuracy", VoteCounts.from_line
+
+    def __init__(self, config: dict):
+        self.config = config
+        check_deciding(config)
+
+    def draws(self, label: int) -> Draws:
+        """What is drawn for an image: nothing is selected."""
+        return Draws(0, self.config["N"])
+
+    def rows(self, counts: VoteCounts) -> str:
+        """The image's line in the log."""
+        predict = self._predicted(counts)
+        columns = (counts.idx, counts.label, predict, int(predict == counts.label), elapsed(counts.seconds))
+        return "\t".join(map(str, columns)) + "\n"
+
+    def score(self, counts: VoteCounts) -> float:
+        """What the image adds to the accuracy."""
+        return float(self._predicted(counts) == counts.label)
+
+    def summarise(self, files: RunFiles) -> str:
+        """Images, accuracy and abstentions of a prediction log, in a line."""
+        log = read_log(files.log, COLUMNS)
+        abstained = (log["predict"] == ABSTAIN).mean()
+        return f"{len(log)} images  accuracy {log['correct'].mean():.3f}  abstained {abstained:.3f}"
+
+    def _predicted(self, counts: VoteCounts) -> int:
+        return prediction(counts.estimation[voter_of(self.config)], self.config["alpha"] - self.config["noise_slack"])
 
 
-def _draws(args: Namespace) -> Asks:
-    counts = yield from tally(args.N, args.batch_size)
-    return counts.new_zeros(counts.shape), counts  # a prediction selects nothing
-
-
-def _predicted(votes: Votes, config: dict) -> int:
-    return prediction(votes.estimation[voter_of(config)], config["alpha"] - config["noise_slack"])
-
-
-def _row(votes: Votes, config: dict) -> str:
-    predict = _predicted(votes, config)
-    columns = (votes.idx, votes.label, predict, int(predict == votes.label), elapsed(votes.seconds))
-    return "\t".join(map(str, columns)) + "\n"
-
-
-FORMAT = Format("\t".join(COLUMNS) + "\n", _row)
+def check_deciding(config: dict) -> None:
+    """UserError where N draws can never decide a prediction at the configuration's alpha."""
+    n, alpha = config["N"], config["alpha"]
+    fewest = fewest_deciding_votes(alpha - config["noise_slack"])
+    if fewest is None:
+        raise UserError(f"--alpha {alpha} is below what --exact_noise costs at --N {n}: take a larger alpha")
+    if n < fewest:
+        raise UserError(f"--N {n} at --alpha {alpha} can never decide: even {n} votes of {n} abstain; take {fewest}")

@@ -1,14 +1,20 @@
 """Logs from logs: the shards of a run merged, or the same votes at another level. No network runs."""
 
 import warnings
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
-from spacte import certification, cli, predicting
-from spacte.counts import Votes, largest_radius, read_votes
-from spacte.runfiles import Ledger, RunFiles, config_differences
-from spacte.sweep import planned_indices
-from spacte.utils import UserError, make_folder
+from spacte import cli
+from spacte.certify.attack import AttackPlan
+from spacte.certify.certify import CertifyPlan
+from spacte.certify.predict import PredictPlan
+from spacte.certify.settings import RunSettings, shard_ending
+from spacte.certify.writer import RunWriter
+from spacte.logs.runfiles import RunFiles, config_differences
+from spacte.logs.votes import read_counts
+from spacte.utils import UserError
+
+_PLANS = {"certify": CertifyPlan, "predict": PredictPlan, "attack": AttackPlan}
 
 
 def merge_main(description: str) -> None:
@@ -20,7 +26,7 @@ def merge_main(description: str) -> None:
     cli.run(lambda: merge(args.logs, args.overwrite))
 
 
-def merge(logs: list[Path], overwrite: bool) -> None:
+def merge(logs: list[Path], overwrite: bool = False) -> None:
     """Write the log, counts, configuration and summary that the shards' run would have left in one piece.
 
     Raises UserError, before anything is written, where configurations differ, a shard is missing or there twice, or an
@@ -28,7 +34,7 @@ def merge(logs: list[Path], overwrite: bool) -> None:
     """
     shards = [RunFiles(log) for log in logs]
     contents = [shard.read_json() for shard in shards]
-    first, flags = contents[0], [content["about"]["flags"] for content in contents]
+    first, flags = contents[0], [_flags(content, shard) for content, shard in zip(contents, shards, strict=True)]
     for log, content in zip(logs[1:], contents[1:], strict=True):
         differences = config_differences(first["config"], content["config"])
         if differences:
@@ -37,17 +43,30 @@ def merge(logs: list[Path], overwrite: bool) -> None:
         raise UserError("the shards were run with different --max")
     if any(flag["shard"] is None for flag in flags):
         raise UserError("these are not the logs of shards: run certify_mhead.py with --shard")
-    expected = planned_indices(first["about"]["images"], first["config"]["skip"], flags[0]["max"], None)
-    votes = _disjoint(shards)
-    missing = [idx for idx in expected if idx not in votes]
+    plan = _plan(first, shards[0])
+    counts = _disjoint(shards, plan)
+    expected = _planned(first, flags[0] | {"shard": None}, sorted(counts))
+    missing = [idx for idx in expected if idx not in counts]
     if missing:
         raise UserError(f"{len(missing)} of {len(expected)} images are in no shard's log, first idx {missing[0]}")
-    if len(votes) > len(expected):
-        raise UserError(f"the shards hold images beyond the run's: idx {max(votes)}")
-    name = logs[0].name.replace("-shard-{}-of-{}".format(*flags[0]["shard"]), "")
+    if len(counts) > len(expected):
+        raise UserError(f"the shards hold images beyond the run's: idx {max(counts)}")
+    output = logs[0].with_name(logs[0].name.replace(shard_ending(flags[0]["shard"]), ""))
+    if output.resolve() in [log.resolve() for log in logs]:
+        raise UserError(f"'{logs[0]}' was renamed: its name must hold '{shard_ending(flags[0]['shard'])}'")
     about = first["about"] | {"flags": flags[0] | {"shard": None}}
     about["merged"] = {str(log): content["about"] for log, content in zip(logs, contents, strict=True)}
-    _write(RunFiles(logs[0].with_name(name)), first["config"], about, votes, overwrite)
+    _write(RunFiles(output), plan, about, counts, overwrite)
+
+
+@dataclass(frozen=True)
+class RelogSettings:
+    """What is changed in a log; None: nothing."""
+
+    alpha: float | None = None
+    head: int | None = None
+    output: Path | None = None
+    overwrite: bool = False
 
 
 def relog_main(description: str) -> None:
@@ -60,10 +79,10 @@ def relog_main(description: str) -> None:
     add("--output", type=Path, help="the new log (<log>-alpha-<alpha>[-head-<k>].log beside it)")
     add("--overwrite", action="store_true", help="replace the output if it is there")
     args = parser.parse_args()
-    cli.run(lambda: relog(args))
+    cli.run(lambda: relog(args.log, cli.settings_of(RelogSettings, args)))
 
 
-def relog(args: Namespace) -> None:
+def relog(log: Path, settings: RelogSettings) -> None:
     """Write the log that the same votes give at another alpha, or for one head: each certificate holds at its alpha.
 
     That is so because neither changes what was drawn: alpha enters only the bound, and an anytime bound holds whatever
@@ -71,56 +90,78 @@ def relog(args: Namespace) -> None:
     several heads, picked by their logs, certifies at the sum of their alphas only.
     Raises UserError before anything is written where that cannot be done.
     """
-    source = RunFiles(args.log)
+    source = RunFiles(log)
     content = source.read_json()
-    config = dict(content["config"])
-    votes = {one.idx: one for one in read_votes(source.counts)}
-    if not votes:
+    flags, config = _flags(content, source), dict(content["config"])
+    if settings.alpha is not None:
+        config["alpha"] = settings.alpha
+    if settings.head is not None:
+        config["head"] = settings.head
+    plan = _plan({"config": config}, source)
+    counts = {one.idx: one for one in read_counts(source.counts, plan.from_line)}
+    if not counts:
         raise UserError(f"'{source.counts}' holds no votes")
-    flags = content["about"]["flags"]
-    planned = planned_indices(content["about"]["images"], config["skip"], flags["max"], flags["shard"])
-    if len(votes) < len(planned):
-        warnings.warn(f"'{args.log}' is unfinished: {len(votes)} of {len(planned)} images", stacklevel=1)
-    if args.alpha is not None:
-        config["alpha"] = args.alpha
-    if args.head is not None:
-        heads = len(next(iter(votes.values())).selection) - 1
-        if args.head >= max(heads, 1):
-            raise UserError(f"--head {args.head}: the counts' heads are 0..{max(heads, 1) - 1}")
-        if config.get("skip_wrong"):
-            raise UserError(f"'{args.log}' was made with --skip_wrong: its heads were not counted on every image")
-        config["head"] = args.head
-    head = "" if args.head is None else f"-head-{args.head}"
-    output = args.output or args.log.with_name(f"{args.log.stem}-alpha-{config['alpha']:g}{head}.log")
-    if output.suffix != ".log" or output.resolve() == args.log.resolve():
+    planned = _planned(content, flags, sorted(counts))
+    if len(counts) < len(planned):
+        warnings.warn(f"'{log}' is unfinished: {len(counts)} of {len(planned)} images", stacklevel=1)
+    if settings.head is not None:
+        _check_head(settings.head, next(iter(counts.values())), config, log)
+    head = "" if settings.head is None else f"-head-{settings.head}"
+    output = settings.output or log.with_name(f"{log.stem}-alpha-{config['alpha']:g}{head}.log")
+    if output.suffix != ".log" or output.resolve() == log.resolve():
         raise UserError(f"--output '{output}': choose a name that ends in .log and is not the log's own")
-    _write(RunFiles(output), config, content["about"] | {"made_from": str(args.log)}, votes, args.overwrite)
+    _write(RunFiles(output), plan, content["about"] | {"made_from": str(log)}, counts, settings.overwrite)
 
 
-def _disjoint(shards: list[RunFiles]) -> dict[int, Votes]:
-    """All shards' votes by idx; UserError where an image is in two."""
-    votes: dict[int, Votes] = {}
-    where: dict[int, Path] = {}
+def _check_head(head: int, counts, config: dict, log: Path) -> None:
+    if config["kind"] == "attack":
+        raise UserError(f"'{log}' is an attack on the ensemble: its heads were not attacked")
+    heads = max(len(counts.selection) - 1, 1)
+    if head >= heads:
+        raise UserError(f"--head {head}: the counts' heads are 0..{heads - 1}")
+    if config.get("skip_wrong"):
+        raise UserError(f"'{log}' was made with --skip_wrong: its heads were not counted on every image")
+
+
+def _plan(content: dict, files: RunFiles):
+    """The plan of a run with this configuration; UserError where it is none of ours."""
+    try:
+        return _PLANS[content["config"]["kind"]](content["config"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"'{files.json}' is no configuration of a run: {error} is missing or wrong") from error
+
+
+def _flags(content: dict, files: RunFiles) -> dict:
+    """The settings that the run was started with."""
+    flags = content["about"].get("flags")
+    if not isinstance(flags, dict) or not {"max", "shard"} <= flags.keys() or "images" not in content["about"]:
+        raise UserError(f"'{files.json}' does not say which images the run was about: flags and images are missing")
+    return flags
+
+
+def _planned(content: dict, flags: dict, counted: list[int]) -> list[int]:
+    """The images of the run that was started with these flags; of an attack, which had a log's, those `counted`."""
+    config = content["config"]
+    candidates = counted if config["kind"] == "attack" else range(content["about"]["images"])
+    return RunSettings(config["skip"], flags["max"], flags["shard"]).chosen(candidates)
+
+
+def _disjoint(shards: list[RunFiles], plan) -> dict[int, object]:
+    """All shards' counts by idx; UserError where an image is in two."""
+    counts, where = {}, {}
     for shard in shards:
-        for one in read_votes(shard.counts):
-            if one.idx in votes:
+        for one in read_counts(shard.counts, plan.from_line):
+            if one.idx in counts:
                 raise UserError(f"idx {one.idx} is in '{where[one.idx]}' and in '{shard.counts}'")
-            votes[one.idx], where[one.idx] = one, shard.counts
-    return votes
+            counts[one.idx], where[one.idx] = one, shard.counts
+    return counts
 
 
-def _write(files: RunFiles, config: dict, about: dict, votes: dict[int, Votes], overwrite: bool) -> None:
-    """A finished run's files from its votes."""
-    certifies = config["kind"] == "certify"
-    if certifies:
-        largest_radius(config)  # refuses what can never certify
+def _write(files: RunFiles, plan, about: dict, counts: dict[int, object], overwrite: bool) -> None:
+    """A finished run's files from its counts."""
     if files.log.exists() and not overwrite:
         raise UserError(f"'{files.log}' exists; --overwrite replaces it")
-    make_folder(files.log.parent)
-    log_format = certification.FORMAT if certifies else predicting.FORMAT
-    ledger = Ledger(files, config, about, log_format, overwrite)
-    ledger.plan(sorted(votes))
-    for one in votes.values():
-        ledger.add(one)
-    text = certification.write_summary(files, config) if certifies else predicting.summarise(files)
-    print(f"{text}\nlog: {files.log}")
+    with RunWriter(files, plan, about, sorted(counts), overwrite) as writer:
+        for one in counts.values():
+            writer.write(one)
+    print(f"{plan.summarise(files)}\nlog: {files.log}")

@@ -1,4 +1,4 @@
-"""Data sets by name, and where their images come from. A new data set is a new entry of SOURCES."""
+"""Where the images of each data set come from. A new data set is an entry here, in SOURCES, and one in spec.SPECS."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from spacte.splits import DataSpec, InMemory, Split, Streamed
+from spacte.data.spec import DataSpec, data_spec
+from spacte.data.splits import InMemory, Split, Streamed
 from spacte.utils import UserError
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
@@ -20,12 +21,12 @@ Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W]
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that fits in memory: its spec, how a split is read, and how training images are augmented.
+    """A data set that fits in memory: how a split is read, and how training images are augmented.
 
-    `read(data_dir, train)` returns uint8 images [n, H, W] or [n, C, H, W] and labels [n].
+    `read(data_dir, train)` returns uint8 images [n, H, W] or [n, C, H, W] and labels [n]; `crop` is the zero padding of
+    a random crop, `flip` mirrors at random.
     """
 
-    spec: DataSpec
     read: Callable[[Path, bool], Arrays]
     crop: int = 0
     flip: bool = False
@@ -61,44 +62,16 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
     return (images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images), np.asarray(labels)
 
 
-def _source(dataset: type, files: str, num_classes: int, size: int, mean, std, **augmentation) -> Source:
-    spec = DataSpec(dataset.__name__, (len(mean), size, size), num_classes, mean, std)
-    return Source(spec, partial(_torchvision, dataset, files), **augmentation)
-
-
-_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
-_SVHN = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
-_MNIST_FILES = "'{}/raw' with the four idx-ubyte files"
-
 SOURCES = {
-    source.spec.name: source
-    for source in (
-        Source(DataSpec("digits", (1, 8, 8), 10, (0.3054,), (0.3761,), levels=16), _digits),
-        _source(datasets.CIFAR10, "the folder 'cifar-10-batches-py'", 10, 32, *_CIFAR, crop=4, flip=True),
-        _source(datasets.CIFAR100, "the folder 'cifar-100-python'", 100, 32, *_CIFAR100, crop=4, flip=True),
-        _source(datasets.SVHN, "'train_32x32.mat' and 'test_32x32.mat'", 10, 32, *_SVHN, crop=4),
-        _source(datasets.MNIST, _MNIST_FILES.format("MNIST"), 10, 28, (0.1307,), (0.3081,)),
-        _source(datasets.FashionMNIST, _MNIST_FILES.format("FashionMNIST"), 10, 28, (0.2860,), (0.3530,)),
-    )
+    "digits": Source(_digits),
+    "CIFAR10": Source(partial(_torchvision, datasets.CIFAR10, "the folder 'cifar-10-batches-py'"), crop=4, flip=True),
+    "CIFAR100": Source(partial(_torchvision, datasets.CIFAR100, "the folder 'cifar-100-python'"), crop=4, flip=True),
+    "SVHN": Source(partial(_torchvision, datasets.SVHN, "'train_32x32.mat' and 'test_32x32.mat'"), crop=4),
+    "MNIST": Source(partial(_torchvision, datasets.MNIST, "'MNIST/raw' with the four idx-ubyte files")),
+    "FashionMNIST": Source(
+        partial(_torchvision, datasets.FashionMNIST, "'FashionMNIST/raw' with the four idx-ubyte files")
+    ),
 }
-_IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-IMAGENET = DataSpec("ImageNet", (3, 224, 224), 1000, *_IMAGENET_MOMENTS)
-DATASETS = (*SOURCES, "ImageNet", "ImageFolder")
-
-
-def data_spec(name: str) -> DataSpec:
-    """The spec of a data set whose name fixes it.
-
-    Raises UserError for an unknown name, and for ImageFolder, whose files have to be read first.
-    """
-    if name in SOURCES:
-        return SOURCES[name].spec
-    if name == "ImageNet":
-        return IMAGENET
-    if name == "ImageFolder":
-        raise UserError("ImageFolder's image size and classes are read from its files: give a DataSpec, not the name")
-    raise UserError(f"unknown data set '{name}': choose from {', '.join(DATASETS)}")
 
 
 def open_split(
@@ -190,6 +163,7 @@ def _imagenet(data_dir: Path, train: bool) -> datasets.ImageFolder:
         data_dir / ("ILSVRC2012_img_train" if train else "ILSVRC2012_img_val"),
         transform=v2.Compose([*steps, v2.PILToTensor()]),
     )
-    if len(tree.classes) != IMAGENET.num_classes:
-        raise UserError(f"'{tree.root}' holds {len(tree.classes)} class folders, ImageNet has {IMAGENET.num_classes}")
+    num_classes = data_spec("ImageNet").num_classes
+    if len(tree.classes) != num_classes:
+        raise UserError(f"'{tree.root}' holds {len(tree.classes)} class folders, ImageNet has {num_classes}")
     return tree

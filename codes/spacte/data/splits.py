@@ -6,7 +6,6 @@ through torchvision's transforms and worker processes.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,25 +13,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
-from spacte.processes import process_count, process_rank
+from spacte.data.spec import DataSpec, size_text
+from spacte.distributed import get_rank, get_world_size
 from spacte.utils import UserError
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """What a classifier has to know of a data set.
-
-    `shape` is (channels, height, width); `mean` and `std` normalise each channel; a pixel is an integer over `levels`.
-    `class_names` are the folders of an image tree, in the order of the labels; empty where the set's name says enough.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    levels: int = 255
-    class_names: tuple[str, ...] = ()
 
 
 class Split:
@@ -49,7 +32,7 @@ class Split:
         """
         indices = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
         chunks = [chunk for chunk in indices.split(batch_size) if len(chunk) >= smallest]
-        mine = (chunk[process_rank() :: process_count()] for chunk in chunks)
+        mine = (chunk[get_rank() :: get_world_size()] for chunk in chunks)
         yield from self._load([chunk for chunk in mine if len(chunk)])
 
     def keep_first_of_each_class(self, images: int) -> None:
@@ -199,9 +182,3 @@ def random_flip(images: Tensor) -> Tensor:
     """Each image [n, C, H, W] mirrored left to right with probability 1/2."""
     mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(mirrored, images.flip(-1), images)
-
-
-def size_text(shape: tuple[int, ...]) -> str:
-    """How an image's (channels, height, width) reads in a message."""
-    channels, height, width = shape
-    return f"{height}x{width} pixels in {channels} channel{'s' * (channels > 1)}"

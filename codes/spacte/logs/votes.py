@@ -1,20 +1,17 @@
 """The vote counts of a run: one JSON line an image, from which any certificate follows without a network."""
 
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-import torch
-from torch import Tensor
+import numpy as np
 
-from spacte.certlog import COLUMNS, format_row, round_down
-from spacte.core_mhead import CertificateRule
 from spacte.utils import UserError
 
 
 @dataclass(frozen=True)
-class Votes:
+class VoteCounts:
     """What was counted on one image: `selection` and `estimation` [V, K], the heads' rows and last the ensemble's.
 
     Each row sums to the number of draws that were used; a prediction selects nothing, its `selection` is 0.
@@ -23,86 +20,92 @@ class Votes:
     idx: int
     label: int
     seconds: float
-    selection: Tensor
-    estimation: Tensor
+    selection: np.ndarray
+    estimation: np.ndarray
 
     def to_line(self) -> str:
         """One JSON line; a voter's counts are {class: votes} without the zeros."""
         fields = {"idx": self.idx, "label": self.label, "seconds": round(self.seconds, 6)}
         fields["classes"] = self.selection.shape[1]
-        for name in ("selection", "estimation"):
-            fields[name] = [{k: n for k, n in enumerate(row) if n} for row in getattr(self, name).tolist()]
-        return json.dumps(fields) + "\n"
+        return json.dumps(fields | {name: sparse(getattr(self, name)) for name in ("selection", "estimation")}) + "\n"
 
     @classmethod
-    def from_line(cls, line: str) -> "Votes":
-        """The inverse of `to_line`. Raises UserError where the line is no vote count."""
-        try:
-            fields = json.loads(line)
-            tables = {}
-            for name in ("selection", "estimation"):
-                tables[name] = torch.zeros(len(fields[name]), fields["classes"], dtype=torch.int64)
-                for voter, votes in enumerate(fields[name]):
-                    for k, n in votes.items():
-                        tables[name][voter, int(k)] = n
-            return cls(fields["idx"], fields["label"], fields["seconds"], **tables)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise UserError("no vote count") from error
+    def from_line(cls, line: str) -> "VoteCounts":
+        """The inverse of `to_line`. Raises UserError that says what is wrong where the line is no vote count."""
+        fields = parsed(line)
+        selection, estimation = (dense(fields.get(name), fields["classes"]) for name in ("selection", "estimation"))
+        if len(selection) != len(estimation):
+            raise UserError(f"no vote count: {len(selection)} voters select and {len(estimation)} estimate")
+        return cls(fields["idx"], fields["label"], fields["seconds"], selection, estimation)
 
 
-def read_votes(path: Path) -> list[Votes]:
-    """Every image of a counts file, in its order. Raises UserError that names the file and the line."""
-    votes = []
+def sparse(votes: np.ndarray) -> list[dict[int, int]]:
+    """Votes [V, K] as {class: votes} of each voter, without the zeros."""
+    return [{k: n for k, n in enumerate(row) if n} for row in votes.tolist()]
+
+
+def dense(voters: list[dict[str, int]], classes: int) -> np.ndarray:
+    """The inverse of `sparse`, [V, K]. Raises UserError where the votes cannot have been counted together."""
+    if not isinstance(voters, list) or not voters or not all(isinstance(votes, dict) for votes in voters):
+        raise UserError("no vote count: the votes must be a list with {class: votes} for each voter")
+    table = np.zeros((len(voters), classes), dtype=np.int64)
+    for row, votes in zip(table, voters, strict=True):
+        for k, n in votes.items():
+            if not (k.isdecimal() and int(k) < classes and type(n) is int and 0 < n < 2**53):
+                raise UserError(f"no vote count: class '{k}' with {n} votes, of {classes} classes")
+            row[int(k)] = n
+    if len(set(table.sum(1).tolist())) > 1:
+        raise UserError("no vote count: the voters' draws differ, although all count the same ones")
+    return table
+
+
+def parsed(line: str) -> dict:
+    """The fields of a JSON line with idx, label, seconds and classes. Raises UserError where one is wrong."""
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read vote counts '{path}': {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
+        fields = json.loads(line, object_pairs_hook=_without_duplicates)
+    except ValueError as error:
+        raise UserError(f"no vote count: {error}") from error
+    if not isinstance(fields, dict):
+        raise UserError("no vote count: a line must hold an object")
+    for name, least in (("idx", 0), ("classes", 1), ("label", 0)):
+        if type(fields.get(name)) is not int or fields[name] < least:
+            raise UserError(f"no vote count: {name} must be an integer of at least {least}, not {fields.get(name)}")
+    if fields["label"] >= fields["classes"]:
+        raise UserError(f"no vote count: label {fields['label']} of {fields['classes']} classes")
+    if type(fields.get("seconds")) not in (int, float) or not fields["seconds"] >= 0:
+        raise UserError(f"no vote count: seconds must be a number of at least 0, not {fields.get('seconds')}")
+    return fields
+
+
+def _without_duplicates(pairs: list[tuple]) -> dict:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return dict(pairs)
+
+
+def read_counts(path: Path, from_line=VoteCounts.from_line) -> list:
+    """Every image of a counts file (of a compressed one where its name ends in .gz), in its order.
+
+    Raises UserError that names the file and the line where one is no vote count or an image comes twice.
+    """
+    counts, seen = [], set()
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
-            votes.append(Votes.from_line(line))
+            one = from_line(line)
+            if one.idx in seen:
+                raise UserError(f"idx {one.idx} was there before")
         except UserError as error:
             raise UserError(f"'{path}', line {number}: {error}") from error
-    return votes
+        seen.add(one.idx)
+        counts.append(one)
+    return counts
 
 
-def voter_of(config: dict) -> int:
-    """The row of the vote counts that a run's log is about: a head's, or -1, the ensemble's."""
-    return -1 if config["head"] is None else config["head"]
-
-
-def rule_of(config: dict) -> CertificateRule:
-    """How the votes of a run with this configuration become certificates."""
-    return CertificateRule(config["alpha"] - config["noise_slack"], config["noise_sd"], bool(config["sequential"]))
-
-
-def certificate(votes: Votes, config: dict) -> tuple[int, float]:
-    """(class, radius) of the voter that a run's configuration names; see CertificateRule for the guarantee."""
-    voter = voter_of(config)
-    return rule_of(config).certificate(votes.selection[voter], votes.estimation[voter])
-
-
-def largest_radius(config: dict) -> float:
-    """The radius of an image whose N votes all agree. UserError where not even that is a certificate."""
-    n, alpha = config["N"], config["alpha"]
-    radius = rule_of(config).radius(n, n)
-    if radius is None:
-        raise UserError(
-            f"--N {n} at --alpha {alpha} can never certify: even {n} votes of {n} do not bound the probability above "
-            "1/2; take a larger N or alpha"
-        )
-    return radius
-
-
-def certificate_row(votes: Votes, config: dict) -> str:
-    """An image's line in a certification log."""
-    predict, radius = certificate(votes, config)
-    return format_row(votes.idx, votes.label, predict, radius, votes.seconds)
-
-
-def log_table(votes: list[Votes], config: dict) -> pd.DataFrame:
-    """The certification log that a configuration makes of the votes, with the radii as its file would hold them."""
-    rows = []
-    for one in votes:
-        predict, radius = certificate(one, config)
-        rows.append((one.idx, one.label, predict, float(round_down(radius)), int(predict == one.label), one.seconds))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+def read_text(path: Path) -> str:
+    """The text of a counts file, compressed or not. Raises UserError where it cannot be read."""
+    try:
+        if path.suffix == ".gz":
+            return gzip.decompress(path.read_bytes()).decode()
+        return path.read_text()
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"cannot read vote counts '{path}': {getattr(error, 'strerror', None) or error}") from error

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from spacte.data import data_spec
+from spacte.data.spec import DataSpec, data_spec
 from spacte.model.cifar_resnet_mhead import DEPTHS, CifarResNetMultiHead
 from spacte.model.heads import MultiHeadResNet
 from spacte.model.imgnet_resnet_mhead import STAGES, ImageNetResNetMultiHead
-from spacte.splits import DataSpec
 from spacte.utils import UserError
 
 ARCHITECTURES = (*DEPTHS, *STAGES)

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spacte.data import data_spec
+from spacte.data.spec import DataSpec, data_spec
 from spacte.model import build_classifier
-from spacte.splits import DataSpec
 from spacte.utils import UserError, replace_file
 
 

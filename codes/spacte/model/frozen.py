@@ -28,7 +28,8 @@ def freeze(
     """A copy of `Sequential(normalise, network)` for inference: the same function but for rounding, never trained.
 
     images [N, C, H, W] -> logits [L, N, K], float32. `precision` "bf16" computes in bfloat16 between the normalisation
-    and the linear layers. A pass has at most `batch_size` images, halved while they do not fit into a GPU's memory.
+    and the linear layers (fp32 and tf32 are settings of the device: spacte.device). A pass has at most `batch_size`
+    images, halved while they do not fit into a GPU's memory.
     `compiled`: through torch.compile, with constants folded and, on a GPU, as a CUDA graph.
     """
     normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)

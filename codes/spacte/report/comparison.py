@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from spacte.certlog import certified_at, certified_radius
-from spacte.report import latex, markdown, radius_names, reached_radii, records
-from spacte.runs import Run, labels
+from spacte.logs.certlog import certified_at, certified_radius
+from spacte.report.runs import Run, labels
+from spacte.report.table import latex, markdown, radius_names, reached_radii, records
 from spacte.utils import UserError
 
 _RESAMPLES, _LEVEL, _SEED = 9999, 0.95, 0

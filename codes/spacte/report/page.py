@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spacte import figures
-from spacte.comparison import Comparison
-from spacte.report import TEXTS, best, records
-from spacte.runs import Run, labels
+from spacte.report import plots
+from spacte.report.comparison import Comparison
+from spacte.report.runs import Run, labels
+from spacte.report.table import TEXTS, best, records
 from spacte.utils import check_ending, replace_file
 
 ENDINGS = (".html", ".htm")
@@ -54,6 +54,6 @@ def _images(runs: list[Run]) -> list[list]:
 
 def _svg(runs: list[Run]) -> str:
     file = io.StringIO()
-    figures.curves(runs).savefig(file, format="svg", metadata={"Date": None})
+    plots.curves(runs).savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :]

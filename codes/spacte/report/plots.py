@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
-from spacte.certlog import certified_accuracy, certified_radius
-from spacte.runs import Run, labels
+from spacte.logs.certlog import certified_accuracy, certified_radius
+from spacte.report.runs import Run, labels
 from spacte.utils import UserError, check_ending, replace_file
 
 ENDINGS = (".png", ".pdf", ".svg")

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spacte.certlog import COLUMNS, first_line, read_log
-from spacte.counts import log_table, read_votes
-from spacte.data import DATASETS
-from spacte.model import ARCHITECTURES
-from spacte.runfiles import RunFiles
+from spacte.data.spec import DATASETS
+from spacte.logs.certlog import COLUMNS, first_line, read_log
+from spacte.logs.from_votes import log_table
+from spacte.logs.runfiles import RunFiles
+from spacte.logs.votes import read_counts
 from spacte.utils import UserError
 
 DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma")  # the fields of a run that say which one it is
@@ -92,7 +92,7 @@ def _description(path: Path) -> dict:
     from_path = {
         "defence": _part(path, r"\d([A-Z]\w+)", str),
         "dataset": _known(path, DATASETS),
-        "arch": _known(path, ARCHITECTURES),
+        "arch": _part(path, r"(?:.*-)?(R\d+)", str),
         "heads": _part(path, r"h-(\d+)-.*", str),
         "sigma": _part(path, r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)", float),
     }
@@ -146,7 +146,7 @@ def _heads_alone(run: Run) -> list[Run]:
     if not files.counts.exists():
         warnings.warn(f"no vote counts lie beside '{run.path}': its heads alone are left out", stacklevel=2)
         return []
-    config, votes = files.read_json()["config"], read_votes(files.counts)
+    config, votes = files.read_json()["config"], read_counts(files.counts)
     if config["skip_wrong"]:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
     if [one.idx for one in votes] != run.log["idx"].tolist():

@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pandas as pd
 
-from spacte.certlog import acr_standard_error, average_certified_radius, certified_accuracy, certified_radius
-from spacte.core_mhead import ABSTAIN
-from spacte.runs import DESCRIPTION, Run
+from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy, certified_radius
+from spacte.report.runs import DESCRIPTION, Run
+from spacte.smooth.certificates import ABSTAIN
 from spacte.utils import UserError
 
 RADIUS_STEP = 0.25

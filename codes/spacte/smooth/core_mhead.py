@@ -2,19 +2,18 @@
 
 import itertools
 import time
-from collections import abc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Generator, Tensor, nn
 
-from spacte.bounds import anytime_lower_bound, lower_confidence_bound, radius_of
-from spacte.noise import GaussianNoise
+from spacte.model.ensemble import voters
+from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
+from spacte.smooth.noise import GaussianNoise
+from spacte.utils import RunError
 
-ABSTAIN = -1
-Asks = abc.Generator[int, Tensor, object]  # see Drawing
 _FIRST_LOOK = 100  # draws before a stopping rule is asked for the first time
 
 
@@ -22,8 +21,8 @@ class Smooth:
     """g(x) = the class that the heads' summed logits choose most often on x + N(0, sigma^2 I).
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
-    on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.noise; default: float32 normals).
-    Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
+    on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.smooth.noise; default: float32
+    normals). Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
     """
 
     ABSTAIN = ABSTAIN
@@ -43,15 +42,14 @@ class Smooth:
     ) -> tuple[int, float]:
         """With probability at least 1 - alpha over its draws, g is constant within the returned L2 radius of x.
 
-        n0 draws choose the class, n fresh draws bound its probability (one-sided Clopper-Pearson); the claim needs the
+        n0 draws select the class, n fresh draws bound its probability (one-sided Clopper-Pearson); the claim needs the
         two to be independent. Returns (class, radius), or (ABSTAIN, 0.0) where the bound is below 1/2.
 
         x [C, H, W] lies on the device that computes; `generator`, if given, too. sigma and the radius are in x's units.
         """
-        asks = selection_and_estimation(n0, n, batch_size)
-        (drawing,) = self.count_together([Drawing(x, generator, asks)], batch_size)
-        rule = CertificateRule(alpha - self.noise.slack(x.numel(), n), self.sigma)
-        return rule.certificate(*(votes[-1] for votes in drawing.result))
+        (sample,) = self.sample([Sample(x, generator, Draws(n0, n))], batch_size)
+        certificate = Certificate(alpha - self.noise.slack(x.numel(), n), self.sigma)
+        return certificate(sample.selection[-1], sample.estimation[-1])
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int, generator: Generator | None = None) -> int:
         """With probability at least 1 - alpha over its n draws, the returned class is g(x) or ABSTAIN.
@@ -60,176 +58,154 @@ class Smooth:
         """
         return prediction(self.count_votes(x, n, batch_size, generator)[-1], alpha - self.noise.slack(x.numel(), n))
 
-    def count_votes(self, x: Tensor, n: int, batch_size: int, generator: Generator | None = None) -> Tensor:
-        """Votes of n independent noisy copies of x: [V, K] integers on the CPU, each row sums to n.
+    def count_votes(self, x: Tensor, n: int, batch_size: int, generator: Generator | None = None) -> np.ndarray:
+        """Votes of n independent noisy copies of x: [V, K] integers, each row sums to n.
 
         The last row is the ensemble's (summed logits), the rows before it are the heads' own, V = L + 1; one head is
-        its own ensemble, V = 1. All rows count the same forward passes.
+        its own ensemble, V = 1. All rows count the same forward passes. Raises RunError where logits are not finite.
         """
-        (drawing,) = self.count_together([Drawing(x, generator, tally(n, batch_size))], batch_size)
-        return drawing.result
+        (sample,) = self.sample([Sample(x, generator, Draws(0, n))], batch_size)
+        return sample.estimation
 
     @torch.inference_mode()
-    def count_together(self, drawings: Iterable["Drawing"], batch_size: int) -> Iterator["Drawing"]:
-        """Count the votes that each drawing asks for; yields the drawings as they finish, the oldest mostly first.
+    def sample(self, samples: Iterable["Sample"], batch_size: int) -> Iterator["Sample"]:
+        """Draw each sample's noisy copies and count their votes; yields the samples as they finish, the oldest mostly
+        first.
 
-        Batches of at most `batch_size` noisy copies are filled in the drawings' order, with whole portions; a new one
+        Batches of at most `batch_size` noisy copies are filled in the samples' order, with whole portions; a new one
         is begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
         depend on which images share its batches, and the votes are counted on the device.
         """
-        active: list[Drawing] = []
+        active: list[Sample] = []
 
-        def begin() -> Iterator[Drawing]:
-            """The drawings, each active from when it is taken."""
-            for drawing in drawings:
-                active.append(drawing)
-                yield drawing
+        def begin() -> Iterator[Sample]:
+            """The samples, each active from when it is taken."""
+            for sample in samples:
+                sample.begin(batch_size)
+                active.append(sample)
+                yield sample
 
         fresh, since = begin(), time.monotonic()
         while True:
             room, batch = batch_size, []
-            for drawing in itertools.chain(list(active), fresh):
-                if drawing.wanted <= room:
-                    batch.append(drawing)
-                    room -= drawing.wanted
-                elif drawing is active[-1]:
+            for sample in itertools.chain(list(active), fresh):
+                if sample.wanted <= room:
+                    batch.append(sample)
+                    room -= sample.wanted
+                elif sample is active[-1]:
                     break  # while the youngest does not fit, no other is begun
                 if room == 0:
                     break
-            if not batch and active:
-                raise ValueError(f"{active[0].wanted} copies are wanted at once, but a batch has {batch_size}")
             if not batch:
                 return
-            sizes = [drawing.wanted for drawing in batch]
-            copies = [self.noise(drawing.x, drawing.wanted, drawing.generator) for drawing in batch]
-            for drawing, votes in zip(batch, self._votes(_joined(copies), sizes), strict=True):
-                drawing.take(votes)
-            finished = [drawing for drawing in batch if not drawing.wanted]
+            sizes = [sample.wanted for sample in batch]
+            copies = [self.noise(sample.x, sample.wanted, sample.generator) for sample in batch]
+            for sample, votes in zip(batch, self._votes(_joined(copies), sizes), strict=True):
+                sample.add(votes)
+            finished = [sample for sample in batch if not sample.wanted]
             if finished:  # they have waited for the device: the time since the last wait is shared by copies
-                seconds, copies = time.monotonic() - since, sum(drawing.unpaid for drawing in active)
-                for drawing in active:
-                    drawing.seconds += seconds * drawing.unpaid / copies
-                    drawing.unpaid = 0
-                active[:] = [drawing for drawing in active if drawing.wanted]
+                seconds, drawn = time.monotonic() - since, sum(sample.unpaid for sample in active)
+                for sample in active:
+                    sample.seconds += seconds * sample.unpaid / drawn
+                    sample.unpaid = 0
+                active[:] = [sample for sample in active if sample.wanted]
                 since += seconds
                 yield from finished
 
     def _votes(self, images: Tensor, sizes: list[int]) -> list[Tensor]:
-        logits = self.base_classifier(images).float()  # [L, N, K]
-        if logits.dim() == 2:
-            logits = logits.unsqueeze(0)
-        if len(logits) > 1:
-            logits = torch.cat([logits, logits.sum(0, keepdim=True)])  # [V, N, K]
-        votes = logits.argmax(-1)  # [V, N]
-        counts = votes.new_zeros(len(votes), self.num_classes)
+        """The votes of each portion of the images: [V, K + 1], the last column for logits that are not finite."""
+        logits = voters(self.base_classifier(images).float())  # [V, N, K]
+        votes = torch.where(logits.isfinite().all(-1), logits.argmax(-1), self.num_classes)  # [V, N]
+        counts = votes.new_zeros(len(votes), self.num_classes + 1)
         return [counts.scatter_add(1, part, torch.ones_like(part)) for part in votes.split(sizes, dim=1)]
 
 
 @dataclass(frozen=True)
-class CertificateRule:
-    """How votes become a certificate that holds with probability at least 1 - alpha.
+class Draws:
+    """What is drawn for an image: n0 copies that select `voter`'s class, then n that estimate its probability.
 
-    `sequential`: the number of estimation draws may depend on what was drawn, so the bound is the anytime-valid one.
+    The two are disjoint draws of one stream, hence independent, as a certificate needs. `should_stop`, if given, is
+    asked with the voter's selection and estimation votes [K] after 100 estimation draws and then whenever a quarter
+    more (at most a batch) has been drawn, and may end the estimation early. Where another class than `only_class` is
+    selected, nothing is drawn to estimate it. n0 = 0 selects nothing.
     """
 
-    alpha: float
-    sigma: float
-    sequential: bool = False
+    n0: int
+    n: int
+    voter: int = -1
+    should_stop: Callable[[np.ndarray, np.ndarray], bool] | None = None
+    only_class: int | None = None
 
-    def radius(self, n_a: int, n: int) -> float | None:
-        """The radius that n_a of n votes certify; None where they certify none."""
-        if self.alpha <= 0:
-            return None
-        bound = anytime_lower_bound if self.sequential else lower_confidence_bound
-        return radius_of(bound(n_a, n, self.alpha), self.sigma)
 
-    def certificate(self, selection: Tensor, estimation: Tensor) -> tuple[int, float]:
-        """(class, radius) from the votes [K] of the selection draws and of independent estimation draws.
+class Sample:
+    """An image x [C, H, W], the generator of its noise, and its votes while they are drawn.
 
-        (ABSTAIN, 0.0) where the class's bound is below 1/2; (class, 0.0), which claims nothing, where nothing was drawn
-        to estimate it.
+    `wanted` is the number of copies that it wants next, 0 when it is finished: `selection` and `estimation` [V, K] then
+    are its votes and `seconds` its share of the time, by copies. `idx` says whose it is.
+    """
+
+    def __init__(self, x: Tensor, generator: Generator | None, draws: Draws, idx: int | None = None):
+        self.x, self.generator, self.draws, self.idx = x, generator, draws, idx
+        self.selection = self.estimation = None
+        self.wanted, self.seconds, self.unpaid = 0, 0.0, 0  # unpaid: copies whose time is not in `seconds` yet
+
+    def begin(self, batch_size: int) -> None:
+        """Want the first portion, of at most `batch_size` copies."""
+        self._batch_size, self._counts, self._drawn = batch_size, 0, 0
+        self._selects = self.draws.n0 > 0
+        self._want(self.draws.n0 if self._selects else self.draws.n)
+
+    def add(self, votes: Tensor) -> None:
+        """Take the votes [V, K + 1] of the copies that it wanted. Raises RunError where logits were not finite.
+
+        The device is waited for only where a phase ends or `should_stop` is asked.
         """
-        chosen, n = int(selection.argmax()), int(estimation.sum())
-        if n == 0:
-            return chosen, 0.0
-        radius = self.radius(int(estimation[chosen]), n)
-        return (ABSTAIN, 0.0) if radius is None else (chosen, radius)
-
-
-class Drawing:
-    """One image x [C, H, W] whose noisy copies are counted.
-
-    `asks` is a generator that yields how many copies it wants next, is sent their votes [V, K] and returns the
-    `result`; `key` says whose it is. `seconds` is its share of the time, by copies.
-    """
-
-    def __init__(self, x: Tensor, generator: Generator | None, asks: Asks, key=None):
-        self.x, self.generator, self.asks, self.key = x, generator, asks, key
-        self.wanted, self.result = next(asks), None
-        self.seconds, self.unpaid = 0.0, 0  # unpaid: copies whose time is not in `seconds` yet
-
-    def take(self, votes: Tensor) -> None:
-        """Hand over the votes of the copies that it wanted; then it wants more, or is finished and wants 0."""
         self.unpaid += self.wanted
-        try:
-            self.wanted = self.asks.send(votes)
-        except StopIteration as end:
-            self.wanted, self.result = 0, end.value
+        self._counts = self._counts + votes
+        self._drawn += self.wanted
+        if self._selects:
+            self._want(self.draws.n0)
+            if not self.wanted:
+                self._end_selection()
+        else:
+            self._want(self.draws.n)
+            if not self.wanted or (self.draws.should_stop and self._should_stop()):
+                self.wanted, self.estimation = 0, self._fetched()
+                if self.selection is None:
+                    self.selection = np.zeros_like(self.estimation)
+
+    def _end_selection(self) -> None:
+        self.selection, self._selects = self._fetched(), False
+        self._counts, self._drawn = 0, 0
+        if self.draws.only_class in (None, int(self.selection[self.draws.voter].argmax())):
+            self._want(self.draws.n)
+        else:
+            self.estimation = np.zeros_like(self.selection)
+
+    def _want(self, n: int) -> None:
+        looks = not self._selects and self.draws.should_stop is not None
+        self.wanted = portion(self._drawn, n, self._batch_size, looks)
+
+    def _should_stop(self) -> bool:
+        voter = self.draws.voter
+        selection = None if self.selection is None else self.selection[voter]
+        return bool(self.draws.should_stop(selection, self._fetched()[voter]))
+
+    def _fetched(self) -> np.ndarray:
+        """The votes so far on the CPU, [V, K]."""
+        counts = self._counts.cpu().numpy()
+        if counts[:, -1].any():
+            name = "an image" if self.idx is None else f"image idx {self.idx}"
+            wrong = f"{counts[:, -1].max()} of {self._drawn} noisy copies"
+            raise RunError(f"the classifier's logits are not finite on {wrong} of {name}")
+        return counts[:, :-1]
 
 
-def tally(n: int, batch_size: int, enough: Callable[[Tensor], bool] | None = None) -> Asks:
-    """Asks for n copies in portions of at most `batch_size`; returns their votes, [V, K] on the CPU.
-
-    `enough`, asked with the votes so far after 100 copies and then whenever a quarter more (at most a batch) has been
-    drawn, may end it early. Without it nothing waits for the device before the end.
-    """
-    counts = 0
-    for size in portions(n, batch_size, looks=enough is not None):
-        counts = counts + (yield size)
-        if enough and enough(counts.cpu()):
-            break
-    return counts.cpu()
-
-
-def selection_and_estimation(
-    n0: int,
-    n: int,
-    batch_size: int,
-    voter: int = -1,
-    enough: Callable[[int, int], bool] | None = None,
-    wanted: int | None = None,
-) -> Asks:
-    """Asks for n0 copies that select `voter`'s class, then for n that bound its probability; returns both tallies.
-
-    The two are disjoint draws of one stream, hence independent, as a certificate needs. `enough`, if any, says of
-    (votes for the selected class, draws) whether estimation may end. Where another class than `wanted` is selected,
-    nothing is drawn to estimate it.
-    """
-    selection = yield from tally(n0, batch_size)
-    chosen = int(selection[voter].argmax())
-    if wanted is not None and chosen != wanted:
-        return selection, selection.new_zeros(selection.shape)
-    look = enough and (lambda counts: enough(int(counts[voter, chosen]), int(counts[voter].sum())))
-    return selection, (yield from tally(n, batch_size, look))
-
-
-def portions(n: int, batch_size: int, looks: bool) -> Iterator[int]:
-    """How n draws are divided: into batches; for a rule that `looks` between them, 100 first, then a quarter more."""
-    drawn = 0
-    while drawn < n:
-        size = min(batch_size, n - drawn)
-        if looks:
-            size = min(size, max(_FIRST_LOOK, drawn // 4))
-        yield size
-        drawn += size
+def portion(drawn: int, n: int, batch_size: int, looks: bool) -> int:
+    """How many of n draws come next: a batch; for a rule that `looks` in between, 100 first, then a quarter more."""
+    size = min(batch_size, n - drawn)
+    return min(size, max(_FIRST_LOOK, drawn // 4)) if looks else size
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-def prediction(counts: Tensor, alpha: float) -> int:
-    """The class with most votes of [K], or ABSTAIN where the runner-up may well be the winner; see `predict`."""
-    first, second = (int(index) for index in counts.argsort(descending=True, stable=True)[:2])
-    most, next_most = int(counts[first]), int(counts[second])
-    return ABSTAIN if binomtest(most, most + next_most, 0.5).pvalue > alpha else first

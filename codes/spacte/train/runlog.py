@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from spacte.utils import make_folder, replace_file, run_tail
+from spacte.train.settings import Place, Recipe
+from spacte.utils import make_folder, replace_file
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class RunPaths:
     log: Path
 
     @classmethod
-    def of(cls, args: Namespace, run: str) -> "RunPaths":
-        """The paths of the run named `run` under the flags' folders."""
-        tail = run_tail(args.dataset, args.arch, args.noise_sd)
+    def of(cls, recipe: Recipe, place: Place, run: str) -> "RunPaths":
+        """The paths of the run named `run` under the place's folders."""
+        tail = recipe.tail
         return cls(
-            Path(args.save_dir) / tail / run,
-            Path(args.runs_dir) / tail / run,
-            Path(args.logs_dir) / tail / "train" / f"{run}-train.log",
+            Path(place.save_dir) / tail / run,
+            Path(place.runs_dir) / tail / run,
+            Path(place.logs_dir) / tail / "train" / f"{run}-train.log",
         )
 
     def checkpoint(self, epoch: int) -> Path:

@@ -1,6 +1,6 @@
-"""Self-paced circular teaching: the pace, who teaches whom how much, and the heads' shares in the loss.
+"""Self-paced circular teaching: the pace lambda, the sample weights, the head weights.
 
-Functions on tensors; only the heads' shares are drawn, and agreed on by the processes of torchrun.
+Functions on tensors; only the head weights are drawn, and agreed on by the processes of torchrun.
 Source: arXiv 2211.10882, section 3.2.
 """
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from spacte.processes import from_main_process, mean_over_processes
+from spacte.distributed import all_reduce_mean, broadcast
 
 
 def pace_threshold(epoch: int, epochs: int, num_classes: int, last: float) -> float:
@@ -25,15 +25,6 @@ def pace_threshold(epoch: int, epochs: int, num_classes: int, last: float) -> fl
     return -math.log10((1 - progress) * 10**-first + progress * 10**-last)
 
 
-def noisy_logits(classifier, images: Tensor, noises: Tensor) -> Tensor:
-    """Every head's logits for every noise vector, in one forward pass and in float32.
-
-    classifier: [N, C, H, W] -> [L, N, K]; images [B, C, H, W] and noises [m, B, C, H, W] -> [L, m, B, K].
-    """
-    inputs = (images + noises).flatten(0, 1)  # [m * B, C, H, W]
-    return classifier(inputs).float().unflatten(1, noises.shape[:2])
-
-
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy averaged over the noise vectors: logits [L, m, B, K], labels [B] -> [L, B]."""
     heads, noises, batch, _ = logits.shape
@@ -43,17 +34,17 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def teaching_weights(losses: Tensor, threshold: float) -> Tensor:
-    """What each head says of each sample: [L, B] smoothed losses -> [L, B] weights in [0, 1], without gradient.
+    """What each head teaches of each sample: [L, B] smoothed losses -> [L, B] weights in [0, 1], without gradient.
 
-    Row h is head h's word, which its neighbour h + 1 is taught with: 1 if head h finds the sample easy (loss <=
+    Row h holds the weights that head h gives its neighbour h + 1: 1 where head h finds the sample easy (loss <=
     threshold), otherwise (1 + e^-lambda) / (1 + e^(loss of h+1 - lambda)). The second is computed as a sigmoid, so
-    that no loss, however large, overflows. A single head teaches nobody: its weights are 1.
+    that no loss, however large, overflows. A single head has no neighbour: its weights are 1.
     """
     losses = losses.detach()
     if len(losses) == 1:
         return torch.ones_like(losses)
-    pupils = losses.roll(-1, dims=0)
-    hard = ((1 + math.exp(-threshold)) * torch.sigmoid(threshold - pupils)).clamp(max=1)
+    neighbours = losses.roll(-1, dims=0)
+    hard = ((1 + math.exp(-threshold)) * torch.sigmoid(threshold - neighbours)).clamp(max=1)
     return torch.where(losses <= threshold, 1.0, hard)
 
 
@@ -63,10 +54,10 @@ def received_weights(losses: Tensor, threshold: float) -> Tensor:
 
 
 def head_weights(head_losses: Tensor, eps: float, explore: float = 0.01, generator: Generator | None = None) -> Tensor:
-    """The heads' shares in the loss: [L] losses -> [L] weights that sum to 1, without gradient.
+    """The heads' weights c in the loss: [L] losses -> [L] weights that sum to 1, without gradient.
 
     The head with the smallest loss gets 1 - eps, each other one eps / (L - 1); with probability `explore` the
-    favoured head is drawn uniformly instead, so that none idles. One head has the share 1. The draws are made on
+    favoured head is drawn uniformly instead, so that none idles. One head has the weight 1. The draws are made on
     `head_losses`'s device (the generator's too) and never wait for it.
     """
     num_heads = len(head_losses)
@@ -82,28 +73,32 @@ def head_weights(head_losses: Tensor, eps: float, explore: float = 0.01, generat
 
 @dataclass
 class CircularLoss:
-    """A circular-teaching loss: `total` and `ce` are scalars, `heads` [L] is each head's CE_h before its share.
+    """A circular-teaching loss: `total` and `ce` are scalars, `heads` [L] is each head's CE_h before its weight.
 
-    `weights` [L, B] is what each head was taught with and `shares` [L] the heads' shares, both without gradient; `easy`
-    is the share of (head, sample) pairs whose smoothed loss is at most lambda.
+    `sample_weights` [L, B] (w[h-1,i]) and `head_weights` [L] (c) have no gradient; a term inside the ring is weighted
+    with both: `loss.in_ring(term)`. `easy` is the share of (head, sample) pairs whose smoothed loss is at most lambda.
     """
 
     total: Tensor
     ce: Tensor
     heads: Tensor
-    weights: Tensor
-    shares: Tensor
+    sample_weights: Tensor
+    head_weights: Tensor
     easy: Tensor
+
+    def in_ring(self, losses: Tensor) -> Tensor:
+        """sum_h c_h mean_i w[h-1,i] losses[h,i]: a further loss of every head and sample, [L, B] -> a scalar."""
+        return self.head_weights @ (self.sample_weights * losses).mean(1)
 
 
 def taught_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, eps: float, explore: float) -> CircularLoss:
     """L_ce = sum_h c_h CE_h with CE_h = mean_i w[h-1,i] l[h,i]: logits [L, m, B, K], labels [B]; `total` is `ce`.
 
-    Under torchrun the heads' shares are those of the whole batch, the same in every process.
+    Under torchrun the head weights are those of the whole batch, the same in every process.
     """
     losses = smoothed_cross_entropy(logits, labels)  # [L, B]
     weights = received_weights(losses, threshold)
     heads = (weights * losses).mean(1)
-    shares = from_main_process(head_weights(mean_over_processes(heads.detach()), eps, explore))
-    ce = shares @ heads
-    return CircularLoss(ce, ce, heads, weights, shares, (losses <= threshold).float().mean())
+    c = broadcast(head_weights(all_reduce_mean(heads.detach()), eps, explore))
+    ce = c @ heads
+    return CircularLoss(ce, ce, heads, weights, c, (losses <= threshold).float().mean())

@@ -8,7 +8,6 @@ after it.
 
 import time
 import warnings
-from argparse import Namespace
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from spacte.data.splits import Split
 from spacte.device import autocast, restore_rng_state, rng_state
-from spacte.objective import Objective, unwrapped
-from spacte.processes import from_main_process, gather_from_processes, mean_over_processes, process_count, process_rank
-from spacte.splits import Split
+from spacte.distributed import all_gather_object, all_reduce_mean, broadcast, get_rank, get_world_size
+from spacte.model.ensemble import voters
+from spacte.train.objective import Objective, unwrapped
+from spacte.train.settings import Recipe
 from spacte.utils import RunError, UserError, derived_seed, package_versions
 
 _STEPS_BETWEEN_CHECKS = 50  # losses wait on the device this long, so that no step waits for it
@@ -30,35 +31,35 @@ class Trainer:
     """A classifier, its optimiser and the data, an epoch at a time."""
 
     def __init__(
-        self, args: Namespace, device: torch.device, classifier: nn.Sequential, objective: Objective,
+        self, recipe: Recipe, objective: Objective, classifier: nn.Sequential, device: torch.device,
         train_split: Split, test_split: Split,
     ):  # fmt: skip
-        self.args, self.device, self.objective = args, device, objective
+        self.recipe, self.device, self.objective = recipe, device, objective
         self.train_split, self.test_split = train_split, test_split
         # fewer images cannot fill m mini-batches, nor give BatchNorm two values to compare
-        self.smallest = max(2, args.num_noise_vec) * process_count()
-        self.steps = train_split.num_batches(args.batch_size, self.smallest) * args.num_noise_vec
-        if min(args.batch_size, len(train_split)) < self.smallest:
+        self.smallest = max(2, recipe.num_noise_vec) * get_world_size()
+        self.steps = train_split.num_batches(recipe.batch_size, self.smallest) * recipe.num_noise_vec
+        if min(recipe.batch_size, len(train_split)) < self.smallest:
             raise UserError(
-                f"--batch_size {args.batch_size} of {len(train_split)} training images: both must be at least "
-                f"{self.smallest}, for {args.num_noise_vec} mini-batches in each of {process_count()} processes"
+                f"--batch_size {recipe.batch_size} of {len(train_split)} training images: both must be at least "
+                f"{self.smallest}, for {recipe.num_noise_vec} mini-batches in each of {get_world_size()} processes"
             )
         classifier.to(device, memory_format=torch.channels_last)
-        classifier.forward = autocast(device, args.precision)(classifier.forward)
-        if args.compile:
+        classifier.forward = autocast(device, recipe.precision)(classifier.forward)
+        if recipe.compile:
             torch._dynamo.config.recompile_limit = 64  # a mini-batch's sizes, times the modes it runs in
             classifier.compile(dynamic=False)  # the last batch's size must not make all batches' code dynamic
         self.classifier = classifier
-        if process_count() > 1:
+        if get_world_size() > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 convolutions; harmless
             self.classifier = DistributedDataParallel(classifier, broadcast_buffers=False)
         self.optimizer = torch.optim.SGD(
-            classifier.parameters(), args.lr_init, momentum=0.9, weight_decay=args.wd, foreach=True
+            classifier.parameters(), recipe.lr_init, momentum=0.9, weight_decay=recipe.wd, foreach=True
         )
-        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, args.lr_step_size, args.gamma)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_step_size, recipe.gamma)
         self.epoch = 0  # epochs done
         self.fingerprint = train_split.fingerprint()
-        torch.manual_seed(derived_seed("process", args.seed, process_rank()))
+        torch.manual_seed(derived_seed("process", recipe.seed, get_rank()))
 
     def state(self) -> dict:
         """What a checkpoint holds of the training itself; every process must ask."""
@@ -69,7 +70,7 @@ class Trainer:
             "epoch": self.epoch,
             "data": self.train_split.spec,
             "data_sha256": self.fingerprint,
-            "rng": gather_from_processes(rng_state(self.device)),
+            "rng": all_gather_object(rng_state(self.device)),
             "versions": package_versions(),
         }
 
@@ -77,21 +78,21 @@ class Trainer:
         """Go on where `contents`, from `state`, stands. UserError where its data set is another."""
         data = contents["data"], contents.get("data_sha256", self.fingerprint)
         if data != (self.train_split.spec, self.fingerprint):
-            raise UserError(f"the data in '{self.args.data_dir}' differ from those that the run was started on")
+            raise UserError("the training data in --data_dir differ from those that the run was started on")
         unwrapped(self.classifier).load_state_dict(contents["state_dict"])
         self.optimizer.load_state_dict(contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
         self.epoch = contents["epoch"]
         states = contents["rng"]
-        if len(states) == process_count() and self.device.type in states[process_rank()]:
-            restore_rng_state(states[process_rank()])
+        if len(states) == get_world_size() and self.device.type in states[get_rank()]:
+            restore_rng_state(states[get_rank()])
         else:  # other processes or another device: fresh draws, again a function of the seed
-            torch.manual_seed(derived_seed("resumed", self.args.seed, self.epoch, process_rank()))
+            torch.manual_seed(derived_seed("resumed", self.recipe.seed, self.epoch, get_rank()))
 
     def epochs(self) -> Iterator[dict]:
         """Train to the last epoch; yields each epoch's figures by name."""
-        total = self.args.epochs * self.steps
-        silent = True if process_rank() else None  # None: a bar where there is a terminal
+        total = self.recipe.epochs * self.steps
+        silent = True if get_rank() else None  # None: a bar where there is a terminal
         with tqdm(
             total=total,
             initial=self.epoch * self.steps,
@@ -100,23 +101,23 @@ class Trainer:
             dynamic_ncols=True,
         ) as bar:
             started, first = time.monotonic(), self.epoch
-            while self.epoch < self.args.epochs:
+            while self.epoch < self.recipe.epochs:
                 row = self._train_epoch(bar)
                 row |= self.noisy_accuracy()
-                done = (self.epoch - first) / (self.args.epochs - first)
+                done = (self.epoch - first) / (self.recipe.epochs - first)
                 row["left"] = str(timedelta(seconds=round((time.monotonic() - started) * (1 / done - 1))))
                 yield row
 
     def _train_epoch(self, bar: tqdm) -> dict:
-        args, epoch = self.args, self.epoch + 1
+        recipe, epoch = self.recipe, self.epoch + 1
         self.classifier.train()
         started = time.monotonic()
         learning_rate, pace = self.scheduler.get_last_lr()[0], self.objective.threshold(epoch)
-        order = torch.Generator().manual_seed(derived_seed("order", args.seed, epoch))  # the same in every process
-        meter, rates = PartsMeter(epoch), {"lr": learning_rate, "lambda": f"{pace:.3f}"}
-        for images, labels in self.train_split.batches(args.batch_size, order, self.smallest):
-            for part in range(args.num_noise_vec):
-                mine = slice(part, None, args.num_noise_vec)
+        order = torch.Generator().manual_seed(derived_seed("order", recipe.seed, epoch))  # the same in every process
+        meter, rates = LossMeter(epoch), {"lr": learning_rate, "lambda": f"{pace:.3f}"}
+        for images, labels in self.train_split.batches(recipe.batch_size, order, self.smallest):
+            for part in range(recipe.num_noise_vec):
+                mine = slice(part, None, recipe.num_noise_vec)
                 meter.add(self.step(images[mine], labels[mine], epoch), len(labels[mine]))
                 if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
                     meter.flush()
@@ -126,7 +127,7 @@ class Trainer:
         meter.join_processes()
         self.scheduler.step()
         for buffer in self.classifier.buffers():  # BatchNorm's statistics: everybody goes on with what is saved
-            from_main_process(buffer)
+            broadcast(buffer)
         self.epoch = epoch
         means = meter.means()
         bar.set_postfix({"loss": f"{means['loss']:.3f}"} | rates)
@@ -152,19 +153,18 @@ class Trainer:
         """The share of test images, each with one noise vector, that the ensemble (`acc`) and each head get right."""
         self.classifier.eval()
         generator = torch.Generator(self.device).manual_seed(
-            derived_seed("test", self.args.seed, self.epoch, process_rank())
+            derived_seed("test", self.recipe.seed, self.epoch, get_rank())
         )
-        correct = torch.zeros(1 + self.args.num_heads, device=self.device)
-        for images, labels in self.test_split.batches(self.args.batch_size):
-            noise = torch.randn(images.shape, device=self.device, generator=generator) * self.args.noise_sd
+        correct = torch.zeros(self.recipe.num_heads + (self.recipe.num_heads > 1), device=self.device)
+        for images, labels in self.test_split.batches(self.recipe.batch_size):
+            noise = torch.randn(images.shape, device=self.device, generator=generator) * self.recipe.noise_sd
             logits = unwrapped(self.classifier)(images + noise).float()  # [L, B, K]
-            votes = torch.cat([logits.sum(0, keepdim=True), logits]).argmax(-1)  # [1 + L, B]
-            correct += (votes == labels).sum(1)
-        shares = (mean_over_processes(correct) * process_count() / len(self.test_split)).tolist()
-        return {"acc": shares[0], **{f"acc{h}": share for h, share in enumerate(shares[1:])}}
+            correct += (voters(logits).argmax(-1) == labels).sum(1)  # [V]
+        shares = (all_reduce_mean(correct) * get_world_size() / len(self.test_split)).tolist()
+        return {"acc": shares[-1], **{f"acc{h}": share for h, share in enumerate(shares[: self.recipe.num_heads])}}
 
 
-class PartsMeter:
+class LossMeter:
     """Means of the loss's parts over an epoch; the values stay on the device until `flush`."""
 
     def __init__(self, epoch: int):
@@ -197,8 +197,8 @@ class PartsMeter:
 
     def join_processes(self) -> None:
         """Let the sums be those of all processes."""
-        joined = mean_over_processes(torch.cat([self.sums, torch.tensor([float(self.images)]).double()]))
-        joined = (joined * process_count()).tolist()
+        joined = all_reduce_mean(torch.cat([self.sums, torch.tensor([float(self.images)]).double()]))
+        joined = (joined * get_world_size()).tolist()
         self.sums, self.images = torch.tensor(joined[:-1], dtype=torch.float64), round(joined[-1])
 
     def means(self) -> dict[str, float]:

@@ -1,0 +1,3 @@
+"""spacte.smooth.bounds by its earlier, shorter name."""
+
+from spacte.smooth.bounds import *  # noqa: F403

@@ -1,0 +1,1 @@
+"""Evaluations of test images: certify, predict, attack; logs made from logs."""

@@ -1,0 +1,107 @@
+"""Which smoothed classifier is evaluated, on which images, and the flags that say so."""
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spacte import cli
+from spacte.data.spec import DATASETS
+from spacte.device import PRECISIONS
+from spacte.logs.runfiles import RunFiles
+from spacte.model import ARCHITECTURES
+from spacte.utils import UserError
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Which classifier, which data, and how it is computed; the flags of `add_classifier_flags` say what each is."""
+
+    model_path: tuple[str, ...]
+    arch: str | None = None
+    dataset: str | None = None
+    num_heads: int | None = None
+    noise_sd: float | None = None
+    head: int | None = None
+    data_dir: str = "./data"
+    batch_size: int = 1000
+    seed: int = 0
+    exact_noise: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+
+
+def add_classifier_flags(parser: cli.Parser) -> None:
+    """The flags of ClassifierSettings."""
+    add = parser.add_argument
+    add("--model_path", required=True, nargs="+", help="checkpoint; of several, the logits are summed (an ensemble)")
+    known = "as in the checkpoint; one of the authors' does not say"
+    add("--arch", help=f"one of {', '.join(ARCHITECTURES)} ({known})")
+    add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
+    add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
+    add("--noise_sd", type=cli.positive_float, help=f"sigma, in units of [0, 1] ({known})")
+    add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (the sum of all)")
+    add("--data_dir", help="where the data set's files are, or are downloaded to")
+    add("--batch_size", type=cli.positive_int, help="noisy images a forward pass")
+    add("--seed", type=cli.seed, help="image idx's generator is seeded by (seed, idx) alone")
+    add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
+    add("--device", help="auto, cpu, cuda or cuda:<index>")
+    add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
+    add("--compile", action="store_true", help="through torch.compile: a minute at the start, then faster")
+    defaults = cli.defaults_of(ClassifierSettings)
+    del defaults["model_path"]
+    parser.set_defaults(**defaults)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Which images, in which job, and where the files go; the flags of `add_run_flags` say what each is."""
+
+    skip: int = 1
+    max: int | None = None
+    shard: tuple[int, int] | None = None
+    logs_dir: str = "./logs"
+    overwrite: bool = False
+
+    def chosen(self, candidates: Iterable[int]) -> list[int]:
+        """The run's images: every skip-th below `max`; of these, every N-th from the I-th for the shard I/N.
+
+        Raises UserError where there is none.
+        """
+        indices = [idx for idx in candidates if idx % self.skip == 0 and (self.max is None or idx < self.max)]
+        if not indices:
+            raise UserError(f"no image is chosen by --skip {self.skip} and --max {self.max}")
+        if self.shard is not None:
+            indices = indices[self.shard[0] - 1 :: self.shard[1]]
+            if not indices:
+                raise UserError("--shard {}/{} has no image: the run is too small for so many".format(*self.shard))
+        return indices
+
+    def files(self, folder: Path, name: str) -> RunFiles:
+        """The files of a run called `name`, or of its shard."""
+        return RunFiles(folder / f"{name}{shard_ending(self.shard)}.log")
+
+
+def add_run_flags(parser: cli.Parser) -> None:
+    """The flags of RunSettings."""
+    add = parser.add_argument
+    add("--skip", type=cli.positive_int, help="every skip-th image: 0, skip, 2 skip, ...")
+    add("--max", type=cli.positive_int, help="only images whose idx is below this")
+    add("--shard", type=_shard, metavar="I/N", help="the I-th of N jobs that share the run, from 1/N")
+    add("--logs_dir", help="logs: <logs_dir>/<dataset>/<arch>/noise-<sd>/")
+    add("--overwrite", action="store_true", help="start the log anew instead of going on where it ends")
+    parser.set_defaults(**cli.defaults_of(RunSettings))
+
+
+def shard_ending(shard: tuple[int, int] | None) -> str:
+    """What the names of a shard's files end in."""
+    return "" if shard is None else "-shard-{}-of-{}".format(*shard)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ArgumentTypeError(f"'{text}' must be I/N with 1 <= I <= N")
+    return int(match[1]), int(match[2])

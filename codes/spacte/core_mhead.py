@@ -1,0 +1,3 @@
+"""spacte.smooth.core_mhead by its earlier, shorter name."""
+
+from spacte.smooth.core_mhead import *  # noqa: F403

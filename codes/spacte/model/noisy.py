@@ -1,0 +1,83 @@
+"""A classifier seen through noise: its logits on noisy copies, and projected gradient ascent (PGD) against them."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def noisy_logits(classifier, images: Tensor, noises: Tensor) -> Tensor:
+    """Every head's logits for every noise vector, in one forward pass and in float32.
+
+    classifier: [N, C, H, W] -> [L, N, K]; images [B, C, H, W] and noises [m, B, C, H, W] -> [L, m, B, K].
+    """
+    inputs = (images + noises).flatten(0, 1)  # [m * B, C, H, W]
+    return classifier(inputs).float().unflatten(1, noises.shape[:2])
+
+
+def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """J = sum_i mean_h -log max(mean_j softmax(z[h,j,i])[y_i], 1e-20): logits [L, m, B, K], labels [B] -> a scalar."""
+    probabilities = logits.softmax(-1).mean(1)  # [L, B, K]
+    of_label = probabilities.gather(-1, labels.expand(len(probabilities), -1).unsqueeze(-1))
+    return -of_label.clamp(min=1e-20).log().sum() / len(probabilities)
+
+
+def pgd(
+    classifier,
+    images: Tensor,
+    labels: Tensor,
+    noises: Callable[[], Tensor],
+    steps: int,
+    step_size: float,
+    max_norm: float | None = None,
+) -> Iterator[Tensor]:
+    """Climb the smoothed loss J from `images` [B, C, H, W]: yields the images before the first and after each step.
+
+    A step goes `step_size` in L2 along the gradient of each image, then into the ball of radius `max_norm` around the
+    image (None: no ball) and into [0, 1]. `noises()` returns the noise vectors [m, B, C, H, W] of a step: always the
+    same ones or fresh ones. classifier: [N, C, H, W] -> [L, N, K]; a module is run in eval mode with its parameters
+    frozen, and left as it was. Source: Salman et al. (NeurIPS 2019), section 2.2; Jeong et al. (NeurIPS 2021).
+    """
+    point = images
+    yield point
+    for _ in range(steps):
+        with frozen(classifier):
+            point = point.detach().requires_grad_()
+            loss = smoothed_loss(noisy_logits(classifier, point, noises()), labels)
+            (gradient,) = torch.autograd.grad(loss, point)
+        point = point.detach() + step_size * gradient / (l2_norms(gradient) + 1e-8)
+        point = project(images, point, max_norm).clamp(0, 1)
+        yield point
+
+
+@contextlib.contextmanager
+def frozen(classifier) -> Iterator[None]:
+    """In here a module is in eval mode and its parameters need no gradient: compiled code then computes none."""
+    if not isinstance(classifier, nn.Module):
+        yield
+        return
+    training = classifier.training
+    parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    try:
+        classifier.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        classifier.train(training)
+        for parameter in parameters:
+            parameter.requires_grad_()
+
+
+def project(centre: Tensor, point: Tensor, radius: float | None) -> Tensor:
+    """The nearest point of the L2 ball around each image's centre; the point itself where the radius is None."""
+    if radius is None:
+        return point
+    offset = point - centre
+    return centre + offset * (radius / l2_norms(offset).clamp(min=1e-12)).clamp(max=1)
+
+
+def l2_norms(images: Tensor) -> Tensor:
+    """The L2 norm of each image: [B, C, H, W] -> [B, 1, 1, 1]."""
+    return torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)

@@ -1,0 +1,1 @@
+"""Certification logs read: runs, tables, comparisons, pictures, the page."""

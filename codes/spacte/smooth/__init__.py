@@ -1,0 +1,1 @@
+"""Votes under noise, and what they prove."""

@@ -1,0 +1,1 @@
+"""Teaching, objectives, the trainer, a training run and its log."""

@@ -1,0 +1,107 @@
+"""What a training run computes (Recipe) and where it does so (Place), and the flags that say both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spacte import cli
+from spacte.data.spec import DATASETS
+from spacte.device import PRECISIONS
+from spacte.model import ARCHITECTURES
+from spacte.utils import run_tail
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run computes, whatever its base defence; a resumed run must agree with it.
+
+    The flags of `add_recipe_flags` say what each field is.
+    """
+
+    dataset: str = "CIFAR10"
+    arch: str = "R110"
+    num_heads: int = 5
+    noise_sd: float = 0.25
+    num_noise_vec: int = 2
+    lbdlast: float = 1.2
+    eps: float = 0.8
+    no_teaching: bool = False
+    no_cosine: bool = False
+    train_images: int | None = None
+    epochs: int = 150
+    batch_size: int = 256
+    lr_init: float = 0.1
+    lr_step_size: int = 50
+    gamma: float = 0.1
+    wd: float = 1e-4
+    seed: int = 666
+    precision: str = "fp32"
+    compile: bool = False
+
+    @property
+    def tail(self) -> Path:
+        """The part that all of a run's folders share: <dataset>/<arch>/noise-<sd>."""
+        return run_tail(self.dataset, self.arch, self.noise_sd)
+
+    @property
+    def name(self) -> str:
+        """The authors' name of a run of this recipe, h-5-eps-0.8-m-2-lbdlast-1.2."""
+        return f"h-{self.num_heads}-eps-{self.eps}-m-{self.num_noise_vec}-lbdlast-{self.lbdlast}"
+
+    @property
+    def variant(self) -> str:
+        """What the run's name ends in where the recipe is not the paper's."""
+        images = "" if self.train_images is None else f"-images-{self.train_images}"
+        return "-no-teaching" * self.no_teaching + "-no-cosine" * self.no_cosine + images
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a run runs; a resumed run may change all of it."""
+
+    data_dir: str = "./data"
+    save_dir: str = "./save"
+    logs_dir: str = "./logs"
+    runs_dir: str = "./runs"
+    save_freq: int = 10
+    device: str = "auto"
+    workers: int = 4
+    resume: bool = False
+
+
+def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
+    """The flags of a Recipe; `lbdlast` is the defence's default."""
+    add = parser.add_argument
+    add("--dataset", help=f"one of {', '.join(DATASETS)}")
+    add("--arch", help=f"one of {', '.join(ARCHITECTURES)}")
+    add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
+    add("--noise_sd", type=cli.positive_float, help="sigma, in units of [0, 1]")
+    add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors an image")
+    add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
+    add("--eps", type=cli.probability, help="the best head's weight in the loss is 1 - eps")
+    add("--no_teaching", action="store_true", help="every sample weighs 1: the heads do not teach each other")
+    add("--no_cosine", action="store_true", help="without the cosine constraint between the heads")
+    add("--train_images", type=cli.positive_int, help="train on the first images of each class, this many in all")
+    add("--epochs", type=cli.positive_int, help="passes over the training images")
+    add("--batch_size", type=cli.positive_int, help="images a batch, over all processes")
+    add("--lr_init", type=cli.positive_float, help="first learning rate")
+    add("--lr_step_size", type=cli.positive_int, help="epochs between drops of the learning rate")
+    add("--gamma", type=cli.positive_float, help="factor of such a drop")
+    add("--wd", type=cli.non_negative_float, help="weight decay")
+    add("--seed", type=cli.seed, help="of the weights, the order and the noise")
+    add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
+    add("--compile", action="store_true", help="through torch.compile; no faster on the CPUs we tried")
+    parser.set_defaults(**cli.defaults_of(Recipe) | {"lbdlast": lbdlast, "precision": "auto"})
+
+
+def add_place_flags(parser: cli.Parser) -> None:
+    """The flags of a Place."""
+    add = parser.add_argument
+    add("--data_dir", help="where the data set's files are, or are downloaded to")
+    add("--save_dir", help="checkpoints: <save_dir>/<dataset>/<arch>/noise-<sd>/<run>/epochN.pth")
+    add("--logs_dir", help="text logs")
+    add("--runs_dir", help="TensorBoard files")
+    add("--save_freq", type=cli.positive_int, help="epochs between checkpoints")
+    add("--device", help="auto, cpu, cuda or cuda:<index>")
+    add("--workers", type=cli.non_negative_int, help="processes that read ImageNet's files")
+    add("--resume", action="store_true", help="go on after the newest whole checkpoint of this run, if there is one")
+    parser.set_defaults(**cli.defaults_of(Place))
