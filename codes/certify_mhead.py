@@ -1,7 +1,7 @@
 """Certify test images of a smoothed multi-head classifier, or of an ensemble of classifiers (Cohen et al., ICML 2019).
 
 python certify_mhead.py --model_path save/CIFAR10/R110/noise-0.25/<run>/epoch150.pth --skip 20
-torchrun --nproc_per_node=4 certify_mhead.py ...        # one run, divided among 4 processes
+torchrun --nproc_per_node=4 -- certify_mhead.py ...     # one run, divided among 4 processes
 python certify_mhead.py ... --shard 1/8                 # one job of eight; merge_logs.py joins their logs
 python certify_mhead.py ... --sequential                # stop each image's draws as soon as its radii are decided
 """

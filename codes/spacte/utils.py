@@ -70,11 +70,11 @@ def sha256(path: Path) -> str:
 
 
 def source_sha256(*files: str) -> str:
-    """The SHA-256 of this library's source, and of the .py files that lie beside each of `files`."""
+    """The SHA-256 of this library's source, and of the .py files (no links) beside each of `files`."""
     library, digest = Path(__file__).parent, hashlib.sha256()
     sources = sorted(library.rglob("*.py"))
     for file in files:
-        sources += sorted(Path(file).parent.glob("*.py"))
+        sources += sorted(path for path in Path(file).parent.glob("*.py") if not path.is_symlink())
     for source in sources:
         digest.update(f"{source.name}\n".encode() + source.read_bytes())
     return digest.hexdigest()

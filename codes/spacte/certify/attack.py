@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +18,16 @@ from spacte.certify.predict import check_deciding
 from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags, shard_ending
 from spacte.certify.writer import RunWriter
 from spacte.distributed import init_distributed, is_main_process
-from spacte.logs.certlog import elapsed, read_log
+from spacte.logs.certlog import elapsed
 from spacte.logs.from_votes import voter_of
 from spacte.logs.runfiles import RunFiles, config_differences
 from spacte.logs.votes import dense, parsed, sparse
 from spacte.model.ensemble import voters
 from spacte.model.noisy import pgd
+from spacte.report.runs import Run, read_runs
 from spacte.report.table import markdown
 from spacte.smooth.certificates import ABSTAIN, prediction
+from spacte.smooth.core_mhead import Draws, Sample
 from spacte.utils import UserError, sha256
 
 COLUMNS = ("idx", "label", "predict", "radius", "attack_radius", "adversarial", "correct", "broken", "time")
@@ -59,10 +62,10 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     setting, file or folder is wrong, and where the log is about other images.
     """
     init_distributed()
-    source = RunFiles(Path(settings.log))
-    certified = read_log(source.log).set_index("idx")
+    source, (logged, *_) = RunFiles(Path(settings.log)), read_runs([Path(settings.log)])
+    certified = logged.log.set_index("idx")
     evaluation = Evaluation.load(classifier, settings.N)
-    _check_same_classifier(source, evaluation)
+    _check_same_classifier(logged, evaluation)
     indices = run.chosen(sorted(certified.index))
     _check_same_images(source, certified.loc[indices], evaluation)
     config = {"kind": "attack", **evaluation.config, "skip": run.skip, "log_sha256": sha256(source.log)}
@@ -190,7 +193,8 @@ def attacked(
             if config["exact_noise"]:  # towards the image, onto the grid: the norm does not grow
                 levels = evaluation.split.spec.levels
                 moved = ((image * levels).round() + ((moved - image) * levels).trunc()) / levels
-            votes.append(evaluation.smooth.count_votes(moved, config["N"], evaluation.batch_size, generator))
+            sample = Sample(moved, generator, Draws(0, config["N"]), idx)
+            votes += [done.estimation for done in evaluation.smooth.sample([sample], evaluation.batch_size)]
             norms.append(float((moved - image).norm()))
             seconds.append(time.monotonic() - started)
         yield AttackCounts(idx, label, predict, float(claim["radius"]), norms, votes, seconds)
@@ -239,16 +243,24 @@ def _parser(description: str) -> cli.Parser:
     return parser
 
 
-def _check_same_classifier(files: RunFiles, evaluation: Evaluation) -> None:
-    """UserError where the configuration beside the log, if there is one, is about another smoothed classifier."""
-    if files.json.exists():
-        earlier = files.read_json()["config"]
-        names = ("checkpoint_sha256", "head", "noise_sd", "precision", "exact_noise", "data_sha256")
-        differences = config_differences(
-            *({name: config.get(name) for name in names} for config in (earlier, evaluation.config))
+def _check_same_classifier(logged: Run, evaluation: Evaluation) -> None:
+    """UserError where the configuration beside the log is about another smoothed classifier; a warning without one."""
+    if logged.config is None:
+        sigma = evaluation.smooth.sigma
+        other = (
+            f", and its path says sigma {logged.sigma:g}, not {sigma:g}" if logged.sigma not in (None, sigma) else ""
         )
-        if differences:
-            raise UserError(f"'{files.log}' is about another classifier or other images: {differences}")
+        warnings.warn(
+            f"no configuration lies beside '{logged.path}': that it is about this classifier is not checked{other}",
+            stacklevel=1,
+        )
+        return
+    names = ("checkpoint_sha256", "head", "noise_sd", "precision", "exact_noise", "data_sha256")
+    differences = config_differences(
+        *({name: config.get(name) for name in names} for config in (logged.config, evaluation.config))
+    )
+    if differences:
+        raise UserError(f"'{logged.path}' is about another classifier or other images: {differences}")
 
 
 def _check_same_images(files: RunFiles, certified: pd.DataFrame, evaluation: Evaluation) -> None:

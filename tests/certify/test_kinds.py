@@ -203,3 +203,58 @@ def test_exact_noise_certifies_like_ordinary_noise(certify):
     config = json.loads(beside(log, ".json").read_text())["config"]
     assert config["exact_noise"] and 0 < config["noise_slack"] < 1e-6
     assert config["arithmetic"]["cudnn_allow_tf32"] is False and config["precision"] == "fp32"
+
+
+def test_a_certificate_on_a_wrong_class_is_attacked_from_that_class(certify, script, digits_models, tmp_path):
+    """False claims of radius 3 on wrong classes are broken by attacks of norm 2.5 that climb from these classes."""
+    log = certify("logs", "--N", 1000, "--batch_size", 1000, "--alpha", 0.3, skip=1)
+    table = pd.read_csv(log, sep="\t")
+    wrong = table[(table["predict"] != table["label"]) & (table["predict"] >= 0)].assign(radius=3)
+    assert len(wrong) >= 5
+    path = tmp_path / "wrong.log"
+    wrong.to_csv(path, sep="\t", index=False)
+    code, out, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], path, "--radii", 2.5))
+    assert code == 0, err
+    attacked = pd.read_csv(next(tmp_path.rglob("wrong-attack.log")), sep="\t")
+    assert attacked["broken"].mean() > 0.5 and out.count("is broken at 2.5") == attacked["broken"].sum()
+    assert (attacked["correct"] == 0).all()  # wrong without an attack
+
+
+def test_attacks_are_divided_and_merged_like_other_runs(certify, script, digits_models, tmp_path):
+    log = certify("logs", skip=60)
+    flags = attack_flags(digits_models[0], log, "--radii", 0.5)
+    assert script("0Gaussian/attack_mhead.py", *flags)[0] == 0
+    (whole,) = tmp_path.rglob("*-attack.log")
+    for shard in ("1/2", "2/2"):
+        code, _, err = script("0Gaussian/attack_mhead.py", *flags, "--shard", shard, "--logs_dir", "shards")
+        assert code == 0, err
+    shards = sorted((tmp_path / "shards").rglob("*-attack-shard-*.log"))
+    code, out, err = script("merge_logs.py", *shards)
+    assert code == 0 and "empirical accuracy" in out, err
+    assert without_time(shards[0].with_name(whole.name)) == without_time(whole)
+
+
+def test_a_log_without_configuration_at_another_sigma_is_a_warning(certify, script, digits_models, tmp_path):
+    log = certify("logs", "--max", 30)
+    elsewhere = tmp_path / "noise-0.25" / log.name
+    elsewhere.parent.mkdir()
+    log.rename(elsewhere)
+    code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], elsewhere, "--radii", 0.5))
+    assert code == 0 and "is not checked, and its path says sigma 0.25, not 0.5" in err
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--N", 5), "even 5 votes of 5 abstain; take 11"),
+    (("--exact_noise", "--alpha", 1e-15), "--alpha 1e-15 is below what --exact_noise costs at --N 500"),
+])  # fmt: skip
+def test_an_n_that_never_decides_is_refused(certify, script, digits_models, flags, message):
+    log = certify("logs", "--max", 30)
+    common = ("--model_path", digits_models[0], "--N", 500, "--device", "cpu")
+    if "--exact_noise" not in flags:
+        attack = script("0Gaussian/attack_mhead.py", *common, "--log", log, "--radii", 1, *flags)
+        assert attack[0] == 2 and message in attack[2]
+    else:
+        code, _, err = script("0Gaussian/certify_mhead.py", *common, *flags)
+        assert code == 2 and message in err
+    code, _, err = script("0Gaussian/predict_mhead.py", *common, *flags)
+    assert code == 2 and message in err
