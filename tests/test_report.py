@@ -13,6 +13,18 @@ from spacte import certlog
 from spacte.report import reached_radii, render, summary, table_radii
 from spacte.runs import labels, read_runs
 
+CONFIG = {
+    "kind": "certify", "dataset": "digits", "arch": "R8", "num_heads": [5], "noise_sd": 0.5, "head": None, "N0": 100,
+    "N": 1000, "alpha": 0.001, "sequential": None, "skip_wrong": False, "exact_noise": False, "precision": "fp32",
+}  # fmt: skip
+
+
+def with_config(log, **fields):
+    """The log, with a configuration beside it."""
+    log.with_suffix(".json").write_text(json.dumps({"config": CONFIG | fields, "about": {}}))
+    return log
+
+
 # Counted by hand (awk) in the excerpts, in the table's order: abstained, ACR, its standard error, images certified at
 # 0, 0.25, 0.5, ...
 EXPECTED = [
@@ -148,6 +160,40 @@ def test_names_tell_runs_apart(tmp_path):
 def test_the_data_set_chooses_the_radii():
     assert table_radii(1.1, "ImageNet").tolist() == [0, 0.5, 1.0]
     assert table_radii(0.6, "CIFAR10").tolist() == [0, 0.25, 0.5]
+
+
+# --- logs of another kind ---
+
+ATTACK = "idx\tlabel\tpredict\tradius\tattack_radius\tadversarial\tcorrect\tbroken\ttime\n"
+ATTACK += "0\t3\t3\t0.5\t0.25\t3\t1\t0\t0:00:01\n0\t3\t3\t0.5\t0.5\t3\t1\t0\t0:00:01\n"
+PREDICTION = "idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:01\n"
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_folder_stands_for_its_certification_logs_alone(script, tmp_path, rows):
+    """An attack's log of one radius has each idx once, one of two radii twice."""
+    random_log(tmp_path / "certify-mhead/run.log", 10, 0)
+    for kind, content in (("attack", ATTACK), ("predict", PREDICTION)):
+        (tmp_path / f"{kind}-mhead").mkdir()
+        lines = content.splitlines(keepends=True)
+        (tmp_path / f"{kind}-mhead/run.log").write_text("".join(lines[:rows]))
+    code, out, err = script("report.py", tmp_path, "--format", "json")
+    assert code == 0 and not err and [row["images"] for row in json.loads(out)["logs"]] == [10]
+
+
+def test_a_configuration_says_of_which_kind_a_log_is(script, tmp_path):
+    for kind in ("certify", "attack"):
+        with_config(random_log(tmp_path / f"{kind}.log", 10, 0), kind=kind)
+    assert [run.name for run in read_runs([tmp_path])] == ["certify"]
+    code, _, err = script("report.py", "attack.log")
+    assert code == 2 and "'attack.log' is an attack log: give a certification log" in err
+
+
+@pytest.mark.parametrize(("content", "kind"), [(ATTACK, "an attack"), (PREDICTION, "a prediction")])
+def test_a_log_of_another_kind_is_named(script, tmp_path, content, kind):
+    (tmp_path / "x.log").write_text(content)
+    code, out, err = script("report.py", "x.log")
+    assert code == 2 and not out and err == f"report.py: error: 'x.log' is {kind} log: give a certification log\n"
 
 
 # --- what is refused ---

@@ -19,6 +19,7 @@ from spacte.runfiles import RunFiles
 from spacte.utils import UserError
 
 DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma")  # the fields of a run that say which one it is
+_OTHER_KINDS = {"attack": "an attack log", "predict": "a prediction log"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Run:
 def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
     """The runs of logs and of all certification logs in folders, in the order of a table.
 
-    `heads` adds each head alone, from the vote counts beside a log of several heads. Raises UserError that names the
-    file, and the line where there is one: an unreadable log, two data sets, images with two labels.
+    In a folder, attack and prediction logs are passed over. `heads` adds each head alone, from the vote counts beside a
+    log of several heads. Raises UserError that names the file, and the line where there is one: an unreadable log, a
+    path to an attack or prediction log, two data sets, images with two labels.
     """
     logs = list({log.resolve(): log for path in paths for log in _logs_in(path)}.values())
     runs = []
@@ -66,19 +68,48 @@ def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
 
 def _logs_in(path: Path) -> list[Path]:
     if not path.is_dir():
+        kind = _kind(path)
+        if kind != "certify":
+            raise UserError(f"'{path}' is {_OTHER_KINDS[kind]}: give a certification log")
         return [path]
     found = []
     for log in sorted(path.rglob("*")):
         if log.is_file() and os.access(log, os.R_OK):
-            with open(log, errors="replace") as file:
-                is_ours, has_rows = set(COLUMNS[:-1]) <= set(file.readline(1000).split()), bool(file.readline(1000))
-            if is_ours and has_rows:
-                found.append(log)
-            elif is_ours:
-                warnings.warn(f"'{log}' has no row yet: left out", stacklevel=2)
+            header, has_rows = _beginning(log)
+            if set(COLUMNS[:-1]) <= header and _kind(log) == "certify":
+                if has_rows:
+                    found.append(log)
+                else:
+                    warnings.warn(f"'{log}' has no row yet: left out", stacklevel=2)
     if not found:
         raise UserError(f"folder '{path}' holds no certification log")
     return found
+
+
+def _beginning(log: Path) -> tuple[set[str], bool]:
+    """The columns that a file's first line names, and whether there is a second line."""
+    with open(log, errors="replace") as file:
+        return set(file.readline(1000).split()), bool(file.readline(1000))
+
+
+def _kind(log: Path) -> str:
+    """What the configuration beside a log says it is, or else its columns: "certify", "attack" or "predict".
+
+    A file that is none of them is "certify": its reader says what is wrong with it.
+    """
+    try:
+        kind = RunFiles(log).read_json()["config"]["kind"]
+        if kind == "certify" or kind in _OTHER_KINDS:
+            return kind
+    except (UserError, KeyError, TypeError):
+        pass  # no configuration of ours: the columns tell
+    try:
+        columns, _ = _beginning(log)
+    except OSError:
+        return "certify"
+    if "attack_radius" in columns:
+        return "attack"
+    return "predict" if {"idx", "predict", "correct"} <= columns and "radius" not in columns else "certify"
 
 
 def _differing(paths: list[Path]) -> list[str]:
