@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -148,6 +149,14 @@ def test_nothing_is_known_of_a_bare_log(tmp_path):
     assert (run.defence, run.dataset, run.arch, run.heads, run.sigma) == (None, None, None, None, 0.12)
     table = summary([run], [0.5])
     assert "defence" not in render(table, "markdown") and labels([run]) == ["sigma 0.12"]
+
+
+def test_one_image_has_no_standard_error(script, tmp_path):
+    log = make_log(tmp_path / "x.log", [(0, 1, 1, 0.5)])
+    assert math.isnan(certlog.acr_standard_error(certlog.read_log(log)))
+    assert "±" not in script("report.py", log)[1]
+    assert json.loads(script("report.py", log, "--format", "json")[1])["logs"][0]["SE"] is None
+    assert pd.read_csv(io.StringIO(script("report.py", log, "--format", "csv")[1]))["SE"].isna().all()
 
 
 def test_names_tell_runs_apart(tmp_path):
