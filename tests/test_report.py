@@ -105,6 +105,45 @@ def test_runs_of_one_name_are_one_row(script, tmp_path):
     assert f"{row['ACR']:.3f} ± {row['SD']:.3f}" in out and f"{acr[3]:.3f} |" in out.replace("*", "")
 
 
+def two_seeds(tmp_path, images=10, **fields):
+    """Two runs of one name: the first is CONFIG's, the second differs in `fields`."""
+    one, other = (tmp_path / name / "h-5-x-certify-skip-1.log" for name in ("seed-1", "seed-2"))
+    with_config(random_log(one, 10, 1), checkpoint_sha256=["a"])
+    with_config(random_log(other, images, 2), **{"checkpoint_sha256": ["b"]} | fields)
+    return one, other
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"N0": 10}, "N0 100 and 10"),
+        ({"N": 100_000}, "N 1000 and 100000"),
+        ({"alpha": 0.01}, "alpha 0.001 and 0.01"),
+        ({"sequential": {"tolerance": 0.1}}, "sequential None and {'tolerance': 0.1}"),
+        ({"skip_wrong": True}, "skip_wrong False and True"),
+        ({"exact_noise": True}, "exact_noise False and True"),
+        ({"precision": "bf16"}, "precision fp32 and bf16"),
+        ({"images": 8}, "10 and 8 images, 8 of them the same"),
+        ({"checkpoint_sha256": ["a"]}, "one checkpoint_sha256, a"),
+        ({"checkpoint_sha256": ["b", "a"]}, "one checkpoint_sha256, a"),
+    ],
+)
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(script, tmp_path, fields, message):
+    one, other = two_seeds(tmp_path, **fields)
+    code, out, err = script("report.py", tmp_path, "--over_seeds")
+    found = f"'{one}' and '{other}' are not two seeds of one experiment: {message}\n"
+    assert code == 2 and not out and err.endswith(found) and err.count("\n") == 1
+
+
+def test_of_logs_without_a_configuration_the_images_are_compared(script, tmp_path):
+    for seed, images in enumerate((10, 10, 8)):
+        random_log(tmp_path / f"seed-{seed}/h-5-x.log", images, seed)
+    code, out, _ = script("report.py", "seed-0", "seed-1", "--over_seeds")
+    assert code == 0 and "2 runs" in out
+    code, _, err = script("report.py", "seed-0", "seed-1", "seed-2", "--over_seeds")
+    assert code == 2 and "10 and 8 images" in err
+
+
 def test_the_envelope_is_the_best_over_sigma(script):
     code, out, _ = script("report.py", EXCERPTS, "--envelope", "--format", "json", "--radii", 0.5, 0.75, 1)
     rows = [row for row in json.loads(out)["logs"] if row["run"] == "best over sigma"]

@@ -8,7 +8,7 @@ from scipy.stats import bootstrap
 
 from spacte.certlog import certified_at, certified_radius
 from spacte.report import latex, markdown, radius_names, reached_radii, records
-from spacte.runs import Run, labels
+from spacte.runs import Run, certification_differences, labels
 from spacte.utils import UserError
 
 _RESAMPLES, _LEVEL, _SEED = 9999, 0.95, 0
@@ -102,15 +102,7 @@ def compare(a: Run, b: Run, radii=None) -> Comparison:
     table["difference"] = table["a"] - table["b"]
     table["low"], table["high"] = low, high
     only = [log.index.difference(shared).tolist() for log in logs]
-    return Comparison(*labels([a, b]), len(shared), table, *only, _differences(a, b))
-
-
-def _differences(a: Run, b: Run) -> str:
-    if a.config is None or b.config is None:
-        return ""
-    names = ("N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise")
-    pairs = [(name, a.config.get(name), b.config.get(name)) for name in names]
-    return ", ".join(f"{name} {one} and {other}" for name, one, other in pairs if one != other)
+    return Comparison(*labels([a, b]), len(shared), table, *only, certification_differences(a, b))
 
 
 def _interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

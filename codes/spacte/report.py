@@ -10,7 +10,7 @@ import pandas as pd
 
 from spacte.certlog import acr_standard_error, average_certified_radius, certified_accuracy, certified_radius
 from spacte.core_mhead import ABSTAIN
-from spacte.runs import DESCRIPTION, Run
+from spacte.runs import DESCRIPTION, Run, check_seeds
 from spacte.utils import UserError
 
 RADIUS_STEP = 0.25
@@ -54,14 +54,15 @@ def summary(runs: list[Run], radii) -> pd.DataFrame:
 def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
     """A summary with one row for all runs of one name and description: the means over them.
 
-    The runs are taken to differ by their seed alone. In place of SE stands SD, the standard deviation of the runs' ACRs
-    (n - 1 in the denominator); none where there is one run.
+    In place of SE stands SD, the standard deviation of the runs' ACRs (n - 1 in the denominator); none where there is
+    one run. Raises UserError where runs of one name differ by more than their seed, see `check_seeds`.
     """
     table = summary(runs, radii).assign(run=[run.name for run in runs])
     rows = []
     for _, group in table.groupby([*DESCRIPTION, "run"], dropna=False, sort=False):
+        check_seeds([runs[number] for number in group.index])
         row = group.iloc[0].to_dict() | group.drop(columns=[*TEXTS, "sigma"]).mean().to_dict()
-        row["images"] = group["images"].iloc[0] if group["images"].nunique() == 1 else None
+        row["images"] = len(runs[group.index[0]].log)
         row["SE"] = group["ACR"].std()
         rows.append(row | {"run": f"{row['run']}, {len(group)} run{'s' * (len(group) > 1)}"})
     return pd.DataFrame(rows, columns=table.columns).rename(columns={"SE": "SD"})

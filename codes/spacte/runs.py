@@ -19,6 +19,8 @@ from spacte.runfiles import RunFiles
 from spacte.utils import UserError
 
 DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma")  # the fields of a run that say which one it is
+# the fields of a configuration in which the certifications of one classifier differ
+CERTIFICATION = ("N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise", "precision")
 _OTHER_KINDS = {"attack": "an attack log", "predict": "a prediction log"}
 
 
@@ -208,6 +210,39 @@ def check_same_images(runs: list[Run]) -> None:
             )
         for idx, label in zip(run.log["idx"], run.log["label"], strict=True):
             first.setdefault(idx, (label, run))
+
+
+def certification_differences(a: Run, b: Run) -> str:
+    """How two certifications differ, as far as both configurations tell: the fields, with both values."""
+    if a.config is None or b.config is None:
+        return ""
+    pairs = [(name, a.config[name], b.config[name]) for name in CERTIFICATION if name in a.config and name in b.config]
+    return ", ".join(f"{name} {one} and {other}" for name, one, other in pairs if one != other)
+
+
+def check_seeds(runs: list[Run]) -> None:
+    """UserError that names two of the runs where they are no two seeds of one experiment.
+
+    They are not where they certify other images or with other settings, or where both are about one checkpoint. What a
+    log without a configuration was made with is not known: its images alone are compared.
+    """
+    for a, b in itertools.combinations(runs, 2):
+        differences = [certification_differences(a, b)]
+        images = [set(run.log["idx"]) for run in (a, b)]
+        if images[0] != images[1]:
+            shared = len(images[0] & images[1])
+            differences.append(f"{len(images[0])} and {len(images[1])} images, {shared} of them the same")
+        twice = _checkpoints(a) & _checkpoints(b)
+        if twice:
+            differences.append(f"one checkpoint_sha256, {min(twice)}")
+        found = ", ".join(filter(None, differences))
+        if found:
+            raise UserError(f"--over_seeds: '{a.path}' and '{b.path}' are not two seeds of one experiment: {found}")
+
+
+def _checkpoints(run: Run) -> set[str]:
+    found = (run.config or {}).get("checkpoint_sha256")
+    return {str(one) for one in found} if isinstance(found, list) else set()
 
 
 def _order(run: Run) -> tuple:
