@@ -123,8 +123,9 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Any table as markdown; numbers that are not whole have three decimals."""
-    return table.astype(object).to_markdown(index=False, floatfmt=".3f")
+    """Any table as markdown; numbers that are not whole have three decimals, "-" stands where there is none."""
+    cells = table.astype(object).where(table.notna(), None)
+    return cells.to_markdown(index=False, floatfmt=".3f", missingval="-")
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:
