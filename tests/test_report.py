@@ -210,6 +210,47 @@ def test_the_data_set_chooses_the_radii():
     assert table_radii(0.6, "CIFAR10").tolist() == [0, 0.25, 0.5]
 
 
+# --- the best of a column ---
+
+
+def best_acrs(script, *flags):
+    """Which rows' ACRs are bold, in a table in the order of the runs' names."""
+    code, out, err = script("report.py", *flags)
+    assert code == 0, err
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    column = header.index("ACR")
+    return [row[-1] for row in rows if row[column].startswith("**")]
+
+
+def four_runs(tmp_path, **fields):
+    """Runs a, b, c and d, each better than the one before; c and d differ from a and b in `fields`."""
+    for number, name in enumerate("abcd"):
+        images = fields.get("images", 10) if number > 1 else 10
+        log = make_log(tmp_path / f"{name}.log", [(idx, 1, 1, 0.25 + number / 10) for idx in range(images)])
+        with_config(log, **fields if number > 1 else {})
+
+
+@pytest.mark.parametrize("fields", [{"images": 8}, {"N": 100_000}, {"alpha": 0.01}, {"sequential": {"tolerance": 0.1}}])
+def test_the_best_is_of_the_rows_that_were_certified_alike(script, tmp_path, fields):
+    four_runs(tmp_path, **fields)
+    assert best_acrs(script, tmp_path) == ["b", "d"]
+    table = summary(read_runs([tmp_path]), [0.25])
+    assert table["group"].tolist() == [1, 1, 2, 2] and "group" in render(table, "markdown")
+
+
+def test_rows_that_were_certified_alike_have_one_best(script, tmp_path):
+    four_runs(tmp_path)
+    assert best_acrs(script, tmp_path) == ["d"]
+    assert "group" not in script("report.py", tmp_path)[1]
+
+
+def test_logs_without_a_configuration_are_ranked_among_themselves(script, tmp_path):
+    four_runs(tmp_path)
+    for name in "cd":
+        (tmp_path / f"{name}.json").unlink()
+    assert best_acrs(script, tmp_path) == ["d", "b"]  # without a data set, they come first
+
+
 # --- logs of another kind ---
 
 ATTACK = "idx\tlabel\tpredict\tradius\tattack_radius\tadversarial\tcorrect\tbroken\ttime\n"

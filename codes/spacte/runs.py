@@ -1,6 +1,7 @@
 """Certification logs as runs: what a log holds, and what is known of the classifier behind it."""
 
 import itertools
+import json
 import os
 import re
 import warnings
@@ -218,6 +219,20 @@ def certification_differences(a: Run, b: Run) -> str:
         return ""
     pairs = [(name, a.config[name], b.config[name]) for name in CERTIFICATION if name in a.config and name in b.config]
     return ", ".join(f"{name} {one} and {other}" for name, one, other in pairs if one != other)
+
+
+def comparable_groups(runs: list[Run]) -> list[int]:
+    """The number, from 1, of each run's group: runs of one group certify the same images in the same way.
+
+    The way is CERTIFICATION's fields; runs whose configurations lack one of them, or that have none, share a group only
+    with their like. This alone decides which rows of a table are ranked against each other.
+    """
+    keys = [
+        (frozenset(run.log["idx"]), json.dumps([(run.config or {}).get(name, "unknown") for name in CERTIFICATION]))
+        for run in runs
+    ]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys), start=1)}
+    return [numbers[key] for key in keys]
 
 
 def check_seeds(runs: list[Run]) -> None:
