@@ -285,6 +285,20 @@ def test_a_log_of_another_kind_is_named(script, tmp_path, content, kind):
     assert code == 2 and not out and err == f"report.py: error: 'x.log' is {kind} log: give a certification log\n"
 
 
+# --- what sequential certification saves ---
+
+
+def test_savings_tell_the_largest_change_of_a_single_run(script):
+    """Of 25 images, a run's certified accuracy changes by a multiple of 4 points, and no less than the mean does."""
+    code, out, err = script("sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
+    assert code == 0, err
+    header, _, *rows = [line.strip("|").split("|") for line in out.splitlines() if line.startswith("|")]
+    table = pd.DataFrame(rows, columns=[cell.strip() for cell in header])
+    for name in ("table", "1.5 sigma"):
+        mean, single = (table[f"{name}: {kind} off"].astype(float) for kind in ("mean", "single"))
+        assert (single >= mean).all() and (single % 4 == 0).all()
+
+
 # --- what is refused ---
 
 ROW = "0\t3\t3\t0.5\t1\t0:00:01\n"
