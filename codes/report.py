@@ -9,7 +9,9 @@ python codes/report.py LOG... --curves curves.pdf --html report.html
 python codes/report.py --training runs/<...>/<run> training.png
 
 Shares are in [0, 1], an ACR stands with its standard error (--over_seeds: with the deviation of the runs' ACRs), a
-column titled with a radius holds the certified accuracy there, and the best of each column is bold.
+column titled with a radius holds the certified accuracy there, and the best of each column is bold: within the rows of
+one `group`, which certify the same images with the same N0, N, alpha, --sequential, --skip_wrong, --exact_noise and
+--precision. Logs without a configuration are a group of their own; the column is there where there are two groups.
 """
 
 import json

@@ -113,6 +113,16 @@ def test_the_page_sorts_and_filters_in_a_browser(tmp_path):
     assert seen["configurations"] == 3 and seen["svg"] > 10
 
 
+def test_the_page_marks_the_best_of_each_group(tmp_path):
+    """Of two runs on other images neither is better: no cell is marked, and the page says which group a row is of."""
+    logs = [random_log(tmp_path / f"{name}.log", images, 0) for name, images in (("a", 10), ("b", 12))]
+    runs = read_runs(logs)
+    page.write(runs, summary(runs, [0.5]), [], tmp_path / "p.html")
+    table = json.loads(re.search(r"const data = (.*);", (tmp_path / "p.html").read_text())[1])["table"]
+    assert not any(map(any, table["best"])) and all(len(row) == len(table["columns"]) for row in table["best"])
+    assert [row[table["columns"].index("group")] for row in table["rows"]] == [1, 2]
+
+
 def test_the_page_holds_any_text(tmp_path):
     """A folder's name that would end the script, and an image that one run has not."""
     logs = [random_log(tmp_path / "<script>alert(1)" / "a.log", 10, 0), random_log(tmp_path / "b.log", 12, 1)]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -12,6 +13,18 @@ from conftest import EXCERPTS, make_log, random_log
 from spacte import certlog
 from spacte.report.runs import labels, read_runs
 from spacte.report.table import reached_radii, render, summary, table_radii
+
+CONFIG = {
+    "kind": "certify", "dataset": "digits", "arch": "R8", "num_heads": [5], "noise_sd": 0.5, "head": None, "N0": 100,
+    "N": 1000, "alpha": 0.001, "sequential": None, "skip_wrong": False, "exact_noise": False, "precision": "fp32",
+}  # fmt: skip
+
+
+def with_config(log, **fields):
+    """The log, with a configuration beside it."""
+    log.with_suffix(".json").write_text(json.dumps({"config": CONFIG | fields, "about": {}}))
+    return log
+
 
 # Counted by hand (awk) in the excerpts, in the table's order: abstained, ACR, its standard error, images certified at
 # 0, 0.25, 0.5, ...
@@ -92,6 +105,45 @@ def test_runs_of_one_name_are_one_row(script, tmp_path):
     assert f"{row['ACR']:.3f} ± {row['SD']:.3f}" in out and f"{acr[3]:.3f} |" in out.replace("*", "")
 
 
+def two_seeds(tmp_path, images=10, **fields):
+    """Two runs of one name: the first is CONFIG's, the second differs in `fields`."""
+    one, other = (tmp_path / name / "h-5-x-certify-skip-1.log" for name in ("seed-1", "seed-2"))
+    with_config(random_log(one, 10, 1), checkpoint_sha256=["a"])
+    with_config(random_log(other, images, 2), **{"checkpoint_sha256": ["b"]} | fields)
+    return one, other
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"N0": 10}, "N0 100 and 10"),
+        ({"N": 100_000}, "N 1000 and 100000"),
+        ({"alpha": 0.01}, "alpha 0.001 and 0.01"),
+        ({"sequential": {"tolerance": 0.1}}, "sequential None and {'tolerance': 0.1}"),
+        ({"skip_wrong": True}, "skip_wrong False and True"),
+        ({"exact_noise": True}, "exact_noise False and True"),
+        ({"precision": "bf16"}, "precision fp32 and bf16"),
+        ({"images": 8}, "10 and 8 images, 8 of them the same"),
+        ({"checkpoint_sha256": ["a"]}, "one checkpoint_sha256, a"),
+        ({"checkpoint_sha256": ["b", "a"]}, "one checkpoint_sha256, a"),
+    ],
+)
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(script, tmp_path, fields, message):
+    one, other = two_seeds(tmp_path, **fields)
+    code, out, err = script("report.py", tmp_path, "--over_seeds")
+    found = f"'{one}' and '{other}' are not two seeds of one experiment: {message}\n"
+    assert code == 2 and not out and err.endswith(found) and err.count("\n") == 1
+
+
+def test_of_logs_without_a_configuration_the_images_are_compared(script, tmp_path):
+    for seed, images in enumerate((10, 10, 8)):
+        random_log(tmp_path / f"seed-{seed}/h-5-x.log", images, seed)
+    code, out, _ = script("report.py", "seed-0", "seed-1", "--over_seeds")
+    assert code == 0 and "2 runs" in out
+    code, _, err = script("report.py", "seed-0", "seed-1", "seed-2", "--over_seeds")
+    assert code == 2 and "10 and 8 images" in err
+
+
 def test_the_envelope_is_the_best_over_sigma(script):
     code, out, _ = script("report.py", EXCERPTS, "--envelope", "--format", "json", "--radii", 0.5, 0.75, 1)
     rows = [row for row in json.loads(out)["logs"] if row["run"] == "best over sigma"]
@@ -138,6 +190,14 @@ def test_nothing_is_known_of_a_bare_log(tmp_path):
     assert "defence" not in render(table, "markdown") and labels([run]) == ["sigma 0.12"]
 
 
+def test_one_image_has_no_standard_error(script, tmp_path):
+    log = make_log(tmp_path / "x.log", [(0, 1, 1, 0.5)])
+    assert math.isnan(certlog.acr_standard_error(certlog.read_log(log)))
+    assert "±" not in script("report.py", log)[1]
+    assert json.loads(script("report.py", log, "--format", "json")[1])["logs"][0]["SE"] is None
+    assert pd.read_csv(io.StringIO(script("report.py", log, "--format", "csv")[1]))["SE"].isna().all()
+
+
 def test_names_tell_runs_apart(tmp_path):
     logs = [random_log(tmp_path / place / "noise-0.25" / "run.log", 10, seed) for seed, place in enumerate("ab")]
     assert [run.title for run in read_runs(logs)] == ["run (a)", "run (b)"]
@@ -148,6 +208,95 @@ def test_names_tell_runs_apart(tmp_path):
 def test_the_data_set_chooses_the_radii():
     assert table_radii(1.1, "ImageNet").tolist() == [0, 0.5, 1.0]
     assert table_radii(0.6, "CIFAR10").tolist() == [0, 0.25, 0.5]
+
+
+# --- the best of a column ---
+
+
+def best_acrs(script, *flags):
+    """Which rows' ACRs are bold, in a table in the order of the runs' names."""
+    code, out, err = script("report.py", *flags)
+    assert code == 0, err
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    column = header.index("ACR")
+    return [row[-1] for row in rows if row[column].startswith("**")]
+
+
+def four_runs(tmp_path, **fields):
+    """Runs a, b, c and d, each better than the one before; c and d differ from a and b in `fields`."""
+    for number, name in enumerate("abcd"):
+        images = fields.get("images", 10) if number > 1 else 10
+        log = make_log(tmp_path / f"{name}.log", [(idx, 1, 1, 0.25 + number / 10) for idx in range(images)])
+        with_config(log, **fields if number > 1 else {})
+
+
+@pytest.mark.parametrize("fields", [{"images": 8}, {"N": 100_000}, {"alpha": 0.01}, {"sequential": {"tolerance": 0.1}}])
+def test_the_best_is_of_the_rows_that_were_certified_alike(script, tmp_path, fields):
+    four_runs(tmp_path, **fields)
+    assert best_acrs(script, tmp_path) == ["b", "d"]
+    table = summary(read_runs([tmp_path]), [0.25])
+    assert table["group"].tolist() == [1, 1, 2, 2] and "group" in render(table, "markdown")
+
+
+def test_rows_that_were_certified_alike_have_one_best(script, tmp_path):
+    four_runs(tmp_path)
+    assert best_acrs(script, tmp_path) == ["d"]
+    assert "group" not in script("report.py", tmp_path)[1]
+
+
+def test_logs_without_a_configuration_are_ranked_among_themselves(script, tmp_path):
+    four_runs(tmp_path)
+    for name in "cd":
+        (tmp_path / f"{name}.json").unlink()
+    assert best_acrs(script, tmp_path) == ["d", "b"]  # without a data set, they come first
+
+
+# --- logs of another kind ---
+
+ATTACK = "idx\tlabel\tpredict\tradius\tattack_radius\tadversarial\tcorrect\tbroken\ttime\n"
+ATTACK += "0\t3\t3\t0.5\t0.25\t3\t1\t0\t0:00:01\n0\t3\t3\t0.5\t0.5\t3\t1\t0\t0:00:01\n"
+PREDICTION = "idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:01\n"
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_folder_stands_for_its_certification_logs_alone(script, tmp_path, rows):
+    """An attack's log of one radius has each idx once, one of two radii twice."""
+    random_log(tmp_path / "certify-mhead/run.log", 10, 0)
+    for kind, content in (("attack", ATTACK), ("predict", PREDICTION)):
+        (tmp_path / f"{kind}-mhead").mkdir()
+        lines = content.splitlines(keepends=True)
+        (tmp_path / f"{kind}-mhead/run.log").write_text("".join(lines[:rows]))
+    code, out, err = script("report.py", tmp_path, "--format", "json")
+    assert code == 0 and not err and [row["images"] for row in json.loads(out)["logs"]] == [10]
+
+
+def test_a_configuration_says_of_which_kind_a_log_is(script, tmp_path):
+    for kind in ("certify", "attack"):
+        with_config(random_log(tmp_path / f"{kind}.log", 10, 0), kind=kind)
+    assert [run.name for run in read_runs([tmp_path])] == ["certify"]
+    code, _, err = script("report.py", "attack.log")
+    assert code == 2 and "'attack.log' is an attack log: give a certification log" in err
+
+
+@pytest.mark.parametrize(("content", "kind"), [(ATTACK, "an attack"), (PREDICTION, "a prediction")])
+def test_a_log_of_another_kind_is_named(script, tmp_path, content, kind):
+    (tmp_path / "x.log").write_text(content)
+    code, out, err = script("report.py", "x.log")
+    assert code == 2 and not out and err == f"report.py: error: 'x.log' is {kind} log: give a certification log\n"
+
+
+# --- what sequential certification saves ---
+
+
+def test_savings_tell_the_largest_change_of_a_single_run(script):
+    """Of 25 images, a run's certified accuracy changes by a multiple of 4 points, and no less than the mean does."""
+    code, out, err = script("sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
+    assert code == 0, err
+    header, _, *rows = [line.strip("|").split("|") for line in out.splitlines() if line.startswith("|")]
+    table = pd.DataFrame(rows, columns=[cell.strip() for cell in header])
+    for name in ("table", "1.5 sigma"):
+        mean, single = (table[f"{name}: {kind} off"].astype(float) for kind in ("mean", "single"))
+        assert (single >= mean).all() and (single % 4 == 0).all()
 
 
 # --- what is refused ---

@@ -110,8 +110,8 @@ def average_certified_radius(table: pd.DataFrame) -> float:
 
 
 def acr_standard_error(table: pd.DataFrame) -> float:
-    """The standard error of the ACR as a mean over images; 0 for one image."""
-    return float(sem(certified_radius(table))) if len(table) > 1 else 0.0
+    """The standard error of the ACR as a mean over images; NaN for one image, which has none."""
+    return float(sem(certified_radius(table))) if len(table) > 1 else float("nan")
 
 
 def certified_accuracy(table: pd.DataFrame, radii) -> np.ndarray:

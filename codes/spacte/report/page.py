@@ -10,7 +10,7 @@ import pandas as pd
 from spacte.report import plots
 from spacte.report.comparison import Comparison
 from spacte.report.runs import Run, labels
-from spacte.report.table import TEXTS, best, records
+from spacte.report.table import TEXTS, best, records, without_single_group
 from spacte.utils import check_ending, replace_file
 
 ENDINGS = (".html", ".htm")
@@ -20,13 +20,14 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], path: Path) -> None:
     """Write the page; `table` is the runs' summary. UserError where this is not possible."""
     check_ending(path, ENDINGS)
-    table = table[["run", *table.columns.drop("run")]]
+    marks = best(table)
+    table = without_single_group(table[["run", *table.columns.drop("run")]])
     data = {
         "table": {
             "columns": list(table),
             "texts": TEXTS,
             "rows": [list(row.values()) for row in records(table)],
-            "best": best(table).to_numpy().tolist(),
+            "best": marks[table.columns].to_numpy().tolist(),
         },
         "comparisons": [one.record() for one in comparisons],
         "runs": [{"label": label, "log": str(run.path), "config": run.config}

@@ -1,6 +1,7 @@
 """Certification logs as runs: what a log holds, and what is known of the classifier behind it."""
 
 import itertools
+import json
 import os
 import re
 import warnings
@@ -19,6 +20,9 @@ from spacte.logs.votes import read_counts
 from spacte.utils import UserError
 
 DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma")  # the fields of a run that say which one it is
+# the fields of a configuration in which the certifications of one classifier differ
+CERTIFICATION = ("N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise", "precision")
+_OTHER_KINDS = {"attack": "an attack log", "predict": "a prediction log"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ class Run:
 def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
     """The runs of logs and of all certification logs in folders, in the order of a table.
 
-    `heads` adds each head alone, from the vote counts beside a log of several heads. Raises UserError that names the
-    file, and the line where there is one: an unreadable log, two data sets, images with two labels.
+    In a folder, attack and prediction logs are passed over. `heads` adds each head alone, from the vote counts beside a
+    log of several heads. Raises UserError that names the file, and the line where there is one: an unreadable log, a
+    path to an attack or prediction log, two data sets, images with two labels.
     """
     logs = list({log.resolve(): log for path in paths for log in _logs_in(path)}.values())
     runs = []
@@ -66,19 +71,48 @@ def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
 
 def _logs_in(path: Path) -> list[Path]:
     if not path.is_dir():
+        kind = _kind(path)
+        if kind != "certify":
+            raise UserError(f"'{path}' is {_OTHER_KINDS[kind]}: give a certification log")
         return [path]
     found = []
     for log in sorted(path.rglob("*")):
         if log.is_file() and os.access(log, os.R_OK):
-            with open(log, errors="replace") as file:
-                is_ours, has_rows = set(COLUMNS[:-1]) <= set(file.readline(1000).split()), bool(file.readline(1000))
-            if is_ours and has_rows:
-                found.append(log)
-            elif is_ours:
-                warnings.warn(f"'{log}' has no row yet: left out", stacklevel=2)
+            header, has_rows = _beginning(log)
+            if set(COLUMNS[:-1]) <= header and _kind(log) == "certify":
+                if has_rows:
+                    found.append(log)
+                else:
+                    warnings.warn(f"'{log}' has no row yet: left out", stacklevel=2)
     if not found:
         raise UserError(f"folder '{path}' holds no certification log")
     return found
+
+
+def _beginning(log: Path) -> tuple[set[str], bool]:
+    """The columns that a file's first line names, and whether there is a second line."""
+    with open(log, errors="replace") as file:
+        return set(file.readline(1000).split()), bool(file.readline(1000))
+
+
+def _kind(log: Path) -> str:
+    """What the configuration beside a log says it is, or else its columns: "certify", "attack" or "predict".
+
+    A file that is none of them is "certify": its reader says what is wrong with it.
+    """
+    try:
+        kind = RunFiles(log).read_json()["config"]["kind"]
+        if kind == "certify" or kind in _OTHER_KINDS:
+            return kind
+    except (UserError, KeyError, TypeError):
+        pass  # no configuration of ours: the columns tell
+    try:
+        columns, _ = _beginning(log)
+    except OSError:
+        return "certify"
+    if "attack_radius" in columns:
+        return "attack"
+    return "predict" if {"idx", "predict", "correct"} <= columns and "radius" not in columns else "certify"
 
 
 def _differing(paths: list[Path]) -> list[str]:
@@ -177,6 +211,53 @@ def check_same_images(runs: list[Run]) -> None:
             )
         for idx, label in zip(run.log["idx"], run.log["label"], strict=True):
             first.setdefault(idx, (label, run))
+
+
+def certification_differences(a: Run, b: Run) -> str:
+    """How two certifications differ, as far as both configurations tell: the fields, with both values."""
+    if a.config is None or b.config is None:
+        return ""
+    pairs = [(name, a.config[name], b.config[name]) for name in CERTIFICATION if name in a.config and name in b.config]
+    return ", ".join(f"{name} {one} and {other}" for name, one, other in pairs if one != other)
+
+
+def comparable_groups(runs: list[Run]) -> list[int]:
+    """The number, from 1, of each run's group: runs of one group certify the same images in the same way.
+
+    The way is CERTIFICATION's fields; runs whose configurations lack one of them, or that have none, share a group only
+    with their like. This alone decides which rows of a table are ranked against each other.
+    """
+    keys = [
+        (frozenset(run.log["idx"]), json.dumps([(run.config or {}).get(name, "unknown") for name in CERTIFICATION]))
+        for run in runs
+    ]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys), start=1)}
+    return [numbers[key] for key in keys]
+
+
+def check_seeds(runs: list[Run]) -> None:
+    """UserError that names two of the runs where they are no two seeds of one experiment.
+
+    They are not where they certify other images or with other settings, or where both are about one checkpoint. What a
+    log without a configuration was made with is not known: its images alone are compared.
+    """
+    for a, b in itertools.combinations(runs, 2):
+        differences = [certification_differences(a, b)]
+        images = [set(run.log["idx"]) for run in (a, b)]
+        if images[0] != images[1]:
+            shared = len(images[0] & images[1])
+            differences.append(f"{len(images[0])} and {len(images[1])} images, {shared} of them the same")
+        twice = _checkpoints(a) & _checkpoints(b)
+        if twice:
+            differences.append(f"one checkpoint_sha256, {min(twice)}")
+        found = ", ".join(filter(None, differences))
+        if found:
+            raise UserError(f"--over_seeds: '{a.path}' and '{b.path}' are not two seeds of one experiment: {found}")
+
+
+def _checkpoints(run: Run) -> set[str]:
+    found = (run.config or {}).get("checkpoint_sha256")
+    return {str(one) for one in found} if isinstance(found, list) else set()
 
 
 def _order(run: Run) -> tuple:

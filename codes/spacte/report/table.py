@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy, certified_radius
-from spacte.report.runs import DESCRIPTION, Run
+from spacte.report.runs import DESCRIPTION, Run, check_seeds, comparable_groups
 from spacte.smooth.certificates import ABSTAIN
 from spacte.utils import UserError
 
@@ -18,7 +18,7 @@ _MOST_RADII = 100
 _RADIUS_STEPS = {"ImageNet": 0.5}
 FORMATS = ("markdown", "csv", "latex", "json")
 TEXTS = ("defence", "dataset", "arch", "heads", "run")  # the columns of a summary that hold no number
-_NEUTRAL = (*TEXTS, "sigma", "images", "SE", "SD")  # nor is one of these better than another
+_NEUTRAL = (*TEXTS, "sigma", "images", "group", "SE", "SD")  # nor is one of these better than another
 
 
 def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
@@ -36,14 +36,16 @@ def reached_radii(runs: list[Run]) -> np.ndarray:
 
 
 def summary(runs: list[Run], radii) -> pd.DataFrame:
-    """A row a run: what it is, images, abstained, clean (accuracy), ACR, its standard error, certified accuracies.
+    """A row a run: what it is, images, group, abstained, clean (accuracy), ACR, its error, certified accuracies.
 
-    All shares lie in [0, 1]; the columns of the certified accuracies are the radii as text.
+    All shares lie in [0, 1]; the columns of the certified accuracies are the radii as text. Rows of one `group` were
+    certified alike, see `comparable_groups`.
     """
     rows = []
-    for run in runs:
+    for run, group in zip(runs, comparable_groups(runs), strict=True):
         row = {name: getattr(run, name) for name in DESCRIPTION}
-        row |= {"images": len(run.log), "abstained": float((run.log["predict"] == ABSTAIN).mean())}
+        row |= {"images": len(run.log), "group": group}
+        row |= {"abstained": float((run.log["predict"] == ABSTAIN).mean())}
         row |= {"clean": float(certified_accuracy(run.log, [0])[0]), "ACR": average_certified_radius(run.log)}
         row |= {"SE": acr_standard_error(run.log)}
         row |= dict(zip(radius_names(radii), certified_accuracy(run.log, radii).tolist(), strict=True))
@@ -54,14 +56,15 @@ def summary(runs: list[Run], radii) -> pd.DataFrame:
 def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
     """A summary with one row for all runs of one name and description: the means over them.
 
-    The runs are taken to differ by their seed alone. In place of SE stands SD, the standard deviation of the runs' ACRs
-    (n - 1 in the denominator); none where there is one run.
+    In place of SE stands SD, the standard deviation of the runs' ACRs (n - 1 in the denominator); none where there is
+    one run. Raises UserError where runs of one name differ by more than their seed, see `check_seeds`.
     """
     table = summary(runs, radii).assign(run=[run.name for run in runs])
     rows = []
     for _, group in table.groupby([*DESCRIPTION, "run"], dropna=False, sort=False):
+        check_seeds([runs[number] for number in group.index])
         row = group.iloc[0].to_dict() | group.drop(columns=[*TEXTS, "sigma"]).mean().to_dict()
-        row["images"] = group["images"].iloc[0] if group["images"].nunique() == 1 else None
+        row |= {name: group[name].iloc[0] for name in ("images", "group")}
         row["SE"] = group["ACR"].std()
         rows.append(row | {"run": f"{row['run']}, {len(group)} run{'s' * (len(group) > 1)}"})
     return pd.DataFrame(rows, columns=table.columns).rename(columns={"SE": "SD"})
@@ -75,8 +78,8 @@ def radius_names(radii) -> list[str]:
 def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
     """The summary and, after it, for each method (defence, architecture, heads) the best over sigma at each radius.
 
-    A method with one run has no such row. ACR belongs to one sigma and is left out. Raises UserError where a method has
-    two runs of one sigma, or one of unknown sigma.
+    A method with one run has no such row. ACR belongs to one sigma and is left out; images and group are those of the
+    runs where they share them. Raises UserError where a method has two runs of one sigma, or one of unknown sigma.
     """
     method, best = ["defence", "dataset", "arch", "heads"], []
     for _, group in table.groupby(method, dropna=False, sort=False):
@@ -89,8 +92,7 @@ def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
             one, other = group["run"][twice].iloc[:2]
             raise UserError(f"--envelope: '{one}' and '{other}' are one method at one sigma: leave one of them out")
         row = {name: group[name].iloc[0] for name in method} | {"run": "best over sigma"}
-        if group["images"].nunique() == 1:
-            row["images"] = group["images"].iloc[0]
+        row |= {name: group[name].iloc[0] for name in ("images", "group") if group[name].nunique() == 1}
         best.append(row | group[["clean", *radius_names(radii)]].max().to_dict())
     return pd.concat([table, pd.DataFrame(best)], ignore_index=True).reindex(columns=table.columns)
 
@@ -101,8 +103,8 @@ def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
 def render(table: pd.DataFrame, style: str) -> str:
     """A summary as markdown, LaTeX (booktabs) or CSV.
 
-    Markdown and LaTeX have three decimals, mark the best of each column and leave out what nothing is known of; CSV has
-    every digit.
+    Markdown and LaTeX have three decimals, mark the best of each column within its group (see `best`), and leave out
+    what nothing is known of, and the group where there is one; CSV has every digit.
     """
     if style == "csv":
         return table.to_csv(index=False).rstrip("\n")
@@ -122,22 +124,33 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Any table as markdown; numbers that are not whole have three decimals."""
-    return table.astype(object).to_markdown(index=False, floatfmt=".3f")
+    """Any table as markdown; numbers that are not whole have three decimals, "-" stands where there is none."""
+    cells = table.astype(object).where(table.notna(), None)
+    return cells.to_markdown(index=False, floatfmt=".3f", missingval="-")
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:
-    """Which cells of a summary are the best of their column to three decimals, booleans; none where all are equal."""
+    """Which cells of a summary are the best of their column and group to three decimals, booleans.
+
+    None in a group whose rows are all equal, and none in a row without a group.
+    """
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
     for name in table.columns.drop(list(_NEUTRAL), errors="ignore"):
-        shown = table[name].astype(float).round(3)
-        marks[name] = (shown == (shown.min() if name == "abstained" else shown.max())) & (shown.nunique() > 1)
+        shown = table[name].astype(float).round(3).groupby(table["group"])
+        top = shown.transform("min" if name == "abstained" else "max")
+        marks[name] = (table[name].astype(float).round(3) == top) & (shown.transform("nunique") > 1)
     return marks
+
+
+def without_single_group(table: pd.DataFrame) -> pd.DataFrame:
+    """A summary as people read it: without its groups where all rows are of one."""
+    return table.drop(columns="group") if table["group"].nunique(dropna=False) == 1 else table
 
 
 def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
     """The cells as they are read, without the columns of which nothing is known."""
     cells, marks = {}, best(table)
+    table = without_single_group(table)
     spread = table["SD" if "SD" in table else "SE"]
     for name, column in table.drop(columns=spread.name).items():
         if name in _NEUTRAL:
