@@ -161,7 +161,7 @@ class Streamed(Split):
         return self._scaled(image.to(self.device)), label
 
     def fingerprint(self) -> str:
-        """See Split."""
+        """A hash of file names and labels, not of pixels, though logs call it data_sha256 as any other."""
         names = (f"{Path(path).name} {label}" for path, label in self.dataset.samples)
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
@@ -179,9 +179,20 @@ class Streamed(Split):
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for images, labels in loader:
+        for images, labels in _with_one_line_errors(loader):
             images = images.to(self.device, non_blocking=True)
             yield self._scaled(images), labels.to(self.device, non_blocking=True)
+
+
+def _with_one_line_errors(loader: DataLoader) -> Iterator:
+    """The loader's batches; a worker's UserError, which arrives with its traceback as text, is one line again."""
+    try:
+        yield from loader
+    except UserError as error:
+        line = str(error).strip().splitlines()[-1]
+    else:
+        return
+    raise UserError(line.split("UserError: ", 1)[-1])  # outside: the error's traceback would keep the workers alive
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
