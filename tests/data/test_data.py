@@ -1,3 +1,5 @@
+import struct
+import zlib
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +12,7 @@ from torchvision import datasets
 from spacte.data import sources as data
 from spacte.data.sources import open_split
 from spacte.data.spec import SPECS, DataSpec
-from spacte.data.splits import InMemory, random_crop, random_flip
+from spacte.data.splits import InMemory, Streamed, random_crop, random_flip
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")
@@ -206,3 +208,42 @@ def test_the_first_images_of_each_class_are_kept():
     for wrong in (4, 9, 0):
         with pytest.raises(UserError, match="a multiple of the 3 classes and at most 6, 2 of each"):
             split.keep_first_of_each_class(wrong)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_met_by_a_stream_is_one_line_that_names_it(tmp_path, workers):
+    root = write_tree(tmp_path, {"x": {"a": 1, "b": 1}}) / "x"
+    content = (root / "b/0.png").read_bytes()
+    (root / "b/0.png").write_bytes(content[: len(content) // 2])
+    tree = data._tree(root, loader=data._load_rgb, transform=data.v2.PILToTensor())
+    split = Streamed(DataSpec("toy", (3, 12, 10), 2, (0.5,) * 3, (0.5,) * 3), tree, CPU, workers)
+    with pytest.raises(UserError, match=r"^'[^\n]*b/0.png' cannot be read as an image: [^\n]*$"):
+        list(split.batches(2))
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    Image.new("RGB", (20, 20)).save(tmp_path / "bomb.png")
+    for limit in (300, 100):  # Pillow's warning, its error
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(UserError, match=r"bomb.png' cannot be read"):
+            data._read_image(str(tmp_path / "bomb.png"))
+
+
+def test_a_16_bit_colour_png_is_refused(tmp_path):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header, pixels = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), zlib.compress(bytes(7))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(png)
+    with pytest.raises(UserError, match=r"deep.png' has more than 8 bits"):
+        data._read_image(str(tmp_path / "deep.png"))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["P", "RGBA", "CMYK"])
+def test_odd_images_become_rgb_without_a_warning(tmp_path, mode):
+    path = tmp_path / ("odd.tif" if mode == "CMYK" else "odd.png")
+    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    Image.new(mode, (4, 3)).save(path, **options)
+    assert data._read_image(str(path)).shape == (3, 4, 3)

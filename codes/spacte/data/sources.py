@@ -1,5 +1,6 @@
 """Where the images of each data set come from. A new data set is an entry here, in SOURCES, and one in spec.SPECS."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
@@ -131,14 +132,49 @@ def _read_tree(folder: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 
 
 def _read_image(path: str) -> np.ndarray:
-    """[H, W] for a greyscale image, [H, W, 3] for any other."""
+    """[H, W] for a greyscale image, [H, W, 3] for any other. Raises UserError as `_open_image` does."""
+    image = _open_image(path)
+    return np.asarray(image.convert("L") if image.mode in ("1", "L") else image.convert("RGB"))
+
+
+def _load_rgb(path: str) -> Image.Image:
+    """torchvision's loader with `_open_image`'s errors."""
+    return _open_image(path).convert("RGB")
+
+
+def _open_image(path: str) -> Image.Image:
+    """The decoded image, as it is stored: EXIF rotation is not applied and transparency will be dropped.
+
+    Raises UserError that names the file if it cannot be decoded, is suspiciously large or of more than 8 bits a channel.
+    """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"'{path}' has more than 8 bits a channel: convert it to 8 bits")
-            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"'{path}' cannot be read as an image: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a warning an image would flood the terminal
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                deep = _is_deep(image, path)
+                image.load()
+                image.info.pop("transparency", None)  # convert() would warn of it
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever their parsing meets
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"'{path}' cannot be read as an image: {reason}") from error
+    if deep:
+        raise UserError(f"'{path}' has more than 8 bits a channel: convert it to 8 bits")
+    return image
+
+
+def _is_deep(image: Image.Image, path: str) -> bool:
+    """Whether more than 8 bits a channel are stored; Pillow reads many such images as 8 bits without a word."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24] > 8  # the bit depth in IHDR, which comes first
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (1,))) > 8  # BitsPerSample
+    return any("16" in str(tile[3]) for tile in image.tile if image.format == "PPM")
 
 
 def _measured_spec(images: Tensor, class_names: tuple[str, ...]) -> DataSpec:
@@ -162,6 +198,7 @@ def _imagenet(data_dir: Path, train: bool) -> datasets.ImageFolder:
     tree = _tree(
         data_dir / ("ILSVRC2012_img_train" if train else "ILSVRC2012_img_val"),
         transform=v2.Compose([*steps, v2.PILToTensor()]),
+        loader=_load_rgb,
     )
     num_classes = data_spec("ImageNet").num_classes
     if len(tree.classes) != num_classes:

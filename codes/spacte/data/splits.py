@@ -5,6 +5,7 @@ through torchvision's transforms and worker processes.
 """
 
 import hashlib
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,7 +145,7 @@ class Streamed(Split):
         return self._scaled(image.to(self.device)), label
 
     def fingerprint(self) -> str:
-        """See Split."""
+        """A hash of file names and labels, not of pixels, though logs call it data_sha256 as any other."""
         names = (f"{Path(path).name} {label}" for path, label in self.dataset.samples)
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
@@ -162,9 +163,19 @@ class Streamed(Split):
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for images, labels in loader:
+        for images, labels in _with_one_line_errors(loader):
             images = images.to(self.device, non_blocking=True)
             yield self._scaled(images), labels.to(self.device, non_blocking=True)
+
+
+def _with_one_line_errors(loader: DataLoader) -> Iterator:
+    """The loader's batches; a worker's UserError, which arrives with its traceback as text, is one line again."""
+    try:
+        yield from loader
+    except UserError as error:
+        traceback.clear_frames(error.__traceback__)  # they would keep the workers alive
+        line = str(error).strip().splitlines()[-1]
+        raise UserError(line.split("UserError: ", 1)[-1]) from None
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
