@@ -161,7 +161,7 @@ class Queue:
         self.waiting = [job for job in jobs if job.name not in self.done]
         self.running: list[Running] = []
         self.said = time.monotonic()
-        self.bar = tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True)
+        self.bar = tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True, leave=False)
 
     def work_off(self) -> None:
         """Returns when no job is left that can be run; what is running ends where this is interrupted."""
@@ -220,7 +220,9 @@ class Queue:
         if time.monotonic() - self.said < (_SECONDS_BETWEEN_LINES if self.bar.disable else 1):
             return
         self.said = time.monotonic()
-        text = f"{len(self.done)} of {len(self.jobs)} jobs done, {len(self.running)} running, {len(self.waiting)} left"
+        text = (
+            f"{len(self.done)} of {len(self.jobs)} jobs done, {len(self.running)} running, {len(self.waiting)} waiting"
+        )
         text += f", {len(self.failed)} failed" * bool(self.failed) + self._time_left()
         if self.bar.disable:
             self._say(text)
