@@ -1,0 +1,396 @@
+"""A queue of runs: mostly with stand-ins for train.py and certify_mhead.py, and once with the real ones."""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CODES, ROOT
+
+from spacte.jobs import _by_name, read_queue
+
+TRAIN = """
+import os, sys, time
+from pathlib import Path
+
+flags = {name: value for name, value in zip(sys.argv, sys.argv[1:] + [""])}
+epochs = int(flags["--epochs"])
+if "--fail" in flags:
+    sys.exit("train.py: error: --fail was given")
+run = Path(flags["--save_dir"], "digits/R8/noise-0.50/run")
+log = Path(flags["--logs_dir"], "digits/R8/noise-0.50/train/run-train.log")
+run.mkdir(parents=True, exist_ok=True)
+log.parent.mkdir(parents=True, exist_ok=True)
+Path(flags["--save_dir"], "pid").write_text(str(os.getpid()))
+done = max((int(path.stem[5:]) for path in run.glob("epoch*.pth")), default=0)
+for epoch in range(done + 1, epochs + 1):
+    end = time.monotonic() + 60
+    while epoch == 4 and Path("hold").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    (run / f"epoch{epoch}.pth").write_text(flags["--seed"])
+    with open(log, "a") as file:
+        file.write(f"{epoch}\\n")
+    print(f"epoch {epoch}/{epochs}  0:00:01 left", flush=True)
+"""
+CERTIFY = """
+import sys
+from pathlib import Path
+
+models = sys.argv[sys.argv.index("--model_path") + 1 :]
+folder = Path(sys.argv[sys.argv.index("--logs_dir") + 1], "digits/R8/noise-0.50/certify-mhead")
+folder.mkdir(parents=True, exist_ok=True)
+for ending in (".log", ".json", "-counts.jsonl", "-ACR.log"):
+    (folder / f"run{ending}").write_text("".join(f"{Path(path).name} {Path(path).read_text()}\\n" for path in models))
+"""
+QUEUE = """
+[defaults]
+seeds = [1, 2]
+train = "--epochs 3"
+certify = "--N 100"
+[[run]]
+label = "five"
+defence = "0Stub"
+train = "--num_heads 5"
+[[run]]
+label = "one"
+defence = "1Stub"
+[[ensemble]]
+label = "both"
+of = "one"
+"""
+JOBS = ["0Stub/five/seed-1", "1Stub/one/seed-1", "0Stub/five/seed-2", "1Stub/one/seed-2", "1Stub/both"]
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """experiments.py beside two defences that take no time, in a folder with a space and a quote in its name."""
+    codes = tmp_path / "that's a checkout" / "codes"
+    for defence in ("0Stub", "1Stub"):
+        (codes / defence).mkdir(parents=True)
+        (codes / defence / "train.py").write_text(TRAIN)
+        (codes / defence / "certify_mhead.py").write_text(CERTIFY)
+    (codes / "spacte").symlink_to(CODES / "spacte")
+    return Path(shutil.copy(CODES / "experiments.py", codes))
+
+
+@pytest.fixture(autouse=True)
+def usual_priority(monkeypatch):
+    """For the queues in this process: others on the machine would make them wait."""
+    monkeypatch.setattr(os, "nice", lambda step: None)
+
+
+@pytest.fixture
+def work(tmp_path):
+    return tmp_path / "the work"
+
+
+@pytest.fixture
+def queue(script, stub, tmp_path, work):
+    """Run the queue of a text: queue(text, flags) -> exit code, stdout, stderr."""
+
+    def run(text, *flags):
+        (tmp_path / "queue.toml").write_text(text)
+        return script(stub, "queue.toml", "--work", work, *flags)
+
+    return run
+
+
+def said(out, word):
+    """The jobs that a line was printed of, in order."""
+    return re.findall(rf"^{word} +(\S+?):?(?: |$)", out, re.MULTILINE)
+
+
+def epochs(folder):
+    return sorted(path.name for path in folder.rglob("epoch*.pth"))
+
+
+# --- a queue that runs through ---
+
+
+def test_each_seed_of_every_run_is_worked_off_before_the_next_seed_and_ensembles_last(queue):
+    code, out, err = queue(QUEUE)
+    assert (code, err) == (0, "")
+    assert said(out, "started") == said(out, "finished") == JOBS
+    assert out.endswith("5 of 5 jobs finished, 0 failed\n")
+
+
+def test_runs_can_be_worked_off_one_after_the_other(queue):
+    out = queue(QUEUE, "--order", "runs", "--commands")[1]
+    assert re.findall(r"--logs_dir '?\S+ work/(\S+)/logs", out)[::2] == [
+        "0Stub/five/seed-1",
+        "0Stub/five/seed-2",
+        "1Stub/one/seed-1",
+        "1Stub/one/seed-2",
+        "1Stub/both",
+    ]
+
+
+def test_the_last_checkpoints_are_certified_and_kept(queue, work):
+    queue(QUEUE, "--processes", 3)
+    (summary,) = (work / "1Stub/both/logs").rglob("*-ACR.log")
+    assert summary.read_text() == "epoch3.pth 1\nepoch3.pth 2\n"
+    assert epochs(work) == ["epoch3.pth"] * 4
+
+
+def test_what_is_finished_is_not_begun_again(queue):
+    queue(QUEUE)
+    code, out, _ = queue(QUEUE)
+    assert code == 0 and out.startswith("5 jobs, 5 of them finished") and not said(out, "started")
+
+
+def test_a_pilot_is_only_trained(queue, work):
+    code, out, _ = queue(QUEUE.replace('label = "one"', 'label = "one"\ncertify = false'), "--processes", 4)
+    assert code == 0 and said(out, "started") == JOBS
+    assert not list((work / "1Stub/one").rglob("*-ACR.log")) and list((work / "1Stub/both").rglob("*-ACR.log"))
+
+
+def test_the_output_of_every_command_is_kept(queue, work):
+    queue(QUEUE)
+    output = (work / "0Stub/five/seed-2/output.txt").read_text()
+    assert re.findall(r" (\w+\.py) ", output) == ["train.py", "certify_mhead.py"]
+    assert "epoch 3/3  0:00:01 left\n" in output and "--num_heads 5 --seed 2" in output
+
+
+def test_the_list_says_how_each_job_stands_and_runs_nothing(queue, work):
+    waiting = queue(QUEUE, "--list")[1]
+    assert waiting.splitlines() == [f"{job:17}  waiting" for job in JOBS] and not work.exists()
+    queue(QUEUE)
+    shutil.rmtree(work / "1Stub/one/seed-1/logs")
+    states = [line.split(maxsplit=1)[1] for line in queue(QUEUE, "--list")[1].splitlines()]
+    assert states == ["finished", "begun, at epoch 3", "finished", "finished", "finished"]
+
+
+def test_the_lines_of_commands_are_the_jobs(queue, work):
+    """As a cluster runs them: the ensemble in the end; the queue then finds all of it finished."""
+    lines = queue(QUEUE, "--commands")[1].splitlines()
+    for line in lines:
+        subprocess.run(["sh", "-c", line], check=True, cwd="/", capture_output=True)
+    assert len(lines) == 5 and "started" not in queue(QUEUE)[1]
+    (summary,) = (work / "1Stub/both/logs").rglob("*-ACR.log")
+    assert summary.read_text() == "epoch3.pth 1\nepoch3.pth 2\n"
+
+
+def test_the_logs_of_finished_jobs_are_collected_once(queue, tmp_path, work):
+    queue(QUEUE)
+    (work / "0Stub/five/seed-1/job.json").unlink()
+    assert "4 of 5 jobs are finished: 19 files copied" in queue(QUEUE, "--collect", tmp_path / "collected")[1]
+    copies = [
+        path.relative_to(tmp_path / "collected") for path in (tmp_path / "collected").rglob("*.*") if path.is_file()
+    ]
+    assert len(copies) == 19 and not any("five/seed-1" in str(path) for path in copies)
+    for path in copies:
+        job = "1Stub/both" if "both" in path.parts else "/".join(path.parts[:3])
+        original = work / job / "logs" / path.relative_to(job)
+        assert original.read_bytes() == (tmp_path / "collected" / path).read_bytes()
+    assert " 0 files copied" in queue(QUEUE, "--collect", tmp_path / "collected")[1]
+
+
+# --- what fails ---
+
+FAILING = QUEUE.replace('defence = "1Stub"', 'defence = "1Stub"\ntrain = "--fail"')
+
+
+def test_a_failing_job_is_reported_and_the_others_go_on(queue):
+    code, out, _ = queue(FAILING)
+    assert code == 1 and said(out, "finished") == ["0Stub/five/seed-1", "0Stub/five/seed-2"]
+    assert "failed   1Stub/one/seed-1: train.py ended with exit code 1: train.py: error: --fail was given\n" in out
+    assert "failed   1Stub/both: it needs 1Stub/one/seed-1, which has failed\n" in out
+    assert "2 of 5 jobs finished, 3 failed" in out
+
+
+def test_the_list_says_why_a_job_failed(queue):
+    queue(FAILING)
+    assert queue(FAILING, "--list")[1].count("failed: train.py ended with exit code 1") == 2
+
+
+def test_a_failed_job_is_tried_again_with_flags_that_are_mended(queue):
+    queue(FAILING)
+    code, out, _ = queue(QUEUE)
+    assert code == 0 and "5 of 5 jobs finished, 0 failed" in out
+
+
+def test_a_job_whose_train_flags_have_changed_is_not_gone_on_with(queue, work):
+    queue(QUEUE)
+    before = epochs(work)
+    code, out, _ = queue(QUEUE.replace("--num_heads 5", "--num_heads 1"))
+    assert code == 1 and said(out, "failed") == ["0Stub/five/seed-1", "0Stub/five/seed-2"]
+    assert "(--num_heads: 5 then, 1 now)" in out and epochs(work) == before
+    assert "5 of them finished" in queue(QUEUE)[1], "changed back"
+
+
+def test_a_job_goes_on_on_another_device(queue):
+    queue(QUEUE)
+    code, out, _ = queue(QUEUE.replace("--num_heads 5", "--num_heads 5 --device cuda"))
+    assert code == 0 and said(out, "finished") == ["0Stub/five/seed-1", "0Stub/five/seed-2"]
+
+
+# --- interruptions ---
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "last"),
+    [(signal.SIGINT, 130, "interrupted; what is on disk is whole"), (signal.SIGTERM, 130, "interrupted;")]
+    + [(signal.SIGKILL, -9, "")] * (sys.platform == "linux"),
+)
+def test_an_interrupted_queue_leaves_nothing_running_and_goes_on(queue, stub, tmp_path, work, number, code, last):
+    longer = QUEUE.replace("--epochs 3", "--epochs 6")
+    queue(longer, "--list")
+    holds = [stub.parent / defence / "hold" for defence in ("0Stub", "1Stub")]
+    for hold in holds:
+        hold.touch()  # no fourth epoch while it is there
+    command = [sys.executable, stub, "queue.toml", "--work", work, "--processes", "2"]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    saves = [work / job / "save" for job in JOBS[:2]]
+    wait_for(lambda: all(epochs(save) == ["epoch2.pth", "epoch3.pth"] for save in saves))
+    pids = [int((save / "pid").read_text()) for save in saves]
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pids] == [19, 19]
+    child.send_signal(number)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == code and last in err and err.count("\n") <= 1
+    wait_for(lambda: not any(map(is_alive, pids)))
+    for hold in holds:
+        hold.unlink()
+    code, out, _ = queue(longer)
+    assert code == 0 and "5 of 5 jobs finished, 0 failed" in out
+    (log,) = (work / JOBS[0] / "logs").rglob("run-train.log")
+    assert log.read_text().split() == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_two_queues_do_not_work_in_one_folder(queue, work):
+    work.mkdir()
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = queue(QUEUE)
+    assert (
+        code == 2 and err.count("\n") == 1 and "another queue, or a command that one started, is still at work" in err
+    )
+
+
+def test_a_command_that_outlives_its_queue_holds_the_folder(queue, work, stub):
+    """Where the system does not end it with the queue; as Running starts it, with the lock handed down."""
+    work.mkdir()
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        orphan = subprocess.Popen(["sleep", "60"], pass_fds=(lock.fileno(),))
+    try:
+        assert queue(QUEUE)[0] == 2
+    finally:
+        orphan.kill()
+        orphan.wait()
+    assert queue(QUEUE)[0] == 0
+
+
+# --- what a user can mend ---
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[defaults]", "[defaults", "'queue.toml' is no readable TOML file"),
+        ("[defaults]", "[default]", "unknown key 'default'; there are defaults, run, ensemble"),
+        ("seeds =", "seed =", "'queue.toml', defaults: unknown key 'seed'; there are seeds, train, certify"),
+        ('label = "one"', 'name = "one"', "unknown key 'name'; there are label, defence, seeds, train, certify"),
+        ('label = "one"', "", "run '': its label is missing"),
+        ('label = "one"', 'label = "../one"', "a label is the name of a folder"),
+        ('label = "one"', 'label = "five"', "run 'five': the label is taken; there are five"),
+        ('label = "both"', 'label = "one"', "ensemble 'one': the label is taken; there are five, one"),
+        ('label = "one"', "label = 1", "label must be a string"),
+        ("1Stub", "Stub", "defence 'Stub' must be one of 0Stub, 1Stub"),
+        ("[1, 2]", "[]", "seeds must be integers of at least 0, one or more, each once; they are []"),
+        ("[1, 2]", "[1, 1]", "each once; they are [1, 1]"),
+        ("[1, 2]", "[true]", "seeds must be integers"),
+        ('"--N 100"', "true", "certify must be a string"),
+        (
+            "--N 100",
+            "--logs_dir x",
+            "certify must not hold --logs_dir: the queue itself sees to --model_path, --logs_dir",
+        ),
+        ("--num_heads 5", "--num_heads 5 --seed=3", "run 'five': train must not hold --seed: the queue itself"),
+        ("--num_heads 5", "num_heads 5", "must begin with a flag, --..."),
+        ("--num_heads 5", "--num_heads '5", "No closing quotation"),
+        ('of = "one"', 'of = "two"', "of = 'two' must be the label of a run: five, one"),
+        (QUEUE, "[defaults]", "has no [[run]]"),
+        (QUEUE, "run = [1]", "run must be tables, [[run]]"),
+    ],
+)
+def test_a_bad_queue_file_is_one_line(queue, work, old, new, message):
+    code, out, err = queue(QUEUE.replace(old, new))
+    assert (code, out) == (2, "") and err.count("\n") == 1 and message in err and "queue.toml" in err
+    assert not work.exists()
+
+
+def test_a_work_folder_in_the_checkout_is_refused(script, stub, tmp_path):
+    (tmp_path / "queue.toml").write_text(QUEUE)
+    inside = tmp_path / "that's a checkout" / "work"
+    code, _, err = script(stub, "queue.toml", "--work", inside)
+    assert code == 2 and err.count("\n") == 1 and "give a folder outside it" in err and not inside.exists()
+
+
+def test_a_missing_queue_file_is_one_line(script, tmp_path):
+    code, _, err = script("experiments.py", "none.toml", "--work", "work")
+    assert (
+        code == 2 and err == "experiments.py: error: 'none.toml' is no readable TOML file: No such file or directory\n"
+    )
+
+
+# --- the real programs ---
+
+
+def test_a_real_queue_ends_with_a_table(script, tmp_path):
+    (tmp_path / "queue.toml").write_text("""
+        [defaults]
+        seeds = [1, 2]
+        train = "--dataset digits --arch R8 --noise_sd 0.5 --batch_size 256 --epochs 1 --num_heads 1 --device cpu"
+        certify = "--N 100 --N0 10 --skip 60 --device cpu"
+        [[run]]
+        label = "one-head"
+        defence = "0Gaussian"
+        certify = false
+        [[ensemble]]
+        label = "two-networks"
+        of = "one-head"
+    """)
+    flags = ("queue.toml", "--work", "work", "--processes", 2)
+    code, out, _ = script("experiments.py", *flags)
+    assert code == 0 and "3 of 3 jobs finished, 0 failed" in out
+    assert script("experiments.py", *flags, "--collect", "collected")[0] == 0
+    code, table, err = script("report.py", "collected", "--format", "csv")
+    assert code == 0 and table.count("\n") == 2 and "x2" in table, err
+
+
+def test_the_digits_queue_is_the_matrix_of_experiments_md(tmp_path):
+    jobs = read_queue(CODES / "queues" / "digits.toml", CODES, tmp_path, "seeds")
+    assert len(jobs) == 33 and [job.seed for job in jobs[::6]] == [666, 1, 2, 3, 4, None]
+    documented = re.findall(r"^python train.py (--dataset digits .*) --seed \$seed(.*)$", _experiments(), re.MULTILINE)
+    assert len(documented) == 3
+    for k, flags in enumerate(documented):
+        wanted = _by_name(" ".join(flags).split()) | {"--save_freq": ["5"]}
+        assert jobs[2 * k].settings()["train"] == wanted
+        assert jobs[2 * k + 1].settings()["train"] == wanted | {"--num_heads": ["1"]}
+        assert jobs[2 * k].name[0] == str(k) and len(jobs[30 + k].members) == 5
+    assert all(job.certify == ("--N", "1000", "--device", "cpu") for job in jobs)
+
+
+def _experiments():
+    return (ROOT / "EXPERIMENTS.md").read_text()
