@@ -1,0 +1,1 @@
+"""Data sets by name; a split as batches on the device."""

@@ -1,0 +1,1 @@
+"""What a run over test images leaves on disk: votes, log, configuration."""
