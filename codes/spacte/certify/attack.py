@@ -70,7 +70,7 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     _check_same_images(source, certified.loc[indices], evaluation)
     config = {"kind": "attack", **evaluation.config, "skip": run.skip, "log_sha256": sha256(source.log)}
     config |= {name: value for name, value in asdict(settings).items() if name != "log"}
-    plan = AttackPlan(config | {"radii": sorted(set(settings.radii))})
+    plan = AttackPlan(config | {"radii": sorted(set(settings.radii)), "climbs_from": "certified class"})
     folder = evaluation.folder(run.logs_dir, "attack-mhead")
     files = RunFiles(folder / f"{source.log.stem}-attack{shard_ending(run.shard)}.log")
 

@@ -20,6 +20,13 @@ _POINTS = 600
 def curves(runs: list[Run]) -> Figure:
     """Certified accuracy over the radius, a line a run, with pointwise 95 % Wilson intervals over its images."""
     figure, axes = _figure("L2 radius", "certified accuracy")
+    draw_curves(axes, runs)
+    _legend(figure)
+    return figure
+
+
+def draw_curves(axes, runs: list[Run]) -> None:
+    """What `curves` shows, in given axes; each line has its label."""
     radii = np.linspace(0, 1.02 * max(float(certified_radius(run.log).max()) for run in runs) or 1.0, _POINTS)
     for number, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
         accuracy, images = certified_accuracy(run.log, radii), len(run.log)
@@ -29,8 +36,6 @@ def curves(runs: list[Run]) -> Figure:
         axes.fill_between(radii[shown], low[shown], high[shown], color=_colour(number), alpha=alpha, linewidth=0)
         axes.plot(radii[shown], accuracy[shown], color=_colour(number), linestyle=_style(number), label=label)
     axes.set(xlim=(0, radii[-1]), ylim=(0, 1))
-    _legend(figure)
-    return figure
 
 
 def histogram(runs: list[Run]) -> Figure:
