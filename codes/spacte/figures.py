@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
 from spacte.certlog import certified_accuracy, certified_radius
-from spacte.runs import Run, labels
+from spacte.runs import Run, labels, printable
 from spacte.utils import UserError, check_ending, replace_file
 
 ENDINGS = (".png", ".pdf", ".svg")
@@ -80,7 +80,7 @@ def training(folder: Path) -> Figure:
             axes.legend(fontsize=7, ncols=2, frameon=False)
     for axes in figure.axes[len(panels) :]:
         axes.remove()
-    figure.suptitle(folder.resolve().name, fontsize=10)
+    figure.suptitle(printable(folder.resolve().name), fontsize=10)
     return figure
 
 
