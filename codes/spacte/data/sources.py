@@ -145,7 +145,7 @@ def _load_rgb(path: str) -> Image.Image:
 def _open_image(path: str) -> Image.Image:
     """The decoded image, as it is stored: EXIF rotation is not applied and transparency will be dropped.
 
-    Raises UserError that names the file if it cannot be decoded, is suspiciously large or of more than 8 bits a channel.
+    Raises UserError that names the file if it cannot be decoded, is too large, or has more than 8 bits a channel.
     """
     try:
         with warnings.catch_warnings():

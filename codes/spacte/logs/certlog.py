@@ -86,7 +86,7 @@ def first_line(rows: pd.Series) -> int:
 def _checked(column: pd.Series, path: Path | str) -> pd.Series:
     kind, legal, accept = _LEGAL[column.name]
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
-    wrong = ~(np.isfinite(numbers) & ((numbers % 1 == 0) | (kind is float)) & accept(numbers))
+    wrong = ~(np.isfinite(numbers) & ((numbers % 1 == 0) & (numbers < 2**53) | (kind is float)) & accept(numbers))
     if wrong.any():
         text = column[wrong].iloc[0]
         raise UserError(f"'{path}', line {first_line(wrong)}: {column.name} '{text}' must be {legal}")

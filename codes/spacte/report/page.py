@@ -9,7 +9,7 @@ import pandas as pd
 
 from spacte.report import plots
 from spacte.report.comparison import Comparison
-from spacte.report.runs import Run, labels
+from spacte.report.runs import Run, labels, printable
 from spacte.report.table import TEXTS, best, records, without_single_group
 from spacte.utils import check_ending, replace_file
 
@@ -30,7 +30,7 @@ def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], p
             "best": marks[table.columns].to_numpy().tolist(),
         },
         "comparisons": [one.record() for one in comparisons],
-        "runs": [{"label": label, "log": str(run.path), "config": run.config}
+        "runs": [{"label": label, "log": printable(run.path), "config": run.config}
                  for label, run in zip(labels(runs), runs, strict=True)],
         "images": _images(runs),
     }  # fmt: skip

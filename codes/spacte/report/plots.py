@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
 from spacte.logs.certlog import certified_accuracy, certified_radius
-from spacte.report.runs import Run, labels
+from spacte.report.runs import Run, labels, printable
 from spacte.utils import UserError, check_ending, replace_file
 
 ENDINGS = (".png", ".pdf", ".svg")
@@ -85,7 +85,7 @@ def training(folder: Path) -> Figure:
             axes.legend(fontsize=7, ncols=2, frameon=False)
     for axes in figure.axes[len(panels) :]:
         axes.remove()
-    figure.suptitle(folder.resolve().name, fontsize=10)
+    figure.suptitle(printable(folder.resolve().name), fontsize=10)
     return figure
 
 

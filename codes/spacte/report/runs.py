@@ -130,23 +130,58 @@ def _description(path: Path) -> dict:
         "heads": _part(path, r"h-(\d+)-.*", str),
         "sigma": _part(path, r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)", float),
     }
-    files = RunFiles(path)
-    if not files.json.exists():
+    config = _configuration(RunFiles(path))
+    if config is None:
         return from_path | {"config": None}
+    heads = "+".join(map(str, config["num_heads"]))
+    return {
+        "defence": printable(config.get("defence") or "") or from_path["defence"],
+        "dataset": printable(config["dataset"]),
+        "arch": printable(config["arch"]),
+        "heads": heads if config["head"] is None else f"head {config['head']} of {heads}",
+        "sigma": config["noise_sd"],
+        "config": config,
+    }
+
+
+def _configuration(files: RunFiles) -> dict | None:
+    """The configuration beside a log; None, with a warning where a JSON is there, if it does not describe a run."""
+    if not files.json.exists():
+        return None
     try:
         config = files.read_json()["config"]
-        heads = "+".join(map(str, config["num_heads"]))
-        return {
-            "defence": config.get("defence") or from_path["defence"],
-            "dataset": config["dataset"],
-            "arch": config["arch"],
-            "heads": heads if config["head"] is None else f"head {config['head']} of {heads}",
-            "sigma": config["noise_sd"],
-            "config": config,
-        }
-    except (UserError, KeyError, TypeError):
-        warnings.warn(f"'{files.json}' is no configuration of ours: passed over", stacklevel=2)
-        return from_path | {"config": None}
+        wrong = _wrong({"defence": None, **config}, _LEGAL)
+        reason = f": {', '.join(wrong)} missing or wrong" if wrong else ""
+    except (UserError, TypeError):
+        wrong, reason = True, ""
+    if wrong:
+        warnings.warn(f"'{files.json}' is no configuration of ours{reason}; passed over", stacklevel=2)
+    return None if wrong else config
+
+
+def _wrong(config: dict, legal: dict[str, Callable]) -> list[str]:
+    """The fields that a configuration lacks or whose values are not legal."""
+    return [name for name, accept in legal.items() if name not in config or not accept(config[name])]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+
+
+_LEGAL = {  # what must be in a configuration for it to say which classifier was certified
+    "dataset": lambda value: isinstance(value, str),
+    "arch": lambda value: isinstance(value, str),
+    "num_heads": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "noise_sd": lambda value: _is_number(value) and value > 0,
+    "head": lambda value: value is None or _is_number(value),
+    "defence": lambda value: value is None or isinstance(value, str),
+}
+_MAKES_CERTIFICATES = {  # and what else must be there to make certificates from votes
+    "alpha": lambda value: _is_number(value) and 0 < value < 1,
+    "noise_slack": lambda value: value == 0 or (_is_number(value) and 0 < value < 1),
+    "sequential": lambda value: value is None or isinstance(value, dict),
+    "skip_wrong": lambda value: isinstance(value, bool),
+}
 
 
 def _part(path: Path, pattern: str, kind: Callable):
@@ -159,8 +194,13 @@ def _part(path: Path, pattern: str, kind: Callable):
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    """The path's folders and its name without .log; a name like sigma_0.25 has no ending to lose."""
-    return (*path.absolute().parts[:-1], path.name.removesuffix(".log"))
+    """The path's folders and its name without .log, as text; a name like sigma_0.25 has no ending to lose."""
+    return tuple(map(printable, (*path.absolute().parts[1:-1], path.name.removesuffix(".log"))))
+
+
+def printable(text: str | Path) -> str:
+    r"""The text with what UTF-8 cannot hold (bytes of a file's name that are none) as an escape, \udcff say."""
+    return str(text).encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _known(path: Path, names) -> str | None:
@@ -180,7 +220,14 @@ def _heads_alone(run: Run) -> list[Run]:
     if not files.counts.exists():
         warnings.warn(f"no vote counts lie beside '{run.path}': its heads alone are left out", stacklevel=2)
         return []
-    config, votes = files.read_json()["config"], read_counts(files.counts)
+    config = run.config
+    if config is None:
+        warnings.warn(f"no configuration lies beside '{run.path}': its heads alone are left out", stacklevel=2)
+        return []
+    wrong = _wrong(config, _MAKES_CERTIFICATES)
+    if wrong:
+        raise UserError(f"'{files.json}': {', '.join(wrong)} missing or wrong: the heads alone cannot be certified")
+    votes = read_counts(files.counts)
     if config["skip_wrong"]:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
     if [one.idx for one in votes] != run.log["idx"].tolist():
@@ -265,11 +312,18 @@ def _order(run: Run) -> tuple:
     return (*texts, "head" not in (run.heads or ""), len(run.heads or ""), run.heads or "", run.title)
 
 
+def _heads_in_words(heads: str) -> str:
+    """1 head, 5 heads, 5 networks (of one head each), 5+1 heads."""
+    if "+" in heads and set(heads.split("+")) == {"1"}:
+        return f"{heads.count('1')} networks"
+    return f"{heads} head{'s' * (heads != '1')}"
+
+
 def labels(runs: list[Run]) -> list[str]:
     """A short name for each run of a picture or a sentence: what is known of it, and where its log lies in a tie."""
     short = []
     for run in runs:
-        heads = run.heads and (run.heads if "head" in run.heads else f"{run.heads} head{'s' * (run.heads != '1')}")
+        heads = run.heads and (run.heads if "head" in run.heads else _heads_in_words(run.heads))
         parts = [run.defence, heads, run.sigma and f"sigma {run.sigma:g}"]
         for name in ("arch", "dataset"):
             if len({getattr(other, name) for other in runs}) > 1:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -317,6 +318,7 @@ BROKEN = [
     (certlog.HEADER + ROW + "1\t3\t3\t0.5\t1\t0:00:01\t7\t8\n", "line 3"),
     (certlog.HEADER + ROW + "1\t3\t-1\t0.5\t1\t0:00:01\n", "line 3: correct contradicts label and predict"),
     (certlog.HEADER + ROW + "\n" + ROW, "line 3: idx '' must be"),
+    (certlog.HEADER + ROW + "1e30\t3\t3\t0.5\t1\t0:00:01\n", "line 3: idx '1e30' must be an integer"),
     (certlog.HEADER + "0\t3\t3\t1e9\t1\t0:00:01\n", "more than 100 columns: give --radii"),
 ]
 
@@ -327,6 +329,60 @@ def test_what_is_no_log_is_named_with_its_line(script, tmp_path, content, messag
     code, out, err = script("report.py", "x.log")
     assert code == 2 and not out and err.count("\n") == 1
     assert message in err and ("'x.log'" in err or "columns" in err)
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "it is empty"), (certlog.HEADER + "Killed\n" + ROW, "line 2")])
+@pytest.mark.parametrize("flags", [["good.log", "bad.log"], ["--compare", "good.log", "bad.log"]])
+def test_a_broken_log_among_good_ones_is_named(script, tmp_path, flags, content, message):
+    random_log(tmp_path / "good.log", 10, 0)
+    (tmp_path / "bad.log").write_text(content)
+    code, out, err = script("report.py", *flags)
+    assert code == 2 and not out and err.count("\n") == 1 and "'bad.log'" in err and message in err
+
+
+@pytest.mark.parametrize("name", ["dataset", "arch", "num_heads", "noise_sd", "head"])
+def test_a_configuration_that_lacks_a_field_is_passed_over(script, tmp_path, name):
+    log = random_log(tmp_path / "x.log", 10, 0)
+    config = {field: value for field, value in CONFIG.items() if field != name}
+    log.with_suffix(".json").write_text(json.dumps({"config": config, "about": {}}))
+    code, _, err = script("report.py", "x.log")
+    assert code == 0 and err.count("\n") == 1 and f"no configuration of ours: {name} missing or wrong" in err
+
+
+@pytest.mark.parametrize(
+    "fields", [{"noise_sd": "0.5"}, {"arch": None}, {"dataset": 3}, {"head": "all"}, {"num_heads": [None]}]
+)
+def test_a_configuration_with_a_wrong_field_is_passed_over(script, tmp_path, fields):
+    with_config(random_log(tmp_path / "x.log", 10, 0), **fields)
+    code, out, err = script("report.py", "x.log", "--format", "json")
+    assert code == 0 and len(json.loads(out)["logs"]) == 1
+    assert err.count("\n") == 1 and f"no configuration of ours: {next(iter(fields))} missing or wrong" in err
+
+
+def test_heads_alone_need_the_fields_that_make_a_certificate(script, certify):
+    log = certify("a")
+    file = log.with_name(log.name.removesuffix(".log") + ".json")
+    content = json.loads(file.read_text())
+    del content["config"]["alpha"]
+    file.write_text(json.dumps(content))
+    code, _, err = script("report.py", log, "--heads")
+    assert code == 2 and err.count("\n") == 1 and "alpha missing or wrong" in err
+    del content["config"]["noise_sd"]
+    file.write_text(json.dumps(content))
+    code, _, err = script("report.py", log, "--heads")
+    assert code == 0 and "noise_sd missing or wrong" in err and "its heads alone are left out" in err
+
+
+@pytest.mark.parametrize("style", ["markdown", "latex", "csv", "json"])
+def test_a_name_that_is_not_utf8_can_be_printed(script, tmp_path, style):
+    for seed, name in enumerate((b"caf\xe9", b"caf\xe8")):
+        random_log(tmp_path / os.fsdecode(name) / os.fsdecode(b"run-\xff.log"), 60, seed)
+    logs = sorted(tmp_path.rglob("*.log"))
+    flags = ("--format", style, "--html", "p.html", "--curves", "c.svg")
+    code, out, err = script("report.py", *logs, "--baseline", logs[0], *flags)
+    assert code == 0, err
+    assert "udce8" in out and "udce9" in out and "?" not in out
+    assert "udcff" in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("last", ["2\t3\t3\t0.4", "2", "2\t3\t3\t0.4\n"])
