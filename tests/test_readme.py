@@ -14,6 +14,13 @@ def block_with(text):
     return block
 
 
+def test_torchrun_is_kept_from_reading_the_scripts_flags():
+    """Without the two hyphens, `--max` would be torchrun's own --max-restarts, cut short."""
+    texts = [README, (ROOT / "EXPERIMENTS.md").read_text(), (CODES / "certify_mhead.py").read_text()]
+    lines = [line for text in texts for line in re.findall(r"^torchrun .*$", text, re.MULTILINE)]
+    assert len(lines) >= 2 and all(" -- " in line for line in lines)
+
+
 def test_a_defence_of_ones_own(script, tmp_path):
     folder = tmp_path / "3Mine"
     folder.mkdir()

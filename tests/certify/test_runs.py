@@ -82,19 +82,29 @@ def torchrun(folder, script, *flags, processes=2):
         "--master_port",
         free_port(),
     ]
-    command = [str(part) for part in (*command, CODES / script, *flags)]
+    command = [str(part) for part in (*command, "--", CODES / script, *flags)]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
 
 
 def test_torchrun_certifies_as_one_process_does(certify, digits_models, tmp_path):
-    flags = ("--model_path", digits_models[0], "--logs_dir", "two", "--skip", 30, *RUN_FLAGS)
+    flags = ("--model_path", digits_models[0], "--logs_dir", "two", "--skip", 30, "--max", 359, *RUN_FLAGS)
     result = torchrun(tmp_path, "0Gaussian/certify_mhead.py", *flags)
     assert result.returncode == 0, result.stderr
     (two,) = [path for path in (tmp_path / "two").rglob("*.log") if "ACR" not in path.name]
     assert without_time(two) == without_time(certify("one"))
     assert not list(two.parent.glob("*-part-*")) and result.stdout.count("ACR") == 1
+
+
+def test_torchrun_attacks_as_one_process_does(certify, script, digits_models, tmp_path):
+    log = certify("logs", "--max", 150)
+    flags = ("--model_path", digits_models[0], "--log", log, "--radii", 0.3, "--N", 200, "--num_steps", 4)
+    result = torchrun(tmp_path, "0Gaussian/attack_mhead.py", *flags, "--device", "cpu", "--logs_dir", "two")
+    assert result.returncode == 0, result.stderr
+    assert script("0Gaussian/attack_mhead.py", *flags, "--device", "cpu", "--logs_dir", "one")[0] == 0
+    two, one = (next((tmp_path / folder).rglob("*-attack.log")) for folder in ("two", "one"))
+    assert without_time(two) == without_time(one) and len(without_time(one)) == 6
 
 
 def test_torchrun_trains_as_one_process_does(script, tmp_path):
