@@ -180,6 +180,64 @@ def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(tmp_path, m
         open_split("CIFAR10", tmp_path, True, CPU)
 
 
+def failing_download(error):
+    """A torchvision set whose download writes an archive, replaces another, unpacks half of it and raises `error`."""
+
+    class CIFAR10:
+        filename = "batches.tar.gz"
+
+        def __init__(self, root, download, **_):
+            if not download:
+                raise RuntimeError("not found")
+            (root / "batches").mkdir(parents=True)
+            (root / self.filename).write_bytes(b"half")
+            (root / "batches/data_1").write_bytes(b"half")
+            (root / "empty").mkdir()
+            raise error
+
+    return partial(data._torchvision, CIFAR10, "the folder 'batches'")
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+FAILURES = [(OSError("no network"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)]
+
+
+@pytest.mark.parametrize(("error", "raised"), FAILURES)
+def test_a_failed_download_leaves_a_folder_as_it_was(tmp_path, error, raised):
+    (tmp_path / "other/empty").mkdir(parents=True)
+    for name in ("other/file", "batches.tar.gz"):
+        (tmp_path / name).write_bytes(b"mine")
+    before = files_in(tmp_path)
+    with pytest.raises(raised):
+        failing_download(error)(tmp_path, True)
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(("error", "raised"), FAILURES)
+def test_a_failed_download_leaves_no_folder_that_it_made(tmp_path, error, raised):
+    with pytest.raises(raised):
+        failing_download(error)(tmp_path / "new/data", True)
+    assert files_in(tmp_path) == {}
+
+
+def test_a_download_adds_its_files_to_the_folder_and_uses_an_archive_that_is_there(tmp_path):
+    class CIFAR10:
+        filename, data, targets = "batches.tar.gz", np.zeros((1, 32, 32, 3), dtype=np.uint8), [0]
+
+        def __init__(self, root, download, **_):
+            if not download:
+                raise RuntimeError("not found")
+            (root / "batches").mkdir()
+            (root / "batches/data_1").write_bytes((root / self.filename).read_bytes())
+
+    (tmp_path / "batches.tar.gz").write_bytes(b"mine")
+    data._torchvision(CIFAR10, "the folder 'batches'", tmp_path, True)
+    assert files_in(tmp_path) == {"batches.tar.gz": b"mine", "batches": False, "batches/data_1": b"mine"}
+
+
 def test_imagenet_streams_crops_of_224_pixels(tmp_path, monkeypatch):
     tree = {"ILSVRC2012_img_train": {"n1": 3, "n2": 3}, "ILSVRC2012_img_val": {"n1": 2, "n2": 1}}
     write_tree(tmp_path, tree, size=(300, 280), extension="jpg")

@@ -1,7 +1,10 @@
 """Where the images of each data set come from. A new data set is an entry here, in SOURCES, and one in spec.SPECS."""
 
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,12 +50,12 @@ def _digits(data_dir: Path, train: bool) -> Arrays:
 def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arrays:
     """A torchvision set, downloaded when missing; `files` names what belongs in `data_dir`."""
     which = {"split": "train" if train else "test"} if dataset is datasets.SVHN else {"train": train}
-    existed = data_dir.exists()
     try:
-        loaded = dataset(data_dir, download=True, **which)
+        try:
+            loaded = dataset(data_dir, download=False, **which)
+        except RuntimeError:  # torchvision's for files that are missing or damaged
+            loaded = _downloaded(dataset, data_dir, which)
     except (OSError, RuntimeError) as error:
-        if not existed and data_dir.is_dir() and not any(data_dir.iterdir()):
-            data_dir.rmdir()  # the download's empty folder
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{dataset.__name__} is not in '{data_dir}' and could not be downloaded ({reason}): put {files} there, "
@@ -61,6 +64,44 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
     labels = loaded.labels if dataset is datasets.SVHN else loaded.targets
     images = np.asarray(loaded.data)
     return (images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images), np.asarray(labels)
+
+
+def _downloaded(dataset: type, data_dir: Path, which: dict):
+    """The set downloaded to `data_dir`, which is left as it was when the download fails or is interrupted.
+
+    The files come to a folder of this call's own inside `data_dir` and move up when the set could be read from them.
+    """
+    with _made(data_dir):
+        own = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
+        try:
+            # an archive that is there need not be fetched: CIFAR names its own, MNIST keeps four
+            for archive in data_dir.glob(getattr(dataset, "filename", f"{dataset.__name__}/raw/*.gz")):
+                _put(archive, own / archive.relative_to(data_dir), shutil.copy)
+            loaded = dataset(own, download=True, **which)
+            for file in [path for path in own.rglob("*") if path.is_file()]:
+                _put(file, data_dir / file.relative_to(own), shutil.move)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+    return loaded
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """`folder` exists; if the block raises, the folders made for it are gone again unless they hold something."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _put(file: Path, target: Path, how: Callable) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    how(file, target)
 
 
 SOURCES = {
@@ -145,7 +186,7 @@ def _load_rgb(path: str) -> Image.Image:
 def _open_image(path: str) -> Image.Image:
     """The decoded image, as it is stored: EXIF rotation is not applied and transparency will be dropped.
 
-    Raises UserError that names the file if it cannot be decoded, is suspiciously large or of more than 8 bits a channel.
+    Raises UserError that names the file if it cannot be decoded, is suspiciously large or has over 8 bits a channel.
     """
     try:
         with warnings.catch_warnings():

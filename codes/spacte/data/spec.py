@@ -1,4 +1,4 @@
-"""What a classifier has to know of a data set, and the data sets whose name says it. No torch: logs are read with it."""
+"""What a classifier has to know of a data set, and the data sets whose name says it. No torch: logs need it."""
 
 from dataclasses import dataclass
 
