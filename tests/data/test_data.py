@@ -130,6 +130,16 @@ def test_trees_that_cannot_be_used_say_why(tmp_path):
         open_split("ImageFolder", mixed, True, CPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("ImageFolder", "train"), ("ImageFolder", "test"), ("ImageNet", "ILSVRC2012_img_train")]
+)
+def test_class_folders_without_images_are_named(tmp_path, name, folder):
+    root = write_tree(tmp_path, {folder: {"cat": 1, "dog": 0, "emu": 0}})
+    (root / folder / "dog/notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=rf"^no images in the class folders 'dog', 'emu' of '.*/{folder}': .*\.png"):
+        open_split(name, root, folder != "test", CPU)
+
+
 def test_a_test_tree_must_have_the_training_trees_classes(tmp_path):
     root = write_tree(tmp_path, {"train": {"cat": 2, "dog": 2}, "test": {"dog": 2}})
     spec = open_split("ImageFolder", root, True, CPU).spec

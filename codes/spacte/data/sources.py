@@ -143,10 +143,20 @@ def open_split(
 
 
 def _tree(folder: Path, **options) -> datasets.ImageFolder:
+    """The images of a `<class>/*` tree. Raises UserError if there are no class folders, and names those without one."""
     try:
-        return datasets.ImageFolder(folder, **options)
+        tree = datasets.ImageFolder(folder, allow_empty=True, **options)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no images in '{folder}': expected one folder a class with image files in it") from error
+    filled = set(tree.targets)
+    empty = [f"'{name}'" for label, name in enumerate(tree.classes) if label not in filled]
+    if empty:
+        names = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
+        raise UserError(
+            f"no images in the class {'folder' if len(empty) == 1 else 'folders'} {names} of '{folder}': "
+            f"images end in {', '.join(datasets.folder.IMG_EXTENSIONS)}"
+        )
+    return tree
 
 
 def _read_tree(folder: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
