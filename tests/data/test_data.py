@@ -278,13 +278,54 @@ def test_the_first_images_of_each_class_are_kept():
             split.keep_first_of_each_class(wrong)
 
 
+def streamed(root, counts, workers=0):
+    """A stream of the random images in root/x."""
+    tree = data._tree(write_tree(root, {"x": counts}) / "x", loader=data._load_rgb, transform=data.v2.PILToTensor())
+    return Streamed(DataSpec("toy", (3, 12, 10), len(counts), (0.5,) * 3, (0.5,) * 3), tree, CPU, workers)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A stream of two classes' 3 and 4 images, whole and cut to the first 2 of each."""
+    whole = streamed(tmp_path / "whole", {"a": 3, "b": 4})
+    cut = streamed(tmp_path / "cut", {"a": 3, "b": 4})
+    cut.keep_first_of_each_class(4)
+    return whole, cut
+
+
+def test_a_stream_keeps_the_first_images_of_each_class(kept):
+    whole, cut = kept
+    assert len(cut) == 4
+    for idx, old in enumerate((0, 1, 3, 4)):
+        (image, label), (expected, expected_label) = cut[idx], whole[old]
+        assert torch.equal(image, expected) and label == expected_label
+
+
+def test_a_cut_streams_batches_are_its_images(kept):
+    _, cut = kept
+    assert cut.num_batches(3) == 2
+    images, labels = (torch.cat(parts) for parts in zip(*cut.batches(3), strict=True))
+    assert torch.equal(images, torch.stack([cut[idx][0] for idx in range(4)])) and labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_cut_streams_fingerprint_is_that_of_its_files(kept, tmp_path):
+    whole, cut = kept
+    assert cut.fingerprint() == streamed(tmp_path / "small", {"a": 2, "b": 2}).fingerprint() != whole.fingerprint()
+
+
+def test_a_cut_stream_holds_no_list_of_all_files(kept):
+    assert kept[1].dataset.imgs is kept[1].dataset.samples
+
+
+def break_file(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_met_by_a_stream_is_one_line_that_names_it(tmp_path, workers):
-    root = write_tree(tmp_path, {"x": {"a": 1, "b": 1}}) / "x"
-    content = (root / "b/0.png").read_bytes()
-    (root / "b/0.png").write_bytes(content[: len(content) // 2])
-    tree = data._tree(root, loader=data._load_rgb, transform=data.v2.PILToTensor())
-    split = Streamed(DataSpec("toy", (3, 12, 10), 2, (0.5,) * 3, (0.5,) * 3), tree, CPU, workers)
+    split = streamed(tmp_path, {"a": 1, "b": 1}, workers)
+    break_file(tmp_path / "x/b/0.png")
     with pytest.raises(UserError, match=r"^'[^\n]*b/0.png' cannot be read as an image: [^\n]*$"):
         list(split.batches(2))
 
