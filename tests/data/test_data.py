@@ -338,15 +338,50 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
             data._read_image(str(tmp_path / "bomb.png"))
 
 
-def test_a_16_bit_colour_png_is_refused(tmp_path):
+def write_png(path, bits, colour, *pixels):
+    """A PNG of 1x1 pixel, chunk by chunk: `pixels` are pairs of a chunk's kind, rightly b"IDAT", and its content."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header, pixels = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), zlib.compress(bytes(7))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    (tmp_path / "deep.png").write_bytes(png)
+    header = struct.pack(">IIBBBBB", 1, 1, bits, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), *pixels, (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*pair) for pair in chunks))
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2)])  # RGB, grey with alpha
+def test_a_16_bit_png_is_refused(tmp_path, colour, channels):
+    write_png(tmp_path / "deep.png", 16, colour, (b"IDAT", zlib.compress(bytes(1 + 2 * channels))))
     with pytest.raises(UserError, match=r"deep.png' has more than 8 bits"):
         data._read_image(str(tmp_path / "deep.png"))
+
+
+def test_a_16_bit_tiff_is_refused(tmp_path):
+    Image.fromarray(np.full((4, 3), 60_000, dtype=np.uint16)).save(tmp_path / "deep.tif")
+    with pytest.raises(UserError, match=r"deep.tif' has more than 8 bits"):
+        data._read_image(str(tmp_path / "deep.tif"))
+
+
+def test_a_png_whose_second_chunk_of_pixels_is_broken_is_named(tmp_path):
+    pixels = zlib.compress(bytes(4))
+    write_png(tmp_path / "broken.png", 8, 2, (b"IDAT", pixels[:3]), (b"\0\0\0\0", pixels[3:]))
+    with pytest.raises(UserError, match=r"broken.png' cannot be read as an image") as error:
+        data._read_image(str(tmp_path / "broken.png"))
+    assert isinstance(error.value.__cause__, SyntaxError)  # Pillow's, and no OSError
+
+
+def test_one_broken_image_of_a_stream_is_named(tmp_path):
+    split = streamed(tmp_path, {"a": 1, "b": 1})
+    break_file(tmp_path / "x/b/0.png")
+    with pytest.raises(UserError, match=r"^'[^\n]*b/0.png' cannot be read as an image"):
+        split[1]
+
+
+def test_a_rotation_in_exif_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # Orientation: a quarter turn
+    Image.new("RGB", (4, 3)).save(tmp_path / "turned.jpg", exif=exif)
+    assert data._read_image(str(tmp_path / "turned.jpg")).shape == (3, 4, 3)
 
 
 @pytest.mark.filterwarnings("error")

@@ -143,7 +143,7 @@ def open_split(
 
 
 def _tree(folder: Path, **options) -> datasets.ImageFolder:
-    """The files of a `<class>/*` tree. Raises UserError if there are no classes, or that names those without an image."""
+    """The files of a `<class>/*` tree. Raises UserError if there is no class, or that names those without an image."""
     try:
         tree = datasets.ImageFolder(folder, allow_empty=True, **options)
     except (FileNotFoundError, NotADirectoryError) as error:
