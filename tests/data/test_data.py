@@ -130,6 +130,16 @@ def test_trees_that_cannot_be_used_say_why(tmp_path):
         open_split("ImageFolder", mixed, True, CPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("ImageFolder", "train"), ("ImageFolder", "test"), ("ImageNet", "ILSVRC2012_img_train")]
+)
+def test_class_folders_without_images_are_named(tmp_path, name, folder):
+    root = write_tree(tmp_path, {folder: {"cat": 1, "dog": 0, "emu": 0}})
+    (root / folder / "dog/notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=rf"^no images in the class folders 'dog', 'emu' of '.*/{folder}': .*\.png"):
+        open_split(name, root, folder != "test", CPU)
+
+
 def test_a_test_tree_must_have_the_training_trees_classes(tmp_path):
     root = write_tree(tmp_path, {"train": {"cat": 2, "dog": 2}, "test": {"dog": 2}})
     spec = open_split("ImageFolder", root, True, CPU).spec
@@ -180,6 +190,64 @@ def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(tmp_path, m
         open_split("CIFAR10", tmp_path, True, CPU)
 
 
+def failing_download(error):
+    """A torchvision set whose download writes an archive, replaces another, unpacks half of it and raises `error`."""
+
+    class CIFAR10:
+        filename = "batches.tar.gz"
+
+        def __init__(self, root, download, **_):
+            if not download:
+                raise RuntimeError("not found")
+            (root / "batches").mkdir(parents=True)
+            (root / self.filename).write_bytes(b"half")
+            (root / "batches/data_1").write_bytes(b"half")
+            (root / "empty").mkdir()
+            raise error
+
+    return partial(data._torchvision, CIFAR10, "the folder 'batches'")
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+FAILURES = [(OSError("no network"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)]
+
+
+@pytest.mark.parametrize(("error", "raised"), FAILURES)
+def test_a_failed_download_leaves_a_folder_as_it_was(tmp_path, error, raised):
+    (tmp_path / "other/empty").mkdir(parents=True)
+    for name in ("other/file", "batches.tar.gz"):
+        (tmp_path / name).write_bytes(b"mine")
+    before = files_in(tmp_path)
+    with pytest.raises(raised):
+        failing_download(error)(tmp_path, True)
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(("error", "raised"), FAILURES)
+def test_a_failed_download_leaves_no_folder_that_it_made(tmp_path, error, raised):
+    with pytest.raises(raised):
+        failing_download(error)(tmp_path / "new/data", True)
+    assert files_in(tmp_path) == {}
+
+
+def test_a_download_adds_its_files_to_the_folder_and_uses_an_archive_that_is_there(tmp_path):
+    class CIFAR10:
+        filename, data, targets = "batches.tar.gz", np.zeros((1, 32, 32, 3), dtype=np.uint8), [0]
+
+        def __init__(self, root, download, **_):
+            if not download:
+                raise RuntimeError("not found")
+            (root / "batches").mkdir()
+            (root / "batches/data_1").write_bytes((root / self.filename).read_bytes())
+
+    (tmp_path / "batches.tar.gz").write_bytes(b"mine")
+    data._torchvision(CIFAR10, "the folder 'batches'", tmp_path, True)
+    assert files_in(tmp_path) == {"batches.tar.gz": b"mine", "batches": False, "batches/data_1": b"mine"}
+
+
 def test_imagenet_streams_crops_of_224_pixels(tmp_path, monkeypatch):
     tree = {"ILSVRC2012_img_train": {"n1": 3, "n2": 3}, "ILSVRC2012_img_val": {"n1": 2, "n2": 1}}
     write_tree(tmp_path, tree, size=(300, 280), extension="jpg")
@@ -210,13 +278,54 @@ def test_the_first_images_of_each_class_are_kept():
             split.keep_first_of_each_class(wrong)
 
 
+def streamed(root, counts, workers=0):
+    """A stream of the random images in root/x."""
+    tree = data._tree(write_tree(root, {"x": counts}) / "x", loader=data._load_rgb, transform=data.v2.PILToTensor())
+    return Streamed(DataSpec("toy", (3, 12, 10), len(counts), (0.5,) * 3, (0.5,) * 3), tree, CPU, workers)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A stream of two classes' 3 and 4 images, whole and cut to the first 2 of each."""
+    whole = streamed(tmp_path / "whole", {"a": 3, "b": 4})
+    cut = streamed(tmp_path / "cut", {"a": 3, "b": 4})
+    cut.keep_first_of_each_class(4)
+    return whole, cut
+
+
+def test_a_stream_keeps_the_first_images_of_each_class(kept):
+    whole, cut = kept
+    assert len(cut) == 4
+    for idx, old in enumerate((0, 1, 3, 4)):
+        (image, label), (expected, expected_label) = cut[idx], whole[old]
+        assert torch.equal(image, expected) and label == expected_label
+
+
+def test_a_cut_streams_batches_are_its_images(kept):
+    _, cut = kept
+    assert cut.num_batches(3) == 2
+    images, labels = (torch.cat(parts) for parts in zip(*cut.batches(3), strict=True))
+    assert torch.equal(images, torch.stack([cut[idx][0] for idx in range(4)])) and labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_cut_streams_fingerprint_is_that_of_its_files(kept, tmp_path):
+    whole, cut = kept
+    assert cut.fingerprint() == streamed(tmp_path / "small", {"a": 2, "b": 2}).fingerprint() != whole.fingerprint()
+
+
+def test_a_cut_stream_holds_no_list_of_all_files(kept):
+    assert kept[1].dataset.imgs is kept[1].dataset.samples
+
+
+def break_file(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_met_by_a_stream_is_one_line_that_names_it(tmp_path, workers):
-    root = write_tree(tmp_path, {"x": {"a": 1, "b": 1}}) / "x"
-    content = (root / "b/0.png").read_bytes()
-    (root / "b/0.png").write_bytes(content[: len(content) // 2])
-    tree = data._tree(root, loader=data._load_rgb, transform=data.v2.PILToTensor())
-    split = Streamed(DataSpec("toy", (3, 12, 10), 2, (0.5,) * 3, (0.5,) * 3), tree, CPU, workers)
+    split = streamed(tmp_path, {"a": 1, "b": 1}, workers)
+    break_file(tmp_path / "x/b/0.png")
     with pytest.raises(UserError, match=r"^'[^\n]*b/0.png' cannot be read as an image: [^\n]*$"):
         list(split.batches(2))
 
@@ -229,15 +338,50 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
             data._read_image(str(tmp_path / "bomb.png"))
 
 
-def test_a_16_bit_colour_png_is_refused(tmp_path):
+def write_png(path, bits, colour, *pixels):
+    """A PNG of 1x1 pixel, chunk by chunk: `pixels` are pairs of a chunk's kind, rightly b"IDAT", and its content."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header, pixels = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), zlib.compress(bytes(7))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    (tmp_path / "deep.png").write_bytes(png)
+    header = struct.pack(">IIBBBBB", 1, 1, bits, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), *pixels, (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*pair) for pair in chunks))
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2)])  # RGB, grey with alpha
+def test_a_16_bit_png_is_refused(tmp_path, colour, channels):
+    write_png(tmp_path / "deep.png", 16, colour, (b"IDAT", zlib.compress(bytes(1 + 2 * channels))))
     with pytest.raises(UserError, match=r"deep.png' has more than 8 bits"):
         data._read_image(str(tmp_path / "deep.png"))
+
+
+def test_a_16_bit_tiff_is_refused(tmp_path):
+    Image.fromarray(np.full((4, 3), 60_000, dtype=np.uint16)).save(tmp_path / "deep.tif")
+    with pytest.raises(UserError, match=r"deep.tif' has more than 8 bits"):
+        data._read_image(str(tmp_path / "deep.tif"))
+
+
+def test_a_png_whose_second_chunk_of_pixels_is_broken_is_named(tmp_path):
+    pixels = zlib.compress(bytes(4))
+    write_png(tmp_path / "broken.png", 8, 2, (b"IDAT", pixels[:3]), (b"\0\0\0\0", pixels[3:]))
+    with pytest.raises(UserError, match=r"broken.png' cannot be read as an image") as error:
+        data._read_image(str(tmp_path / "broken.png"))
+    assert isinstance(error.value.__cause__, SyntaxError)  # Pillow's, and no OSError
+
+
+def test_one_broken_image_of_a_stream_is_named(tmp_path):
+    split = streamed(tmp_path, {"a": 1, "b": 1})
+    break_file(tmp_path / "x/b/0.png")
+    with pytest.raises(UserError, match=r"^'[^\n]*b/0.png' cannot be read as an image"):
+        split[1]
+
+
+def test_a_rotation_in_exif_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # Orientation: a quarter turn
+    Image.new("RGB", (4, 3)).save(tmp_path / "turned.jpg", exif=exif)
+    assert data._read_image(str(tmp_path / "turned.jpg")).shape == (3, 4, 3)
 
 
 @pytest.mark.filterwarnings("error")

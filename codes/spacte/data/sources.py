@@ -1,7 +1,10 @@
 """Where the images of each data set come from. A new data set is an entry here, in SOURCES, and one in spec.SPECS."""
 
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,12 +50,12 @@ def _digits(data_dir: Path, train: bool) -> Arrays:
 def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arrays:
     """A torchvision set, downloaded when missing; `files` names what belongs in `data_dir`."""
     which = {"split": "train" if train else "test"} if dataset is datasets.SVHN else {"train": train}
-    existed = data_dir.exists()
     try:
-        loaded = dataset(data_dir, download=True, **which)
+        try:
+            loaded = dataset(data_dir, download=False, **which)
+        except RuntimeError:  # torchvision's for files that are missing or damaged
+            loaded = _downloaded(dataset, data_dir, which)
     except (OSError, RuntimeError) as error:
-        if not existed and data_dir.is_dir() and not any(data_dir.iterdir()):
-            data_dir.rmdir()  # the download's empty folder
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{dataset.__name__} is not in '{data_dir}' and could not be downloaded ({reason}): put {files} there, "
@@ -61,6 +64,44 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
     labels = loaded.labels if dataset is datasets.SVHN else loaded.targets
     images = np.asarray(loaded.data)
     return (images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images), np.asarray(labels)
+
+
+def _downloaded(dataset: type, data_dir: Path, which: dict):
+    """The set downloaded to `data_dir`, which is left as it was when the download fails or is interrupted.
+
+    The files come to a folder of this call's own inside `data_dir` and move up when the set could be read from them.
+    """
+    with _made(data_dir):
+        own = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
+        try:
+            # an archive that is there need not be fetched: CIFAR names its own, MNIST keeps four
+            for archive in data_dir.glob(getattr(dataset, "filename", f"{dataset.__name__}/raw/*.gz")):
+                _put(archive, own / archive.relative_to(data_dir), shutil.copy)
+            loaded = dataset(own, download=True, **which)
+            for file in [path for path in own.rglob("*") if path.is_file()]:
+                _put(file, data_dir / file.relative_to(own), shutil.move)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+    return loaded
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """`folder` exists; if the block raises, the folders made for it are gone again unless they hold something."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _put(file: Path, target: Path, how: Callable) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    how(file, target)
 
 
 SOURCES = {
@@ -102,10 +143,20 @@ def open_split(
 
 
 def _tree(folder: Path, **options) -> datasets.ImageFolder:
+    """The files of a `<class>/*` tree. Raises UserError if there is no class, or that names those without an image."""
     try:
-        return datasets.ImageFolder(folder, **options)
+        tree = datasets.ImageFolder(folder, allow_empty=True, **options)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no images in '{folder}': expected one folder a class with image files in it") from error
+    filled = set(tree.targets)
+    empty = [f"'{name}'" for label, name in enumerate(tree.classes) if label not in filled]
+    if empty:
+        names = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
+        raise UserError(
+            f"no images in the class {'folder' if len(empty) == 1 else 'folders'} {names} of '{folder}': "
+            f"images end in {', '.join(datasets.folder.IMG_EXTENSIONS)}"
+        )
+    return tree
 
 
 def _read_tree(folder: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:

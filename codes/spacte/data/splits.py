@@ -153,7 +153,8 @@ class Streamed(Split):
         return torch.tensor(self.dataset.targets)
 
     def _keep(self, indices):
-        self.dataset.samples = [self.dataset.samples[idx] for idx in indices]
+        kept = [self.dataset.samples[idx] for idx in indices]
+        self.dataset.samples = self.dataset.imgs = kept  # imgs: torchvision's second name, by which all would stay
         self.dataset.targets = [label for _, label in self.dataset.samples]
 
     def _load(self, chunks):
