@@ -26,6 +26,7 @@ from spacte.report import page, plots
 from spacte.report.comparison import Comparison, compare
 from spacte.report.runs import Run, check_same_images, read_runs
 from spacte.report.table import FORMATS, envelope, over_seeds, reached_radii, records, render, summary
+from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError, check_ending
 
 
@@ -41,6 +42,7 @@ def _flags() -> cli.Parser:
     )
     formats = "of the table and the comparisons; csv: one table, that of the comparisons where there are some"
     add("--format", choices=FORMATS, default="markdown", help=formats)
+    add("--certificate", choices=CERTIFICATES, help="make all certificates anew from the counts (as each log's own)")
     add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
     add(
         "--over_seeds", action="store_true", help="one row for the runs of one name: mean, standard deviation over them"
@@ -67,7 +69,7 @@ def _main() -> None:
     if args.training:
         folder, file = args.training
         _save(plots.training(folder), file)
-    runs = read_runs(args.logs, args.heads) if args.logs else []
+    runs = read_runs(args.logs, args.heads, args.certificate) if args.logs else []
     comparisons = _comparisons(runs, args)
     table = None
     if runs:
@@ -129,12 +131,12 @@ def _save(figure, path: Path) -> None:
 def _comparisons(runs: list[Run], args: Namespace) -> list[Comparison]:
     pairs = []
     if args.compare:
-        read = {run.path: run for run in read_runs(args.compare)}
+        read = {run.path: run for run in read_runs(args.compare, certificate=args.certificate)}
         if set(read) != set(args.compare) or len(read) != 2:
             raise UserError("--compare {} {}: give two logs".format(*args.compare))
         pairs.append([read[path] for path in args.compare])
     if args.baseline:
-        baseline, *more = read_runs([args.baseline])
+        baseline, *more = read_runs([args.baseline], certificate=args.certificate)
         if more:
             raise UserError(f"--baseline {args.baseline}: give one log")
         check_same_images([*runs, baseline])

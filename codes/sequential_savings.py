@@ -19,9 +19,10 @@ from scipy import stats
 from spacte import cli
 from spacte.logs.certlog import certified_accuracy, read_log
 from spacte.report.table import RADIUS_STEP, markdown
-from spacte.smooth.bounds import RadiiDecided, anytime_lower_bound, radius_of
+from spacte.smooth.bounds import anytime_lower_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN
 from spacte.smooth.core_mhead import portion
+from spacte.smooth.stopping import RadiiDecided
 from spacte.utils import UserError
 
 _REPEATS = 20  # simulated runs a log

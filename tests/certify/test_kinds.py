@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
-from conftest import beside, without_time
+from conftest import RUN_FLAGS, beside, without_time
 from scipy import stats
 
 from spacte.logs.certlog import average_certified_radius, read_log
@@ -258,3 +258,60 @@ def test_an_n_that_never_decides_is_refused(certify, script, digits_models, flag
         assert code == 2 and message in err
     code, _, err = script("0Gaussian/predict_mhead.py", *common, *flags)
     assert code == 2 and message in err
+
+
+# --- certificates from all the votes ---
+
+
+def test_both_certificates_come_from_the_same_votes(certify, script):
+    """The summary has a row of each whichever the log holds; relog makes one log from the other's votes."""
+    papers, ours = certify("a", skip=20), certify("b", "--certificate", "all-votes", skip=20)
+    assert ours.name == papers.name.replace(".log", "-all-votes.log")
+    figures = [beside(log, "-ACR.log").read_text().split("\n")[2:] for log in (papers, ours)]
+    rows = [[line.split(" | ")[6:-1] for line in lines if line] for lines in figures]  # without the run's name
+    assert rows[0] == rows[1] and len(rows[0]) == 2
+    radii = [read_log(log).eval("radius * correct") for log in (papers, ours)]
+    assert radii[1].mean() > radii[0].mean()
+    code, _, err = script("relog.py", papers, "--certificate", "all-votes")
+    assert code == 0, err
+    assert without_time(beside(papers, "-alpha-0.001-all-votes.log")) == without_time(ours)
+    code, out, err = script("report.py", papers, "--certificate", "all-votes", "--heads")
+    assert code == 0 and out.count("all-votes") >= 4 and f"{radii[1].mean():.3f}" in out
+    code, out, _ = script("report.py", "--compare", papers, ours)
+    assert code == 0 and "certificate cohen and all-votes" in out
+
+
+def test_a_run_under_one_certificate_is_not_gone_on_with_under_another(certify, script, digits_models):
+    log = certify("a", "--max", 60)
+    content = json.loads(beside(log, ".json").read_text())
+    del content["config"]["certificate"]  # as an older program left it
+    beside(log, ".json").write_text(json.dumps(content))
+    assert certify("a", "--max", 100) == log
+    for ending in (".log", ".json", "-counts.jsonl"):
+        path = beside(log, ending)
+        path.rename(path.with_name(path.name.replace("skip-30", "skip-30-all-votes")))
+    flags = ("--model_path", digits_models[0], "--logs_dir", "a", "--skip", 30, *RUN_FLAGS)
+    code, _, err = script("0Gaussian/certify_mhead.py", *flags, "--certificate", "all-votes")
+    assert code == 2 and "certificate (cohen there, all-votes here)" in err
+
+
+@pytest.mark.parametrize("flags", [(), ("--radii", 0.25), ("--tolerance", 0.1)])
+def test_all_votes_stop_early_too(certify, flags):
+    """At the decided radii both agree but for what was given up; fewer draws are used than a fixed N."""
+    common = ("--certificate", "all-votes", "--N", 4000, "--batch_size", 1000)
+    fixed, early = certify("a", *common), certify("b", *common, "--sequential", *flags)
+    used = [int(one.estimation[-1].sum()) for one in read_counts(beside(early, "-counts.jsonl"))]
+    assert max(used) <= 4000 and sum(used) < 4000 * len(used)
+    shares = [(read_log(log).eval("radius * correct") >= 0.25).mean() for log in (fixed, early)]
+    assert abs(shares[0] - shares[1]) <= 1 / 12 + 1e-9
+
+
+def test_selection_votes_are_needed(certify, script):
+    log = certify("a", "--max", 60)
+    counts = beside(log, "-counts.jsonl")
+    lines = [json.loads(line) for line in counts.read_text().splitlines()]
+    counts.write_text(
+        "".join(json.dumps(line | {"selection": [{} for _ in line["selection"]]}) + "\n" for line in lines)
+    )
+    code, _, err = script("relog.py", log, "--certificate", "all-votes")
+    assert code == 2 and "holds no selection votes" in err

@@ -7,14 +7,13 @@ import pytest
 from scipy import stats
 
 from spacte.smooth.bounds import (
-    RadiiDecided,
-    RadiusKnown,
-    _convinces,
     _log_e_value,
     anytime_lower_bound,
+    convinces,
     lower_confidence_bound,
     radius_of,
 )
+from spacte.smooth.stopping import RadiiDecided, RadiusKnown
 
 
 def false_certificate_rate(p, n_max, alpha):
@@ -24,7 +23,7 @@ def false_certificate_rate(p, n_max, alpha):
         alive = np.append(alive * (1 - p), 0) + np.append(0, alive * p)
         successes = np.arange(n + 1)
         # where the e-value convinces against p, below the observed rate: there and only there the bound exceeds p
-        errs = _convinces(successes, n, p, alpha)
+        errs = convinces(successes, n, p, alpha)
         wrong += alive[errs].sum()
         alive[errs] = 0
     return wrong
@@ -44,7 +43,7 @@ def test_the_error_is_where_the_bound_exceeds_p():
         for p in (0.3, 0.5, 0.9, 0.97):
             successes = np.arange(n + 1)
             bounds = anytime_lower_bound(successes, n, 0.05)
-            assert np.array_equal(bounds > p, _convinces(successes, n, p, 0.05))
+            assert np.array_equal(bounds > p, convinces(successes, n, p, 0.05))
 
 
 def test_long_streams_err_at_most_at_their_level():
@@ -57,7 +56,7 @@ def test_long_streams_err_at_most_at_their_level():
     votes, wrong = np.zeros(streams, dtype=int), np.zeros(streams, dtype=bool)
     for n, more in zip(looks, np.diff(looks, prepend=0), strict=True):
         votes += rng.binomial(more, p, streams)
-        wrong |= _convinces(votes, n, p, alpha)
+        wrong |= convinces(votes, n, p, alpha)
     assert stats.binom.sf(85, streams, alpha) < 1e-6
     assert wrong.sum() <= 85
 

@@ -11,10 +11,11 @@ from spacte.logs import certlog
 from spacte.logs.from_votes import certificate_of, certificate_row, certified, largest_radius, voter_of
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
-from spacte.report.runs import read_runs
+from spacte.report.runs import read_runs, with_certificate
 from spacte.report.table import render, summary, table_radii
-from spacte.smooth.bounds import RadiiDecided, RadiusKnown
+from spacte.smooth.certificates import CERTIFICATES
 from spacte.smooth.core_mhead import Draws
+from spacte.smooth.stopping import AllVotesDecided, RadiiDecided, RadiusKnown
 from spacte.utils import UserError, replace_file
 
 
@@ -25,6 +26,7 @@ class CertifySettings:
     N0: int = 100
     N: int = 100_000
     alpha: float = 0.001
+    certificate: str = "cohen"
     skip_wrong: bool = False
     sequential: bool = False
     radii: list[float] | None = None
@@ -51,8 +53,10 @@ def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifyS
     init_distributed()
     _check_stopping(settings)
     evaluation = Evaluation.load(classifier, settings.N)
+    check_certificate(settings.certificate, evaluation.smooth.num_classes)
     plan = CertifyPlan(_config(evaluation, run, settings))
-    files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), f"{evaluation.run}-certify-skip-{run.skip}")
+    name = f"{evaluation.run}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
+    files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), name)
     indices, about = run.chosen(range(len(evaluation.split))), evaluation.about(classifier, run, settings)
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:
@@ -90,11 +94,27 @@ class CertifyPlan:
         return radius if predict == counts.label else 0.0
 
     def summarise(self, files: RunFiles) -> str:
-        """Write ACR and certified accuracy at the radii that N draws can reach beside the log; returns the table."""
+        """Write ACR and certified accuracy at the radii that N draws can reach beside the log; returns the table.
+
+        It has a row for each certificate, both from the same votes.
+        """
         radii = table_radii(self.largest_radius, self.config["dataset"])[1:]
-        table = render(summary(read_runs([files.log]), radii), "markdown")
+        (run,) = read_runs([files.log])
+        both = [with_certificate(run, kind) for kind in CERTIFICATES]
+        table = render(summary(both, radii), "markdown")
         replace_file(files.summary, lambda temporary: temporary.write_text(table + "\n", encoding="utf-8"))
         return table
+
+
+def check_certificate(certificate: str, classes: int) -> None:
+    """UserError where the certificate needs more classes."""
+    if certificate == "all-votes" and classes < 2:
+        raise UserError("--certificate all-votes needs at least 2 classes: take cohen")
+
+
+def certificate_ending(certificate: str) -> str:
+    """What a log's name ends in where its certificate is not the paper's."""
+    return "" if certificate == "cohen" else f"-{certificate}"
 
 
 def _parser(description: str) -> cli.Parser:
@@ -105,6 +125,9 @@ def _parser(description: str) -> cli.Parser:
     add("--N0", type=cli.positive_int, help="draws that select the class")
     add("--N", type=cli.positive_int, help="draws that bound its probability, at most if --sequential")
     add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong")
+    add(
+        "--certificate", choices=CERTIFICATES, help="from the votes of the class alone (the paper's), or from all votes"
+    )
     add("--skip_wrong", action="store_true", help="draw no more for an image whose selected class is not its label")
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
     radii = "--sequential: stop when these are certified or given up (the table's)"
@@ -118,7 +141,7 @@ def _parser(description: str) -> cli.Parser:
 
 def _config(evaluation: Evaluation, run: RunSettings, settings: CertifySettings) -> dict:
     """What the log's rows depend on."""
-    names = ("N0", "N", "alpha", "skip_wrong", "sequential")
+    names = ("N0", "N", "alpha", "certificate", "skip_wrong", "sequential")
     config = {"kind": "certify", **evaluation.config, "skip": run.skip}
     config |= {name: value for name, value in asdict(settings).items() if name in names}
     if settings.sequential:
@@ -150,7 +173,10 @@ def _stopping_rule(config: dict):
     stopping, n, sigma = config["sequential"], config["N"], config["noise_sd"]
     if stopping is None:
         return None
-    alpha = certificate_of(config).alpha
+    certificate = certificate_of(config)
+    if certificate.kind == "all-votes":
+        return AllVotesDecided(certificate, n, **stopping)
+    alpha = certificate.alpha
     if "tolerance" in stopping:
         rule = RadiusKnown(stopping["tolerance"], n, alpha, sigma)
     else:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from spacte import cli
 from spacte.certify.attack import AttackPlan
-from spacte.certify.certify import CertifyPlan
+from spacte.certify.certify import CertifyPlan, check_certificate
 from spacte.certify.predict import PredictPlan
 from spacte.certify.settings import RunSettings, shard_ending
 from spacte.certify.writer import RunWriter
 from spacte.logs.runfiles import RunFiles, config_differences
 from spacte.logs.votes import read_counts
+from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError
 
 _PLANS = {"certify": CertifyPlan, "predict": PredictPlan, "attack": AttackPlan}
@@ -64,6 +65,7 @@ class RelogSettings:
     """What is changed in a log; None: nothing."""
 
     alpha: float | None = None
+    certificate: str | None = None
     head: int | None = None
     output: Path | None = None
     overwrite: bool = False
@@ -75,6 +77,7 @@ def relog_main(description: str) -> None:
     add = parser.add_argument
     add("log", type=Path, metavar="LOG", help="a certification log; the counts beside it are read")
     add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong (as in the log)")
+    add("--certificate", choices=CERTIFICATES, help="from the votes of the class alone or from all (as in the log)")
     add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (as in the log)")
     add("--output", type=Path, help="the new log (<log>-alpha-<alpha>[-head-<k>].log beside it)")
     add("--overwrite", action="store_true", help="replace the output if it is there")
@@ -83,11 +86,12 @@ def relog_main(description: str) -> None:
 
 
 def relog(log: Path, settings: RelogSettings) -> None:
-    """Write the log that the same votes give at another alpha, or for one head: each certificate holds at its alpha.
+    """Write the log that the same votes give at another alpha, under another certificate, or for one head.
 
-    That is so because neither changes what was drawn: alpha enters only the bound, and an anytime bound holds whatever
-    rule stopped the draws. It is so for an alpha and a head that were chosen without regard to the votes: the best of
-    several heads, picked by their logs, certifies at the sum of their alphas only.
+    Each certificate holds at its alpha, because none of these changes what was drawn: alpha and the certificate enter
+    only the bounds, and an anytime bound holds whatever rule stopped the draws. It is so for an alpha, a certificate
+    and a head that were chosen without regard to the votes: the best of several heads, picked by their logs, certifies
+    at the sum of their alphas only.
     Raises UserError before anything is written where that cannot be done.
     """
     source = RunFiles(log)
@@ -95,6 +99,8 @@ def relog(log: Path, settings: RelogSettings) -> None:
     flags, config = _flags(content, source), dict(content["config"])
     if settings.alpha is not None:
         config["alpha"] = settings.alpha
+    if settings.certificate is not None:
+        config["certificate"] = settings.certificate
     if settings.head is not None:
         config["head"] = settings.head
     plan = _plan({"config": config}, source)
@@ -106,11 +112,22 @@ def relog(log: Path, settings: RelogSettings) -> None:
         warnings.warn(f"'{log}' is unfinished: {len(counts)} of {len(planned)} images", stacklevel=1)
     if settings.head is not None:
         _check_head(settings.head, next(iter(counts.values())), config, log)
+    if settings.certificate is not None:
+        _check_certificate(settings.certificate, next(iter(counts.values())), config, source)
     head = "" if settings.head is None else f"-head-{settings.head}"
-    output = settings.output or log.with_name(f"{log.stem}-alpha-{config['alpha']:g}{head}.log")
+    certificate = "" if settings.certificate is None else f"-{settings.certificate}"
+    output = settings.output or log.with_name(f"{log.stem}-alpha-{config['alpha']:g}{certificate}{head}.log")
     if output.suffix != ".log" or output.resolve() == log.resolve():
         raise UserError(f"--output '{output}': choose a name that ends in .log and is not the log's own")
     _write(RunFiles(output), plan, content["about"] | {"made_from": str(log)}, counts, settings.overwrite)
+
+
+def _check_certificate(certificate: str, counts, config: dict, source: RunFiles) -> None:
+    if config["kind"] != "certify":
+        raise UserError(f"'{source.log}' holds no certificates: --certificate is for certification logs")
+    if not counts.selection.any():
+        raise UserError(f"'{source.counts}' holds no selection votes: no class was chosen by them")
+    check_certificate(certificate, counts.selection.shape[1])
 
 
 def _check_head(head: int, counts, config: dict, log: Path) -> None:

@@ -15,7 +15,8 @@ def voter_of(config: dict) -> int:
 
 def certificate_of(config: dict) -> Certificate:
     """How the votes of a run with this configuration become certificates."""
-    return Certificate(config["alpha"] - config["noise_slack"], config["noise_sd"], bool(config["sequential"]))
+    kind = config.get("certificate", "cohen")  # older configurations do not name it
+    return Certificate(config["alpha"] - config["noise_slack"], config["noise_sd"], bool(config["sequential"]), kind)
 
 
 def certified(counts: VoteCounts, config: dict) -> tuple[int, float]:
@@ -31,7 +32,7 @@ def largest_radius(config: dict) -> float:
         raise UserError(
             f"--alpha {alpha} is below what --exact_noise costs at --N {n}, {slack:.3g}: take a larger alpha"
         )
-    radius = certificate_of(config).radius(n, n)
+    radius = certificate_of(config).radius(n, 0, n)
     if radius is None:
         raise UserError(
             f"--N {n} at --alpha {alpha} can never certify: even {n} votes of {n} do not bound the probability above "
@@ -43,7 +44,7 @@ def largest_radius(config: dict) -> float:
 def _fewest_certifying(certificate: Certificate, too_few: int) -> int:
     """The smallest N, above one that is too small, at which unanimous votes are a certificate."""
     n = too_few
-    while certificate.radius(n, n) is None:
+    while certificate.radius(n, 0, n) is None:
         n += 1
     return n
 

@@ -86,14 +86,20 @@ class RunFiles:
         replace_file(self.json, lambda temporary: temporary.write_text(content))
 
 
+_LATER_FIELDS = {"certificate": "cohen"}  # with what runs did before they were recorded
+
+
+def _comparable(config: dict) -> dict:
+    versions = {"versions": deciding_versions(config["versions"])} if config.get("versions") else {}
+    return _LATER_FIELDS | config | versions
+
+
 def config_differences(earlier: dict, new: dict) -> str:
     """The fields in which two configurations differ, with both values; empty where they do not.
 
-    Older configurations hold the versions of packages that decide no vote, too: those are not compared.
+    Older configurations hold the versions of packages that decide no vote, too, which are not compared, and lack
+    fields that then had their default.
     """
-    earlier, new = (
-        config | {"versions": deciding_versions(config["versions"])} if config.get("versions") else config
-        for config in (earlier, new)
-    )
+    earlier, new = (_comparable(config) for config in (earlier, new))
     names = [name for name in {**earlier, **new} if earlier.get(name) != new.get(name)]
     return ", ".join(f"{name} ({earlier.get(name)} there, {new.get(name)} here)" for name in names)

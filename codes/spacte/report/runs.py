@@ -19,9 +19,16 @@ from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import read_counts
 from spacte.utils import UserError
 
-DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma")  # the fields of a run that say which one it is
+DESCRIPTION = (
+    "defence",
+    "dataset",
+    "arch",
+    "heads",
+    "sigma",
+    "certificate",
+)  # the fields of a run that say which one it is
 # the fields of a configuration in which the certifications of one classifier differ
-CERTIFICATION = ("N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise", "precision")
+CERTIFICATION = ("certificate", "N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise", "precision")
 _OTHER_KINDS = {"attack": "an attack log", "predict": "a prediction log"}
 
 
@@ -44,22 +51,30 @@ class Run:
     place: str = ""
 
     @property
+    def certificate(self) -> str | None:
+        """How votes became certificates: "cohen" or "all-votes"."""
+        return None if self.config is None else self.config["certificate"]
+
+    @property
     def title(self) -> str:
         """The name, and the place where it takes that to tell two runs apart."""
         return f"{self.name} ({self.place})" if self.place else self.name
 
 
-def read_runs(paths: list[Path], heads: bool = False) -> list[Run]:
+def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = None) -> list[Run]:
     """The runs of logs and of all certification logs in folders, in the order of a table.
 
     In a folder, attack and prediction logs are passed over. `heads` adds each head alone, from the vote counts beside a
-    log of several heads. Raises UserError that names the file, and the line where there is one: an unreadable log, a
-    path to an attack or prediction log, two data sets, images with two labels.
+    log of several heads; `certificate` makes all logs anew from their counts. Raises UserError that names the file, and
+    the line where there is one: an unreadable log, counts that are needed and missing, a path to an attack or prediction
+    log, two data sets, images with two labels.
     """
     logs = list({log.resolve(): log for path in paths for log in _logs_in(path)}.values())
     runs = []
     for path in logs:
         run = Run(re.sub(r"-certify-skip-\d+", "", _parts(path)[-1]), path, read_log(path), **_description(path))
+        if certificate is not None:
+            run = with_certificate(run, certificate)
         runs += [*(_heads_alone(run) if heads else ()), run]
     check_same_images(runs)
     described = [(run.name, *(getattr(run, name) for name in DESCRIPTION)) for run in runs]
@@ -140,7 +155,7 @@ def _description(path: Path) -> dict:
         "arch": printable(config["arch"]),
         "heads": heads if config["head"] is None else f"head {config['head']} of {heads}",
         "sigma": config["noise_sd"],
-        "config": config,
+        "config": {"certificate": "cohen"} | config,  # older runs do not name it
     }
 
 
@@ -213,6 +228,30 @@ def _known(path: Path, names) -> str | None:
     return None
 
 
+def with_certificate(run: Run, certificate: str) -> Run:
+    """The run with the log that its counts give under a certificate ("cohen", "all-votes").
+
+    Raises UserError where no counts or no configuration lie beside the log.
+    """
+    files = RunFiles(run.path)
+    if run.config is None or not files.counts.exists():
+        raise UserError(f"'{run.path}' has no vote counts or no configuration beside it: its certificates are fixed")
+    config = run.config | {"certificate": certificate}
+    return replace(run, log=log_table(_counts_behind(run), config), config=config)
+
+
+def _counts_behind(run: Run) -> list:
+    """The counts beside a log; UserError where they or the configuration are not this log's."""
+    files = RunFiles(run.path)
+    wrong = _wrong(run.config, _MAKES_CERTIFICATES)
+    if wrong:
+        raise UserError(f"'{files.json}': {', '.join(wrong)} missing or wrong: the counts cannot be certified")
+    counts = read_counts(files.counts)
+    if [one.idx for one in counts] != run.log["idx"].tolist():
+        raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
+    return counts
+
+
 def _heads_alone(run: Run) -> list[Run]:
     files = RunFiles(run.path)
     if run.heads == "1" or (run.heads or "").startswith("head"):
@@ -224,14 +263,9 @@ def _heads_alone(run: Run) -> list[Run]:
     if config is None:
         warnings.warn(f"no configuration lies beside '{run.path}': its heads alone are left out", stacklevel=2)
         return []
-    wrong = _wrong(config, _MAKES_CERTIFICATES)
-    if wrong:
-        raise UserError(f"'{files.json}': {', '.join(wrong)} missing or wrong: the heads alone cannot be certified")
-    votes = read_counts(files.counts)
+    votes = _counts_behind(run)
     if config["skip_wrong"]:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
-    if [one.idx for one in votes] != run.log["idx"].tolist():
-        raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
     alone = []
     for head in range(len(votes[0].selection) - 1):
         log = log_table(votes, config | {"head": head})
@@ -325,7 +359,7 @@ def labels(runs: list[Run]) -> list[str]:
     for run in runs:
         heads = run.heads and (run.heads if "head" in run.heads else _heads_in_words(run.heads))
         parts = [run.defence, heads, run.sigma and f"sigma {run.sigma:g}"]
-        for name in ("arch", "dataset"):
+        for name in ("arch", "dataset", "certificate"):
             if len({getattr(other, name) for other in runs}) > 1:
                 parts.append(getattr(run, name))
         short.append(", ".join(part for part in parts if part))

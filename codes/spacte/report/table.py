@@ -17,7 +17,7 @@ RADIUS_STEP = 0.25
 _MOST_RADII = 100
 _RADIUS_STEPS = {"ImageNet": 0.5}
 FORMATS = ("markdown", "csv", "latex", "json")
-TEXTS = ("defence", "dataset", "arch", "heads", "run")  # the columns of a summary that hold no number
+TEXTS = ("defence", "dataset", "arch", "heads", "certificate", "run")  # the columns of a summary that hold no number
 _NEUTRAL = (*TEXTS, "sigma", "images", "group", "SE", "SD")  # nor is one of these better than another
 
 
@@ -76,12 +76,13 @@ def radius_names(radii) -> list[str]:
 
 
 def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
-    """The summary and, after it, for each method (defence, architecture, heads) the best over sigma at each radius.
+    """The summary and, after it, each method's best over sigma at each radius.
 
-    A method with one run has no such row. ACR belongs to one sigma and is left out; images and group are those of the
-    runs where they share them. Raises UserError where a method has two runs of one sigma, or one of unknown sigma.
+    A method is a defence, architecture, number of heads and certificate; with one run it has no such row. ACR belongs
+    to one sigma and is left out; images and group are those of the runs where they share them. Raises UserError where
+    a method has two runs of one sigma, or one of unknown sigma.
     """
-    method, best = ["defence", "dataset", "arch", "heads"], []
+    method, best = ["defence", "dataset", "arch", "heads", "certificate"], []
     for _, group in table.groupby(method, dropna=False, sort=False):
         if len(group) == 1:
             continue
@@ -143,8 +144,9 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_single_group(table: pd.DataFrame) -> pd.DataFrame:
-    """A summary as people read it: without its groups where all rows are of one."""
-    return table.drop(columns="group") if table["group"].nunique(dropna=False) == 1 else table
+    """A summary as people read it: without its groups where they say no more than the certificates."""
+    groups, certificates = (table[name].nunique(dropna=False) for name in ("group", "certificate"))
+    return table.drop(columns="group") if groups <= certificates else table
 
 
 def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Bounds on a Bernoulli probability from counts, and when enough was counted: pure functions."""
+"""Bounds on a Bernoulli probability from counts: pure functions."""
 
 import math
 
@@ -18,6 +18,17 @@ def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
     if not 0 <= n_a <= n or n < 1:
         raise ValueError(f"{n_a} successes in {n} draws: 0 <= n_a <= n and n >= 1 are needed")
     return float(proportion_confint(n_a, n, alpha=2 * alpha, method="beta")[0])
+
+
+def upper_confidence_bound(n_b: int, n: int, alpha: float, sequential: bool = False) -> float:
+    """An upper bound on the probability of a class with n_b of n votes: P(bound < p) <= alpha.
+
+    It is 1 minus the lower bound on the probability of the other n - n_b votes: Clopper and Pearson's for a fixed n,
+    the anytime-valid one if `sequential`.
+    """
+    if sequential:
+        return 1 - anytime_lower_bound(n - n_b, n, alpha)
+    return float(proportion_confint(n_b, n, alpha=2 * alpha, method="beta")[1])
 
 
 def anytime_lower_bound(n_a, n, alpha: float):
@@ -59,12 +70,12 @@ def anytime_lower_bound(n_a, n, alpha: float):
     below, above = np.zeros_like(n_a), n_a / n
     for _ in range(60):
         middle = (below + above) / 2
-        convincing = _convinces(n_a, n, middle, alpha)
+        convincing = convinces(n_a, n, middle, alpha)
         below, above = np.where(convincing, middle, below), np.where(convincing, above, middle)
     return float(below) if below.ndim == 0 else below
 
 
-def _convinces(n_a, n, p, alpha: float):
+def convinces(n_a, n, p, alpha: float):
     """Whether n_a votes of n put the anytime bound above p: E_n(p) >= 1/alpha, below the observed rate."""
     rounding = 1e-9 + 1e-14 * n  # more than the error of log E_n in double precision, against mpmath up to n = 10^7
     threshold = -math.log(min(alpha, 0.47)) + rounding
@@ -85,56 +96,3 @@ def _log_e_value(n_a, n, p):
 def radius_of(p_lower: float, sigma: float) -> float | None:
     """The certified L2 radius sigma * Phi^-1(p_lower), or None (abstain) where p_lower is below 1/2."""
     return None if p_lower < 0.5 else sigma * float(stats.norm.ppf(p_lower))
-
-
-class RadiiDecided:
-    """Stop once every one of some radii is either certified or given up.
-
-    Given up means: even if p_A were its 1 - give_up upper confidence bound, the anytime bound after all `n_max` draws
-    would be expected to stay below. A rule may be as bold as it likes: it decides when to stop, the anytime bound holds
-    whenever that is. A larger `give_up` saves draws and loses some certificates at the border.
-    """
-
-    def __init__(self, radii, n_max: int, alpha: float, sigma: float, give_up: float = 0.01):
-        self.n_max, self.alpha, self.give_up = n_max, alpha, give_up
-        self.needed = stats.norm.cdf(np.asarray(radii, dtype=float) / sigma)  # p_A of each radius
-        self.votes = np.array([_votes_needed(p, n_max, alpha) for p in self.needed])
-
-    def __call__(self, n_a, n: int):
-        """Whether n_a votes of n, a number or an array of them, are enough to stop."""
-        n_a = np.asarray(n_a)[..., None]  # [..., 1] against the radii
-        certified = _convinces(n_a, n, self.needed, self.alpha)
-        expected = n_a + (self.n_max - n) * _upper_confidence_bound(n_a, n, self.give_up)
-        return np.all(certified | (expected < self.votes), axis=-1)
-
-
-class RadiusKnown:
-    """Stop once the radius is known to within `tolerance`: between its anytime lower and a 99 % upper bound.
-
-    The upper bound is at most what all of `n_max` votes would certify. Where it is below 1/2 nothing can be certified,
-    and nothing more is drawn.
-    """
-
-    def __init__(self, tolerance: float, n_max: int, alpha: float, sigma: float):
-        self.tolerance, self.alpha, self.sigma = tolerance, alpha, sigma
-        self.most = anytime_lower_bound(n_max, n_max, alpha)
-
-    def __call__(self, n_a: int, n: int) -> bool:
-        """Whether n_a votes of n are enough to stop."""
-        upper = radius_of(min(_upper_confidence_bound(n_a, n, 0.01), self.most), self.sigma)
-        lower = radius_of(anytime_lower_bound(n_a, n, self.alpha), self.sigma) or 0.0
-        return upper is None or upper - lower <= self.tolerance
-
-
-def _upper_confidence_bound(n_a, n: int, alpha: float):
-    """The one-sided Clopper-Pearson upper bound for a fixed n: P(bound < p_A) <= alpha; numbers or arrays."""
-    return np.where(n_a == n, 1.0, stats.beta.ppf(1 - alpha, n_a + 1.0, np.maximum(n - n_a, 1)))
-
-
-def _votes_needed(p: float, n: int, alpha: float) -> int:
-    """The fewest votes of n whose anytime bound reaches p; n + 1 where not even n do."""
-    fewest, enough = 0, n + 1
-    while enough - fewest > 1:
-        middle = (fewest + enough) // 2
-        fewest, enough = (fewest, middle) if _convinces(middle, n, p, alpha) else (middle, enough)
-    return enough

@@ -3,43 +3,87 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
-from spacte.smooth.bounds import anytime_lower_bound, lower_confidence_bound, radius_of
+from spacte.smooth.bounds import anytime_lower_bound, lower_confidence_bound, radius_of, upper_confidence_bound
 
 ABSTAIN = -1
+CERTIFICATES = ("cohen", "all-votes")
 
 
 @dataclass(frozen=True)
 class Certificate:
     """How votes become a certificate that holds with probability at least 1 - alpha.
 
-    `sequential`: the number of estimation draws may depend on what was drawn, so the bound is the anytime-valid one.
-    Source: Cohen et al. (ICML 2019), theorem 1 and algorithm CERTIFY.
+    `kind`: "cohen" bounds the class's probability alone and takes all other votes for one class (Cohen et al., ICML
+    2019, theorem 1 and algorithm CERTIFY); "all-votes" bounds the strongest other class, too (see
+    `multiclass_certificate`). `sequential`: the number of estimation draws may depend on what was drawn, so the bounds
+    are the anytime-valid ones.
     """
 
     alpha: float
     sigma: float
     sequential: bool = False
+    kind: str = "cohen"
 
-    def radius(self, n_a: int, n: int) -> float | None:
-        """The L2 radius that n_a of n votes certify, in units of sigma's; None where they certify none."""
+    def radius(self, n_a: float, n_b: float, n: int, classes: int = 3) -> float | None:
+        """The L2 radius that n_a of n votes for a class and n_b for the strongest other one certify; None: none."""
         if self.alpha <= 0:
             return None
         bound = anytime_lower_bound if self.sequential else lower_confidence_bound
-        return radius_of(bound(n_a, n, self.alpha), self.sigma)
+        if self.kind == "cohen" or classes == 2:
+            return radius_of(bound(n_a, n, self.alpha), self.sigma)
+        low = bound(n_a, n, self.alpha / 2)
+        high = min(1 - low, upper_confidence_bound(n_b, n, self.alpha / 2, self.sequential))
+        return self.sigma / 2 * float(norm.ppf(low) - norm.ppf(high)) if low > high else None
 
     def __call__(self, selection: np.ndarray, estimation: np.ndarray) -> tuple[int, float]:
         """(class, radius) from the votes [K] of the selection draws and of independent estimation draws.
 
-        (ABSTAIN, 0.0) where the class's bound is below 1/2; (class, 0.0), which claims nothing, where nothing was drawn
-        to estimate it.
+        (ABSTAIN, 0.0) where nothing is certified; (class, 0.0), which claims nothing, where nothing was drawn to
+        estimate it.
         """
         selected, n = int(selection.argmax()), int(estimation.sum())
         if n == 0:
             return selected, 0.0
-        radius = self.radius(int(estimation[selected]), n)
+        strongest = int(np.delete(estimation, selected).max(initial=0))
+        radius = self.radius(int(estimation[selected]), strongest, n, len(estimation))
         return (ABSTAIN, 0.0) if radius is None else (selected, radius)
+
+
+def multiclass_certificate(
+    selection: np.ndarray, estimation: np.ndarray, alpha: float, sigma: float, sequential: bool = False
+) -> tuple[int, float]:
+    """(class, radius) from all the votes: with probability at least 1 - alpha no smaller perturbation changes it.
+
+    `selection` [K] are the votes that choose the class A, `estimation` [K] those of n further, independent draws; A has
+    n_A of them, the strongest other class n_B. Returns (ABSTAIN, 0.0) where nothing is certified. `sequential`: n may
+    depend on what was drawn. Raises ValueError for fewer than two classes and for no votes.
+
+        L = lower bound on p_A from n_A at level alpha/2,   U = min(upper bound from n_B at level alpha/2, 1 - L)
+        radius = sigma/2 (Phi^-1(L) - Phi^-1(U)) where L > U, also where L < 1/2
+
+    Proof. Let B be the class other than A whose probability p_B is the largest. A is fixed by the selection draws, so B
+    is a fixed class: it is unknown, but no function of the estimation draws. Cohen et al. (ICML 2019), theorem 1: no
+    perturbation shorter than r = sigma/2 (Phi^-1(p_A) - Phi^-1(p_B)) changes the class.
+
+    1. The bound U_c from the votes n_c of a fixed class c fails, U_c < p_c, with probability at most alpha/2; so does
+       L > p_A. U_c grows with n_c, hence the upper bound from n_B's votes, the most of all other classes, is max_c U_c.
+    2. If the radius exceeds r, then L > p_A or U < p_B.
+    3. If L <= p_A, then 1 - L >= 1 - p_A >= p_B, so that U < p_B means max_c U_c < p_B, and so U_B < p_B, for this one
+       class B.
+    4. So the radius exceeds r only if L > p_A or U_B < p_B: with probability at most alpha/2 + alpha/2.
+
+    No level is shared out among the K - 1 other classes, since only the bound of the one class B has to hold. That the
+    strongest other class is read off the estimation votes is sound because the largest of the bounds is taken; a class
+    that the selection votes name the runner-up would not do, nor would a class A chosen by the estimation votes. If n
+    is a stopping time the bounds are anytime-valid, and the same four steps hold at every n at once. With two classes
+    p_B = 1 - p_A: there is nothing else to bound, L is taken at level alpha, and the certificate is Cohen et al.'s.
+    """
+    classes = len(estimation)
+    if classes < 2 or len(selection) != classes or estimation.sum() < 1 or selection.sum() < 1:
+        raise ValueError("selection and estimation votes of the same two or more classes are needed")
+    return Certificate(alpha, sigma, sequential, "all-votes")(selection, estimation)
 
 
 def prediction(votes: np.ndarray, alpha: float) -> int:
