@@ -66,8 +66,8 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
 
     In a folder, attack and prediction logs are passed over. `heads` adds each head alone, from the vote counts beside a
     log of several heads; `certificate` makes all logs anew from their counts. Raises UserError that names the file, and
-    the line where there is one: an unreadable log, counts that are needed and missing, a path to an attack or prediction
-    log, two data sets, images with two labels.
+    the line where there is one: an unreadable log, counts that are missing, a path to an attack or prediction log,
+    two data sets, images with two labels.
     """
     logs = list({log.resolve(): log for path in paths for log in _logs_in(path)}.values())
     runs = []
