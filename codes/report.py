@@ -52,6 +52,7 @@ def _flags() -> cli.Parser:
     add("--baseline", type=Path, metavar="LOG", help="compare each log with this one")
     add("--curves", type=Path, metavar="FILE", help=f"picture of certified accuracy ({', '.join(plots.ENDINGS)})")
     add("--histogram", type=Path, metavar="FILE", help="picture of the radii")
+    add("--ecdf", type=Path, metavar="FILE", help="picture of the distribution of the class's probability under noise")
     add(
         "--training",
         nargs=2,
@@ -82,6 +83,8 @@ def _main() -> None:
         _save(plots.curves(runs), args.curves)
     if args.histogram:
         _save(plots.histogram(runs), args.histogram)
+    if args.ecdf:
+        _save(plots.probabilities(runs), args.ecdf)
     if args.html:
         page.write(runs, table, comparisons, args.html)
         print(f"wrote {args.html}", file=sys.stderr)
@@ -92,10 +95,10 @@ def _check(args: Namespace) -> None:
     if not (args.logs or args.compare or args.training):
         raise UserError("nothing to read: give logs, folders of logs, --compare A B or --training FOLDER FILE")
     if not args.logs:
-        for name in ("baseline", "curves", "histogram", "html", "envelope", "heads", "over_seeds"):
+        for name in ("baseline", "curves", "histogram", "ecdf", "html", "envelope", "heads", "over_seeds"):
             if getattr(args, name):
                 raise UserError(f"--{name} needs logs, or folders of logs")
-    pictures = [path for path in (args.curves, args.histogram, args.training and args.training[1]) if path]
+    pictures = [path for path in (args.curves, args.histogram, args.ecdf, args.training and args.training[1]) if path]
     for path in pictures:
         check_ending(path, plots.ENDINGS)
     if len(set(pictures)) < len(pictures):

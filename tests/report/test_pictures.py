@@ -7,11 +7,12 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import EXCERPTS, TINY, make_log, random_log
+from conftest import EXCERPTS, TINY, beside, make_log, random_log
 
-from spacte.report import page
+from spacte.logs.votes import read_counts
+from spacte.report import page, plots
 from spacte.report.comparison import compare
-from spacte.report.runs import read_runs
+from spacte.report.runs import label_probabilities, read_runs, with_certificate
 from spacte.report.table import markdown, reached_radii, summary
 
 # --- pictures ---
@@ -133,3 +134,29 @@ def test_the_page_holds_any_text(tmp_path):
     data = json.loads(re.search(r"const data = (.*);", text)[1])
     assert len(data["images"]) == 12 and data["images"][11][2:].count(None) == 1
     assert markdown(summary(runs, [0.5]))  # a summary is a plain table, too
+
+
+def test_the_page_holds_votes_and_both_radii(certify, tmp_path):
+    log = certify("a", "--max", 100)
+    runs = read_runs([log], heads=True)
+    page.write(runs, summary(runs, [0.5]), [], tmp_path / "p.html")
+    data = json.loads(re.search(r"const data = (.*);", (tmp_path / "p.html").read_text())[1])
+    counts, papers = read_counts(beside(log, "-counts.jsonl")), read_runs([log])[0].log
+    ours = with_certificate(read_runs([log])[0], "all-votes").log
+    for row, one, radius, other in zip(data["images"], counts, papers["radius"], ours["radius"], strict=True):
+        ensemble, head = row[-1], row[2]
+        assert ensemble[1] == radius and ensemble[2] == [radius, other]
+        assert ensemble[3][0] == [int(one.estimation[-1].argmax()), int(one.estimation[-1].max())]
+        assert head[3][0] == [int(one.estimation[0].argmax()), int(one.estimation[0].max())]
+
+
+def test_the_distribution_of_p_is_that_of_the_votes_or_of_the_radii(certify, tmp_path):
+    log = certify("a", "--max", 100)
+    (run,) = read_runs([log])
+    votes = [one.estimation[-1][one.label] / 200 for one in read_counts(beside(log, "-counts.jsonl"))]
+    assert label_probabilities(run).tolist() == votes
+    beside(log, "-counts.jsonl").unlink()
+    bounds = label_probabilities(run)
+    assert all(bound <= p and (bound == 0 or bound >= 0.5) for bound, p in zip(bounds, votes, strict=True))
+    (line,) = plots.probabilities([run]).axes[0].lines
+    assert line.get_xdata()[0] == 0 and line.get_ydata()[-1] == 0

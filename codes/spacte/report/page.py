@@ -9,11 +9,13 @@ import pandas as pd
 
 from spacte.report import plots
 from spacte.report.comparison import Comparison
-from spacte.report.runs import Run, labels, printable
+from spacte.report.runs import Run, labels, printable, votes_of, with_certificate
 from spacte.report.table import TEXTS, best, records, without_single_group
+from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import check_ending, replace_file
 
 ENDINGS = (".html", ".htm")
+_TOP_CLASSES = 3  # of an image's votes are on the page
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -44,13 +46,23 @@ def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], p
 
 
 def _images(runs: list[Run]) -> list[list]:
-    """[idx, label, [predict, radius] of each run or None where it has not the image] in the order of idx."""
-    logs = [run.log.set_index("idx") for run in runs]
-    every = pd.concat([log["label"] for log in logs])
+    """[idx, label, what each run says of the image or None where it has not the image] in the order of idx."""
+    every = pd.concat([run.log.set_index("idx")["label"] for run in runs])
     every = every[~every.index.duplicated()].sort_index()
-    columns = [log.reindex(every.index)[["predict", "radius"]].itertuples(index=False) for log in logs]
-    return [[idx, label, *(None if np.isnan(found.radius) else [int(found.predict), found.radius] for found in row)]
-            for idx, label, *row in zip(every.index.tolist(), every.tolist(), *columns, strict=True)]  # fmt: skip
+    found = [_found(run) for run in runs]
+    return [[idx, label, *(one.get(idx) for one in found)] for idx, label in every.items()]
+
+
+def _found(run: Run) -> dict[int, list]:
+    """[predict, radius] by idx; where the counts tell, also both certificates' radii and the top classes' votes."""
+    log = {row.idx: [int(row.predict), float(row.radius)] for row in run.log.itertuples()}
+    votes = votes_of(run)
+    if votes is not None:
+        radii = [with_certificate(run, kind).log["radius"].tolist() for kind in CERTIFICATES]
+        for idx, one, *both in zip(log, votes, *radii, strict=True):
+            top = [int(k) for k in np.argsort(-one, kind="stable")[:_TOP_CLASSES] if one[k]]
+            log[idx] += [both, [[k, int(one[k])] for k in top]]
+    return log
 
 
 def _svg(runs: list[Run]) -> str:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
 from spacte.logs.certlog import certified_accuracy, certified_radius
-from spacte.report.runs import Run, labels, printable
+from spacte.report.runs import Run, label_probabilities, labels, printable
 from spacte.utils import UserError, check_ending, replace_file
 
 ENDINGS = (".png", ".pdf", ".svg")
@@ -36,6 +36,24 @@ def draw_curves(axes, runs: list[Run]) -> None:
         axes.fill_between(radii[shown], low[shown], high[shown], color=_colour(number), alpha=alpha, linewidth=0)
         axes.plot(radii[shown], accuracy[shown], color=_colour(number), linestyle=_style(number), label=label)
     axes.set(xlim=(0, radii[-1]), ylim=(0, 1))
+
+
+def probabilities(runs: list[Run]) -> Figure:
+    """The distribution of p: the share of images whose class has a probability of more than p under noise.
+
+    Unlike the ACR it does not depend on N and alpha. Source: Mueller et al. (arXiv 2410.06895), who argue for the
+    distribution function of p_A, of which this is 1 minus it.
+    """
+    figure, axes = _figure("probability p of the image's class under noise", "share of images above p")
+    for number, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
+        p = np.sort(label_probabilities(run))
+        above = 1 - np.arange(1, len(p) + 1) / len(p)
+        axes.step(
+            [0, *p, 1], [1, *above, 0], where="post", color=_colour(number), linestyle=_style(number), label=label
+        )
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    _legend(figure)
+    return figure
 
 
 def histogram(runs: list[Run]) -> Figure:

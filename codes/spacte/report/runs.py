@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from spacte.data.spec import DATASETS
 from spacte.logs.certlog import COLUMNS, first_line, read_log
-from spacte.logs.from_votes import log_table
+from spacte.logs.from_votes import log_table, voter_of
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import read_counts
 from spacte.utils import UserError
@@ -240,6 +241,27 @@ def with_certificate(run: Run, certificate: str) -> Run:
     return replace(run, log=log_table(_counts_behind(run), config), config=config)
 
 
+def votes_of(run: Run) -> list[np.ndarray] | None:
+    """Each image's estimation votes [K] for the run's voter, in the log's order; None where no counts tell."""
+    if run.config is None or not RunFiles(run.path).counts.exists():
+        return None
+    return [counts.estimation[voter_of(run.config)] for counts in _counts_behind(run)]
+
+
+def label_probabilities(run: Run) -> np.ndarray:
+    """Each image's probability under noise of its own class: the share of its estimation votes, [images].
+
+    Without counts what the radius tells, a lower bound from 1/2 on, and 0 where the image is wrong or abstained.
+    """
+    votes = votes_of(run)
+    if votes is not None:
+        return np.array([one[label] / max(one.sum(), 1) for one, label in zip(votes, run.log["label"], strict=True)])
+    if run.sigma is None:
+        raise UserError(f"'{run.path}': neither votes nor sigma are known: its probabilities are not, either")
+    right = run.log["correct"] == 1
+    return np.where(right, norm.cdf(run.log["radius"] / run.sigma), 0.0)
+
+
 def _counts_behind(run: Run) -> list:
     """The counts beside a log; UserError where they or the configuration are not this log's."""
     files = RunFiles(run.path)
@@ -269,7 +291,7 @@ def _heads_alone(run: Run) -> list[Run]:
     alone = []
     for head in range(len(votes[0].selection) - 1):
         log = log_table(votes, config | {"head": head})
-        alone.append(replace(run, log=log, heads=f"head {head} of {run.heads}"))
+        alone.append(replace(run, log=log, heads=f"head {head} of {run.heads}", config=config | {"head": head}))
     return alone
 
 
