@@ -243,7 +243,7 @@ def with_certificate(run: Run, certificate: str) -> Run:
 
 def votes_of(run: Run) -> list[np.ndarray] | None:
     """Each image's estimation votes [K] for the run's voter, in the log's order; None where no counts tell."""
-    if run.config is None or not RunFiles(run.path).counts.exists():
+    if run.config is None or _wrong(run.config, _MAKES_CERTIFICATES) or not RunFiles(run.path).counts.exists():
         return None
     return [counts.estimation[voter_of(run.config)] for counts in _counts_behind(run)]
 
