@@ -31,11 +31,9 @@ need the others' checkpoints. A queue file:
 
 import ctypes
 import fcntl
-import filecmp
 import os
 import re
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
@@ -268,15 +266,21 @@ def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
 
 
 def _collect(jobs: list[Job], folder: Path) -> None:
-    """Copy the finished jobs' logs to <folder>/<defence>/<label>/..., those that are not there already."""
+    """Copy the finished jobs' logs to <folder>/<defence>/<label>/..., those that are not there already.
+
+    A configuration's paths of this machine become WORK and CODES: results are for others to read.
+    """
     finished, copied = [job for job in jobs if is_finished(job)], 0
     for job in finished:
         logs = job.folder / "logs"
         for path in sorted(path for path in logs.rglob("*") if path.suffix in (".log", ".json", ".jsonl")):
             target = folder / job.name / path.relative_to(logs)
-            if not target.exists() or not filecmp.cmp(path, target, shallow=False):
+            content = path.read_bytes()
+            if path.suffix == ".json":
+                content = content.replace(bytes(job.work), b"WORK").replace(bytes(job.codes), b"CODES")
+            if not target.exists() or target.read_bytes() != content:
                 make_folder(target.parent)
-                replace_file(target, lambda temporary, path=path: shutil.copyfile(path, temporary))
+                replace_file(target, lambda temporary, content=content: temporary.write_bytes(content))
                 copied += 1
     print(f"{len(finished)} of {len(jobs)} jobs are finished: {copied} files copied to '{folder}'")
 
