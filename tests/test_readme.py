@@ -1,10 +1,16 @@
 """What the README shows and no other test runs: a defence and a classifier of the user's own, the tools."""
 
+import importlib
 import json
 import re
 
+import numpy as np
+import pytest
 import torch
 from conftest import CODES, EXCERPTS, ROOT, TINY
+from scipy import stats
+
+from spacte.smooth.certificates import Certificate, multiclass_certificate
 
 README = (ROOT / "README.md").read_text()
 
@@ -53,6 +59,29 @@ def test_the_benchmark(script, tmp_path):
     assert f"| {rows[0]['arch']}" in out
     code, _, err = script("bench.py", *flags, "--json", "/dev/null/bench.json")
     assert code == 2 and "cannot write to '/dev/null'" in err
+
+
+def test_the_tools_for_certificates_from_all_votes(certify, script):
+    """Each rule has its row; with all the votes fewer draws reach the paper's accuracy."""
+    log = certify("a", "--N", 1000, "--batch_size", 1000)
+    code, out, err = script("certificate_savings.py", log)
+    assert code == 0 and out.count("| all-votes") == 2 and out.count("| cohen") == 2, err
+    code, _, err = script("certificate_savings.py", EXCERPTS)
+    assert code == 2 and "has no vote counts beside it" in err
+
+
+def test_the_rules_for_certificates_that_are_compared(monkeypatch):
+    """On a few votes: ours is the library's certificate, the paper's too, and the joint test's p-value is exact."""
+    monkeypatch.syspath_prepend(str(CODES))
+    compare = importlib.import_module("compare_certificates")
+    selection = np.array([90, 6, 4])
+    for estimation in (np.array([900, 60, 40]), np.array([500, 300, 200]), np.array([0, 600, 400])):
+        ours = multiclass_certificate(selection, estimation, 0.001, 1.0)[1]
+        assert compare.RULES["half"](selection, estimation, 0.001) == pytest.approx(ours, abs=1e-9)
+        papers = Certificate(0.001, 1.0)(selection, estimation)[1]
+        assert compare.RULES["paper's"](selection, estimation, 0.001) == pytest.approx(papers, abs=1e-9)
+        for rule in compare.RULES.values():
+            assert 0 <= rule(selection, estimation, 0.001) < stats.norm.ppf(0.999)
 
 
 def test_the_savings_of_sequential_certification(script):

@@ -1,0 +1,101 @@
+"""What stopping early and what all the votes save in draws, by simulation from the vote counts of runs.
+
+    python codes/certificate_savings.py LOG... [--N 100000] [--seed 0]
+
+The class probabilities of each image are the shares of its votes in a run of fixed N. From them N0 selection and up to
+N estimation votes are drawn anew: for each certificate once with a fixed N, and once under the rule that
+`certify_mhead.py --sequential` uses for the table of radii (0, 0.25, ... that N draws can reach). `draws` is the mean
+number of estimation draws an image as a share of N, `accuracy` the certified accuracy averaged over the radii, and `N
+alike` the share of N at which the certificate from all the votes reaches what the paper's reaches at N.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from spacte import cli
+from spacte.logs.from_votes import certificate_of
+from spacte.report.runs import Run, read_runs, votes_of
+from spacte.report.table import markdown, table_radii
+from spacte.smooth.certificates import CERTIFICATES, Certificate
+from spacte.smooth.core_mhead import portion
+from spacte.smooth.stopping import AllVotesDecided
+from spacte.utils import UserError
+
+_N0 = 100
+
+
+def _main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="logs with their counts, or folders of them")
+    parser.add_argument("--N", type=cli.positive_int, help="draws (as in each log)")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=1000, help="noisy images a forward pass")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of the simulated draws")
+    args = parser.parse_args()
+    rows = []
+    for run in read_runs(args.logs):
+        votes = votes_of(run)
+        if votes is None:
+            raise UserError(f"'{run.path}' has no vote counts beside it: nothing can be simulated from it")
+        probabilities = np.stack([one / one.sum() for one in votes])
+        rows += _simulated(run, probabilities, args.N or run.config["N"], args.batch_size, args.seed)
+    print(markdown(pd.DataFrame(rows)))
+
+
+def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, seed: int) -> list[dict]:
+    """A row for each certificate with a fixed N and one for each that stops early."""
+    labels = run.log["label"].to_numpy()
+    alpha, sigma = certificate_of(run.config).alpha, run.config["noise_sd"]
+    limit = Certificate(alpha, sigma).radius(n, 0, n)
+    radii, rows, reached = table_radii(limit, run.dataset), [], {}
+    for kind in CERTIFICATES:
+        fixed = Certificate(alpha, sigma, False, kind)
+        reached[kind] = _fixed(fixed, probabilities, labels, n, radii, seed)
+        rows.append({"run": run.name, "certificate": kind, "draws": 1.0, "accuracy": reached[kind]})
+        draws, accuracy = _early(
+            Certificate(alpha, sigma, True, kind), probabilities, labels, n, batch_size, radii, seed
+        )
+        rows.append({"run": run.name, "certificate": f"{kind}, sequential", "draws": draws, "accuracy": accuracy})
+    ours = Certificate(alpha, sigma, False, "all-votes")
+    alike = next(
+        share
+        for share in np.geomspace(0.01, 1, 81)
+        if _fixed(ours, probabilities, labels, round(share * n), radii, seed) >= reached["cohen"]
+    )
+    rows[2]["N alike"] = alike
+    return rows
+
+
+def _fixed(certificate, probabilities, labels, n: int, radii, seed: int) -> float:
+    """Certified accuracy, averaged over the radii, with n estimation draws."""
+    rng, hits = np.random.default_rng(seed), 0.0
+    for p, label in zip(probabilities, labels, strict=True):
+        selection, estimation = rng.multinomial(_N0, p), rng.multinomial(n, p)
+        hits += _hits(certificate, selection, estimation, label, radii)
+    return hits / len(labels)
+
+
+def _early(certificate, probabilities, labels, n: int, batch_size: int, radii, seed: int) -> tuple[float, float]:
+    """Draws an image as a share of n, and certified accuracy, where a rule may stop them."""
+    rng, hits, used = np.random.default_rng(seed), 0.0, 0
+    rule = AllVotesDecided(certificate, n, radii)
+    for p, label in zip(probabilities, labels, strict=True):
+        selection, estimation = rng.multinomial(_N0, p), np.zeros(len(p), dtype=int)
+        while estimation.sum() < n:
+            estimation += rng.multinomial(portion(int(estimation.sum()), n, batch_size, looks=True), p)
+            if rule(selection, estimation):
+                break
+        used += estimation.sum()
+        hits += _hits(certificate, selection, estimation, label, radii)
+    return used / n / len(labels), hits / len(labels)
+
+
+def _hits(certificate, selection, estimation, label: int, radii) -> float:
+    """The share of the radii at which the image is certified and right."""
+    predict, radius = certificate(selection, estimation)
+    return float((radius >= radii).mean()) if predict == label else 0.0
+
+
+if __name__ == "__main__":
+    cli.run(_main)
