@@ -315,3 +315,15 @@ def test_selection_votes_are_needed(certify, script):
     )
     code, _, err = script("relog.py", log, "--certificate", "all-votes")
     assert code == 2 and "holds no selection votes" in err
+
+
+@pytest.mark.parametrize("content", ["", "idx\tlabel\nx\ty\n", "no log at all\n"])
+def test_an_attacks_log_that_was_changed_is_one_line_or_made_again(certify, script, digits_models, tmp_path, content):
+    log = certify("logs", "--max", 30)
+    flags = attack_flags(digits_models[0], log, "--radii", 0.5)
+    assert script("0Gaussian/attack_mhead.py", *flags)[0] == 0
+    (path,) = tmp_path.rglob("*-attack.log")
+    before = without_time(path)
+    path.write_text(content)
+    code, _, err = script("0Gaussian/attack_mhead.py", *flags)
+    assert (code == 0 and without_time(path) == before) or (code == 2 and err.count("\n") == 1 and "belong" in err)

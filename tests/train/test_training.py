@@ -9,7 +9,10 @@ from conftest import CODES, DEFENCES, TINY, load_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spacte.model import checkpoint
+from spacte.train.objective import Objective
+from spacte.train.settings import Place, Recipe
 from spacte.train.trainer import LossMeter
+from spacte.train.training import parse
 from spacte.utils import RunError
 
 SUFFIX = {"0Gaussian": "lbdlast-1.2", "1Consistency": "lbdlast-1.0-lbd-20.0", "2SmoothMix": "lbdlast-1.6"}
@@ -160,8 +163,6 @@ def test_the_first_step_that_is_not_finite_is_named():
 
 
 def test_defaults_are_the_papers_cifar10_setting():
-    from spacte.train.training import parse
-
     for defence, lbdlast, extra in (
         ("0Gaussian", 1.2, {}),
         ("1Consistency", 1.0, {"lbd": 20.0, "eta": 0.5}),
@@ -181,3 +182,28 @@ def test_defaults_are_the_papers_cifar10_setting():
         flags = vars(recipe) | own
         assert flags | paper | extra == flags
         assert f"lbdlast={lbdlast})" in (CODES / defence / "train.py").read_text()
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_had_its_default(script, trained):
+    """As an older program left it: a run goes on with the default, and not with another value."""
+    contents = torch.load(trained, weights_only=True)
+    for name in ("no_teaching", "train_images"):
+        del contents["args"][name]
+    del contents["data_sha256"], contents["commit"]
+    torch.save(contents, trained)
+    flags = (*TINY, "--num_heads", 2, "--resume")
+    code, out, err = script("0Gaussian/train.py", *flags, "--epochs", 1)
+    assert code == 0 and "nothing is left to do" in out, err
+    contents["args"]["epochs"] = 2
+    contents["run"] += "-no-teaching"
+    other = trained.parent.with_name(trained.parent.name + "-no-teaching")
+    other.mkdir()
+    torch.save(contents, other / "epoch1.pth")
+    code, _, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--no_teaching")
+    assert code == 2 and "--no_teaching True contradicts" in err and "no_teaching False" in err
+
+
+def test_flags_default_to_what_the_settings_default_to():
+    """But for the precision: the flag's "auto" is settled by the device, older checkpoints had float32."""
+    recipe, place, own = parse(Objective, "", 1.2, [])
+    assert recipe == Recipe(precision="auto") and place == Place() and own == {}

@@ -174,10 +174,10 @@ class _Files:
         if not log.exists() or log.stat().st_size == 0:
             append(log, self.plan.header)
         done = read_counts(counts, self.plan.from_line)
-        logged = log.read_text().splitlines(keepends=True)[1:]
+        header, *logged = log.read_text(errors="replace").splitlines(keepends=True)
         expected = [line for one in done for line in self.plan.rows(one).splitlines(keepends=True)]
         there, wanted = ([_without_time(line) for line in lines] for lines in (logged, expected))
-        if there != wanted[: len(there)]:
+        if header != self.plan.header or there != wanted[: len(there)]:
             raise self.files.refuse_as_mixed()
         for line in expected[len(logged) :]:
             append(log, line)
