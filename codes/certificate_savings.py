@@ -16,8 +16,10 @@ import pandas as pd
 
 from spacte import cli
 from spacte.logs.from_votes import certificate_of
-from spacte.report.runs import Run, read_runs, votes_of
+from spacte.report.run import Run
+from spacte.report.runs import read_runs
 from spacte.report.table import markdown, table_radii
+from spacte.report.votes import votes_of
 from spacte.smooth.certificates import CERTIFICATES, Certificate
 from spacte.smooth.core_mhead import portion
 from spacte.smooth.stopping import AllVotesDecided

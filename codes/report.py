@@ -23,8 +23,10 @@ import pandas as pd
 
 from spacte import cli
 from spacte.report import page, plots
+from spacte.report.alike import check_same_images
 from spacte.report.comparison import Comparison, compare
-from spacte.report.runs import Run, check_same_images, read_runs
+from spacte.report.run import Run
+from spacte.report.runs import read_runs
 from spacte.report.table import FORMATS, envelope, over_seeds, reached_radii, records, render, summary
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError, check_ending

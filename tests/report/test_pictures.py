@@ -12,8 +12,9 @@ from conftest import EXCERPTS, TINY, beside, make_log, random_log
 from spacte.logs.votes import read_counts
 from spacte.report import page, plots
 from spacte.report.comparison import compare
-from spacte.report.runs import label_probabilities, read_runs, with_certificate
+from spacte.report.runs import read_runs
 from spacte.report.table import markdown, reached_radii, summary
+from spacte.report.votes import label_probabilities, with_certificate
 
 # --- pictures ---
 

@@ -24,7 +24,8 @@ from spacte.logs.runfiles import RunFiles, config_differences
 from spacte.logs.votes import dense, parsed, sparse
 from spacte.model.ensemble import voters
 from spacte.model.noisy import pgd
-from spacte.report.runs import Run, read_runs
+from spacte.report.run import Run
+from spacte.report.runs import read_runs
 from spacte.report.table import markdown
 from spacte.smooth.certificates import ABSTAIN, prediction
 from spacte.smooth.core_mhead import Draws, Sample

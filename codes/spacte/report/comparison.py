@@ -7,7 +7,9 @@ import pandas as pd
 from scipy import stats
 
 from spacte.logs.certlog import certified_at, certified_radius
-from spacte.report.runs import Run, certification_differences, labels
+from spacte.report.alike import certification_differences
+from spacte.report.run import Run
+from spacte.report.runs import labels
 from spacte.report.table import latex, markdown, radius_names, reached_radii, records
 from spacte.utils import UserError
 

@@ -9,8 +9,10 @@ import pandas as pd
 
 from spacte.report import plots
 from spacte.report.comparison import Comparison
-from spacte.report.runs import Run, labels, printable, votes_of, with_certificate
+from spacte.report.run import Run, printable
+from spacte.report.runs import labels
 from spacte.report.table import TEXTS, best, records, without_single_group
+from spacte.report.votes import votes_of, with_certificate
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import check_ending, replace_file
 

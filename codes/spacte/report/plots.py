@@ -7,7 +7,9 @@ from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
 from spacte.logs.certlog import certified_accuracy, certified_radius
-from spacte.report.runs import Run, label_probabilities, labels, printable
+from spacte.report.run import Run, printable
+from spacte.report.runs import labels
+from spacte.report.votes import label_probabilities
 from spacte.utils import UserError, check_ending, replace_file
 
 ENDINGS = (".png", ".pdf", ".svg")

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy, certified_radius
-from spacte.report.runs import DESCRIPTION, Run, check_seeds, comparable_groups
+from spacte.report.alike import check_seeds, comparable_groups
+from spacte.report.run import DESCRIPTION, Run
 from spacte.smooth.certificates import ABSTAIN
 from spacte.utils import UserError
 

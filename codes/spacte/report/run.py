@@ -1,0 +1,145 @@
+"""A certification log as a run, and what is known of the classifier behind it: from its configuration or its path."""
+
+import itertools
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from spacte.data.spec import DATASETS
+from spacte.logs.runfiles import RunFiles
+from spacte.utils import UserError
+
+# the fields of a run that say which one it is
+DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma", "certificate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A certification log and what its configuration or else its path says of the classifier (None: neither does).
+
+    `name` is the training run's, `place` its folders where the rest does not tell two runs apart.
+    """
+
+    name: str
+    path: Path
+    log: pd.DataFrame
+    defence: str | None
+    dataset: str | None
+    arch: str | None
+    heads: str | None
+    sigma: float | None
+    config: dict | None
+    place: str = ""
+
+    @property
+    def certificate(self) -> str | None:
+        """How votes became certificates: "cohen" or "all-votes"."""
+        return None if self.config is None else self.config["certificate"]
+
+    @property
+    def title(self) -> str:
+        """The name, and the place where it takes that to tell two runs apart."""
+        return f"{self.name} ({self.place})" if self.place else self.name
+
+
+def description(path: Path) -> dict:
+    """What is known of the classifier behind a log, by the names of Run's fields, and its configuration."""
+    from_path = {
+        "defence": _part(path, r"\d([A-Z]\w+)", str),
+        "dataset": _known(path, DATASETS),
+        "arch": _part(path, r"(?:.*-)?(R\d+)", str),
+        "heads": _part(path, r"h-(\d+)-.*", str),
+        "sigma": _part(path, r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)", float),
+    }
+    config = _configuration(RunFiles(path))
+    if config is None:
+        return from_path | {"config": None}
+    heads = "+".join(map(str, config["num_heads"]))
+    return {
+        "defence": printable(config.get("defence") or "") or from_path["defence"],
+        "dataset": printable(config["dataset"]),
+        "arch": printable(config["arch"]),
+        "heads": heads if config["head"] is None else f"head {config['head']} of {heads}",
+        "sigma": config["noise_sd"],
+        "config": {"certificate": "cohen"} | config,  # older runs do not name it
+    }
+
+
+def _configuration(files: RunFiles) -> dict | None:
+    """The configuration beside a log; None, with a warning where a JSON is there, if it does not describe a run."""
+    if not files.json.exists():
+        return None
+    try:
+        config = files.read_json()["config"]
+        wrong = wrong_fields({"defence": None, **config}, _LEGAL)
+        reason = f": {', '.join(wrong)} missing or wrong" if wrong else ""
+    except (UserError, TypeError):
+        wrong, reason = True, ""
+    if wrong:
+        warnings.warn(f"'{files.json}' is no configuration of ours{reason}; passed over", stacklevel=2)
+    return None if wrong else config
+
+
+def wrong_fields(config: dict, legal: dict[str, Callable]) -> list[str]:
+    """The fields that a configuration lacks or whose values are not legal."""
+    return [name for name, accept in legal.items() if name not in config or not accept(config[name])]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+
+
+_LEGAL = {  # what must be in a configuration for it to say which classifier was certified
+    "dataset": lambda value: isinstance(value, str),
+    "arch": lambda value: isinstance(value, str),
+    "num_heads": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "noise_sd": lambda value: _is_number(value) and value > 0,
+    "head": lambda value: value is None or _is_number(value),
+    "defence": lambda value: value is None or isinstance(value, str),
+}
+MAKES_CERTIFICATES = {  # and what else must be there to make certificates from votes
+    "alpha": lambda value: _is_number(value) and 0 < value < 1,
+    "noise_slack": lambda value: value == 0 or (_is_number(value) and 0 < value < 1),
+    "sequential": lambda value: value is None or isinstance(value, dict),
+    "skip_wrong": lambda value: isinstance(value, bool),
+}
+
+
+def _part(path: Path, pattern: str, kind: Callable):
+    """What the pattern's group finds in the innermost part of the path that is like it."""
+    for part in reversed(parts_of(path)):
+        match = re.fullmatch(pattern, part)
+        if match:
+            return kind(match[1])
+    return None
+
+
+def parts_of(path: Path) -> tuple[str, ...]:
+    """The path's folders and its name without .log, as text; a name like sigma_0.25 has no ending to lose."""
+    return tuple(map(printable, (*path.absolute().parts[1:-1], path.name.removesuffix(".log"))))
+
+
+def differing_parts(paths: list[Path]) -> list[str]:
+    """The parts of each path, innermost last, in which the paths are not all the same."""
+    parts = [parts_of(path)[::-1] for path in paths]
+    places = [place for place, found in enumerate(itertools.zip_longest(*parts)) if len(set(found)) > 1]
+    return ["/".join(part[place] for place in reversed(places) if place < len(part)) for part in parts]
+
+
+def _known(path: Path, names) -> str | None:
+    """The one of the names that is a part of the path, or a part of a part between hyphens (CIFAR10-R110)."""
+    known = {name.lower(): name for name in names}
+    for part in reversed(parts_of(path)[:-1]):
+        for word in part.lower().split("-"):
+            if word in known:
+                return known[word]
+    return None
+
+
+def printable(text: str | Path) -> str:
+    r"""The text with what UTF-8 cannot hold (bytes of a file's name that are none) as an escape, \udcff say."""
+    return str(text).encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -1,0 +1,83 @@
+"""What the votes beside a run's log tell: its radii under another certificate, its heads alone, its probabilities."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+from scipy.stats import norm
+
+from spacte.logs.from_votes import log_table, voter_of
+from spacte.logs.runfiles import RunFiles
+from spacte.logs.votes import VoteCounts, read_counts
+from spacte.report.run import MAKES_CERTIFICATES, Run, wrong_fields
+from spacte.utils import UserError
+
+
+def with_certificate(run: Run, certificate: str) -> Run:
+    """The run with the log that its counts give under a certificate ("cohen", "all-votes").
+
+    Raises UserError where no counts or no configuration lie beside the log.
+    """
+    files = RunFiles(run.path)
+    if run.config is None or not files.counts.exists():
+        raise UserError(f"'{run.path}' has no vote counts or no configuration beside it: its certificates are fixed")
+    config = run.config | {"certificate": certificate}
+    return replace(run, log=log_table(_counts_behind(run), config), config=config)
+
+
+def heads_alone(run: Run) -> list[Run]:
+    """A run for each head of several, certified from its own votes; none, with a warning, where no counts tell.
+
+    Raises UserError where the heads were not counted on every image.
+    """
+    files = RunFiles(run.path)
+    if run.heads == "1" or (run.heads or "").startswith("head"):
+        return []
+    if not files.counts.exists():
+        warnings.warn(f"no vote counts lie beside '{run.path}': its heads alone are left out", stacklevel=2)
+        return []
+    config = run.config
+    if config is None:
+        warnings.warn(f"no configuration lies beside '{run.path}': its heads alone are left out", stacklevel=2)
+        return []
+    votes = _counts_behind(run)
+    if config["skip_wrong"]:
+        raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
+    alone = []
+    for head in range(len(votes[0].selection) - 1):
+        log = log_table(votes, config | {"head": head})
+        alone.append(replace(run, log=log, heads=f"head {head} of {run.heads}", config=config | {"head": head}))
+    return alone
+
+
+def votes_of(run: Run) -> list[np.ndarray] | None:
+    """Each image's estimation votes [K] for the run's voter, in the log's order; None where no counts tell."""
+    if run.config is None or wrong_fields(run.config, MAKES_CERTIFICATES) or not RunFiles(run.path).counts.exists():
+        return None
+    return [counts.estimation[voter_of(run.config)] for counts in _counts_behind(run)]
+
+
+def label_probabilities(run: Run) -> np.ndarray:
+    """Each image's probability under noise of its own class: the share of its estimation votes, [images].
+
+    Without counts what the radius tells, a lower bound from 1/2 on, and 0 where the image is wrong or abstained.
+    """
+    votes = votes_of(run)
+    if votes is not None:
+        return np.array([one[label] / max(one.sum(), 1) for one, label in zip(votes, run.log["label"], strict=True)])
+    if run.sigma is None:
+        raise UserError(f"'{run.path}': neither votes nor sigma are known: its probabilities are not, either")
+    right = run.log["correct"] == 1
+    return np.where(right, norm.cdf(run.log["radius"] / run.sigma), 0.0)
+
+
+def _counts_behind(run: Run) -> list[VoteCounts]:
+    """The counts beside a log; UserError where they or the configuration are not this log's."""
+    files = RunFiles(run.path)
+    wrong = wrong_fields(run.config, MAKES_CERTIFICATES)
+    if wrong:
+        raise UserError(f"'{files.json}': {', '.join(wrong)} missing or wrong: the counts cannot be certified")
+    counts = read_counts(files.counts)
+    if [one.idx for one in counts] != run.log["idx"].tolist():
+        raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
+    return counts
