@@ -5,10 +5,14 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+from spacte.certify.certify import check_certificate
 from spacte.smooth.bounds import upper_confidence_bound
 from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate
+from spacte.smooth.core_mhead import Smooth
+from spacte.utils import UserError
 
 SIGMA = 0.5
 GRID = [
@@ -152,3 +156,25 @@ def test_extremes_give_no_warning():
 def test_votes_that_say_nothing_are_refused(selection, estimation):
     with pytest.raises(ValueError, match="two or more classes"):
         multiclass_certificate(np.array(selection), np.array(estimation), 0.01, SIGMA)
+
+
+def test_one_class_and_unknown_certificates_are_refused():
+    with pytest.raises(UserError, match="needs at least 2 classes: take cohen"):
+        check_certificate("all-votes", 1)
+    with pytest.raises(ValueError, match="choose from cohen, all-votes"):
+        Certificate(0.001, 1.0, kind="best")
+
+
+def test_smooth_certifies_from_all_votes():
+    """Three classes by the noise's first pixel: 2 above 0, 0 and 1 below."""
+
+    def classifier(images):
+        first = images[:, 0, 0, 0]
+        return torch.stack([first < -0.5, (first >= -0.5) & (first < 0), first >= 0], dim=1).float()
+
+    smooth, x = Smooth(classifier, 3, 0.5), torch.full((1, 2, 2), 0.1)
+    found = {
+        kind: smooth.certify(x, 50, 1000, 0.001, 500, torch.Generator().manual_seed(0), kind)
+        for kind in ("cohen", "all-votes")
+    }
+    assert found["cohen"][0] == found["all-votes"][0] == 2 and found["all-votes"][1] > found["cohen"][1] > 0

@@ -38,18 +38,20 @@ class Smooth:
             raise ValueError(f"the noise's sigma is {self.noise.sigma}, the classifier's {sigma}")
 
     def certify(
-        self, x: Tensor, n0: int, n: int, alpha: float, batch_size: int, generator: Generator | None = None
-    ) -> tuple[int, float]:
+        self, x: Tensor, n0: int, n: int, alpha: float, batch_size: int, generator: Generator | None = None,
+        certificate: str = "cohen",
+    ) -> tuple[int, float]:  # fmt: skip
         """With probability at least 1 - alpha over its draws, g is constant within the returned L2 radius of x.
 
         n0 draws select the class, n fresh draws bound its probability (one-sided Clopper-Pearson); the claim needs the
-        two to be independent. Returns (class, radius), or (ABSTAIN, 0.0) where the bound is below 1/2.
+        two to be independent. Returns (class, radius), or (ABSTAIN, 0.0) where the bound is below 1/2. `certificate`
+        "all-votes" bounds the strongest other class, too: spacte.smooth.certificates.
 
         x [C, H, W] lies on the device that computes; `generator`, if given, too. sigma and the radius are in x's units.
         """
         (sample,) = self.sample([Sample(x, generator, Draws(n0, n))], batch_size)
-        certificate = Certificate(alpha - self.noise.slack(x.numel(), n), self.sigma)
-        return certificate(sample.selection[-1], sample.estimation[-1])
+        rule = Certificate(alpha - self.noise.slack(x.numel(), n), self.sigma, kind=certificate)
+        return rule(sample.selection[-1], sample.estimation[-1])
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int, generator: Generator | None = None) -> int:
         """With probability at least 1 - alpha over its n draws, the returned class is g(x) or ABSTAIN.
