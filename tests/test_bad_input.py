@@ -138,11 +138,14 @@ def test_missing_files(script, tmp_path):
 
 
 def test_as_a_user_from_a_shell(tmp_path):
-    """The same through real processes: a wrong flag, and --help."""
+    """The same through real processes, both at once: a wrong flag, and --help."""
 
-    def run(path, *flags):
-        return subprocess.run([sys.executable, CODES / path, *flags], capture_output=True, text=True, cwd=tmp_path)
+    def start(path, *flags):
+        command = [sys.executable, CODES / path, *flags]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
 
-    wrong, helped = run("0Gaussian/train.py", "--device", "x"), run("0Gaussian/certify_mhead.py", "--help")
-    is_one_line(wrong.returncode, wrong.stderr, "unknown device 'x'")
-    assert helped.returncode == 0 and "--noise_sd" in helped.stdout
+    wrong, helped = start("0Gaussian/train.py", "--device", "x"), start("0Gaussian/certify_mhead.py", "--help")
+    _, err = wrong.communicate(timeout=120)
+    is_one_line(wrong.returncode, err, "unknown device 'x'")
+    out, _ = helped.communicate(timeout=120)
+    assert helped.returncode == 0 and "--noise_sd" in out

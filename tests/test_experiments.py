@@ -262,7 +262,10 @@ def test_an_interrupted_queue_leaves_nothing_running_and_goes_on(queue, stub, tm
     for hold in holds:
         hold.touch()  # no fourth epoch while it is there
     command = [sys.executable, stub, "queue.toml", "--work", work, "--processes", "2"]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     saves = [work / job / "save" for job in JOBS[:2]]
     wait_for(lambda: all(epochs(save) == ["epoch2.pth", "epoch3.pth"] for save in saves))
     pids = [int((save / "pid").read_text()) for save in saves]
