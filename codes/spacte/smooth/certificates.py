@@ -1,4 +1,4 @@
-"""How votes become predictions and certificates, and when enough were drawn: pure functions of arrays, no torch."""
+"""How votes become predictions and certificates: pure functions of arrays, no torch."""
 
 from dataclasses import dataclass
 
