@@ -178,7 +178,7 @@ class _Files:
         expected = [line for one in done for line in self.plan.rows(one).splitlines(keepends=True)]
         there, wanted = ([_without_time(line) for line in lines] for lines in (logged, expected))
         if header != self.plan.header or there != wanted[: len(there)]:
-            raise self.files.refuse_as_mixed()
+            raise self.files.mixed_error()
         for line in expected[len(logged) :]:
             append(log, line)
         return done

@@ -67,7 +67,7 @@ class RunFiles:
         elif self.log.exists() or self.parts() or (self.counts.exists() and self.counts.stat().st_size):
             raise UserError(f"'{self.log}' or its counts exist without a configuration; {_WAYS_OUT}")
 
-    def refuse_as_mixed(self) -> UserError:
+    def mixed_error(self) -> UserError:
         """The error where the log and the counts contradict each other."""
         return UserError(f"'{self.log}' and '{self.counts}' do not belong together; {_WAYS_OUT}")
 
