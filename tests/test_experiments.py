@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import run
 from conftest import CODES, ROOT
 
 from spacte.jobs import _by_name, read_queue
@@ -170,7 +171,7 @@ def test_the_lines_of_commands_are_the_jobs(queue, work):
     """As a cluster runs them: the ensemble in the end; the queue then finds all of it finished."""
     lines = queue(QUEUE, "--commands")[1].splitlines()
     for line in lines:
-        subprocess.run(["sh", "-c", line], check=True, cwd="/", capture_output=True)
+        assert run(["sh", "-c", line], cwd="/").returncode == 0
     assert len(lines) == 5 and "started" not in queue(QUEUE)[1]
     (summary,) = (work / "1Stub/both/logs").rglob("*-ACR.log")
     assert summary.read_text() == "epoch3.pth 1\nepoch3.pth 2\n"

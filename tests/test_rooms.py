@@ -2,10 +2,10 @@
 
 import ast
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 import torch
 from conftest import CODES, DEFENCES
@@ -53,7 +53,7 @@ def test_every_folder_is_a_room():
 
 
 def run(code, folder=CODES):
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    return children.run([sys.executable, "-c", code], cwd=folder)
 
 
 def test_reading_logs_imports_no_torch():

@@ -1,19 +1,15 @@
 """Runs that are killed, divided, merged and made again."""
 
-import multiprocessing
 import os
 import random
-import runpy
 import signal
-import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from children import Children, free_port, run
 from conftest import CODES, RUN_FLAGS, TINY, beside, without_time
 
 from spacte.logs.certlog import read_log
@@ -22,49 +18,26 @@ from spacte.logs.votes import read_counts
 # --- killed at any moment ---
 
 
-def _run_in_child(folder, command, rank, world, port):
-    """A process's whole life: run a script as one of `world` processes, without pytest's output."""
-    os.chdir(folder)
-    os.setsid()
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for good
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    sys.argv = command
-    sys.path[:0] = [str(Path(command[0]).parent), str(CODES)]
-    sys.modules.pop("circular_teaching", None)
-    runpy.run_path(command[0], run_name="__main__")
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_run_killed_20_times_ends_with_the_uninterrupted_log(certify, digits_models, tmp_path, world):
-    """SIGKILL at random moments, all processes at once; forked children spare the import of torch each time."""
-    flags = ("--skip", 6, "--N0", 20, "--N", 2500, "--device", "cpu", "--batch_size", 500, "--logs_dir", "killed")
-    command = [str(part) for part in (CODES / "certify_mhead.py", "--model_path", digits_models[0], *flags)]
-    fork, kills, draw = multiprocessing.get_context("fork"), 0, random.Random(world)
-    finished = False
-    while not finished:
-        port = free_port()
-        children = [
-            fork.Process(target=_run_in_child, args=(tmp_path, command, rank, world, port)) for rank in range(world)
-        ]
-        for child in children:
-            child.start()
-        if kills < 20:
-            time.sleep(draw.uniform(0.05, 0.45))
-            for child in children:
-                os.kill(child.pid, signal.SIGKILL)
-            kills += 1
-        for child in children:
-            child.join(60)
-        finished = all(child.exitcode == 0 for child in children)
-        assert finished or (kills <= 20 and all(child.exitcode in (0, 1, -signal.SIGKILL) for child in children))
-    assert kills == 20
+def test_a_run_killed_again_and_again_ends_with_the_uninterrupted_log(certify, digits_models, tmp_path, world):
+    """SIGKILL 10 times, all processes at once, at a random moment after an image's votes have come to the disk."""
+    flags = ("--model_path", digits_models[0], "--skip", 6, "--N0", 20, "--N", 2500, "--device", "cpu")
+    flags = ("0Gaussian/certify_mhead.py", *flags, "--batch_size", 500, "--logs_dir", "killed")
+    draw = random.Random(world)
+
+    def written():
+        return sum(path.stat().st_size for path in (tmp_path / "killed").rglob("*.jsonl"))
+
+    for _ in range(10):
+        with Children(tmp_path, *flags, world=world) as children:
+            before, end = written(), time.monotonic() + 60
+            while written() == before and time.monotonic() < end:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.02))
+            children.kill()
+            assert children.exit_codes() == [-signal.SIGKILL] * world
+    with Children(tmp_path, *flags, world=world) as children:
+        assert children.exit_codes() == [0] * world
     (killed,) = [path for path in (tmp_path / "killed").rglob("*.log") if "ACR" not in path.name]
     whole = certify("whole", "--N", 2500, "--batch_size", 500, skip=6)
     assert without_time(killed) == without_time(whole) and len(read_log(killed)) == 60
@@ -74,32 +47,10 @@ def test_a_run_killed_20_times_ends_with_the_uninterrupted_log(certify, digits_m
     assert not list(killed.parent.glob("*-part-*"))
 
 
-def forked(folder, script, *flags):
-    """Exit codes of two processes as torchrun starts them, but forked: they need not import torch again."""
-    command, port = [str(part) for part in (CODES / script, *flags)], free_port()
-    fork = multiprocessing.get_context("fork")
-    children = [fork.Process(target=_run_in_child, args=(folder, command, rank, 2, port)) for rank in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-    return [child.exitcode for child in children]
-
-
-def torchrun(folder, script, *flags, processes=2):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        processes,
-        "--master_port",
-        free_port(),
-    ]
-    command = [str(part) for part in (*command, "--", CODES / script, *flags)]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+def torchrun(folder, script, *flags):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
+    command += ["--", CODES / script, *flags]
+    return run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_torchrun_certifies_as_one_process_does(certify, digits_models, tmp_path):
@@ -114,8 +65,10 @@ def test_torchrun_certifies_as_one_process_does(certify, digits_models, tmp_path
 def test_two_processes_attack_as_one_does(certify, script, digits_models, tmp_path):
     log = certify("logs", "--max", 150)
     flags = ("--model_path", digits_models[0], "--log", log, "--radii", 0.3, "--N", 200, "--num_steps", 4)
-    assert forked(tmp_path, "0Gaussian/attack_mhead.py", *flags, "--device", "cpu", "--logs_dir", "two") == [0, 0]
-    assert script("0Gaussian/attack_mhead.py", *flags, "--device", "cpu", "--logs_dir", "one")[0] == 0
+    flags = ("0Gaussian/attack_mhead.py", *flags, "--device", "cpu", "--logs_dir")
+    with Children(tmp_path, *flags, "two", world=2) as children:
+        assert children.exit_codes() == [0, 0]
+    assert script(*flags, "one")[0] == 0
     two, one = (next((tmp_path / folder).rglob("*-attack.log")) for folder in ("two", "one"))
     assert without_time(two) == without_time(one) and len(without_time(one)) == 6
 
@@ -135,7 +88,8 @@ def test_torchrun_trains_as_one_process_does(script, tmp_path):
     assert not any("module" in key for key in contents["state_dict"]) and len(contents["rng"]) == 2
 
     next((tmp_path / "two").rglob("epoch4.pth")).unlink()  # as if it had been killed in between
-    assert forked(tmp_path, *together, "--resume") == [0, 0]
+    with Children(tmp_path, *together, "--resume", world=2) as children:
+        assert children.exit_codes() == [0, 0]
     again = torch.load(next((tmp_path / "two").rglob("epoch4.pth")), weights_only=True)
     assert all(torch.equal(value, again["state_dict"][key]) for key, value in contents["state_dict"].items())
 

@@ -4,9 +4,9 @@ import html
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
+from children import run
 from conftest import EXCERPTS, TINY, beside, make_log, random_log
 
 from spacte.logs.votes import read_counts
@@ -95,7 +95,7 @@ def test_the_page_sorts_and_filters_in_a_browser(tmp_path):
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
     command += ["--dump-dom", f"file://{tmp_path / 'probed.html'}"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = run(command, timeout=120).stdout
     seen = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1]))
 
     logs = [run.log.set_index("idx") for run in runs]
