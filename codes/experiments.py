@@ -7,8 +7,8 @@ python codes/experiments.py codes/queues/digits.toml --work ~/digits --collect l
 
 A job is a run with one seed: train.py, then certify_mhead.py. Its checkpoints (the newest two while it trains, the last
 one later), logs and output are in <work>/<defence>/<label>/seed-<k>/; an ensemble's are in <work>/<defence>/<label>/.
-Line n of --commands is the n-th job as a shell command, for an array job of a cluster; the ensembles, which come last,
-need the others' checkpoints. A queue file:
+Line n of --commands works off the n-th job alone, for an array job of a cluster; the ensembles, which come last, need
+the others' checkpoints. A queue file:
 
     [defaults]                     # of every run; a run's own flags come after these, and of two the later one counts
     seeds = [1, 2, 3]
@@ -30,7 +30,6 @@ need the others' checkpoints. A queue file:
 """
 
 import ctypes
-import fcntl
 import os
 import re
 import shlex
@@ -40,6 +39,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -55,10 +56,9 @@ from spacte.jobs import (
     record,
     recorded,
     remove_old_checkpoints,
-    shell_line,
     state,
 )
-from spacte.utils import RunError, UserError, make_folder, replace_file
+from spacte.utils import RunError, UserError, lock, make_folder, replace_file
 
 CODES = Path(__file__).resolve().parent
 _SECONDS_BETWEEN_LINES = 60  # of progress, where there is no terminal
@@ -70,12 +70,12 @@ _C_LIBRARY = ctypes.CDLL(None)  # loaded here, because nothing should be between
 class Running:
     """A job that is being run: one of its commands at a time, their output appended to output.txt.
 
-    The commands have the lowest priority, hold the lock `lock` while they live and, on Linux, die with this process.
+    The commands are nicer than this process by `nice`, hold the `locks` while they live and, on Linux, die with it.
     """
 
-    def __init__(self, job: Job, threads: int, lock: int):
+    def __init__(self, job: Job, threads: int, nice: int, locks: list):
         check_unchanged(job)
-        self.job, self.lock, self.started = job, lock, time.monotonic()
+        self.job, self.nice, self.locks, self.started = job, nice, locks, time.monotonic()
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self.output = job.folder / "output.txt"
         self.anew = not self.output.exists()  # otherwise its time says nothing of other jobs'
@@ -108,8 +108,8 @@ class Running:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                pass_fds=(self.lock,),
-                preexec_fn=_set_priority_and_end,
+                pass_fds=[lock.fileno() for lock in self.locks],
+                preexec_fn=lambda: _set_priority_and_end(self.nice),
             )
         return False
 
@@ -143,8 +143,11 @@ class Running:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _set_priority_and_end() -> None:
-    os.nice(19)
+_JOBS_OWN = (RunError, UserError, OSError)  # what ends a job, and not the queue
+
+
+def _set_priority_and_end(nice: int) -> None:
+    os.nice(nice)
     if sys.platform == "linux":
         _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -152,8 +155,8 @@ def _set_priority_and_end() -> None:
 class Queue:
     """Every job that is not finished, run in their order, `processes` at a time; an ensemble waits for its members."""
 
-    def __init__(self, jobs: list[Job], processes: int, threads: int, lock: int):
-        self.jobs, self.processes, self.threads, self.lock = jobs, processes, threads, lock
+    def __init__(self, jobs: list[Job], processes: int, start: Callable[[Job], Running]):
+        self.jobs, self.processes, self.start = jobs, processes, start
         self.done = {job.name for job in jobs if is_finished(job)}
         self.failed: set[str] = set()
         self.waiting = [job for job in jobs if job.name not in self.done]
@@ -178,36 +181,39 @@ class Queue:
         self._say(f"{len(self.done)} of {len(self.jobs)} jobs finished, {len(self.failed)} failed")
 
     def _start_jobs(self) -> None:
-        ended = self.done | self.failed
-        ready = [job for job in self.waiting if all(member.name in ended for member in job.members)]
+        unended = {job.name for job in (*self.waiting, *(one.job for one in self.running))}
+        ready = [job for job in self.waiting if not any(member.name in unended for member in job.members)]
         for job in ready[: self.processes - len(self.running)]:
             self.waiting.remove(job)
-            make_folder(job.folder)
-            (job.folder / "failed.txt").unlink(missing_ok=True)
             lost = [member.name for member in job.members if member.name in self.failed]
             try:
+                make_folder(job.folder)
+                (job.folder / "failed.txt").unlink(missing_ok=True)
                 if lost:
                     raise RunError(f"it needs {lost[0]}, which has failed")
-                self.running.append(Running(job, self.threads, self.lock))
-                self._say(f"started  {job.name}")
-            except RunError as error:
+                self.running.append(self.start(job))
+            except _JOBS_OWN as error:
                 self._fail(job, str(error))
+            else:
+                self._say(f"started  {job.name}")
 
     def _look_at(self, one: Running) -> None:
         try:
             if not one.advance():
                 return
-            self.done.add(one.job.name)
-            self._say(f"finished {one.job.name} in {timedelta(seconds=round(one.seconds()))}")
-        except RunError as error:
+        except _JOBS_OWN as error:
             one.end()
             self._fail(one.job, str(error))
+        else:
+            self.done.add(one.job.name)
+            self._say(f"finished {one.job.name} in {timedelta(seconds=round(one.seconds()))}")
         self.running.remove(one)
 
     def _fail(self, job: Job, reason: str) -> None:
         self.failed.add(job.name)
         self._say(f"failed   {job.name}: {reason}")
-        replace_file(job.folder / "failed.txt", lambda temporary: temporary.write_text(reason + "\n"))
+        with suppress(UserError):  # a folder that cannot be written may be the reason
+            replace_file(job.folder / "failed.txt", lambda temporary: temporary.write_text(reason + "\n"))
 
     def _say(self, text: str) -> None:
         tqdm.write(text)
@@ -233,36 +239,59 @@ class Queue:
         for job in self.jobs:
             took = recorded(job).get("seconds")
             if took is not None:
-                seconds.setdefault(job.run, []).append(took)
+                seconds.setdefault(job.run_name, []).append(took)
         left = [one.seconds_left() for one in self.running]
         for one, rest in zip(self.running, left, strict=True):
             if rest is not None:
-                seconds.setdefault(one.job.run, [one.seconds() + rest])
+                seconds.setdefault(one.job.run_name, [one.seconds() + rest])
         if not seconds:
             return ""
         known = {run: statistics.mean(times) for run, times in seconds.items()}
         mean = statistics.mean(known.values())
-        total = sum(known.get(job.run, mean) for job in self.waiting)
+        total = sum(known.get(job.run_name, mean) for job in self.waiting)
         for one, rest in zip(self.running, left, strict=True):
-            total += max(known.get(one.job.run, mean) - one.seconds(), rest or 0.0, 0.0)
+            total += max(known.get(one.job.run_name, mean) - one.seconds(), rest or 0.0, 0.0)
         return f", about {timedelta(seconds=round(total / self.processes))} to go"
 
 
 def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
     """As the only queue in the work folder; exit code 1 where jobs have failed."""
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another queue, or a command that one started, is still at work in '{work}'") from error
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            queue = Queue(jobs, args.processes, args.threads, lock.fileno())
-            queue.work_off()
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    taken = f"another queue, or a command that one started, is still at work in '{work}'"
+    with lock(work / "lock", taken) as held:
+        _run(jobs, args.processes, lambda job: Running(job, args.threads, nice=19, locks=[held]))
+
+
+def _work_off_one(job: Job, work: Path, args: Namespace) -> None:
+    """As one of several processes that work on other jobs in the folder; exit code 1 where it has failed."""
+    for member in job.members:
+        if not is_finished(member):
+            raise UserError(f"{job.name} needs {member.name}, which is not finished")
+    with (
+        lock(work / "lock", f"a queue is at work in '{work}'", shared=True) as shared,
+        lock(make_folder(job.folder) / "lock", f"another process is at work on {job.name}") as own,
+    ):
+        _run([job], 1, lambda job: Running(job, args.threads, nice=0, locks=[shared, own]))
+
+
+def _run(jobs: list[Job], processes: int, start: Callable[[Job], Running]) -> None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        queue = Queue(jobs, processes, start)
+        queue.work_off()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if queue.failed:
         sys.exit(1)
+
+
+def _print_commands(jobs: list[Job], work: Path, args: Namespace) -> None:
+    script, queue = Path(__file__).resolve(), args.queue.resolve()
+    for job in jobs:
+        command = [sys.executable, script, queue, "--work", work, "--threads", args.threads, "--job", job.name]
+        print(shlex.join(map(str, command)))
+
+
+_LOGS = (".log", ".json", ".jsonl", ".jsonl.gz")
 
 
 def _collect(jobs: list[Job], folder: Path) -> None:
@@ -273,7 +302,7 @@ def _collect(jobs: list[Job], folder: Path) -> None:
     finished, copied = [job for job in jobs if is_finished(job)], 0
     for job in finished:
         logs = job.folder / "logs"
-        for path in sorted(path for path in logs.rglob("*") if path.suffix in (".log", ".json", ".jsonl")):
+        for path in sorted(path for path in logs.rglob("*") if path.name.endswith(_LOGS)):
             target = folder / job.name / path.relative_to(logs)
             content = path.read_bytes()
             if path.suffix == ".json":
@@ -298,7 +327,8 @@ def _parse() -> Namespace:
     add("--order", choices=("seeds", "runs"), default="seeds", help=order)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="only say how each job stands")
-    instead.add_argument("--commands", action="store_true", help="only print each job as one line of shell")
+    instead.add_argument("--commands", action="store_true", help="only print each job as a command that works it off")
+    instead.add_argument("--job", metavar="NAME", help="only this job, as --list names it")
     instead.add_argument("--collect", type=Path, metavar="FOLDER", help="only copy the finished jobs' logs there")
     return parser.parse_args()
 
@@ -314,10 +344,14 @@ def _main() -> None:
         for job in jobs:
             print(f"{job.name:{width}}  {state(job)}")
     elif args.commands:
-        for job in jobs:
-            print(shell_line(job, args.threads))
+        _print_commands(jobs, work, args)
     elif args.collect:
         _collect(jobs, args.collect)
+    elif args.job:
+        names = {job.name: job for job in jobs}
+        if args.job not in names:
+            raise UserError(f"--job '{args.job}' must be one of {', '.join(names)}")
+        _work_off_one(names[args.job], make_folder(work), args)
     else:
         _work_off(jobs, make_folder(work), args)
 

@@ -123,7 +123,7 @@ def test_each_seed_of_every_run_is_worked_off_before_the_next_seed_and_ensembles
 
 def test_runs_can_be_worked_off_one_after_the_other(queue):
     out = queue(QUEUE, "--order", "runs", "--commands")[1]
-    assert re.findall(r"--logs_dir '?\S+ work/(\S+)/logs", out)[::2] == [
+    assert re.findall(r"--job (\S+)$", out, re.MULTILINE) == [
         "0Stub/five/seed-1",
         "0Stub/five/seed-2",
         "1Stub/one/seed-1",
@@ -170,6 +170,7 @@ def test_the_list_says_how_each_job_stands_and_runs_nothing(queue, work):
 def test_the_lines_of_commands_are_the_jobs(queue, work):
     """As a cluster runs them: the ensemble in the end; the queue then finds all of it finished."""
     lines = queue(QUEUE, "--commands")[1].splitlines()
+    assert run(["sh", "-c", lines[-1]], cwd="/").stderr.endswith("needs 1Stub/one/seed-1, which is not finished\n")
     for line in lines:
         assert run(["sh", "-c", line], cwd="/").returncode == 0
     assert len(lines) == 5 and "started" not in queue(QUEUE)[1]
@@ -194,6 +195,35 @@ def test_the_logs_of_finished_jobs_are_collected_once(queue, tmp_path, work):
     assert " 0 files copied" in queue(QUEUE, "--collect", tmp_path / "collected")[1]
 
 
+@pytest.mark.parametrize("change", [("--num_heads 5", "--num_heads 1"), ("--N 100", "--N 200")])
+def test_a_job_is_not_gone_on_with_under_other_flags(queue, change):
+    """Neither an older network is certified nor an older log kept as the new flags' one."""
+    queue(QUEUE)
+    code, out, _ = queue(QUEUE.replace(*change), "--job", JOBS[0])
+    assert code == 1 and f"({change[0].split()[0]}: " in out
+    assert "5 of them finished" in queue(QUEUE)[1], "changed back"
+
+
+def test_an_ensemble_is_not_finished_once_its_members_are_trained_otherwise(queue, work):
+    queue(QUEUE)
+    other = QUEUE.replace('defence = "1Stub"', 'defence = "1Stub"\ntrain = "--wd 0.1"')
+    for seed in (1, 2):
+        shutil.rmtree(work / f"1Stub/one/seed-{seed}")
+    code, out, _ = queue(other)
+    assert code == 1 and said(out, "finished") == ["1Stub/one/seed-1", "1Stub/one/seed-2"]
+    assert "the train flags of 1Stub/one/seed-1 have changed since it was begun (--wd: not given then, 0.1 now)" in out
+    shutil.rmtree(work / "1Stub/both")
+    assert said(queue(other)[1], "finished") == ["1Stub/both"]
+
+
+def test_compressed_counts_are_collected(queue, tmp_path, work):
+    queue(QUEUE)
+    (counts,) = (work / "1Stub/both/logs").rglob("*-counts.jsonl")
+    counts.rename(counts.with_name(f"{counts.name}.gz"))
+    queue(QUEUE, "--collect", tmp_path / "collected")
+    assert [path.suffix for path in (tmp_path / "collected/1Stub/both").rglob("*-counts*")] == [".gz"]
+
+
 # --- what fails ---
 
 FAILING = QUEUE.replace('defence = "1Stub"', 'defence = "1Stub"\ntrain = "--fail"')
@@ -210,6 +240,14 @@ def test_a_failing_job_is_reported_and_the_others_go_on(queue):
 def test_the_list_says_why_a_job_failed(queue):
     queue(FAILING)
     assert queue(FAILING, "--list")[1].count("failed: train.py ended with exit code 1") == 2
+
+
+def test_a_folder_that_cannot_be_written_ends_its_job_alone(queue, work):
+    (work / "0Stub").mkdir(parents=True)
+    (work / "0Stub/five").write_text("a file where a folder should be")
+    code, out, _ = queue(QUEUE)
+    assert code == 1 and said(out, "failed") == ["0Stub/five/seed-1", "0Stub/five/seed-2"]
+    assert f"cannot write to '{work}/0Stub/five/seed-1': Not a directory" in out and "3 of 5 jobs finished" in out
 
 
 def test_a_failed_job_is_tried_again_with_flags_that_are_mended(queue):
@@ -291,6 +329,19 @@ def test_two_queues_do_not_work_in_one_folder(queue, work):
     assert (
         code == 2 and err.count("\n") == 1 and "another queue, or a command that one started, is still at work" in err
     )
+
+
+def test_jobs_alone_share_the_folder_but_not_a_job(queue, work):
+    (work / JOBS[0]).mkdir(parents=True)
+    with open(work / "lock", "w") as shared, open(work / JOBS[0] / "lock", "w") as own:
+        fcntl.flock(shared, fcntl.LOCK_SH)
+        fcntl.flock(own, fcntl.LOCK_EX)
+        assert queue(QUEUE, "--job", JOBS[1])[0] == 0
+        code, _, err = queue(QUEUE, "--job", JOBS[0])
+        assert code == 2 and err.endswith(f"another process is at work on {JOBS[0]}\n")
+        assert queue(QUEUE)[0] == 2, "the whole queue"
+    code, _, err = queue(QUEUE, "--job", "0Stub/six")
+    assert code == 2 and f"--job '0Stub/six' must be one of {', '.join(JOBS)}" in err
 
 
 def test_a_command_that_outlives_its_queue_holds_the_folder(queue, work, stub):

@@ -18,7 +18,10 @@ _SET_BY_THE_QUEUE = {
     "train": ("--seed", "--resume", "--save_dir", "--logs_dir", "--runs_dir"),
     "certify": ("--model_path", "--logs_dir", "--overwrite", "--shard"),
 }
-_FREE_TRAIN_FLAGS = ("--data_dir", "--device", "--workers", "--save_freq")  # train.py --resume lets them change
+_FREE_FLAGS = {  # a run that goes on may change them
+    "train": ("--data_dir", "--device", "--workers", "--save_freq"),
+    "certify": ("--data_dir", "--device", "--batch_size", "--max"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Job:
         return self.codes / self.name.split("/")[0]
 
     @property
-    def run(self) -> str:
+    def run_name(self) -> str:
         """<defence>/<label>."""
         return "/".join(self.name.split("/")[:2])
 
@@ -52,7 +55,7 @@ class Job:
         """What the queue file says of it, as job.json records it."""
         flags = {"train": self.train, "certify": self.certify}
         settings = {step: None if own is None else _by_name(own) for step, own in flags.items()}
-        return settings | {"members": [member.name for member in self.members]}
+        return settings | {"members": {member.name: member.settings()["train"] for member in self.members}}
 
 
 def _by_name(flags: tuple[str, ...] | list[str]) -> dict[str, list[str]]:
@@ -209,14 +212,26 @@ def record(job: Job, finished: bool, seconds: float | None = None) -> None:
 
 
 def check_unchanged(job: Job) -> None:
-    """RunError where the job's checkpoints were made with train flags that compute something else."""
-    before, now = recorded(job).get("train") or {}, job.settings()["train"] or {}
-    names = sorted(name for name in before | now if before.get(name) != now.get(name) and name not in _FREE_TRAIN_FLAGS)
-    if before and names and _checkpoints(job):
-        there, here = (" ".join(flags.get(names[0], ["not given"])) for flags in (before, now))
+    """RunError where the job has checkpoints or logs that were made with flags that compute something else."""
+    before, now, logs = recorded(job), job.settings(), list(job.folder.glob("logs/*/*/*/certify-mhead/*.json"))
+    for step, made in (("train", _checkpoints(job)), ("certify", logs)):
+        if made:
+            _check_same_flags(f"its {step} flags have", step, before.get(step), now[step], job.folder)
+    members = before.get("members")
+    for name, flags in now["members"].items():
+        if logs and isinstance(members, dict):
+            _check_same_flags(f"the train flags of {name} have", "train", members.get(name), flags, job.folder)
+
+
+def _check_same_flags(which: str, step: str, before: dict | None, now: dict | None, folder: Path) -> None:
+    before, now = before or {}, now or {}
+    names = sorted(set(before | now) - set(_FREE_FLAGS[step]))
+    changed = [name for name in names if before.get(name) != now.get(name)]
+    if before and changed:
+        there, here = (" ".join(flags.get(changed[0], ["not given"])) for flags in (before, now))
         raise RunError(
-            f"its train flags have changed since it was begun ({names[0]}: {there} then, {here} now): change them "
-            f"back, give the run another label, or remove '{job.folder}'"
+            f"{which} changed since it was begun ({changed[0]}: {there} then, {here} now): change them back, give the "
+            f"run another label, or remove '{folder}'"
         )
 
 
@@ -266,17 +281,3 @@ def _train_command(job: Job) -> list[str]:
 def _certify_command(job: Job) -> list[str]:
     """All but the checkpoints, which come last."""
     return [sys.executable, "certify_mhead.py", *job.certify, "--logs_dir", str(job.folder / "logs"), "--model_path"]
-
-
-def shell_line(job: Job, threads: int) -> str:
-    """The job as one line of shell, which ends well where all its commands do, and then says so in job.json."""
-    steps = [f"cd {shlex.quote(str(job.scripts))}", f"export OMP_NUM_THREADS={threads}"]
-    if job.train is not None:
-        steps.append(shlex.join(_train_command(job)))
-    if job.certify is not None:
-        saves = [shlex.quote(str(one.folder / "save")) for one in job.members or (job,)]
-        newest = [f'"$(ls -v {save}/*/*/*/*/epoch*.pth | tail -n 1)"' for save in saves]
-        steps.append(" ".join([shlex.join(_certify_command(job)), *newest]))
-    content = json.dumps(job.settings() | {"finished": True, "seconds": None})
-    steps.append(f"printf '%s\\n' {shlex.quote(content)} > {shlex.quote(str(job.folder / 'job.json'))}")
-    return " && ".join(steps)

@@ -1,6 +1,7 @@
 """What every part needs and none owns: errors for the user, seeds, files that are never half written, versions."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -45,6 +46,26 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def lock(path: Path, taken: str, shared: bool = False):
+    """Open a file and lock it while it stays open, alone or with others that share it; returns the file.
+
+    UserError `taken` where another process holds the lock, or another error where the file cannot be written.
+    """
+    import fcntl  # not on Windows, where logs can be read
+
+    try:
+        held = open(path, "a")  # noqa: SIM115 - the caller's
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
+    try:
+        fcntl.flock(held, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        held.close()
+        reason = taken if error.errno in (errno.EAGAIN, errno.EACCES) else f"cannot lock '{path}': {error.strerror}"
+        raise UserError(reason) from error
+    return held
+
+
 def replace_file(path: Path, write) -> None:
     """Call `write(temporary path)` and rename the result to `path`: a reader sees the old file or the whole new one.
 
@@ -81,15 +102,18 @@ def source_sha256(*files: str) -> str:
 
 
 def source_state(*files: str) -> dict:
-    """The code that runs, for the record: its hash (see `source_sha256`), and the commit and whether files differ from
-    it where the library lies in a git checkout (None elsewhere).
+    """The code that runs, for the record: its hash (see `source_sha256`), and the commit and whether the source differs
+    from it where the library lies in a git checkout (None elsewhere).
     """
     state = {"source_sha256": source_sha256(*files), "commit": None, "dirty": None}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        git = ["git", "-C", str(Path(__file__).parent)]
+        folders = [Path(__file__).resolve().parent, *(Path(file).resolve().parent for file in files)]
+        git = ["git", "-C", str(folders[0])]
         run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
+        subprocess.run([*git, "ls-files", "--error-unmatch", "--", __file__], **run)  # not installed within another's
         state["commit"] = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
-        state["dirty"] = bool(subprocess.run([*git, "status", "--porcelain", "-uno", "."], **run).stdout.strip())
+        status = [*git, "status", "--porcelain", "-uall", "--", *(f"{folder}/*.py" for folder in folders)]
+        state["dirty"] = bool(subprocess.run(status, **run).stdout.strip())
     return state
 
 

@@ -1,5 +1,6 @@
 """Certification runs on digits: files, configurations, continuation, what may and may not change a count."""
 
+import gzip
 import json
 import math
 
@@ -106,13 +107,35 @@ def test_a_refused_run_leaves_everything_as_it_was(certify, tmp_path):
 
 def test_what_changes_when_a_run_goes_on_is_noted(certify):
     log = certify("--max", 40)[3]
-    for flags in ((), ("--batch_size", 64), ("--batch_size", 64)):
-        assert certify("--max", 100, *flags)[0] == 0
+    for images, *flags in ((100,), (160, "--batch_size", 64), (160, "--batch_size", 32), (40, "--batch_size", 32)):
+        assert certify("--max", images, *flags)[0] == 0
     about = json.loads(beside(log, ".json").read_text())["about"]
     assert [(one["rows"], one["flags"]["max"], one["flags"]["batch_size"]) for one in about["earlier"]] == [
         (2, 40, 100), (4, 100, 100)
     ]  # fmt: skip
-    assert about["flags"]["batch_size"] == 64
+    assert about["flags"]["batch_size"] == 64 and about["flags"]["max"] == 160, "what counted nothing is not noted"
+
+
+def test_rows_that_are_recovered_count_before_a_run_goes_on(certify):
+    log = certify("--max", 100)[3]
+    for path in (log, beside(log, "-counts.jsonl")):
+        path.write_text(path.read_text()[:-9])  # cut in the last line, as by a full disk
+    assert certify("--max", 100, "--batch_size", 64)[0] == 0
+    (earlier,) = json.loads(beside(log, ".json").read_text())["about"]["earlier"]
+    assert earlier["rows"] == 3
+
+
+def test_overwrite_replaces_compressed_counts(certify):
+    log = certify("--max", 100)[3]
+    counts, before = beside(log, "-counts.jsonl"), without_time(log)
+    packed = counts.with_name(f"{counts.name}.gz")
+    packed.write_bytes(gzip.compress(counts.read_bytes()))
+    counts.unlink()
+    code, _, err, _ = certify("--max", 160)
+    assert code == 2 and "is compressed: unpack it (gunzip) to go on" in err
+    code, _, err, _ = certify("--max", 100, "--overwrite")
+    assert code == 0 and without_time(log) == before, err
+    assert counts.exists() and not packed.exists()
 
 
 def test_files_that_do_not_belong_together_are_refused(certify):

@@ -230,9 +230,19 @@ def test_attacks_are_divided_and_merged_like_other_runs(certify, script, digits_
         code, _, err = script("0Gaussian/attack_mhead.py", *flags, "--shard", shard, "--logs_dir", "shards")
         assert code == 0, err
     shards = sorted((tmp_path / "shards").rglob("*-attack-shard-*.log"))
+    code, _, err = script("merge_logs.py", shards[0])
+    assert code == 2 and "shard 2/2 is missing" in err
+    code, _, err = script("relog.py", shards[1], "--alpha", 0.01)
+    assert (code, err) == (0, ""), "a shard alone is a whole run"
     code, out, err = script("merge_logs.py", *shards)
     assert code == 0 and "empirical accuracy" in out, err
     assert without_time(shards[0].with_name(whole.name)) == without_time(whole)
+    for path in (shards[1], beside(shards[1], "-counts.jsonl")):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    code, _, err = script("relog.py", shards[1], "--alpha", 0.01, "--overwrite")
+    assert code == 0 and "is unfinished: 2 of 3 images" in err
+    code, _, err = script("merge_logs.py", *shards, "--overwrite")
+    assert code == 2 and "is not whole: it holds 2 of 3 images" in err
 
 
 def test_a_log_without_configuration_at_another_sigma_is_a_warning(certify, script, digits_models, tmp_path):

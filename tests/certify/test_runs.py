@@ -113,13 +113,19 @@ def test_shards_that_do_not_make_one_run_are_refused(certify, script):
     other = certify("other", "--shard", "3/3", "--seed", 5, skip=40)
     overlapping = certify("overlap", "--shard", "1/2", skip=40)
     for logs, message in (
-        (shards, "3 of 9 images are in no shard's log, first idx 80"),
+        (shards, "shard 3/3 is missing"),
+        ([*shards, shards[0]], "shard 1/3 is there twice"),
         ([*shards, other], "different configurations: seed (0 there, 5 here)"),
-        ([*shards, overlapping], "idx 0 is in"),
+        ([*shards, overlapping], "shards of 3 and of 2 do not make one run"),
         ([certify("whole", skip=40)], "not the logs of shards"),
     ):
         code, _, err = script("merge_logs.py", *logs)
         assert code == 2 and message in err and err.count("\n") == 1
+    third = certify("shard3", "--shard", "3/3", skip=40)
+    for path in (third, beside(third, "-counts.jsonl")):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    code, _, err = script("merge_logs.py", *shards, third)
+    assert code == 2 and "3-of-3.log' is not whole: it holds 2 of 3 images" in err
     assert not shards[0].with_name("h-3-eps-0.8-m-2-lbdlast-1.2-certify-skip-40.log").exists()
 
 

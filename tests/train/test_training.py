@@ -25,7 +25,7 @@ def test_a_run_leaves_checkpoints_logs_and_tensorboard(script, tmp_path, defence
     code, out, err = script(f"{defence}/train.py", *TINY, "--num_heads", 3, "--epochs", 3, "--save_freq", 2)
     assert code == 0, err
     run = f"h-3-eps-0.8-m-2-{SUFFIX[defence]}"
-    saved = sorted(path.name for path in (tmp_path / "save" / TAIL / run).iterdir())
+    saved = sorted(path.name for path in (tmp_path / "save" / TAIL / run).glob("*.*"))
     assert saved == ["epoch1.pth", "epoch2.pth", "epoch3.pth"]
 
     contents = torch.load(tmp_path / "save" / TAIL / run / "epoch3.pth", weights_only=True)

@@ -4,7 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,9 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     folder = evaluation.folder(run.logs_dir, "attack-mhead")
     files = RunFiles(folder / f"{source.log.stem}-attack{shard_ending(run.shard)}.log")
 
-    with RunWriter(files, plan, evaluation.about(classifier, run, settings), indices, run.overwrite) as writer:
+    about = evaluation.about(classifier, run, settings)
+    about["attacked"] = len(replace(run, shard=None).chosen(certified.index))  # by all shards
+    with RunWriter(files, plan, about, indices, run.overwrite) as writer:
         for counts in attacked(evaluation, plan.config, certified, writer.missing):
             writer.write(counts)
     if is_main_process():
@@ -267,5 +269,5 @@ def _check_same_classifier(logged: Run, evaluation: Evaluation) -> None:
 def _check_same_images(files: RunFiles, certified: pd.DataFrame, evaluation: Evaluation) -> None:
     """UserError where the split has another label at an idx of the log, or not so many images."""
     for idx, label in certified["label"].items():
-        if idx >= len(evaluation.split) or evaluation.split[idx][1] != label:
+        if idx >= len(evaluation.split) or evaluation.split.label(idx) != label:
             raise UserError(f"'{files.log}' is about other images: its idx {idx} has label {label}")

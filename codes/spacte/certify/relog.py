@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spacte import cli
 from spacte.certify.attack import AttackPlan
-from spacte.certify.certify import CertifyPlan, check_certificate
+from spacte.certify.certify import CertifyPlan, certificate_ending, check_certificate
 from spacte.certify.predict import PredictPlan
 from spacte.certify.settings import RunSettings, shard_ending
 from spacte.certify.writer import RunWriter
@@ -42,16 +42,16 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
             raise UserError(f"'{logs[0]}' and '{log}' have different configurations: {differences}")
     if len({flag["max"] for flag in flags}) > 1:
         raise UserError("the shards were run with different --max")
-    if any(flag["shard"] is None for flag in flags):
-        raise UserError("these are not the logs of shards: run certify_mhead.py with --shard")
+    _check_shards([flag["shard"] for flag in flags])
     plan = _plan(first, shards[0])
-    counts = _disjoint(shards, plan)
-    expected = _planned(first, flags[0] | {"shard": None}, sorted(counts))
-    missing = [idx for idx in expected if idx not in counts]
-    if missing:
-        raise UserError(f"{len(missing)} of {len(expected)} images are in no shard's log, first idx {missing[0]}")
-    if len(counts) > len(expected):
-        raise UserError(f"the shards hold images beyond the run's: idx {max(counts)}")
+    counts = {}
+    for shard, content, flag in zip(shards, contents, flags, strict=True):
+        part, planned = read_counts(shard.counts, plan.from_line), _number_of_images(content, flag, shard)
+        if len(part) != planned:
+            raise UserError(f"'{shard.log}' is not whole: it holds {len(part)} of {planned} images")
+        counts |= {one.idx: one for one in part}
+    if len(counts) != _number_of_images(first, flags[0] | {"shard": None}, shards[0]):
+        raise UserError("the shards hold an image twice")
     output = logs[0].with_name(logs[0].name.replace(shard_ending(flags[0]["shard"]), ""))
     if output.resolve() in [log.resolve() for log in logs]:
         raise UserError(f"'{logs[0]}' was renamed: its name must hold '{shard_ending(flags[0]['shard'])}'")
@@ -79,7 +79,7 @@ def relog_main(description: str) -> None:
     add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong (as in the log)")
     add("--certificate", choices=CERTIFICATES, help="from the votes of the class alone or from all (as in the log)")
     add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (as in the log)")
-    add("--output", type=Path, help="the new log (<log>-alpha-<alpha>[-head-<k>].log beside it)")
+    add("--output", type=Path, help="the new log (<log>-alpha-<alpha>[-<certificate>][-head-<k>].log beside it)")
     add("--overwrite", action="store_true", help="replace the output if it is there")
     args = parser.parse_args()
     cli.run(lambda: relog(args.log, cli.settings_of(RelogSettings, args)))
@@ -107,16 +107,19 @@ def relog(log: Path, settings: RelogSettings) -> None:
     counts = {one.idx: one for one in read_counts(source.counts, plan.from_line)}
     if not counts:
         raise UserError(f"'{source.counts}' holds no votes")
-    planned = _planned(content, flags, sorted(counts))
-    if len(counts) < len(planned):
-        warnings.warn(f"'{log}' is unfinished: {len(counts)} of {len(planned)} images", stacklevel=1)
+    planned = _number_of_images(content, flags, source)
+    if len(counts) < planned:
+        warnings.warn(f"'{log}' is unfinished: {len(counts)} of {planned} images", stacklevel=1)
     if settings.head is not None:
         _check_head(settings.head, next(iter(counts.values())), config, log)
     if settings.certificate is not None:
         _check_certificate(settings.certificate, next(iter(counts.values())), config, source)
     head = "" if settings.head is None else f"-head-{settings.head}"
-    certificate = "" if settings.certificate is None else f"-{settings.certificate}"
-    output = settings.output or log.with_name(f"{log.stem}-alpha-{config['alpha']:g}{certificate}{head}.log")
+    stem, certificate = log.stem, ""
+    if settings.certificate is not None:
+        stem = stem.removesuffix(certificate_ending(content["config"].get("certificate", "cohen")))
+        certificate = f"-{settings.certificate}"
+    output = settings.output or log.with_name(f"{stem}-alpha-{config['alpha']:g}{certificate}{head}.log")
     if output.suffix != ".log" or output.resolve() == log.resolve():
         raise UserError(f"--output '{output}': choose a name that ends in .log and is not the log's own")
     _write(RunFiles(output), plan, content["about"] | {"made_from": str(log)}, counts, settings.overwrite)
@@ -150,28 +153,33 @@ def _plan(content: dict, files: RunFiles):
 
 def _flags(content: dict, files: RunFiles) -> dict:
     """The settings that the run was started with."""
-    flags = content["about"].get("flags")
-    if not isinstance(flags, dict) or not {"max", "shard"} <= flags.keys() or "images" not in content["about"]:
+    flags, images = content["about"].get("flags"), content["about"].get("images")
+    if not isinstance(flags, dict) or not {"max", "shard"} <= flags.keys() or type(images) is not int:
         raise UserError(f"'{files.json}' does not say which images the run was about: flags and images are missing")
     return flags
 
 
-def _planned(content: dict, flags: dict, counted: list[int]) -> list[int]:
-    """The images of the run that was started with these flags; of an attack, which had a log's, those `counted`."""
-    config = content["config"]
-    candidates = counted if config["kind"] == "attack" else range(content["about"]["images"])
-    return RunSettings(config["skip"], flags["max"], flags["shard"]).chosen(candidates)
+def _number_of_images(content: dict, flags: dict, files: RunFiles) -> int:
+    """How many images the run has that was started with these flags: of the split's or, an attack, of a log's."""
+    about, attack = content["about"], content["config"]["kind"] == "attack"
+    if attack and type(about.get("attacked")) is not int:
+        raise UserError(f"'{files.json}' does not say how many images are attacked")
+    whole = RunSettings(content["config"]["skip"], flags["max"])
+    images = range(about["attacked"]) if attack else whole.chosen(range(about["images"]))
+    return len(images if flags["shard"] is None else images[flags["shard"][0] - 1 :: flags["shard"][1]])
 
 
-def _disjoint(shards: list[RunFiles], plan) -> dict[int, object]:
-    """All shards' counts by idx; UserError where an image is in two."""
-    counts, where = {}, {}
+def _check_shards(shards: list) -> None:
+    """UserError where these are not all shards of one run, each once."""
+    if None in shards:
+        raise UserError("these are not the logs of shards: run certify_mhead.py with --shard")
+    number = shards[0][1]
     for shard in shards:
-        for one in read_counts(shard.counts, plan.from_line):
-            if one.idx in counts:
-                raise UserError(f"idx {one.idx} is in '{where[one.idx]}' and in '{shard.counts}'")
-            counts[one.idx], where[one.idx] = one, shard.counts
-    return counts
+        if shard[1] != number:
+            raise UserError(f"shards of {number} and of {shard[1]} do not make one run")
+    for k in range(1, number + 1):
+        if shards.count([k, number]) != 1:
+            raise UserError(f"shard {k}/{number} is {'missing' if [k, number] not in shards else 'there twice'}")
 
 
 def _write(files: RunFiles, plan, about: dict, counts: dict[int, object], overwrite: bool) -> None:

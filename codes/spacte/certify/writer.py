@@ -3,8 +3,6 @@
 A kill at any moment loses at most the images under way.
 """
 
-import errno
-import fcntl
 import re
 import time
 from datetime import timedelta
@@ -14,8 +12,8 @@ from tqdm import tqdm
 
 from spacte.distributed import barrier, broadcast_object, get_rank, get_world_size
 from spacte.logs.runfiles import RunFiles
-from spacte.logs.votes import read_counts, read_text
-from spacte.utils import UserError, make_folder
+from spacte.logs.votes import read_counts
+from spacte.utils import UserError, lock, make_folder
 
 _SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 _SECONDS_FOR_A_SLOW_FOLDER = 60  # for what one node has written to show on another
@@ -48,6 +46,8 @@ class RunWriter:
     def _begin(self) -> list[int]:
         self._files = _Files(self.files, self.plan, self.about, self.overwrite)
         todo = self._files.plan_for(self.indices)
+        if todo:  # a run that has nothing left to count stays about what it was about
+            self.files.write_json(self.plan.config, self.about, rows=len(self._files.done))
         self._progress = _Progress(len(self.indices), self._files.done, self.plan)
         return todo
 
@@ -95,14 +95,15 @@ class _Files:
         if not overwrite:
             files.check_configuration(plan.config)  # before any file is created, and again behind the lock
         make_folder(files.log.parent)
-        self._lock()
+        self._lock(overwrite)
         try:
             if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
                 self._held.truncate(0)
-                for path in (*files.parts(), files.log, files.summary, files.json):
+                for path in (*files.parts(), files.packed_counts, files.log, files.summary, files.json):
                     path.unlink(missing_ok=True)
             files.check_configuration(plan.config)
-            files.write_json(plan.config, about, rows=len(read_text(files.counts).splitlines()))
+            if not files.json.exists():
+                files.write_json(plan.config, about, rows=0)
             self.done = self._recover()
             for path in files.parts():
                 _drop_cut_line(path)
@@ -155,17 +156,13 @@ class _Files:
         """Let another process write the files."""
         self._held.close()
 
-    def _lock(self) -> None:
+    def _lock(self, overwrite: bool) -> None:
         counts = self.files.counts
-        if counts.suffix == ".gz":
+        if counts.suffix == ".gz" and overwrite:
+            counts = self.files.plain_counts
+        elif counts.suffix == ".gz":
             raise UserError(f"'{counts}' is compressed: unpack it (gunzip) to go on with the run")
-        try:
-            self._held = open(counts, "a")  # noqa: SIM115 - the lock is held until `unlock`
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES) and hasattr(self, "_held"):
-                raise UserError(f"another run is writing '{self.files.log}'") from error
-            raise _cannot_write(counts, error) from error
+        self._held = lock(counts, f"another run is writing '{self.files.log}'")
 
     def _recover(self) -> list:
         log, counts = self.files.log, self.files.counts

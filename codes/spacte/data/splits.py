@@ -57,6 +57,10 @@ class Split:
         full, rest = divmod(len(self), batch_size)
         return full * (batch_size >= smallest) + (rest >= smallest)
 
+    def label(self, idx: int) -> int:
+        """The label of an image, which is not read for it."""
+        raise NotImplementedError
+
     def fingerprint(self) -> str:
         """A hash that two splits share only if they hold the same images (a streamed one: file names) and labels."""
         raise NotImplementedError
@@ -104,7 +108,11 @@ class InMemory(Split):
         return len(self.images)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
-        return self._scaled(self.images[idx]), int(self.labels[idx])
+        return self._scaled(self.images[idx]), self.label(idx)
+
+    def label(self, idx):
+        """See Split."""
+        return int(self.labels[idx])
 
     def fingerprint(self) -> str:
         """See Split."""
@@ -143,6 +151,10 @@ class Streamed(Split):
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
         image, label = self.dataset[idx]
         return self._scaled(image.to(self.device)), label
+
+    def label(self, idx):
+        """See Split."""
+        return self.dataset.targets[idx]
 
     def fingerprint(self) -> str:
         """A hash of file names and labels, not of pixels, though logs call it data_sha256 as any other."""

@@ -28,8 +28,18 @@ class RunFiles:
     @property
     def counts(self) -> Path:
         """The vote counts; the compressed ones where only they are there."""
-        plain, compressed = self._beside("-counts.jsonl"), self._beside("-counts.jsonl.gz")
-        return compressed if compressed.exists() and not plain.exists() else plain
+        plain, packed = self.plain_counts, self.packed_counts
+        return packed if packed.exists() and not plain.exists() else plain
+
+    @property
+    def plain_counts(self) -> Path:
+        """The vote counts as a run writes them."""
+        return self._beside("-counts.jsonl")
+
+    @property
+    def packed_counts(self) -> Path:
+        """The vote counts as gzip leaves them."""
+        return self._beside("-counts.jsonl.gz")
 
     @property
     def json(self) -> Path:

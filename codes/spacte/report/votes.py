@@ -77,7 +77,7 @@ def _counts_behind(run: Run) -> list[VoteCounts]:
     wrong = wrong_fields(run.config, MAKES_CERTIFICATES)
     if wrong:
         raise UserError(f"'{files.json}': {', '.join(wrong)} missing or wrong: the counts cannot be certified")
-    counts = read_counts(files.counts)
+    counts = read_counts(files.counts)[: len(run.log)]  # of a running program they may be a row ahead of the log
     if [one.idx for one in counts] != run.log["idx"].tolist():
         raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
     return counts

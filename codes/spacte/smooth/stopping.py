@@ -66,13 +66,14 @@ class AllVotesDecided:
         n_a, n_b, left = int(estimation[chosen]), int(np.delete(estimation, chosen).max()), self.n_max - n
         hoped_a = min(self.n_max, n_a + left * float(_upper_confidence_bound(n_a, n, self.give_up)))
         hoped_b = n_b + left * lower_confidence_bound(n_b, n, self.give_up)
-        now, hoped = self._radius(n_a, n_b, n), self._radius(hoped_a, min(hoped_b, self.n_max - hoped_a), self.n_max)
+        now = self._radius(n_a, n_b, n, len(estimation))
+        hoped = self._radius(hoped_a, min(hoped_b, self.n_max - hoped_a), self.n_max, len(estimation))
         if self.tolerance is not None:
             return hoped < 0 or hoped - max(now, 0.0) <= self.tolerance
         return bool(np.all((self.radii <= now) | (self.radii > hoped)))
 
-    def _radius(self, n_a: float, n_b: float, n: int) -> float:
-        radius = self.certificate.radius(n_a, n_b, n)
+    def _radius(self, n_a: float, n_b: float, n: int, classes: int) -> float:
+        radius = self.certificate.radius(n_a, n_b, n, classes)
         return -1.0 if radius is None else radius
 
 

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from spacte.train.settings import Place, Recipe
-from spacte.utils import make_folder, replace_file
+from spacte.utils import lock, make_folder, replace_file
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,13 @@ class RunPaths:
 class RunLog:
     """A run's text log (tab separated, one row an epoch), its TensorBoard files and its lines on the terminal.
 
-    What a run of the same name has left where this one begins is renamed, so that nothing is lost.
+    What a run of the same name has left where this one begins is renamed, so that nothing is lost. Raises UserError
+    where another process trains the same run.
     """
 
     def __init__(self, paths: RunPaths, epochs_done: int, epochs: int):
         self.path, self.epochs = paths.log, epochs
+        self._lock = lock(paths.checkpoints / "lock", f"another process is training '{paths.checkpoints}'")
         if epochs_done == 0:
             for path in (paths.log, paths.tensorboard):
                 _set_aside(path)
@@ -98,4 +100,4 @@ def _set_aside(path: Path) -> None:
     if holds:
         number = next(k for k in itertools.count(1) if not path.with_name(f"{path.name}.{k}").exists())
         path.rename(path.with_name(f"{path.name}.{number}"))
-        print(f"another run's '{path}' is now '{path.name}.{number}'")
+        print(f"an earlier '{path}' is now '{path.name}.{number}'")

@@ -52,6 +52,7 @@ class Trainer:
         self.classifier = classifier
         if get_world_size() > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 convolutions; harmless
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.11 has no other name
             self.classifier = DistributedDataParallel(classifier, broadcast_buffers=False)
         self.optimizer = torch.optim.SGD(
             classifier.parameters(), recipe.lr_init, momentum=0.9, weight_decay=recipe.wd, foreach=True

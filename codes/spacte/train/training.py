@@ -69,7 +69,8 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     if resumed:
         trainer.restore(resumed)
     if trainer.epoch == recipe.epochs:
-        print(f"{paths.checkpoint(recipe.epochs)} is the last epoch: nothing is left to do")
+        if is_main_process():
+            print(f"{paths.checkpoint(recipe.epochs)} is the last epoch: nothing is left to do")
         return
     broadcast_object(paths.make_folders)
     log = RunLog(paths, trainer.epoch, recipe.epochs) if is_main_process() else None
