@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def load_module(defence: str, name: str):
     spec = importlib.util.spec_from_file_location(f"{name}_{defence}", CODES / defence / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_file(file: str, copy: Path):
+    """codes/<file> copied to another place and loaded from there."""
+    spec = importlib.util.spec_from_file_location(copy.stem, shutil.copy(CODES / file, copy))
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

@@ -190,6 +190,8 @@ def test_an_attack_on_other_images_is_refused(script, digits_models, tmp_path):
         "0Gaussian/attack_mhead.py", "--model_path", digits_models[0], "--log", log, "--radii", 1, "--device", "cpu"
     )
     assert code == 2 and "its idx 0 has label 3" in err
+    code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], tmp_path, "--radii", 1))
+    assert code == 2 and "is a folder: give a certification log" in err
 
 
 def test_exact_noise_certifies_like_ordinary_noise(certify):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import EXCERPTS, make_log, random_log
+from conftest import EXCERPTS, beside, make_log, random_log
 
 from spacte import certlog
 from spacte.report.runs import labels, read_runs
@@ -371,6 +371,16 @@ def test_heads_alone_need_the_fields_that_make_a_certificate(script, certify):
     file.write_text(json.dumps(content))
     code, _, err = script("report.py", log, "--heads")
     assert code == 0 and "noise_sd missing or wrong" in err and "its heads alone are left out" in err
+
+
+def test_the_votes_of_a_run_that_goes_on_are_read_as_far_as_its_log(script, certify):
+    """They are written before their row; the last line may not be whole yet."""
+    log = certify("a")
+    counts = beside(log, "-counts.jsonl").read_text()
+    beside(log, "-counts.jsonl").write_text(counts[:-40])
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-2]))
+    code, out, err = script("report.py", log, "--heads", "--format", "json")
+    assert (code, err) == (0, "") and [one["images"] for one in json.loads(out)["logs"]] == [10] * 4
 
 
 @pytest.mark.parametrize("style", ["markdown", "latex", "csv", "json"])

@@ -13,7 +13,7 @@ from spacte.train.objective import Objective
 from spacte.train.settings import Place, Recipe
 from spacte.train.trainer import LossMeter
 from spacte.train.training import parse
-from spacte.utils import RunError
+from spacte.utils import RunError, lock
 
 SUFFIX = {"0Gaussian": "lbdlast-1.2", "1Consistency": "lbdlast-1.0-lbd-20.0", "2SmoothMix": "lbdlast-1.6"}
 PARTS = {"0Gaussian": [], "1Consistency": ["con"], "2SmoothMix": ["mix"]}
@@ -92,6 +92,17 @@ def test_a_resumed_run_ends_as_if_never_interrupted(script, tmp_path, monkeypatc
 
     code, out, _ = script("0Gaussian/train.py", *flags, "--resume")
     assert code == 0 and "nothing is left to do" in out
+
+
+def test_a_run_is_trained_by_one_process(script, tmp_path, trained):
+    (log,) = (tmp_path / "logs").rglob("*-train.log")
+    other = tmp_path / "other" / trained.parent.relative_to(tmp_path / "save")
+    other.mkdir(parents=True)
+    before = log.read_text()
+    with lock(other / "lock", ""):
+        code, _, err = script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--save_dir", "other")
+    assert code == 2 and "another process is training 'other/digits/" in err and err.count("\n") == 1
+    assert log.read_text() == before and len(list(log.parent.iterdir())) == 1
 
 
 def test_resume_passes_over_a_damaged_checkpoint(script, tmp_path):

@@ -63,7 +63,10 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     setting, file or folder is wrong, and where the log is about other images.
     """
     init_distributed()
-    source, (logged, *_) = RunFiles(Path(settings.log)), read_runs([Path(settings.log)])
+    source = RunFiles(Path(settings.log))
+    if source.log.is_dir():
+        raise UserError(f"--log '{source.log}' is a folder: give a certification log")
+    (logged,) = read_runs([source.log])
     certified = logged.log.set_index("idx")
     evaluation = Evaluation.load(classifier, settings.N)
     _check_same_classifier(logged, evaluation)

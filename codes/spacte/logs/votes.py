@@ -86,10 +86,11 @@ def _without_duplicates(pairs: list[tuple]) -> dict:
 def read_counts(path: Path, from_line=VoteCounts.from_line) -> list:
     """Every image of a counts file (of a compressed one where its name ends in .gz), in its order.
 
-    Raises UserError that names the file and the line where one is no vote count or an image comes twice.
+    A last line without its end, which is being written, is left out. Raises UserError that names the file and the line
+    where one is no vote count or an image comes twice.
     """
-    counts, seen = [], set()
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    counts, seen, text = [], set(), read_text(path)
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             one = from_line(line)
             if one.idx in seen:

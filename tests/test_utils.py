@@ -1,0 +1,42 @@
+"""What every part needs: locks, and the record of the code that ran."""
+
+import subprocess
+
+import pytest
+from conftest import load_file
+
+from spacte.utils import UserError, lock
+
+
+def test_a_lock_is_held_until_the_file_is_closed(tmp_path):
+    with lock(tmp_path / "x", "taken"), pytest.raises(UserError, match=r"^taken$"):
+        lock(tmp_path / "x", "taken")
+    with lock(tmp_path / "x", "", shared=True), lock(tmp_path / "x", "", shared=True):
+        pass
+    with pytest.raises(UserError, match=r"cannot write '.*/no/x': No such file or directory"):
+        lock(tmp_path / "no/x", "taken")
+
+
+def test_the_state_of_the_source_is_that_of_the_library_and_the_defence(tmp_path):
+    """In a checkout of its own: what is no source does not count, a module that git does not know does."""
+    library, defence = tmp_path / "codes/spacte", tmp_path / "codes/0Mine"
+    for folder in (library, defence):
+        folder.mkdir(parents=True)
+        (folder / "train.py").write_text("")
+    copied = load_file("spacte/utils.py", library / "utils.py")
+    assert copied.source_state(str(defence / "train.py"))["commit"] is None, "no checkout yet"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True, timeout=60)
+
+    def is_dirty():
+        return copied.source_state(str(defence / "train.py"))["dirty"]
+
+    (defence / "notes.txt").write_text("x")
+    (tmp_path / "other.py").write_text("x")
+    assert is_dirty() is False
+    (defence / "rule.py").write_text("x")
+    assert is_dirty() is True
+    (defence / "rule.py").unlink()
+    (library / "train.py").write_text("x = 1")
+    assert is_dirty() is True
