@@ -20,15 +20,16 @@ def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
     return float(proportion_confint(n_a, n, alpha=2 * alpha, method="beta")[0])
 
 
-def upper_confidence_bound(n_b: int, n: int, alpha: float, sequential: bool = False) -> float:
+def upper_confidence_bound(n_b, n: int, alpha: float, sequential: bool = False):
     """An upper bound on the probability of a class with n_b of n votes: P(bound < p) <= alpha.
 
     It is 1 minus the lower bound on the probability of the other n - n_b votes: Clopper and Pearson's for a fixed n,
-    the anytime-valid one if `sequential`.
+    the anytime-valid one if `sequential`. `n_b` is a number or an array, and so is what is returned.
     """
     if sequential:
         return 1 - anytime_lower_bound(n - n_b, n, alpha)
-    return float(proportion_confint(n_b, n, alpha=2 * alpha, method="beta")[1])
+    bound = proportion_confint(n_b, n, alpha=2 * alpha, method="beta")[1]
+    return bound if np.ndim(n_b) else float(bound)
 
 
 def anytime_lower_bound(n_a, n, alpha: float):

@@ -16,9 +16,31 @@ class Certificate:
     """How votes become a certificate that holds with probability at least 1 - alpha.
 
     `kind`: "cohen" bounds the class's probability alone and takes all other votes for one class (Cohen et al., ICML
-    2019, theorem 1 and algorithm CERTIFY); "all-votes" bounds the strongest other class, too (see
-    `multiclass_certificate`). `sequential`: the number of estimation draws may depend on what was drawn, so the bounds
-    are the anytime-valid ones.
+    2019, theorem 1 and algorithm CERTIFY); "all-votes" bounds the strongest other class, too: see below.
+    `sequential`: the number of estimation draws may depend on what was drawn, so the bounds are the anytime-valid ones.
+
+    The certificate from all votes. The selection votes choose the class A; of n further, independent draws A has n_A
+    votes and the strongest other class n_B.
+
+        L = lower bound on p_A from n_A at level alpha/2,   U = min(upper bound from n_B at level alpha/2, 1 - L)
+        radius = sigma/2 (Phi^-1(L) - Phi^-1(U)) where L > U, also where L < 1/2
+
+    Proof. Let B be the class other than A whose probability p_B is the largest. A is fixed by the selection draws, so B
+    is a fixed class: it is unknown, but no function of the estimation draws. Cohen et al. (ICML 2019), theorem 1: no
+    perturbation shorter than r = sigma/2 (Phi^-1(p_A) - Phi^-1(p_B)) changes the class.
+
+    1. The bound U_c from the votes n_c of a fixed class c fails, U_c < p_c, with probability at most alpha/2; so does
+       L > p_A. U_c grows with n_c, hence the upper bound from n_B's votes, the most of all other classes, is max_c U_c.
+    2. If the radius exceeds r, then L > p_A or U < p_B.
+    3. If L <= p_A, then 1 - L >= 1 - p_A >= p_B, so that U < p_B means max_c U_c < p_B, and so U_B < p_B, for this one
+       class B.
+    4. So the radius exceeds r only if L > p_A or U_B < p_B: with probability at most alpha/2 + alpha/2.
+
+    No level is shared out among the K - 1 other classes, since only the bound of the one class B has to hold. That the
+    strongest other class is read off the estimation votes is sound because the largest of the bounds is taken; a class
+    that the selection votes name the runner-up would not do, nor would a class A chosen by the estimation votes. If n
+    is a stopping time the bounds are anytime-valid, and the same four steps hold at every n at once. With two classes
+    p_B = 1 - p_A: there is nothing else to bound, L is taken at level alpha, and the certificate is Cohen et al.'s.
     """
 
     alpha: float
@@ -63,27 +85,8 @@ def multiclass_certificate(
 
     `selection` [K] are the votes that choose the class A, `estimation` [K] those of n further, independent draws; A has
     n_A of them, the strongest other class n_B. Returns (ABSTAIN, 0.0) where nothing is certified. `sequential`: n may
-    depend on what was drawn. Raises ValueError for fewer than two classes and for no votes.
-
-        L = lower bound on p_A from n_A at level alpha/2,   U = min(upper bound from n_B at level alpha/2, 1 - L)
-        radius = sigma/2 (Phi^-1(L) - Phi^-1(U)) where L > U, also where L < 1/2
-
-    Proof. Let B be the class other than A whose probability p_B is the largest. A is fixed by the selection draws, so B
-    is a fixed class: it is unknown, but no function of the estimation draws. Cohen et al. (ICML 2019), theorem 1: no
-    perturbation shorter than r = sigma/2 (Phi^-1(p_A) - Phi^-1(p_B)) changes the class.
-
-    1. The bound U_c from the votes n_c of a fixed class c fails, U_c < p_c, with probability at most alpha/2; so does
-       L > p_A. U_c grows with n_c, hence the upper bound from n_B's votes, the most of all other classes, is max_c U_c.
-    2. If the radius exceeds r, then L > p_A or U < p_B.
-    3. If L <= p_A, then 1 - L >= 1 - p_A >= p_B, so that U < p_B means max_c U_c < p_B, and so U_B < p_B, for this one
-       class B.
-    4. So the radius exceeds r only if L > p_A or U_B < p_B: with probability at most alpha/2 + alpha/2.
-
-    No level is shared out among the K - 1 other classes, since only the bound of the one class B has to hold. That the
-    strongest other class is read off the estimation votes is sound because the largest of the bounds is taken; a class
-    that the selection votes name the runner-up would not do, nor would a class A chosen by the estimation votes. If n
-    is a stopping time the bounds are anytime-valid, and the same four steps hold at every n at once. With two classes
-    p_B = 1 - p_A: there is nothing else to bound, L is taken at level alpha, and the certificate is Cohen et al.'s.
+    depend on what was drawn. The proof stands with Certificate. Raises ValueError for fewer than two classes and for no
+    votes.
     """
     classes = len(estimation)
     if classes < 2 or len(selection) != classes or estimation.sum() < 1 or selection.sum() < 1:

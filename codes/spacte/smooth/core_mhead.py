@@ -127,9 +127,9 @@ class Draws:
     """What is drawn for an image: n0 copies that select `voter`'s class, then n that estimate its probability.
 
     The two are disjoint draws of one stream, hence independent, as a certificate needs. `should_stop`, if given, is
-    asked with the voter's selection and estimation votes [K] after 100 estimation draws and then whenever a quarter
-    more (at most a batch) has been drawn, and may end the estimation early. Where another class than `only_class` is
-    selected, nothing is drawn to estimate it. n0 = 0 selects nothing.
+    asked with the voter's selection and estimation votes [K] after 100 estimation draws, or a batch if that is smaller,
+    then whenever a quarter more (at most a batch) has been drawn, and may end the estimation early. Where another class
+    than `only_class` is selected, nothing is drawn to estimate it. n0 = 0 selects nothing.
     """
 
     n0: int

@@ -6,7 +6,13 @@ A rule may be as bold as it likes: it decides when to stop, and the anytime-vali
 import numpy as np
 from scipy import stats
 
-from spacte.smooth.bounds import anytime_lower_bound, convinces, lower_confidence_bound, radius_of
+from spacte.smooth.bounds import (
+    anytime_lower_bound,
+    convinces,
+    lower_confidence_bound,
+    radius_of,
+    upper_confidence_bound,
+)
 from spacte.smooth.certificates import Certificate
 
 
@@ -26,7 +32,7 @@ class RadiiDecided:
         """Whether n_a votes of n, a number or an array of them, are enough to stop."""
         n_a = np.asarray(n_a)[..., None]  # [..., 1] against the radii
         certified = convinces(n_a, n, self.needed, self.alpha)
-        expected = n_a + (self.n_max - n) * _upper_confidence_bound(n_a, n, self.give_up)
+        expected = n_a + (self.n_max - n) * upper_confidence_bound(n_a, n, self.give_up)
         return np.all(certified | (expected < self.votes), axis=-1)
 
 
@@ -43,7 +49,7 @@ class RadiusKnown:
 
     def __call__(self, n_a: int, n: int) -> bool:
         """Whether n_a votes of n are enough to stop."""
-        upper = radius_of(min(_upper_confidence_bound(n_a, n, 0.01), self.most), self.sigma)
+        upper = radius_of(min(upper_confidence_bound(n_a, n, 0.01), self.most), self.sigma)
         lower = radius_of(anytime_lower_bound(n_a, n, self.alpha), self.sigma) or 0.0
         return upper is None or upper - lower <= self.tolerance
 
@@ -64,7 +70,7 @@ class AllVotesDecided:
         """Whether these votes [K] are enough to stop."""
         chosen, n = int(selection.argmax()), int(estimation.sum())
         n_a, n_b, left = int(estimation[chosen]), int(np.delete(estimation, chosen).max()), self.n_max - n
-        hoped_a = min(self.n_max, n_a + left * float(_upper_confidence_bound(n_a, n, self.give_up)))
+        hoped_a = min(self.n_max, n_a + left * upper_confidence_bound(n_a, n, self.give_up))
         hoped_b = n_b + left * lower_confidence_bound(n_b, n, self.give_up)
         now = self._radius(n_a, n_b, n, len(estimation))
         hoped = self._radius(hoped_a, min(hoped_b, self.n_max - hoped_a), self.n_max, len(estimation))
@@ -75,11 +81,6 @@ class AllVotesDecided:
     def _radius(self, n_a: float, n_b: float, n: int, classes: int) -> float:
         radius = self.certificate.radius(n_a, n_b, n, classes)
         return -1.0 if radius is None else radius
-
-
-def _upper_confidence_bound(n_a, n: int, alpha: float):
-    """The one-sided Clopper-Pearson upper bound for a fixed n: P(bound < p_A) <= alpha; numbers or arrays."""
-    return np.where(n_a == n, 1.0, stats.beta.ppf(1 - alpha, n_a + 1.0, np.maximum(n - n_a, 1)))
 
 
 def _votes_needed(p: float, n: int, alpha: float) -> int:
