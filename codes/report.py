@@ -4,6 +4,7 @@ python codes/report.py LOG... [FOLDER...]                       # a table; a fol
 python codes/report.py FOLDER --envelope --format latex         # for a paper, with the best over sigma
 python codes/report.py FOLDER --over_seeds                      # runs of one name as one row: mean and deviation
 python codes/report.py --compare A.log B.log                    # what the same images say of the difference
+python codes/report.py --compare FOLDER_A FOLDER_B              # of two experiments: the runs of their seeds
 python codes/report.py LOG... --baseline SINGLE.log             # each against one
 python codes/report.py LOG... --curves curves.pdf --html report.html
 python codes/report.py --training runs/<...>/<run> training.png
@@ -24,7 +25,7 @@ import pandas as pd
 from spacte import cli
 from spacte.report import page, plots
 from spacte.report.alike import check_same_images
-from spacte.report.comparison import Comparison, compare
+from spacte.report.comparison import Comparison, compare, compare_experiments
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
 from spacte.report.table import FORMATS, envelope, over_seeds, reached_radii, records, render, summary
@@ -50,7 +51,8 @@ def _flags() -> cli.Parser:
         "--over_seeds", action="store_true", help="one row for the runs of one name: mean, standard deviation over them"
     )
     add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
-    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="the difference of two logs, image by image")
+    compared = "the difference of two logs, image by image, or of the runs in two folders"
+    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help=compared)
     add("--baseline", type=Path, metavar="LOG", help="compare each log with this one")
     add("--curves", type=Path, metavar="FILE", help=f"picture of certified accuracy ({', '.join(plots.ENDINGS)})")
     add("--histogram", type=Path, metavar="FILE", help="picture of the radii")
@@ -135,11 +137,7 @@ def _save(figure, path: Path) -> None:
 
 def _comparisons(runs: list[Run], args: Namespace) -> list[Comparison]:
     pairs = []
-    if args.compare:
-        read = {run.path: run for run in read_runs(args.compare, certificate=args.certificate)}
-        if set(read) != set(args.compare) or len(read) != 2:
-            raise UserError("--compare {} {}: give two logs".format(*args.compare))
-        pairs.append([read[path] for path in args.compare])
+    compared = [_compare_sides(args)] if args.compare else []
     if args.baseline:
         baseline, *more = read_runs([args.baseline], certificate=args.certificate)
         if more:
@@ -150,7 +148,18 @@ def _comparisons(runs: list[Run], args: Namespace) -> list[Comparison]:
             for run in runs
             if (run.path.resolve(), run.heads) != (baseline.path.resolve(), baseline.heads)
         ]
-    return [compare(*pair, args.radii) for pair in pairs]
+    return compared + [compare(*pair, args.radii) for pair in pairs]
+
+
+def _compare_sides(args: Namespace) -> Comparison:
+    """Of two logs, or of two experiments: the runs in two folders."""
+    a, b = (read_runs([path], certificate=args.certificate) for path in args.compare)
+    if {run.path.resolve() for run in a} & {run.path.resolve() for run in b}:
+        raise UserError("--compare {} {}: they have a log in common".format(*args.compare))
+    check_same_images([*a, *b])
+    if len(a) == len(b) == 1:
+        return compare(a[0], b[0], args.radii)
+    return compare_experiments(a, b, args.radii)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from conftest import EXCERPTS, make_log, random_log
 from scipy import stats
 
 from spacte.logs import certlog
-from spacte.report.comparison import _named, accuracy_interval, acr_interval, compare
+from spacte.report.comparison import _named, accuracy_interval, acr_interval, compare, experiments_interval
 from spacte.report.runs import read_runs
 
 
@@ -125,7 +125,56 @@ def test_an_accuracys_interval_is_the_published_one():
     assert (low, high) == (pytest.approx(5 / 32 - half), pytest.approx(5 / 32 + half))
 
 
+@pytest.mark.parametrize("effects", [(1, 0, 0.3), (0.5, 0.1, 0.5), (0, 0.3, 0.5), (1, 0.05, 0)])
+@pytest.mark.parametrize("seeds", [(5, 5), (2, 2), (1, 5)])
+def test_an_experiments_interval_holds_its_level(effects, seeds):
+    """Equal experiments, other images and seeds each time: the type I error is at most 5 %, with one run 6 %.
+
+    The effects are the deviations of what belongs to the image (it favours one side), to the seed, and to both.
+    """
+    rng, experiments, images = np.random.default_rng(0), 10_000, 100
+    of_image, of_seed, of_both = effects
+    sides = []
+    for number in seeds:
+        by_seed = rng.normal(size=(experiments, number, 1)) * of_seed * (number > 1)
+        sides.append(by_seed + rng.normal(size=(experiments, number, images)) * of_both)
+    sides[0] += rng.normal(size=(experiments, 1, images)) * of_image
+    low, high = experiments_interval(*sides)
+    errors = int(((low > 0) | (high < 0)).sum())
+    assert errors <= stats.binom.isf(FAILURE, experiments, 0.05 if min(seeds) > 1 else 0.06)
+    if of_both <= 0.3 and min(seeds) > 1:
+        assert errors >= 0.02 * experiments, "nor is it so wide that it says nothing"
+
+
+def test_two_runs_of_images_alone_are_compared_as_by_the_paired_t():
+    a, b = np.random.default_rng(0).normal(size=(2, 1, 1, 300))
+    found, expected = experiments_interval(a, b), acr_interval((a - b)[:, 0])
+    assert np.allclose(found, expected)
+
+
 # --- what a comparison says ---
+
+
+def test_two_experiments_are_compared_over_their_seeds(tmp_path, script):
+    """Three seeds against two: means over all of them, and the sentence says so; an experiment is one kind of run."""
+    for side, shift, seeds in (("a", 0.2, 3), ("b", 0.0, 2)):
+        for seed in range(seeds):
+            random_log(tmp_path / side / f"seed-{seed}" / "run.log", 400, seed + 10 * seeds, shift)
+    code, out, err = script("report.py", "--compare", "a", "b", "--format", "json")
+    assert code == 0, err
+    (found,) = json.loads(out)["comparisons"]
+    logs = [[certlog.read_log(log) for log in (tmp_path / side).rglob("*.log")] for side in "ab"]
+    means = [np.mean([certlog.average_certified_radius(log) for log in side]) for side in logs]
+    acr = found["table"][0]
+    assert found["seeds"] == [3, 2] and (acr["a"], acr["b"]) == pytest.approx(means, abs=1e-9)
+    assert acr["low"] < acr["difference"] < acr["high"] and acr["low"] > 0
+    assert "(t over images and seeds), on the same 400 images." in found["sentences"]
+    assert "The means over 3 and 2 runs are compared." in found["sentences"]
+    code, out, _ = script("report.py", "--compare", "a/seed-0/run.log", "b")
+    assert code == 0 and "there is one run: how much another would differ is not in the interval." in out
+    random_log(tmp_path / "a" / "seed-3" / "other.log", 400, 0)
+    code, _, err = script("report.py", "--compare", "a", "b")
+    assert code == 2 and "are not two seeds of one experiment: give the folder of one" in err
 
 
 def test_images_that_do_not_match_are_counted_and_named(tmp_path, script):
