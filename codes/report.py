@@ -45,7 +45,8 @@ def _flags() -> cli.Parser:
     )
     formats = "of the table and the comparisons; csv: one table, that of the comparisons where there are some"
     add("--format", choices=FORMATS, default="markdown", help=formats)
-    add("--certificate", choices=CERTIFICATES, help="make all certificates anew from the counts (as each log's own)")
+    anew = "make all certificates anew from the counts, or two rows a log (as each log's own)"
+    add("--certificate", choices=(*CERTIFICATES, "both"), help=anew)
     add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
     add(
         "--over_seeds", action="store_true", help="one row for the runs of one name: mean, standard deviation over them"
@@ -74,9 +75,11 @@ def _main() -> None:
     if args.training:
         folder, file = args.training
         _save(plots.training(folder), file)
-    runs = read_runs(args.logs, args.heads, args.certificate) if args.logs else []
-    comparisons = _comparisons(runs, args)
-    table = None
+    runs, comparisons, table = [], [], None
+    for certificate in CERTIFICATES if args.certificate == "both" else [args.certificate]:
+        some = read_runs(args.logs, args.heads, certificate) if args.logs else []
+        comparisons += _comparisons(some, args, certificate)
+        runs += some
     if runs:
         radii = args.radii or reached_radii(runs)
         table = (over_seeds if args.over_seeds else summary)(runs, radii)
@@ -135,11 +138,11 @@ def _save(figure, path: Path) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
-def _comparisons(runs: list[Run], args: Namespace) -> list[Comparison]:
+def _comparisons(runs: list[Run], args: Namespace, certificate: str | None) -> list[Comparison]:
     pairs = []
-    compared = [_compare_sides(args)] if args.compare else []
+    compared = [_compare_sides(args, certificate)] if args.compare else []
     if args.baseline:
-        baseline, *more = read_runs([args.baseline], certificate=args.certificate)
+        baseline, *more = read_runs([args.baseline], certificate=certificate)
         if more:
             raise UserError(f"--baseline {args.baseline}: give one log")
         check_same_images([*runs, baseline])
@@ -151,9 +154,9 @@ def _comparisons(runs: list[Run], args: Namespace) -> list[Comparison]:
     return compared + [compare(*pair, args.radii) for pair in pairs]
 
 
-def _compare_sides(args: Namespace) -> Comparison:
+def _compare_sides(args: Namespace, certificate: str | None) -> Comparison:
     """Of two logs, or of two experiments: the runs in two folders."""
-    a, b = (read_runs([path], certificate=args.certificate) for path in args.compare)
+    a, b = (read_runs([path], certificate=certificate) for path in args.compare)
     if {run.path.resolve() for run in a} & {run.path.resolve() for run in b}:
         raise UserError("--compare {} {}: they have a log in common".format(*args.compare))
     check_same_images([*a, *b])

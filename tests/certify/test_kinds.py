@@ -292,6 +292,14 @@ def test_both_certificates_come_from_the_same_votes(certify, script):
     assert code == 0 and out.count("all-votes") >= 4 and f"{radii[1].mean():.3f}" in out
     code, out, _ = script("report.py", "--compare", papers, ours)
     assert code == 0 and "certificate cohen and all-votes" in out
+    code, _, err = script("relog.py", ours, "--certificate", "cohen")
+    assert code == 0, err
+    assert without_time(ours.with_name(papers.stem + "-alpha-0.001-cohen.log")) == without_time(papers)
+    flags = ("--certificate", "both", "--compare", papers, certify("c", "--seed", 1, skip=20))
+    code, out, _ = script("report.py", papers, *flags, "--format", "json")
+    content = json.loads(out)
+    assert [one["certificate"] for one in content["logs"]] == ["cohen", "all-votes"]
+    assert ["certificates from all votes" in one["sentences"] for one in content["comparisons"]] == [False, True]
 
 
 def test_a_run_under_one_certificate_is_not_gone_on_with_under_another(certify, script, digits_models):

@@ -31,8 +31,9 @@ class Comparison:
     `table` has a row for ACR, clean accuracy and the certified accuracy at each radius: both values on the shared
     images, their difference and its 95 % interval, from `low` to `high`; NaN for an ACR of which too few images tell,
     see `acr_interval`. `different` is the number of images whose radii differ, `only_a` and `only_b` are the idx that
-    the other run has not, `settings` is how their certifications differ, as far as their configurations tell. `seeds`
-    are the numbers of runs of two experiments; None where two runs are compared.
+    the other run has not, `settings` is how their certifications differ, as far as their configurations tell, and
+    `certificates` what kind both are where that is not the paper's. `seeds` are the numbers of runs of two experiments;
+    None where two runs are compared.
     """
 
     a: str
@@ -43,6 +44,7 @@ class Comparison:
     only_a: list[int]
     only_b: list[int]
     settings: str
+    certificates: str = ""
     seeds: tuple[int, int] | None = None
 
     def sentences(self) -> str:
@@ -62,7 +64,8 @@ class Comparison:
         if not np.isnan(low):
             how = "paired t" if self.seeds is None else "t over images and seeds"
             interval = f"95 % interval {low:.3f} to {high:.3f} ({how})"
-        text = f"{says}, {interval}, on the same {self.images} images."
+        kind = f", certificates from {self.certificates}" if self.certificates else ""
+        text = f"{says}, {interval}, on the same {self.images} images{kind}."
         if self.seeds:
             text += "\nThe means over {} and {} runs are compared.".format(*self.seeds)
         for name, runs in zip((self.a, self.b), self.seeds or (), strict=False):
@@ -100,6 +103,7 @@ class Comparison:
             "b": self.b,
             "images": self.images,
             "seeds": self.seeds,
+            "certificates": self.certificates,
             "different": self.different,
             "sentences": self.sentences(),
             "table": records(self.table),
@@ -126,7 +130,7 @@ def compare(a: Run, b: Run, radii=None) -> Comparison:
         for radius, certified in ((radius_a, certified_a), (radius_b, certified_b))
     ]
     table, different = _table(radii, *means, low, high), int(_differ(differences).sum())
-    return Comparison(*labels([a, b]), len(shared), different, table, only_a, only_b, certification_differences(a, b))
+    return Comparison(*labels([a, b]), len(shared), different, table, only_a, only_b, *_settings(a, b))
 
 
 def compare_experiments(a: list[Run], b: list[Run], radii=None) -> Comparison:
@@ -150,12 +154,17 @@ def compare_experiments(a: list[Run], b: list[Run], radii=None) -> Comparison:
     if different < FEWEST_DIFFERENT:
         low[0] = high[0] = np.nan
     table = _table(radii, figures_a.mean(axis=(1, 2)), figures_b.mean(axis=(1, 2)), low, high)
-    settings, seeds = certification_differences(a[0], b[0]), (len(a), len(b))
-    return Comparison(*labels([a[0], b[0]]), len(shared), different, table, only_a, only_b, settings, seeds)
+    names, seeds = labels([a[0], b[0]]), (len(a), len(b))
+    return Comparison(*names, len(shared), different, table, only_a, only_b, *_settings(a[0], b[0]), seeds)
 
 
 def _experiment(run: Run) -> tuple:
     return (run.name, *(getattr(run, name) for name in DESCRIPTION))
+
+
+def _settings(a: Run, b: Run) -> tuple[str, str]:
+    """How the certifications differ, and what kind both are."""
+    return certification_differences(a, b), "all votes" * (a.certificate == b.certificate == "all-votes")
 
 
 def _shared_images(a: Run, b: Run) -> tuple[pd.Index, list[list[int]]]:
