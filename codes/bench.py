@@ -4,10 +4,11 @@
     python codes/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096 --json out.json
 
 `plain` is the authors' way: eager float32 with torch's own settings (on a GPU, TF32 convolutions), contiguous tensors,
-BatchNorm unfolded, noise on a repeated image, votes counted one by one on the host; in training a Python loop over
-heads and noise vectors, a loop over the pairs of heads for the cosine term, and the losses fetched at every step.
-`fast` is what certify_mhead.py and train.py run. The two take turns in one process, and `ratio` is the median of the
-turns' ratios (`spread`: smallest and largest). Images are random: speed does not depend on them.
+BatchNorm unfolded; in certification batches of 128 noisy images, their default, noise on a repeated image, and votes
+counted one by one on the host; in training a Python loop over heads and noise vectors, a loop over the pairs of heads
+for the cosine term, and the losses fetched at every step. `fast` is what certify_mhead.py and train.py run. The two take
+turns in one process, and `ratio` is the median of the turns' ratios (`spread`: smallest and largest). Images are random:
+speed does not depend on them.
 
 `ceiling` is the share of the hardware's limit that `fast` reaches: the time that its convolutions and products need at
 the speed of a large matrix product in the same precision, or, where that is longer, the time to read every layer's
@@ -60,6 +61,7 @@ def _flags() -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, default="auto", help="of the fast way; plain is torch's own float32")
     add("--compile", action="store_true", help="the fast way with --compile")
     add("--batch_size", type=cli.positive_int, help="noisy images a batch (certify: 1000, train: 256)")
+    add("--plain_batch_size", type=cli.positive_int, default=128, help="noisy images a batch of plain certification")
     add("--turns", type=cli.positive_int, default=5, help="measurements of each way")
     add("--seconds", type=cli.positive_float, default=2.0, help="least time of a measurement")
     add("--json", type=Path, help="also write the figures there")
@@ -79,10 +81,12 @@ def _main() -> None:
     for task in args.task:
         for arch, dataset in cases:
             batch_size = args.batch_size or (1000 if task == "certify" else 256)
+            plain_batch_size = args.plain_batch_size if task == "certify" else batch_size
             ways = (_certify_ways if task == "certify" else _train_ways)(arch, dataset, batch_size, device, args)
             row = {"task": task, "arch": arch, "dataset": dataset, "heads": args.num_heads}
             row |= {"device": device.type, "device_name": name, "precision": args.precision, "batch_size": batch_size}
-            rows.append(row | _compare(*ways, batch_size, device, args))
+            row["plain_batch_size"] = plain_batch_size
+            rows.append(row | _compare(*ways, (plain_batch_size, batch_size), device, args))
             limits.append(_ceilings(device, args.precision, args.seconds / 4))
             print(f"{task} {arch}: {rows[-1]['ratio']:.2f}", flush=True)
     flops, copied = (max(speeds) for speeds in zip(*limits, strict=True))  # other programs only slow it down
@@ -97,13 +101,15 @@ def _main() -> None:
         replace_file(args.json, lambda temporary: temporary.write_text(json.dumps(rows, indent=2) + "\n"))
 
 
-def _compare(plain: Callable, fast: Callable, batch_size: int, device: torch.device, args) -> dict:
+def _compare(plain: Callable, fast: Callable, sizes: tuple[int, int], device: torch.device, args) -> dict:
     """Noisy images a second of the two ways (medians) and their ratio turn by turn; a call processes a batch."""
     for way in (plain, fast):
         for _ in range(3):  # warm up: allocations, the library's choice of kernels, recording a CUDA graph
             way()
-    turns = [(_speed(plain, batch_size, device, args.seconds), _speed(fast, batch_size, device, args.seconds))
-             for _ in range(args.turns)]  # fmt: skip
+    turns = [
+        [_speed(way, size, device, args.seconds) for way, size in zip((plain, fast), sizes, strict=True)]
+        for _ in range(args.turns)
+    ]
     ratios = [fast_speed / plain_speed for plain_speed, fast_speed in turns]
     figures = {"plain": statistics.median(t[0] for t in turns), "fast": statistics.median(t[1] for t in turns)}
     return figures | {"ratio": statistics.median(ratios), "spread": f"{min(ratios):.2f}-{max(ratios):.2f}"}
@@ -139,7 +145,7 @@ def _certify_ways(arch: str, dataset: str, batch_size: int, device: torch.device
     image = torch.rand(spec.shape, device=device)
     smooth = Smooth(freeze(classifier, device, args.precision, batch_size, args.compile), spec.num_classes, _SIGMA)
     return (
-        lambda: _plain_counts(classifier, image, batch_size, spec.num_classes),
+        lambda: _plain_counts(classifier, image, args.plain_batch_size, spec.num_classes),
         lambda: smooth.count_votes(image, batch_size, batch_size),
     )
 
