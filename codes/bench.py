@@ -6,9 +6,9 @@
 `plain` is the authors' way: eager float32 with torch's own settings (on a GPU, TF32 convolutions), contiguous tensors,
 BatchNorm unfolded; in certification batches of 128 noisy images, their default, noise on a repeated image, and votes
 counted one by one on the host; in training a Python loop over heads and noise vectors, a loop over the pairs of heads
-for the cosine term, and the losses fetched at every step. `fast` is what certify_mhead.py and train.py run. The two take
-turns in one process, and `ratio` is the median of the turns' ratios (`spread`: smallest and largest). Images are random:
-speed does not depend on them.
+for the cosine term, and the losses fetched at every step. `fast` is what certify_mhead.py and train.py run. The two
+take turns in one process, and `ratio` is the median of the turns' ratios (`spread`: smallest and largest). Images are
+random: speed does not depend on them.
 
 `ceiling` is the share of the hardware's limit that `fast` reaches: the time that its convolutions and products need at
 the speed of a large matrix product in the same precision, or, where that is longer, the time to read every layer's
