@@ -42,10 +42,9 @@ class Foreign(FixedPasses):
             logits = self.function(images)
         if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() not in (2, 3):
             raise UserError(f"the classifier returned {_described(logits)}: it must return {_LEGAL}")
-        logits = logits.float() if logits.dim() == 3 else logits.float().unsqueeze(0)
-        if logits.shape[1] != len(images):
+        if logits.shape[-2] != len(images):
             raise UserError(f"the classifier returned {_described(logits)} for {len(images)} images: {_LEGAL} are due")
-        return logits
+        return logits.float() if logits.dim() == 3 else logits.float().unsqueeze(0)
 
 
 _LEGAL = "logits, floating point, [N, K] or [L, N, K] for N images"
