@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         """The flag's help, and its default where it has one."""
-        without = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
+        without = any(action.default is nothing for nothing in (None, False, (), argparse.SUPPRESS))
         return action.help if without else f"{action.help} (%(default)s)"
 
 

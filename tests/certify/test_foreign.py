@@ -110,7 +110,7 @@ def test_a_function_is_certified_as_a_checkpoint_is(certify, script, tmp_path):
     """It goes on after an interruption; its shards merge to the same log; the configuration says who it is."""
     log = certify("a", "build", "--classifier_args", "scale=3.0", "name=b c", "--max", 100)
     assert str(log.relative_to(tmp_path)) == (
-        "a/digits/my_models/noise-0.50/certify-mhead/build-scale-3-name-b_c-certify-skip-30.log"
+        "a/digits/my_models/noise-0.50/certify-mhead/build-scale-3.0-name-b_c-certify-skip-30.log"
     )
     begun = log.read_text()
     certify("a", "build", "--classifier_args", "scale=3.0", "name=b c")

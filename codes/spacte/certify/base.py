@@ -47,11 +47,6 @@ class BaseClassifier:
     config: dict
     training: list[dict | None]
 
-    @property
-    def noise_sd(self) -> float:
-        """Sigma."""
-        return self.config["noise_sd"]
-
 
 # --- checkpoints ---
 
@@ -136,7 +131,7 @@ def of_callable(
             stacklevel=2,
         )
     classifier = Foreign(function, computing.device, computing.precision, computing.batch_size, computing.compiled)
-    heads = check_contract(classifier, noised_images(split, noise_sd, 64), split.spec.num_classes)
+    heads = check_contract(classifier, noised_images(split, noise_sd, 32), split.spec.num_classes)
     joint = {"dataset": config["dataset"], "arch": config["arch"], "num_heads": [heads], "noise_sd": noise_sd}
     identity = {"defence": None, "checkpoint_sha256": [], **config, "parameters_sha256": parameters}
     return BaseClassifier(classifier, run, joint | identity, [None])

@@ -133,13 +133,15 @@ def _from_function(settings: ClassifierSettings, computing: Computing) -> tuple[
         if getattr(settings, name) != default:
             raise UserError(f"--{name} is about a checkpoint's network: a --classifier is what its function returns")
     arguments = foreign.parsed_arguments(settings.classifier_args)
-    path, arch, run = foreign.place(settings.classifier, arguments)
+    path, name = foreign.parts(settings.classifier)
     function = foreign.build(settings.classifier, arguments)
     config = {
         "dataset": settings.dataset,
-        "arch": arch,
-        "classifier": f"{path.name}:{settings.classifier.split(':')[-1]}",
+        "arch": foreign.printable_name(path.stem),
+        "classifier": f"{path.name}:{name}",
+        "classifier_args": arguments,
+        "classifier_sha256": sha256(path),
     }
-    config |= {"classifier_args": arguments, "classifier_sha256": sha256(path)}
     split = _test_split(settings.dataset, settings, computing, None)
+    run = foreign.run_name(name, arguments)
     return of_callable(function, split, settings.noise_sd, run, config, computing), split

@@ -40,19 +40,19 @@ class ClassifierSettings:
 def add_classifier_flags(parser: cli.Parser) -> None:
     """The flags of ClassifierSettings."""
     add = parser.add_argument
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--model_path", nargs="+", help="checkpoint; of several, the logits are summed (an ensemble)", default=()
+    which, legal = (
+        parser.add_mutually_exclusive_group(required=True),
+        "[N, C, H, W] in [0, 1] -> logits [N, K], [L, N, K]",
     )
-    which.add_argument(
-        "--classifier", metavar="FILE.py:FUNCTION", help="a function that returns a module, or another callable: images"
-        " [N, C, H, W] in [0, 1] -> logits [N, K] or [L, N, K]"
-    )  # fmt: skip
-    add("--classifier_args", nargs="+", metavar="KEY=VALUE", help="the function's arguments; a value is a literal of "
-        "Python or text")  # fmt: skip
-    add("--normalize", choices=("auto", *NORMALISATIONS), help="what a published checkpoint, which does not say, was "
-        "trained behind: (x - mean) / std, x - mean or x; auto asks the data")  # fmt: skip
-    known = "as in the checkpoint; the authors' and published ones do not say"
+    paths = "checkpoint, one of the field's, too; of several, the logits are summed (an ensemble)"
+    which.add_argument("--model_path", nargs="+", help=paths)
+    function = f"a function of yours that returns a module or another callable: images {legal}"
+    which.add_argument("--classifier", metavar="FILE.py:FUNCTION", help=function)
+    literals = "the function's arguments; a value is a literal of Python, else text"
+    add("--classifier_args", nargs="+", metavar="KEY=VALUE", help=literals)
+    behind = "what a published checkpoint was trained behind, (x - mean) / std, x - mean or x; auto asks the data"
+    add("--normalize", choices=("auto", *NORMALISATIONS), help=behind)
+    known = "as in the checkpoint; the authors' and the field's do not say"
     add("--arch", help=f"one of {', '.join(ARCHITECTURES)} (as in the checkpoint; the authors' do not say)")
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
     add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
@@ -65,8 +65,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
     add("--compile", action="store_true", help="through torch.compile: a minute at the start, then faster")
-    defaults = cli.defaults_of(ClassifierSettings)
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**cli.defaults_of(ClassifierSettings))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from spacte.utils import UserError
 class Foreign(FixedPasses):
     """A user's module or callable, images [N, C, H, W] -> logits [N, K] or [L, N, K], as a classifier in fixed passes.
 
-    A module is moved to the device, put into eval mode and its parameters frozen. `precision` "bf16" is torch.autocast.
+    A module is moved to the device, put into eval mode and its parameters frozen; another callable has its networks
+    where it wants, and finds its images on the device. `precision` "bf16" is torch.autocast.
     """
 
     def __init__(self, function: Callable, device: torch.device, precision: str, batch_size: int, compiled: bool):
@@ -62,7 +63,7 @@ def build(name: str, arguments: dict) -> Callable:
     The file's folder comes first where it imports, as in a script. Raises UserError with the file and the line where
     the file or the function is missing, fails or returns something else.
     """
-    path, function = _parts(name)
+    path, function = parts(name)
     if not path.is_file():
         raise UserError(f"--classifier {name}: there is no file '{path}'")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -97,18 +98,18 @@ def build(name: str, arguments: dict) -> Callable:
     return classifier
 
 
-def _parts(name: str) -> tuple[Path, str]:
+def parts(name: str) -> tuple[Path, str]:
+    """The two parts of FILE.py:function. UserError where it is not that."""
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py") or not function.isidentifier():
         raise UserError(f"--classifier {name}: it must be FILE.py:function")
     return Path(file), function
 
 
-def place(name: str, arguments: dict) -> tuple[Path, str, str]:
-    """The file of FILE.py:function; what the log's folder is called, and what its run: function, then the arguments."""
-    path, function = _parts(name)
-    words = [function, *(f"{key}-{Path(str(value)).stem}" for key, value in arguments.items())]
-    return path, printable_name(path.stem), printable_name("-".join(words))
+def run_name(function: str, arguments: dict) -> str:
+    """What the run is called: the function, then its arguments; of a file, its name alone."""
+    values = {key: Path(value).stem if isinstance(value, str) else value for key, value in arguments.items()}
+    return printable_name("-".join([function, *(f"{key}-{value}" for key, value in values.items())]))
 
 
 def printable_name(text: str) -> str:
