@@ -134,7 +134,9 @@ def test_checkpoints(script, trained, kind, message):
 def test_missing_files(script, tmp_path):
     is_one_line(*script("0Gaussian/certify_mhead.py", "--model_path", "no.pth")[::2], "there is no checkpoint 'no.pth'")
     is_one_line(*script("report.py", "no.log")[::2], "'no.log' is no certification log")
-    is_one_line(*script("0Gaussian/certify_mhead.py")[::2], "required: --model_path")
+    is_one_line(
+        *script("0Gaussian/certify_mhead.py")[::2], "one of the arguments --model_path --classifier is required"
+    )
 
 
 def test_as_a_user_from_a_shell(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CODES, EXCERPTS, ROOT, TINY
 from scipy import stats
+from torchvision.models import resnet18
 
 from spacte.smooth.certificates import Certificate, multiclass_certificate
 
@@ -44,6 +45,23 @@ def test_a_classifier_of_ones_own():
     names = {"classifier": lambda images: torch.eye(10)[[3] * len(images)], "image": torch.zeros(3, 8, 8)}
     exec(block_with("label, radius = Smooth("), names)
     assert names["label"] == 3 and 0.9 < names["radius"] < 1
+
+
+def test_a_function_that_builds_a_classifier(tmp_path):
+    torch.save(resnet18(num_classes=10).state_dict(), tmp_path / "mine.pth")
+    names = {}
+    exec(block_with("# my_models.py"), names)
+    assert names["build"](tmp_path / "mine.pth").eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"classifier": lambda images: torch.eye(10)[[3] * len(images)]}
+    names |= {"images": torch.zeros(2, 1, 4, 4), "labels": torch.tensor([3, 3])}
+    with pytest.warns(UserWarning, match="no parameters are seen"):
+        exec(block_with("log = certify_dataset("), names)
+    assert 0.79 < float(capsys.readouterr().out) < 0.81  # 0.25 Phi^-1(0.001^(1/10000))
+    assert names["log"].name == "mine-certify-skip-20.log"
 
 
 def test_the_benchmark(script, tmp_path):

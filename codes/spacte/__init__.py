@@ -9,6 +9,7 @@ _PUBLIC = {
     "Smooth": "spacte.smooth.core_mhead",
     "build_classifier": "spacte.model",
     "load_classifier": "spacte.model.checkpoint",
+    "certify_dataset": "spacte.certify.dataset",
     "freeze": "spacte.model.frozen",
     "open_split": "spacte.data.sources",
     "Objective": "spacte.train.objective",

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         """The flag's help, and its default where it has one."""
-        without = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
+        without = any(action.default is nothing for nothing in (None, False, (), argparse.SUPPRESS))
         return action.help if without else f"{action.help} (%(default)s)"
 
 
@@ -42,6 +42,28 @@ def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable
         return value
 
     return parse
+
+
+def checked(parser: Parser, given: dict) -> dict:
+    """Settings by name, each as the parser's flag of that name would hold it, for those who call from Python.
+
+    Raises UserError with the legal names or values where one is none.
+    """
+    actions, values = {action.dest: action for action in parser._actions}, {}
+    for name, value in given.items():
+        if name not in actions:
+            raise UserError(f"unknown setting '{name}': choose from {', '.join(sorted(actions))}")
+        action = actions[name]
+        parts = list(value) if isinstance(value, list | tuple) else [value]
+        try:
+            parts = [action.type(str(part)) if action.type and part is not None else part for part in parts]
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{name}: {error}") from error
+        legal = (True, False) if action.nargs == 0 else action.choices
+        if legal and any(part not in legal for part in parts):
+            raise UserError(f"{name}: '{value}' must be one of {', '.join(map(str, legal))}")
+        values[name] = parts if isinstance(value, list | tuple) else parts[0]
+    return values
 
 
 def settings_of(kind: type, args: argparse.Namespace):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from spacte import cli
+from spacte.certify.base import IDENTITY
+from spacte.certify.contract import check_gradient
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.predict import check_deciding
 from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags, shard_ending
@@ -72,6 +74,8 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     _check_same_classifier(logged, evaluation)
     indices = run.chosen(sorted(certified.index))
     _check_same_images(source, certified.loc[indices], evaluation)
+    if "classifier" in evaluation.config:  # the user's own
+        check_gradient(evaluation.smooth.base_classifier, evaluation.split[indices[0]][0].expand(8, -1, -1, -1))
     config = {"kind": "attack", **evaluation.config, "skip": run.skip, "log_sha256": sha256(source.log)}
     config |= {name: value for name, value in asdict(settings).items() if name != "log"}
     plan = AttackPlan(config | {"radii": sorted(set(settings.radii)), "climbs_from": "certified class"})
@@ -261,7 +265,7 @@ def _check_same_classifier(logged: Run, evaluation: Evaluation) -> None:
             stacklevel=1,
         )
         return
-    names = ("checkpoint_sha256", "head", "noise_sd", "precision", "exact_noise", "data_sha256")
+    names = (*IDENTITY, "head", "noise_sd", "precision", "exact_noise", "data_sha256")
     differences = config_differences(
         *({name: config.get(name) for name in names} for config in (logged.config, evaluation.config))
     )

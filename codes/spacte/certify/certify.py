@@ -22,7 +22,7 @@ from spacte.utils import UserError, replace_file
 
 @dataclass(frozen=True)
 class CertifySettings:
-    """How images are certified; the flags of `_parser` say what each field is."""
+    """How images are certified; the flags of `parser_of` say what each field is."""
 
     N0: int = 100
     N: int = 100_000
@@ -39,7 +39,7 @@ def main(description: str) -> None:
     """The command line of certify_mhead.py."""
 
     def command() -> None:
-        args = _parser(description).parse_args()
+        args = parser_of(description).parse_args()
         certify(*(cli.settings_of(kind, args) for kind in (ClassifierSettings, RunSettings, CertifySettings)))
 
     cli.run(command)
@@ -52,8 +52,17 @@ def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifyS
     setting, file or folder is wrong, and RunError where logits are not finite.
     """
     init_distributed()
-    _check_stopping(settings)
+    check_stopping(settings)
     evaluation = Evaluation.load(classifier, settings.N)
+    files, table = certify_images(evaluation, classifier, run, settings)
+    if is_main_process():
+        print(f"{table}\nlog: {files.log}")
+
+
+def certify_images(
+    evaluation: Evaluation, classifier: ClassifierSettings, run: RunSettings, settings: CertifySettings
+) -> tuple[RunFiles, str]:
+    """Certify the evaluation's images; returns the run's files and, in the main process, the table of its summary."""
     check_certificate(settings.certificate, evaluation.smooth.num_classes)
     plan = CertifyPlan(_config(evaluation, run, settings))
     name = f"{evaluation.run}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
@@ -63,8 +72,7 @@ def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifyS
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:
         for counts in evaluation.sample("certify", writer.missing, plan.draws):
             writer.write(counts)
-    if is_main_process():
-        print(f"{plan.summarise(files)}\nlog: {files.log}")
+    return files, plan.summarise(files) if is_main_process() else ""
 
 
 class CertifyPlan:
@@ -118,7 +126,8 @@ def certificate_ending(certificate: str) -> str:
     return "" if certificate == "cohen" else f"-{certificate}"
 
 
-def _parser(description: str) -> cli.Parser:
+def parser_of(description: str) -> cli.Parser:
+    """The flags of a certification run."""
     parser = cli.Parser(description)
     add = parser.add_argument
     add_classifier_flags(parser)
@@ -153,7 +162,8 @@ def _config(evaluation: Evaluation, run: RunSettings, settings: CertifySettings)
     return config
 
 
-def _check_stopping(settings: CertifySettings) -> None:
+def check_stopping(settings: CertifySettings) -> None:
+    """UserError where flags of two stopping rules are given, or one of sequential runs for another."""
     given = [name for name in ("radii", "tolerance", "give_up") if getattr(settings, name) is not None]
     if given and not settings.sequential:
         raise UserError(f"--{given[0]} says when to stop: it needs --sequential")

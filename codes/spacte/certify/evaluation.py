@@ -1,26 +1,27 @@
-"""What certify, predict and attack evaluate: the frozen classifier of some checkpoints on its test images.
+"""What certify, predict and attack evaluate: the classifier of some checkpoints, or the user's own, on test images.
 
 checkpoints -> classifier -> frozen -> Smooth -> votes
+FILE.py:function -> classifier -> checked -> Smooth -> votes
 """
 
 import dataclasses
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from spacte.certify.base import BaseClassifier, Computing, joint_settings, of_callable, of_checkpoints
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.sources import open_split
+from spacte.data.spec import DATASETS, DataSpec
 from spacte.data.splits import Split
 from spacte.device import arithmetic, select_device, select_precision
 from spacte.distributed import main_process_first
 from spacte.logs.votes import VoteCounts
-from spacte.model.checkpoint import Loaded, load_classifier
-from spacte.model.ensemble import NetworkEnsemble
-from spacte.model.frozen import freeze
+from spacte.model import foreign
+from spacte.model.checkpoint import load_classifier
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.utils import UserError, deciding_versions, derived_seed, package_versions, run_tail, sha256, source_state
@@ -42,40 +43,41 @@ class Evaluation:
     def load(cls, settings: ClassifierSettings, draws: int) -> "Evaluation":
         """Load what the settings name; `draws` is how many noisy copies of an image a claim rests on.
 
-        Raises UserError where a setting, file or folder is wrong, or the checkpoints do not belong together.
+        Raises UserError where a setting, file or folder is wrong, the checkpoints do not belong together, or the user's
+        own classifier does not keep the contract.
         """
-        device = select_device(settings.device, settings.compile)
-        precision = select_precision(settings.precision, device)
-        known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd)
+        computing = computing_of(settings)
+        if settings.classifier is not None:
+            return cls.of(*_from_function(settings, computing), settings, computing, draws)
+        if settings.classifier_args:
+            raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
+        known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
         networks = [load_classifier(Path(path), *known) for path in settings.model_path]
-        joint, spec = _joint_settings(networks), networks[0].spec
-        split = main_process_first(lambda: open_split(joint["dataset"], settings.data_dir, False, device, spec=spec))
-        heads = sum(joint["num_heads"])
+        split = _test_split(joint_settings(networks)["dataset"], settings, computing, networks[0].spec)
+        return cls.of(of_checkpoints(networks, split, computing), split, settings, computing, draws)
+
+    @classmethod
+    def of(
+        cls, base: BaseClassifier, split: Split, settings: ClassifierSettings, computing: Computing, draws: int
+    ) -> "Evaluation":
+        """The smoothed classifier over `base`. Raises UserError where the settings ask for a head that is not there."""
+        heads = sum(base.config["num_heads"])
         if settings.head is not None and settings.head >= heads:
             raise UserError(f"--head {settings.head}: the classifier's heads are 0..{heads - 1}")
-
-        sigma = joint["noise_sd"]
-        noise = GridNoise(sigma, spec.levels) if settings.exact_noise else GaussianNoise(sigma)
-        frozen = [
-            freeze(network.classifier, device, precision, settings.batch_size, settings.compile) for network in networks
-        ]
-        smooth = Smooth(frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen), spec.num_classes, sigma, noise)
-        defences = [network.defence for network in networks if network.defence]
+        sigma = base.config["noise_sd"]
+        noise = GridNoise(sigma, split.spec.levels) if settings.exact_noise else GaussianNoise(sigma)
         config = {
-            **joint,
-            "defence": _joint_name(defences, repeats=False) or None,
-            "checkpoint_sha256": [sha256(Path(path)) for path in settings.model_path],
+            **base.config,
             "data_sha256": split.fingerprint(),
             **{name: getattr(settings, name) for name in ("head", "seed", "compile", "exact_noise")},
-            "precision": precision,
+            "precision": computing.precision,
             "noise_slack": noise.slack(split[0][0].numel(), draws),
             "arithmetic": arithmetic(),
             "versions": deciding_versions(package_versions()),
         }
-        run = _joint_name([network.run for network in networks])
-        run += "" if settings.head is None else f"-head-{settings.head}"
-        training = [network.training for network in networks]
-        return cls(smooth, split, device, settings.batch_size, run, config, training)
+        smooth = Smooth(base.network, split.spec.num_classes, sigma, noise)
+        run = base.run + ("" if settings.head is None else f"-head-{settings.head}")
+        return cls(smooth, split, computing.device, settings.batch_size, run, config, base.training)
 
     def folder(self, logs_dir: str, kind: str) -> Path:
         """<logs_dir>/<dataset>/<arch>/noise-<sd>/<kind>."""
@@ -112,27 +114,34 @@ class Evaluation:
         }
 
 
-def _joint_settings(networks: list[Loaded]) -> dict:
-    """The settings of one checkpoint or of several that belong together; architectures and heads may differ."""
-    first = networks[0]
-    for name in ("dataset", "noise_sd"):
-        values = {network.settings[name] for network in networks}
-        if len(values) > 1:
-            raise UserError(f"the checkpoints' {name} differ: {', '.join(sorted(map(str, values)))}")
-    for network in networks:
-        if (network.spec.shape, network.spec.class_names) != (first.spec.shape, first.spec.class_names):
-            raise UserError("the checkpoints were trained on different images or classes")
-    if first.settings["noise_sd"] is None:
-        raise UserError("the checkpoint does not say its noise_sd: give --noise_sd")
-    return {
-        "dataset": first.settings["dataset"],
-        "arch": _joint_name([network.settings["arch"] for network in networks], repeats=False),
-        "num_heads": [network.settings["num_heads"] for network in networks],
-        "noise_sd": first.settings["noise_sd"],
+def computing_of(settings: ClassifierSettings) -> Computing:
+    """The device and the arithmetic that the settings name. Raises UserError for what is not there."""
+    device = select_device(settings.device, settings.compile)
+    return Computing(device, select_precision(settings.precision, device), settings.batch_size, settings.compile)
+
+
+def _test_split(dataset: str, settings: ClassifierSettings, computing: Computing, spec: DataSpec | None) -> Split:
+    return main_process_first(lambda: open_split(dataset, settings.data_dir, False, computing.device, spec=spec))
+
+
+def _from_function(settings: ClassifierSettings, computing: Computing) -> tuple[BaseClassifier, Split]:
+    """What --classifier names, and the test images."""
+    for name, legal in (("dataset", f"one of {', '.join(DATASETS)}"), ("noise_sd", "sigma, in units of [0, 1]")):
+        if getattr(settings, name) is None:
+            raise UserError(f"--classifier does not say its {name}: give --{name}, {legal}")
+    for name, default in (("arch", None), ("num_heads", None), ("normalize", "auto")):
+        if getattr(settings, name) != default:
+            raise UserError(f"--{name} is about a checkpoint's network: a --classifier is what its function returns")
+    arguments = foreign.parsed_arguments(settings.classifier_args)
+    path, name = foreign.parts(settings.classifier)
+    function = foreign.build(settings.classifier, arguments)
+    config = {
+        "dataset": settings.dataset,
+        "arch": foreign.printable_name(path.stem),
+        "classifier": f"{path.name}:{name}",
+        "classifier_args": arguments,
+        "classifier_sha256": sha256(path),
     }
-
-
-def _joint_name(names: list[str], repeats: bool = True) -> str:
-    """`a` for one, `a+b` for two, `ax5` for five of the same name."""
-    counts = Counter(names)
-    return "+".join(f"{name}x{count}" if count > 1 and repeats else name for name, count in counts.items())
+    split = _test_split(settings.dataset, settings, computing, None)
+    run = foreign.run_name(name, arguments)
+    return of_callable(function, split, settings.noise_sd, run, config, computing), split

@@ -11,6 +11,7 @@ from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
 from spacte.logs.runfiles import RunFiles
 from spacte.model import ARCHITECTURES
+from spacte.model.normalisation import NORMALISATIONS
 from spacte.utils import UserError
 
 
@@ -18,7 +19,10 @@ from spacte.utils import UserError
 class ClassifierSettings:
     """Which classifier, which data, and how it is computed; the flags of `add_classifier_flags` say what each is."""
 
-    model_path: tuple[str, ...]
+    model_path: tuple[str, ...] = ()
+    classifier: str | None = None
+    classifier_args: tuple[str, ...] = ()
+    normalize: str = "auto"
     arch: str | None = None
     dataset: str | None = None
     num_heads: int | None = None
@@ -36,9 +40,20 @@ class ClassifierSettings:
 def add_classifier_flags(parser: cli.Parser) -> None:
     """The flags of ClassifierSettings."""
     add = parser.add_argument
-    add("--model_path", required=True, nargs="+", help="checkpoint; of several, the logits are summed (an ensemble)")
-    known = "as in the checkpoint; one of the authors' does not say"
-    add("--arch", help=f"one of {', '.join(ARCHITECTURES)} ({known})")
+    which, legal = (
+        parser.add_mutually_exclusive_group(required=True),
+        "[N, C, H, W] in [0, 1] -> logits [N, K], [L, N, K]",
+    )
+    paths = "checkpoint, one of the field's, too; of several, the logits are summed (an ensemble)"
+    which.add_argument("--model_path", nargs="+", help=paths)
+    function = f"a function of yours that returns a module or another callable: images {legal}"
+    which.add_argument("--classifier", metavar="FILE.py:FUNCTION", help=function)
+    literals = "the function's arguments; a value is a literal of Python, else text"
+    add("--classifier_args", nargs="+", metavar="KEY=VALUE", help=literals)
+    behind = "what a published checkpoint was trained behind, (x - mean) / std, x - mean or x; auto asks the data"
+    add("--normalize", choices=("auto", *NORMALISATIONS), help=behind)
+    known = "as in the checkpoint; the authors' and the field's do not say"
+    add("--arch", help=f"one of {', '.join(ARCHITECTURES)} (as in the checkpoint; the authors' do not say)")
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
     add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
     add("--noise_sd", type=cli.positive_float, help=f"sigma, in units of [0, 1] ({known})")
@@ -50,9 +65,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
     add("--compile", action="store_true", help="through torch.compile: a minute at the start, then faster")
-    defaults = cli.defaults_of(ClassifierSettings)
-    del defaults["model_path"]
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**cli.defaults_of(ClassifierSettings))
 
 
 @dataclass(frozen=True)

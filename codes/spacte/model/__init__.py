@@ -1,32 +1,15 @@
 """Classifiers: a normalisation layer and a multi-head network, built by name."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model.cifar_resnet_mhead import DEPTHS, CifarResNetMultiHead
 from spacte.model.heads import MultiHeadResNet
 from spacte.model.imgnet_resnet_mhead import STAGES, ImageNetResNetMultiHead
+from spacte.model.normalisation import normalisation
 from spacte.utils import UserError
 
 ARCHITECTURES = (*DEPTHS, *STAGES)
-
-
-class Normalize(nn.Module):
-    """(images - mean) / std per channel: [N, C, H, W] -> [N, C, H, W].
-
-    It is the first layer of the classifier, behind the noise, so that sigma and every radius are in units of the
-    image's own [0, 1]. Its constants are no part of the state dict (the keys stay the paper's).
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
-        return (images - self.mean) / self.std
 
 
 def build_network(arch: str, num_heads: int, num_classes: int, in_channels: int) -> MultiHeadResNet:
@@ -57,4 +40,4 @@ def build_classifier(arch: str, dataset: str | DataSpec, num_heads: int) -> nn.S
             f"{arch} needs images of at least {network.min_size}x{network.min_size} pixels, "
             f"{spec.name}'s are {height}x{width}"
         )
-    return nn.Sequential(Normalize(spec.mean, spec.std), network)
+    return nn.Sequential(normalisation("mean_std", spec), network)

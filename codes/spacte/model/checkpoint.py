@@ -1,7 +1,7 @@
-"""Checkpoints: ours, which hold a whole run, and the authors', which hold a state dict."""
+"""Checkpoints: ours, which hold a whole run, the authors', which hold a state dict, and the field's published ones."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,8 @@ from torch import nn
 
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model import build_classifier
+from spacte.model.normalisation import NORMALISATIONS, Undecided, normalisation
+from spacte.model.published import LEGAL, NAMES, recognised
 from spacte.utils import UserError, replace_file
 
 
@@ -18,7 +20,11 @@ class Loaded:
 
     `settings` holds arch, dataset, num_heads and noise_sd as the checkpoint or else the caller gave them (None where
     nobody did), `run` and `defence` the names of the run and of its base defence, and `training` its flags.
+    `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
+    classifier then runs only after `normalised_by`.
     """
+
+    path: Path
 
     classifier: nn.Sequential
     spec: DataSpec
@@ -26,6 +32,13 @@ class Loaded:
     run: str
     defence: str | None
     training: dict | None
+    normalize: str | None = "mean_std"
+    published: bool = False
+
+    def normalised_by(self, kind: str) -> "Loaded":
+        """The same with the layer `kind` before the network."""
+        classifier = nn.Sequential(normalisation(kind, self.spec), self.classifier[1]).eval()
+        return replace(self, classifier=classifier, normalize=kind)
 
 
 def save(path: Path, contents: dict) -> None:
@@ -50,6 +63,8 @@ def read(path: Path) -> dict:
         raise UserError(f"'{path}' is no readable checkpoint (truncated or foreign): {_first_line(error)}") from error
     if isinstance(contents, dict) and contents and all(isinstance(value, torch.Tensor) for value in contents.values()):
         contents = {"state_dict": contents}
+    if isinstance(contents, dict) and isinstance(contents.get("net"), dict):  # MACER's
+        contents["state_dict"] = contents.pop("net")
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise UserError(f"'{path}' is a foreign file: a checkpoint holds a 'state_dict'")
     if isinstance(contents.get("data"), dict):
@@ -66,10 +81,13 @@ def load_classifier(
     dataset: str | None = None,
     num_heads: int | None = None,
     noise_sd: float | None = None,
+    normalize: str = "auto",
 ) -> Loaded:
     """The classifier of a checkpoint, on the CPU; what the checkpoint knows need not be given.
 
-    A checkpoint of the authors' code, `module.` in its keys or not, knows only its heads: give the rest.
+    A checkpoint of the authors' code, `module.` in its keys or not, knows only its heads: give the rest. A published
+    one of the field (spacte.model.published) becomes a network of one head; it knows its architecture, not its
+    normalisation, which `normalize` names (mean_std, centre, none) or, with "auto", leaves to the data.
     Raises UserError where the file cannot be read, an argument contradicts the checkpoint (both values are named), or
     the weights do not fit the architecture or are not finite.
     """
@@ -78,8 +96,15 @@ def load_classifier(
     trained = contents.get("args", {})
     known = {name: trained.get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
     heads_in_file = {key.split(".")[2] for key in state_dict if key.startswith("1.heads.")}
-    known["num_heads"] = known["num_heads"] or len(heads_in_file) or None
-    given = {"arch": arch, "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
+    published = None if heads_in_file else recognised(state_dict)
+    if published:
+        (known["arch"], state_dict), known["num_heads"] = published, 1
+    elif not heads_in_file:
+        named = f", arch '{contents['arch']}'," if isinstance(contents.get("arch"), str) else ""
+        raise UserError(f"'{path}'{named} is no network that is known here; there are {LEGAL}")
+    known["num_heads"] = known["num_heads"] or len(heads_in_file)
+    _check_normalize(path, normalize, published is not None)
+    given = {"arch": NAMES.get(arch, arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
     for name, value in given.items():
         if value is not None and known[name] is not None and value != known[name]:
             raise UserError(f"--{name} {value} contradicts checkpoint '{path}', which has {name} {known[name]}")
@@ -88,11 +113,27 @@ def load_classifier(
     if missing:
         raise UserError(f"checkpoint '{path}' does not say its {missing[0]}: give --{missing[0]}")
 
+    if published and settings["dataset"] == "ImageFolder":
+        raise UserError(
+            f"'{path}' does not say its mean and deviation: build it in a function, --classifier FILE.py:..."
+        )
     spec = contents.get("data") or data_spec(settings["dataset"])
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     _fill(classifier, state_dict, path, f"{settings['arch']} with {settings['num_heads']} heads on {spec.name}")
     run = contents.get("run") or Path(path).resolve().parent.name
-    return Loaded(classifier.eval(), spec, settings, run, contents.get("defence"), contents.get("args"))
+    loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), contents.get("args"))
+    if not published:
+        return loaded
+    if normalize == "auto":
+        return replace(loaded, classifier=nn.Sequential(Undecided(), classifier[1]), normalize=None, published=True)
+    return replace(loaded.normalised_by(normalize), published=True)
+
+
+def _check_normalize(path: Path, normalize: str, published: bool) -> None:
+    if normalize not in ("auto", *NORMALISATIONS):
+        raise UserError(f"unknown normalisation '{normalize}': choose from auto, {', '.join(NORMALISATIONS)}")
+    if not published and normalize not in ("auto", "mean_std"):
+        raise UserError(f"--normalize {normalize} contradicts checkpoint '{path}', which was trained behind mean_std")
 
 
 def _fill(classifier: nn.Module, state_dict: dict, path: Path, wanted: str) -> None:

@@ -1,4 +1,4 @@
-"""A frozen classifier made fast: BatchNorm folded into the convolutions, channels_last, the user's precision.
+"""Classifiers in fixed passes; a network of ours made fast: BatchNorm folded, channels_last, the user's precision.
 
 A batch goes through the network in passes of one and the same shape, the last one padded: an image's logits then do
 not depend on how many images share its batch, nothing is compiled twice, and the network's memory is bounded.
@@ -42,49 +42,62 @@ def freeze(
     return Frozen(normalise.to(device), network, device, batch_size, compiled)
 
 
-class Frozen(nn.Module):
-    """The network that `freeze` returns."""
+class FixedPasses(nn.Module):
+    """A classifier run in passes of one shape: images [N, C, H, W] -> logits [L, N, K]; subclasses define `logits`."""
 
-    def __init__(self, normalise: nn.Module, network: nn.Module, device: torch.device, batch_size: int, compiled: bool):
+    def __init__(self, device: torch.device, batch_size: int, compiled: bool):
         super().__init__()
-        self.normalise, self.network, self.device, self.most = normalise, network, device, batch_size
-        self.dtype = next(network.parameters()).dtype
-        self.compiled = compiled
-        self.run = _compiled(self._logits, device) if compiled else self._logits
+        self.device, self.most, self.compiled = device, batch_size, compiled
+        self.run = _compiled(self.logits, device) if compiled else self.logits
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits of one pass: [N, C, H, W] -> [L, N, K]."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every head: [N, C, H, W] -> [L, N, K]. Where gradients are enabled, in one pass as it is."""
         if torch.is_grad_enabled():
-            return self._logits(images)
+            return self.logits(images)
         halved = False
         while True:
             try:
-                logits = [self._pass(part) for part in images.split(self._pass_size(images))]
+                logits = [self._pass(part) for part in images.split(self.pass_size(images))]
                 break
             except RuntimeError as error:
                 if self.most == 1 or not _memory_is_short(error):
                     raise
             if self.compiled:
                 torch.compiler.reset()  # the graphs hold memory of their own
-                self.run = _compiled(self._logits, self.device)
+                self.run = _compiled(self.logits, self.device)
             torch.cuda.empty_cache()
             self.most, halved = (self.most + 1) // 2, True
         if halved:
             print(f"the GPU's memory is short: from here on {self.most} images a pass", file=sys.stderr, flush=True)
         return torch.cat(logits, dim=1)
 
-    def _pass_size(self, images: Tensor) -> int:
+    def pass_size(self, images: Tensor) -> int:
+        """How many of these images a pass holds."""
         if self.device.type == "cuda":
             return self.most
         pixels = images.shape[-2] * images.shape[-1]
         return math.ceil(self.most / math.ceil(self.most * pixels / _CPU_PIXELS))
 
     def _pass(self, images: Tensor) -> Tensor:
-        missing = self._pass_size(images) - len(images)
+        missing = self.pass_size(images) - len(images)
         padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images
         return self.run(padded)[:, : len(images)]
 
-    def _logits(self, images: Tensor) -> Tensor:
+
+class Frozen(FixedPasses):
+    """The network that `freeze` returns."""
+
+    def __init__(self, normalise: nn.Module, network: nn.Module, device: torch.device, batch_size: int, compiled: bool):
+        super().__init__(device, batch_size, compiled)
+        self.normalise, self.network = normalise, network
+        self.dtype = next(network.parameters()).dtype
+
+    def logits(self, images: Tensor) -> Tensor:
+        """See FixedPasses."""
         normalised = self.normalise(images.to(memory_format=torch.channels_last))
         return self.network(normalised.to(self.dtype))
 

@@ -77,5 +77,7 @@ def check_seeds(runs: list[Run]) -> None:
 
 
 def _checkpoints(run: Run) -> set[str]:
-    found = (run.config or {}).get("checkpoint_sha256")
-    return {str(one) for one in found} if isinstance(found, list) else set()
+    config = run.config or {}
+    found, parameters = config.get("checkpoint_sha256"), config.get("parameters_sha256")
+    named = [*(found if isinstance(found, list) else ()), *([parameters] if parameters else ())]
+    return {str(one) for one in named}

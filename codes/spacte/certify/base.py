@@ -1,0 +1,145 @@
+"""The classifier under the noise: of checkpoints, or of the user's own function; and what a log must say of it."""
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spacte.certify.contract import check_contract
+from spacte.data.splits import Split
+from spacte.distributed import is_main_process
+from spacte.model.checkpoint import Loaded
+from spacte.model.ensemble import NetworkEnsemble
+from spacte.model.foreign import Foreign, parameters_sha256
+from spacte.model.frozen import freeze
+from spacte.model.normalisation import recognise_normalisation
+from spacte.utils import UserError, sha256
+
+# the fields of a configuration that say which base classifier it is
+IDENTITY = (
+    "checkpoint_sha256", "normalize", "classifier", "classifier_args", "classifier_sha256", "parameters_sha256",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Where and how networks run."""
+
+    device: torch.device
+    precision: str
+    batch_size: int
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class BaseClassifier:
+    """A classifier [N, C, H, W] -> [L, N, K] on its device, its run's name, and its part of the configuration.
+
+    `training` holds the settings that each checkpoint was trained with.
+    """
+
+    network: nn.Module
+    run: str
+    config: dict
+    training: list[dict | None]
+
+
+# --- checkpoints ---
+
+
+def joint_settings(networks: list[Loaded]) -> dict:
+    """The settings of one checkpoint or of several that belong together; architectures and heads may differ.
+
+    Raises UserError where they do not, or where none says its noise_sd.
+    """
+    first = networks[0]
+    for name in ("dataset", "noise_sd"):
+        values = {network.settings[name] for network in networks}
+        if len(values) > 1:
+            raise UserError(f"the checkpoints' {name} differ: {', '.join(sorted(map(str, values)))}")
+    for network in networks:
+        if (network.spec.shape, network.spec.class_names) != (first.spec.shape, first.spec.class_names):
+            raise UserError("the checkpoints were trained on different images or classes")
+    if first.settings["noise_sd"] is None:
+        raise UserError("the checkpoint does not say its noise_sd: give --noise_sd")
+    return {
+        "dataset": first.settings["dataset"],
+        "arch": _joint_name([network.settings["arch"] for network in networks], repeats=False),
+        "num_heads": [network.settings["num_heads"] for network in networks],
+        "noise_sd": first.settings["noise_sd"],
+    }
+
+
+def of_checkpoints(networks: list[Loaded], split: Split, computing: Computing) -> BaseClassifier:
+    """One checkpoint's network or the ensemble of several, folded and fast.
+
+    Raises UserError where they do not belong together, or where the images of the split do not tell which
+    normalisation a published one was trained behind.
+    """
+    config = joint_settings(networks)
+    networks = [_normalised(network, split, config["noise_sd"]) for network in networks]
+    frozen = [
+        freeze(network.classifier, computing.device, computing.precision, computing.batch_size, computing.compiled)
+        for network in networks
+    ]
+    config["defence"] = _joint_name([one.defence for one in networks if one.defence], repeats=False) or None
+    config["checkpoint_sha256"] = [sha256(network.path) for network in networks]
+    if any(network.published for network in networks):
+        config["normalize"] = [network.normalize for network in networks]
+    run = _joint_name([network.run for network in networks])
+    training = [network.training for network in networks]
+    return BaseClassifier(frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen), run, config, training)
+
+
+def _normalised(network: Loaded, split: Split, noise_sd: float) -> Loaded:
+    if network.normalize is not None:
+        return network
+    try:
+        images = noised_images(split, noise_sd, 512).cpu()
+        kind, how_clearly = recognise_normalisation(network.classifier[1], network.spec, images)
+    except UserError as error:
+        raise UserError(f"'{network.path}': {error}") from error
+    if is_main_process():
+        print(f"'{network.path}': {how_clearly}", file=sys.stderr)
+    return network.normalised_by(kind)
+
+
+def _joint_name(names: list[str], repeats: bool = True) -> str:
+    """`a` for one, `a+b` for two, `ax5` for five of the same name."""
+    counts = Counter(names)
+    return "+".join(f"{name}x{count}" if count > 1 and repeats else name for name, count in counts.items())
+
+
+# --- the user's own ---
+
+
+def of_callable(
+    function: Callable, split: Split, noise_sd: float, run: str, config: dict, computing: Computing
+) -> BaseClassifier:
+    """A user's module or callable; `config` are dataset, arch and what else identifies it.
+
+    Raises UserError where it does not keep the contract (spacte.certify.contract).
+    """
+    parameters = parameters_sha256(function)
+    if parameters is None:
+        warnings.warn(
+            "no parameters are seen in the classifier: that a run goes on with the same ones is not checked",
+            stacklevel=2,
+        )
+    classifier = Foreign(function, computing.device, computing.precision, computing.batch_size, computing.compiled)
+    heads = check_contract(classifier, noised_images(split, noise_sd, 32), split.spec.num_classes)
+    joint = {"dataset": config["dataset"], "arch": config["arch"], "num_heads": [heads], "noise_sd": noise_sd}
+    identity = {"defence": None, "checkpoint_sha256": [], **config, "parameters_sha256": parameters}
+    return BaseClassifier(classifier, run, joint | identity, [None])
+
+
+def noised_images(split: Split, noise_sd: float, count: int) -> Tensor:
+    """About `count` images [N, C, H, W] from the whole split, with Gaussian noise; always the same ones."""
+    chosen = torch.linspace(0, len(split) - 1, min(count, len(split))).long().tolist()
+    images = torch.stack([split[idx][0] for idx in chosen])
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return images + noise_sd * noise.to(images.device)

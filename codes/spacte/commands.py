@@ -1,0 +1,70 @@
+"""The commands of the installed library: what the scripts in codes/ are in a checkout.
+
+Each imports what it runs when it is called, so that reading logs loads no torch.
+"""
+
+import inspect
+
+
+def certify() -> None:
+    """Certify test images of a smoothed classifier: of a checkpoint, of an ensemble of several, or of your own.
+
+    spacte-certify --model_path save/<...>/epoch150.pth --skip 20
+    spacte-certify --model_path checkpoint.pth.tar --dataset CIFAR10 --noise_sd 0.25 --skip 20
+    spacte-certify --classifier my_models.py:build --dataset CIFAR10 --noise_sd 0.25 --skip 20
+    """
+    from spacte.certify.certify import main
+
+    main(inspect.getdoc(certify))
+
+
+def predict() -> None:
+    """Predict test images with a smoothed classifier, abstaining where it is close (Cohen et al., ICML 2019).
+
+    spacte-predict --model_path save/<...>/epoch150.pth --skip 20 --N 1000
+    """
+    from spacte.certify.predict import main
+
+    main(inspect.getdoc(predict))
+
+
+def attack() -> None:
+    """Attack a certification log's images through the noise (PGD in L2, Salman et al., NeurIPS 2019) at given radii.
+
+    spacte-attack --model_path save/<...>/epoch150.pth --log logs/<...>-certify-skip-20.log --radii 0.25 0.5
+    """
+    from spacte.certify.attack import main
+
+    main(inspect.getdoc(attack))
+
+
+def report() -> None:
+    """Read certification logs: tables, comparisons, pictures, one page of all of it.
+
+    spacte-report LOG... [FOLDER...]
+    spacte-report --compare A.log B.log
+    spacte-report LOG... --curves curves.pdf --html report.html
+    """
+    from spacte.report.command import main
+
+    main(inspect.getdoc(report))
+
+
+def relog() -> None:
+    """The same votes at another alpha, or for one head alone, in seconds: a log from the counts beside a log.
+
+    spacte-relog logs/<...>-certify-skip-20.log --alpha 0.01
+    """
+    from spacte.certify.relog import relog_main
+
+    relog_main(inspect.getdoc(relog))
+
+
+def merge() -> None:
+    """Join the logs of a run's shards into the one log that they are parts of.
+
+    spacte-merge logs/<...>-shard-*-of-8.log
+    """
+    from spacte.certify.relog import merge_main
+
+    merge_main(inspect.getdoc(merge))

@@ -1,0 +1,188 @@
+"""A classifier of the user's own: the function in a file that builds it, and what identifies it.
+
+FILE.py:function -> module or callable -> Foreign: images [N, C, H, W] in [0, 1] -> logits [L, N, K]
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from spacte.device import autocast
+from spacte.model.frozen import FixedPasses
+from spacte.utils import UserError
+
+
+class Foreign(FixedPasses):
+    """A user's module or callable, images [N, C, H, W] -> logits [N, K] or [L, N, K], as a classifier in fixed passes.
+
+    A module is moved to the device, put into eval mode and its parameters frozen; another callable has its networks
+    where it wants, and finds its images on the device. `precision` "bf16" is torch.autocast.
+    """
+
+    def __init__(self, function: Callable, device: torch.device, precision: str, batch_size: int, compiled: bool):
+        super().__init__(device, batch_size, compiled)
+        if isinstance(function, nn.Module):
+            function = function.to(device).eval().requires_grad_(False)
+        self.function, self.precision = function, precision
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [L, N, K], float32. Raises UserError where that is not what the user's function returns."""
+        with autocast(self.device, self.precision):
+            logits = self.function(images)
+        if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() not in (2, 3):
+            raise UserError(f"the classifier returned {_described(logits)}: it must return {_LEGAL}")
+        if logits.shape[-2] != len(images):
+            raise UserError(f"the classifier returned {_described(logits)} for {len(images)} images: {_LEGAL} are due")
+        return logits.float() if logits.dim() == 3 else logits.float().unsqueeze(0)
+
+
+_LEGAL = "logits, floating point, [N, K] or [L, N, K] for N images"
+
+
+def _described(value) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def build(name: str, arguments: dict) -> Callable:
+    """What FILE.py:function returns, called with the arguments by name: a module, or another callable.
+
+    The file's folder comes first where it imports, as in a script. Raises UserError with the file and the line where
+    the file or the function is missing, fails or returns something else.
+    """
+    path, function = parts(name)
+    if not path.is_file():
+        raise UserError(f"--classifier {name}: there is no file '{path}'")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    before = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # dataclasses and pickle look for it there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--classifier {name}: {failure(error)}") from error
+    finally:
+        if before is not None:  # a file called torch.py, say, is no reason for torch to be another module
+            sys.modules[path.stem] = before
+    builder = getattr(module, function, None)
+    if not callable(builder):
+        there = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        raise UserError(f"--classifier {name}: '{path}' has no function '{function}'; there are {', '.join(there)}")
+    try:
+        inspect.signature(builder).bind(**arguments)
+    except TypeError as error:
+        wanted = inspect.signature(builder)
+        raise UserError(f"--classifier {name}: {error}; --classifier_args must fit {function}{wanted}") from error
+    try:
+        classifier = builder(**arguments)
+    except Exception as error:
+        raise UserError(f"--classifier {name}: {failure(error)}") from error
+    if not callable(classifier):
+        raise UserError(
+            f"--classifier {name}: {function} returned {_described(classifier)}: it must return a module or a callable"
+        )
+    return classifier
+
+
+def parts(name: str) -> tuple[Path, str]:
+    """The two parts of FILE.py:function. UserError where it is not that."""
+    file, colon, function = name.rpartition(":")
+    if not colon or not file.endswith(".py") or not function.isidentifier():
+        raise UserError(f"--classifier {name}: it must be FILE.py:function")
+    return Path(file), function
+
+
+def run_name(function: str, arguments: dict) -> str:
+    """What the run is called: the function, then its arguments; of a file, its name alone."""
+    values = {key: Path(value).stem if isinstance(value, str) else value for key, value in arguments.items()}
+    return printable_name("-".join([function, *(f"{key}-{value}" for key, value in values.items())]))
+
+
+def printable_name(text: str) -> str:
+    """The text as a part of a file's name: letters, digits, '.', '_', '+' and '-' stay, the rest becomes '_'."""
+    return re.sub(r"[^\w.+-]", "_", text)
+
+
+def failure(error: Exception) -> str:
+    """An exception of the user's code as a line, with the innermost line of theirs that it passed."""
+    library = str(Path(__file__).parent.parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if not one.filename.startswith((library, "<")) and "site-packages" not in one.filename]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' * bool(text)}{text}{where}"
+
+
+def parsed_arguments(texts: tuple[str, ...]) -> dict:
+    """The arguments key=value by name; a value is a Python literal (3, 0.5, True, None, 'text', [1, 2]) or else text.
+
+    Raises UserError where one is none or comes twice.
+    """
+    arguments = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier() or key in arguments:
+            raise UserError(f"--classifier_args {text}: each must be key=value, with a key of its own")
+        arguments[key] = _literal(value)
+    return arguments
+
+
+def _literal(text: str):
+    try:
+        value = ast.literal_eval(text)
+        json.dumps(value, allow_nan=False)
+        return value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def parameters_sha256(classifier: Callable) -> str | None:
+    """A hash of all parameters and buffers of the modules and tensors that a classifier holds; None where none is seen.
+
+    Seen are a module, and what another callable has in its attributes, its closure, the global variables that it names
+    and its arguments bound by functools.partial.
+    """
+    digest, held = hashlib.sha256(), list(_held(classifier))
+    for one in held:
+        named = [("", one)] if isinstance(one, Tensor) else [*one.named_parameters(), *one.named_buffers()]
+        for name, tensor in named:
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            values = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(values.view(torch.uint8).numpy().tobytes() if len(values) else b"")
+    return digest.hexdigest() if held else None
+
+
+def _held(value, depth: int = 4) -> Iterator[nn.Module | Tensor]:
+    """The modules and tensors that a value is or reaches within `depth` steps."""
+    if isinstance(value, nn.Module | Tensor):
+        yield value
+        return
+    parts = []
+    if isinstance(value, list | tuple | dict):
+        parts = value.values() if isinstance(value, dict) else value
+    elif isinstance(value, functools.partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif inspect.ismethod(value):
+        parts = [value.__self__, value.__func__]
+    elif inspect.isfunction(value):
+        around = inspect.getclosurevars(value)
+        named = [one for one in around.globals.values() if isinstance(one, nn.Module | Tensor)]
+        parts = [*around.nonlocals.values(), *named, *vars(value).values()]
+    elif not isinstance(value, type | ModuleType):
+        parts = getattr(value, "__dict__", {}).values()
+    for part in parts if depth else ():
+        yield from _held(part, depth - 1)

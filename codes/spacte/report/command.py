@@ -1,0 +1,154 @@
+"""The command line of report.py: flags -> runs -> table, comparisons, pictures, page."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pandas as pd
+
+from spacte import cli
+from spacte.report import page, plots
+from spacte.report.alike import check_same_images
+from spacte.report.comparison import Comparison, compare, compare_experiments
+from spacte.report.run import Run
+from spacte.report.runs import read_runs
+from spacte.report.table import FORMATS, envelope, over_seeds, reached_radii, records, render, summary
+from spacte.smooth.certificates import CERTIFICATES
+from spacte.utils import UserError, check_ending
+
+
+def _flags(description: str) -> cli.Parser:
+    parser = cli.Parser(description)
+    add = parser.add_argument
+    add("logs", nargs="*", type=Path, metavar="LOG", help="certification logs, or folders of them")
+    add(
+        "--radii",
+        nargs="+",
+        type=cli.non_negative_float,
+        help="of the columns; default: multiples of 0.25 (ImageNet: 0.5)",
+    )
+    formats = "of the table and the comparisons; csv: one table, that of the comparisons where there are some"
+    add("--format", choices=FORMATS, default="markdown", help=formats)
+    anew = "make all certificates anew from the counts, or two rows a log (as each log's own)"
+    add("--certificate", choices=(*CERTIFICATES, "both"), help=anew)
+    add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
+    add(
+        "--over_seeds", action="store_true", help="one row for the runs of one name: mean, standard deviation over them"
+    )
+    add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
+    compared = "the difference of two logs, image by image, or of the runs in two folders"
+    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help=compared)
+    add("--baseline", type=Path, metavar="LOG", help="compare each log with this one")
+    add("--curves", type=Path, metavar="FILE", help=f"picture of certified accuracy ({', '.join(plots.ENDINGS)})")
+    add("--histogram", type=Path, metavar="FILE", help="picture of the radii")
+    add("--ecdf", type=Path, metavar="FILE", help="picture of the distribution of the class's probability under noise")
+    add(
+        "--training",
+        nargs=2,
+        type=Path,
+        metavar=("FOLDER", "FILE"),
+        help="picture of a training run's TensorBoard files",
+    )
+    add("--html", type=Path, metavar="FILE", help="one page: table, comparisons, curves, images, configurations")
+    return parser
+
+
+def main(description: str) -> None:
+    """The command line of report.py."""
+    cli.run(lambda: _report(_flags(description).parse_args()))
+
+
+def _report(args: Namespace) -> None:
+    _check(args)
+    if args.training:
+        folder, file = args.training
+        _save(plots.training(folder), file)
+    runs, comparisons, table = [], [], None
+    for certificate in CERTIFICATES if args.certificate == "both" else [args.certificate]:
+        some = read_runs(args.logs, args.heads, certificate) if args.logs else []
+        comparisons += _comparisons(some, args, certificate)
+        runs += some
+    if runs:
+        radii = args.radii or reached_radii(runs)
+        table = (over_seeds if args.over_seeds else summary)(runs, radii)
+        if args.envelope:
+            table = envelope(table, radii)
+    _print(table, comparisons, args.format)
+    if args.curves:
+        _save(plots.curves(runs), args.curves)
+    if args.histogram:
+        _save(plots.histogram(runs), args.histogram)
+    if args.ecdf:
+        _save(plots.probabilities(runs), args.ecdf)
+    if args.html:
+        page.write(runs, table, comparisons, args.html)
+        print(f"wrote {args.html}", file=sys.stderr)
+
+
+def _check(args: Namespace) -> None:
+    """UserError where flags do not go together or a file cannot be what its name says."""
+    if not (args.logs or args.compare or args.training):
+        raise UserError("nothing to read: give logs, folders of logs, --compare A B or --training FOLDER FILE")
+    if not args.logs:
+        for name in ("baseline", "curves", "histogram", "ecdf", "html", "envelope", "heads", "over_seeds"):
+            if getattr(args, name):
+                raise UserError(f"--{name} needs logs, or folders of logs")
+    pictures = [path for path in (args.curves, args.histogram, args.ecdf, args.training and args.training[1]) if path]
+    for path in pictures:
+        check_ending(path, plots.ENDINGS)
+    if len(set(pictures)) < len(pictures):
+        raise UserError("two pictures cannot be written to one file")
+    if args.html:
+        check_ending(args.html, page.ENDINGS)
+        if args.over_seeds:
+            raise UserError("--html shows every run: give --over_seeds in a call of its own")
+    if args.radii:
+        args.radii = list(dict.fromkeys(args.radii))
+
+
+def _print(table: pd.DataFrame | None, comparisons: list[Comparison], style: str) -> None:
+    if style == "json":
+        logs = [] if table is None else records(table)
+        print(json.dumps({"logs": logs, "comparisons": [one.record() for one in comparisons]}, indent=2))
+    elif style == "csv" and comparisons:  # one table, for programs; the sentences are for people
+        for one in comparisons:
+            print(one.sentences(), file=sys.stderr)
+        print(pd.concat(one.rows() for one in comparisons).to_csv(index=False), end="")
+    else:
+        texts = [] if table is None else [render(table, style)]
+        texts += [one.text(style) for one in comparisons]
+        if texts:
+            print("\n\n".join(texts))
+
+
+def _save(figure, path: Path) -> None:
+    plots.save(figure, path)
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def _comparisons(runs: list[Run], args: Namespace, certificate: str | None) -> list[Comparison]:
+    pairs = []
+    compared = [_compare_sides(args, certificate)] if args.compare else []
+    if args.baseline:
+        baseline, *more = read_runs([args.baseline], certificate=certificate)
+        if more:
+            raise UserError(f"--baseline {args.baseline}: give one log")
+        check_same_images([*runs, baseline])
+        pairs += [
+            (run, baseline)
+            for run in runs
+            if (run.path.resolve(), run.heads) != (baseline.path.resolve(), baseline.heads)
+        ]
+    return compared + [compare(*pair, args.radii) for pair in pairs]
+
+
+def _compare_sides(args: Namespace, certificate: str | None) -> Comparison:
+    """Of two logs, or of two experiments: the runs in two folders."""
+    a, b = (read_runs([path], certificate=certificate) for path in args.compare)
+    if {run.path.resolve() for run in a} & {run.path.resolve() for run in b}:
+        raise UserError("--compare {} {}: they have a log in common".format(*args.compare))
+    check_same_images([*a, *b])
+    if len(a) == len(b) == 1:
+        return compare(a[0], b[0], args.radii)
+    return compare_experiments(a, b, args.radii)

@@ -1,0 +1,115 @@
+"""Certification from Python: any data, any classifier, the same resumable logs."""
+
+import json
+
+import pytest
+import torch
+from conftest import beside, without_time
+from torchvision.transforms.v2.functional import to_pil_image
+
+from spacte import certify_dataset, load_classifier, open_split, read_log
+from spacte.utils import UserError
+
+SETTINGS = {"N0": 20, "N": 200, "skip": 30, "device": "cpu", "batch_size": 100}
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def digits():
+    split = open_split("digits", ".", False, torch.device("cpu"))
+    return next(split.batches(len(split)))
+
+
+def linear():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10))
+
+
+def test_a_module_and_tensors_leave_a_log_that_is_gone_on_with(digits, tmp_path, script):
+    classifier = linear().train()
+    own = {"noise_sd": 0.5, "num_classes": 10, "dataset": "my digits", "name": "linear", **SETTINGS}
+    log = certify_dataset(classifier, digits, max=100, **own)
+    assert str(log) == "logs/my_digits/Sequential/noise-0.50/certify-mhead/linear-certify-skip-30.log"
+    begun = log.read_text()
+    assert certify_dataset(classifier, digits, **own) == log
+    assert log.read_text().startswith(begun) and read_log(log)["idx"].tolist() == list(range(0, 360, 30))
+    assert classifier.training and classifier[2].weight.requires_grad  # the caller's own is as it was
+    pairs = list(zip(*digits, strict=True))
+    assert without_time(certify_dataset(classifier, pairs, **own | {"name": "pairs"})) == without_time(log)
+    with pytest.raises(UserError, match="parameters_sha256"):
+        classifier[2].weight.data += 1
+        certify_dataset(classifier, digits, **own)
+    code, out, err = script("report.py", log)
+    assert code == 0 and "linear" in out, err
+    assert script("relog.py", log, "--alpha", 0.01)[0] == 0
+    shards = [str(certify_dataset(linear(), digits, shard=f"{i}/2", **own | {"name": "shards"})) for i in (1, 2)]
+    assert script("merge_logs.py", *shards)[0] == 0
+    assert without_time(log.with_name("shards-certify-skip-30.log")) == without_time(log)
+
+
+def test_a_checkpoint_takes_the_fast_path_and_gives_its_scripts_log(digits, digits_models, script, tmp_path):
+    """uint8 images are k / 255, so that the digits, k / 16, are given as numbers."""
+    log = certify_dataset(load_classifier(digits_models[0]), digits, **SETTINGS)
+    flags = [f for key, value in SETTINGS.items() for f in (f"--{key}", value)]
+    code, _, err = script("certify_mhead.py", "--model_path", digits_models[0], *flags, "--logs_dir", "script")
+    assert code == 0, err
+    (other,) = (tmp_path / "script").rglob("*skip-30.log")
+    assert without_time(log) == without_time(other) and log.name == other.name
+    both = certify_dataset([load_classifier(path) for path in digits_models], digits, **SETTINGS)
+    assert json.loads(beside(both, ".json").read_text())["config"]["num_heads"] == [3, 1]
+
+
+def test_images_may_be_bytes_or_pictures():
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    labels, own = torch.arange(4), {"noise_sd": 0.5, "num_classes": 10, **SETTINGS, "skip": 1}
+    forms = {
+        "bytes": (images, labels),
+        "array": (images.numpy(), labels.numpy()),
+        "pictures": [(to_pil_image(image), int(label)) for image, label in zip(images, labels, strict=True)],
+        "numbers": (images / 255, labels),
+    }
+    logs = [certify_dataset(linear(), data, name=name, exact_noise=True, **own) for name, data in forms.items()]
+    assert len({tuple(without_time(log)) for log in logs}) == 1
+
+
+class Augmented:
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, idx):
+        return torch.rand(1, 8, 8), idx
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": 2}, "alpha: '2' must be above 0 and below 1"),
+        ({"n": 100}, "unknown setting 'n': choose from N, N0, alpha"),
+        ({"arch": "R8"}, "unknown setting 'arch': choose from"),
+        ({"radii": [0.5, -1]}, "radii: '-1' must be a number of at least 0"),
+        ({"radii": [0.5]}, "--radii says when to stop: it needs --sequential"),
+        ({"sequential": 3}, "sequential: '3' must be one of True, False"),
+        ({"noise_sd": None}, "does not say its noise_sd and num_classes: give both"),
+        ({"num_classes": 3}, "label . it must be below 3|label .: it must be below 3"),
+        ({"num_classes": 11}, "knows 10 classes, the data have 11"),
+        ({"classifier": "a.pth"}, "the classifier is a str: it must be a module, another callable"),
+        ({"data": (torch.rand(4, 1, 8, 8) * 2, torch.arange(4))}, r"they must lie in \[0, 1\]; normalisation belongs"),
+        ({"data": Augmented()}, "image 0 is another one each time: switch the data's augmentation off"),
+        ({"data": []}, "the data are empty"),
+        ({"exact_noise": True, "data": (torch.rand(4, 1, 8, 8), torch.arange(4))}, "multiples of 1/255"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_is_written(digits, tmp_path, change, message):
+    call = {"classifier": linear(), "data": digits, "noise_sd": 0.5, "num_classes": 10, **SETTINGS} | change
+    with pytest.raises(ValueError, match=message):
+        certify_dataset(call.pop("classifier"), call.pop("data"), **call)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_what_a_checkpoint_says_is_not_contradicted(digits, digits_models):
+    with pytest.raises(UserError, match=r"noise_sd 0.25 contradicts the checkpoint, which has 0.5"):
+        certify_dataset(load_classifier(digits_models[1]), digits, noise_sd=0.25)

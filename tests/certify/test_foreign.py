@@ -1,0 +1,333 @@
+"""Classifiers that are not ours: published checkpoints, and functions of the user's, which must keep a contract."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CODES, RUN_FLAGS, beside, without_time
+from PIL import Image
+
+from spacte.data.sources import open_split
+from spacte.logs.certlog import read_log
+from spacte.logs.votes import read_counts
+from spacte.model.foreign import parameters_sha256
+
+MODELS = """
+import torch
+from torch import nn
+
+def net(width=10):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width))
+
+def build(scale=1.0, name="x"):
+    network = net()
+    network[1].weight.data *= scale
+    return network
+
+def three():
+    network = net(30)
+    return lambda images: network(images).view(-1, 3, 10).transpose(0, 1)
+
+def no_gradient():
+    network = net()
+    return lambda images: network(images.detach())
+
+def random():
+    network = net()
+    return lambda images: nn.functional.dropout(network(images), 0.3)
+
+def train_mode():
+    network = nn.Sequential(nn.BatchNorm2d(1), net()).train()
+    return lambda images: network(images)
+
+def company():
+    network = net()
+    return lambda images: network(images - images.mean())
+
+def probabilities():
+    logits = three()
+    return lambda images: logits(images).softmax(-1)
+
+def classes():
+    network = net()
+    return lambda images: network(images).argmax(-1)
+
+def no_tensor():
+    network = net()
+    return lambda images: {"logits": network(images)}
+
+def not_finite():
+    network = net()
+    return lambda images: network(images).log()
+
+def too_few():
+    return net(7)
+
+def other_images():
+    return nn.Linear(3, 10)
+
+def one_image():
+    network = net()
+    return lambda images: network(images)[:1]
+
+def nothing():
+    pass
+
+def missing():
+    return torch.load("weights.pth")
+"""
+DIGITS = ("--dataset", "digits", "--noise_sd", 0.5)
+
+
+@pytest.fixture
+def models(tmp_path):
+    path = tmp_path / "my_models.py"
+    path.write_text(MODELS)
+    return path
+
+
+@pytest.fixture
+def certify(script, models, tmp_path):
+    """Certify a function of my_models.py: the log's path; the run must succeed."""
+
+    def run(logs, function, *flags):
+        command = ("--classifier", f"my_models.py:{function}", *DIGITS, "--logs_dir", logs, "--skip", 30, *RUN_FLAGS)
+        code, _, err = script("certify_mhead.py", *command, *flags)
+        assert code == 0, err
+        (log,) = [path for path in (tmp_path / logs).rglob("*.log") if "ACR" not in path.name]
+        return log
+
+    return run
+
+
+# --- functions ---
+
+
+def test_a_function_is_certified_as_a_checkpoint_is(certify, script, tmp_path):
+    """It goes on after an interruption; its shards merge to the same log; the configuration says who it is."""
+    log = certify("a", "build", "--classifier_args", "scale=3.0", "name=b c", "--max", 100)
+    assert str(log.relative_to(tmp_path)) == (
+        "a/digits/my_models/noise-0.50/certify-mhead/build-scale-3.0-name-b_c-certify-skip-30.log"
+    )
+    begun = log.read_text()
+    certify("a", "build", "--classifier_args", "scale=3.0", "name=b c")
+    assert log.read_text().startswith(begun) and len(read_log(log)) == 12
+    config = json.loads(beside(log, ".json").read_text())["config"]
+    assert config["classifier"] == "my_models.py:build" and config["num_heads"] == [1]
+    assert config["classifier_args"] == {"scale": 3.0, "name": "b c"}
+    assert len(config["classifier_sha256"]) == 64 and len(config["parameters_sha256"]) == 64
+    flags = ("--classifier", "my_models.py:build", "--classifier_args", "scale=3.0", "name=b c", *DIGITS, "--skip", 30)
+    for shard in ("1/2", "2/2"):
+        assert script("certify_mhead.py", *flags, *RUN_FLAGS, "--logs_dir", "b", "--shard", shard)[0] == 0
+    shards = sorted((tmp_path / "b").rglob("*-of-2.log"))
+    code, _, err = script("merge_logs.py", *shards)
+    assert code == 0, err
+    assert without_time(shards[0].with_name(log.name)) == without_time(log)
+    code, out, _ = script("report.py", log)
+    assert code == 0 and "my_models" in out
+
+
+def test_several_heads_vote_alone_and_together(certify):
+    log = certify("a", "three", "--sequential", "--certificate", "all-votes")
+    assert read_counts(beside(log, "-counts.jsonl"))[0].estimation.shape == (4, 10)
+    assert json.loads(beside(log, ".json").read_text())["config"]["num_heads"] == [3]
+    assert "three-head-2-" in certify("b", "three", "--head", 2).name
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [("torch.manual_seed(1)", "parameters_sha256"), ("torch.manual_seed(0) ", "classifier_sha256")]
+)
+def test_a_run_goes_on_with_the_same_classifier_only(certify, script, models, change, field):
+    log = certify("a", "build", "--max", 100)
+    before = log.read_text()
+    models.write_text(MODELS.replace("torch.manual_seed(0)", change))
+    flags = ("--classifier", "my_models.py:build", *DIGITS, "--logs_dir", "a", "--skip", 30, *RUN_FLAGS)
+    code, _, err = script("certify_mhead.py", *flags)
+    assert code == 2 and "another configuration: " in err and f"{field} (" in err
+    assert log.read_text() == before
+
+
+def test_prediction_and_attack(certify, script, tmp_path):
+    flags = ("--classifier", "my_models.py:build", *DIGITS, "--N", 200, "--device", "cpu")
+    assert script("predict_mhead.py", *flags, "--skip", 60)[0] == 0
+    log = certify("a", "build", "--max", 60)
+    code, _, err = script("attack_mhead.py", *flags, "--log", log, "--radii", 0.5, "--num_steps", 2)
+    assert code == 0, err
+    (path,) = tmp_path.rglob("*-attack.log")
+    assert len(pd.read_csv(path, sep="\t")) == 2
+    log = certify("b", "no_gradient", "--max", 60)
+    flags = ("--classifier", "my_models.py:no_gradient", *flags[2:], "--logs_dir", "c")
+    code, _, err = script("attack_mhead.py", *flags, "--log", log, "--radii", 0.5)
+    assert code == 2 and err.count("\n") == 1 and "no gradient of the classifier's logits reaches the images" in err
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("random", "answers the same images in two ways: switch off what is random in it"),
+        ("train_mode", "depends on the other images of its batch: take BatchNorm out of train mode"),
+        ("company", "depends on the other images of its batch"),
+        ("probabilities", "the 3 heads return probabilities, and what is summed over heads is logits"),
+        ("classes", "returned int64 [100]: it must return logits, floating point, [N, K] or [L, N, K]"),
+        ("no_tensor", "returned a dict: it must return logits"),
+        ("not_finite", "logits are not finite on noised images"),
+        ("too_few", "the classifier knows 7 classes, the data have 10"),
+        ("other_images", "fails on images [100, 1, 8, 8]: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        ("one_image", "returned float32 [1, 10] for 100 images"),
+        ("nothing", "nothing returned a NoneType: it must return a module or a callable"),
+        ("missing", "FileNotFoundError: [Errno 2] No such file or directory: 'weights.pth' (my_models.py, line"),
+        ("other", "'my_models.py' has no function 'other'; there are net, build, three"),
+    ],
+)
+def test_the_contract_is_checked_before_anything_is_written(script, models, tmp_path, function, message):
+    flags = ("--classifier", f"my_models.py:{function}", *DIGITS, *RUN_FLAGS)
+    code, _, err = script("certify_mhead.py", *flags)
+    errors = [line for line in err.splitlines() if "warning: no parameters" not in line]
+    assert code == 2 and len(errors) == 1 and message in errors[0], err
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--classifier", "my_models"), "it must be FILE.py:function"),
+        (("--classifier", "no.py:build"), "there is no file 'no.py'"),
+        (("--classifier", "broken.py:build"), "SyntaxError: '(' was never closed (broken.py, line 1)"),
+        (
+            ("--classifier_args", "depth=3"),
+            "unexpected keyword argument 'depth'; --classifier_args must fit build(scale",
+        ),
+        (("--classifier_args", "scale"), "each must be key=value"),
+        (("--dataset", "cifar"), "unknown data set 'cifar'"),
+        (("--arch", "R8"), "--arch is about a checkpoint's network"),
+        (("--normalize", "none"), "--normalize is about a checkpoint's network"),
+        (("--head", 1), "the classifier's heads are 0..0"),
+        (("--model_path", "a.pth"), "not allowed with argument"),
+    ],
+)
+def test_wrong_flags(script, models, tmp_path, flags, message):
+    (tmp_path / "broken.py").write_text("x = (")
+    command = ("--classifier", "my_models.py:build", *DIGITS, *RUN_FLAGS, *flags)
+    code, _, err = script("certify_mhead.py", *command)
+    assert code == 2 and err.count("\n") == 1 and message in err
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(("given", "message"), [(DIGITS[2:], "its dataset: give"), (DIGITS[:2], "its noise_sd: give")])
+def test_a_function_does_not_say_data_and_noise(script, models, given, message):
+    code, _, err = script("certify_mhead.py", "--classifier", "my_models.py:build", *given, *RUN_FLAGS)
+    assert code == 2 and message in err
+
+
+def test_the_hash_sees_the_parameters_that_a_callable_holds():
+    network, tensor = torch.nn.BatchNorm1d(3), torch.ones(3)
+
+    class Held:
+        def __init__(self):
+            self.parts = {"a": [network]}
+
+        def __call__(self, images):
+            return images
+
+    hashes = [parameters_sha256(one) for one in (network, lambda x: network(x), Held(), Held().__call__)]
+    assert len(set(hashes)) == 1 and parameters_sha256(lambda x: x + tensor) is not None
+    network.running_mean += 1
+    assert parameters_sha256(network) != hashes[0]
+    assert parameters_sha256(lambda x: x) is None
+
+
+def test_a_timm_model_on_image_files(script, tmp_path):
+    pytest.importorskip("timm", reason="pip install -r tests/requirements.txt")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "emu"):
+        folder = tmp_path / "images" / "test" / name
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    (tmp_path / "from_timm.py").write_text(
+        "import timm, torch\n\n\ndef build(model):\n    torch.manual_seed(0)\n"
+        "    network = timm.create_model(model, pretrained=False, num_classes=3)\n"
+        "    return torch.nn.Sequential(torch.nn.BatchNorm2d(3), network)\n"
+    )
+    flags = ("--dataset", "ImageFolder", "--data_dir", "images", "--noise_sd", 0.25, "--N0", 10, "--N", 40)
+    model = ("--classifier", "from_timm.py:build", "--classifier_args", "model=resnet10t")
+    code, _, err = script("certify_mhead.py", *model, *flags, "--batch_size", 40, "--device", "cpu")
+    assert code == 0, err
+    (log,) = tmp_path.rglob("build-model-resnet10t-certify-skip-1.log")
+    assert read_log(log)["label"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+# --- published checkpoints ---
+
+
+@pytest.fixture
+def published(digits_models, tmp_path):
+    """The one-head network as the field would have saved it."""
+    state = torch.load(digits_models[1], weights_only=True)["state_dict"]
+    state = {key.replace("heads.0.0", "layer3").replace("heads.0.1", "fc"): value for key, value in state.items()}
+    path = tmp_path / "noise_0.5" / "checkpoint.pth.tar"
+    path.parent.mkdir()
+    torch.save({"epoch": 4, "arch": "cifar_resnet8", "state_dict": state, "optimizer": {}}, path)
+    return path
+
+
+def test_a_published_checkpoint_votes_like_the_network_that_it_is(script, published, digits_models, tmp_path):
+    """auto finds mean_std, says so, and is the same run as --normalize mean_std; other layers make other runs."""
+    code, _, err = script("certify_mhead.py", "--model_path", digits_models[1], "--skip", 30, *RUN_FLAGS)
+    (ours,) = tmp_path.rglob("h-1-*-skip-30.log")
+    flags = ("--model_path", published, *DIGITS, "--skip", 30, *RUN_FLAGS)
+    code, _, err = script("certify_mhead.py", *flags, "--max", 100)
+    assert code == 0 and "--normalize auto takes mean_std: bn1's statistics lie" in err
+    code, _, err = script("certify_mhead.py", *flags, "--normalize", "mean_std")
+    assert code == 0 and "auto" not in err
+    (log,) = tmp_path.rglob("noise_0.5-certify-skip-30.log")
+    assert without_time(log) == without_time(ours)
+    config = json.loads(beside(log, ".json").read_text())["config"]
+    assert config["normalize"] == ["mean_std"] and config["arch"] == "R8"
+    assert "normalize" not in json.loads(beside(ours, ".json").read_text())["config"]
+    code, _, err = script("certify_mhead.py", *flags, "--normalize", "none")
+    assert code == 2 and "normalize (['mean_std'] there, ['none'] here)" in err
+
+
+def test_it_stands_in_an_ensemble_with_ours(script, published, digits_models, tmp_path):
+    flags = ("--model_path", digits_models[0], published, *DIGITS, "--skip", 60, *RUN_FLAGS)
+    code, _, err = script("certify_mhead.py", *flags)
+    assert code == 0, err
+    (log,) = tmp_path.rglob("*+noise_0.5-certify-skip-60.log")
+    config = json.loads(beside(log, ".json").read_text())["config"]
+    assert config["num_heads"] == [3, 1] and config["normalize"] == ["mean_std", "mean_std"]
+
+
+def test_noise_of_another_training_is_no_ground_to_guess_on(script, published, tmp_path):
+    flags = ("--model_path", published, "--dataset", "digits", "--noise_sd", 2.0, *RUN_FLAGS)
+    code, _, err = script("certify_mhead.py", *flags)
+    assert code == 2 and err.count("\n") == 1 and "cannot tell: bn1's statistics lie" in err
+    assert "give --normalize mean_std, centre or none" in err and not (tmp_path / "logs").exists()
+
+
+# --- the worked example ---
+
+
+def test_a_denoiser_in_front(script, digits_models, tmp_path):
+    """It takes more than half of the noise away; both together are certified through --classifier."""
+    code, out, err = script("denoised.py", *DIGITS, "--epochs", 8, "--device", "cpu")
+    assert code == 0 and "epoch 8/8" in out, err
+    arguments = ("--classifier_args", "denoiser=denoiser.pth", f"classifier={digits_models[1]}")
+    command = ("--classifier", f"{CODES}/denoised.py:build", *arguments, *DIGITS, "--skip", 60, *RUN_FLAGS)
+    code, _, err = script("certify_mhead.py", *command)
+    assert code == 0, err
+    (log,) = tmp_path.rglob("build-denoiser-denoiser-classifier-epoch4-certify-skip-60.log")
+    assert len(read_log(log)) == 6
+
+    import denoised  # the script's folder is on the path
+
+    split = open_split("digits", ".", False, torch.device("cpu"))
+    images, _ = next(split.batches(len(split)))
+    front, _ = denoised.build("denoiser.pth", digits_models[1])
+    with torch.no_grad():
+        error = (front(images + 0.5 * torch.randn(images.shape)) - images).square().mean()
+    assert error < 0.5**2 / 2
