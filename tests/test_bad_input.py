@@ -107,6 +107,10 @@ def damaged(kind, path):
         state["1.conv1.weight"] = torch.zeros(16, 3, 3, 3)
     elif kind == "not finite":
         state["1.conv1.weight"][0] = float("nan")
+    elif kind == "args":
+        contents["args"] = [1]
+    elif kind == "shape":
+        contents["data"]["shape"] = (8, 8)
     elif kind == "bare":
         contents = {"state_dict": state}
     torch.save(contents, broken)
@@ -123,6 +127,8 @@ def damaged(kind, path):
         ("classes", "wrong classes, channels or widths"),
         ("channels", "(16, 3, 3, 3) there and (16, 1, 3, 3) here"),
         ("not finite", "values that are not finite in '1.conv1.weight'"),
+        ("args", "'args' are no settings of a run"),
+        ("shape", "'data' is no description of a data set"),
         ("bare", "does not say its arch: give --arch"),
     ],
 )

@@ -43,7 +43,7 @@ class BaseClassifier:
     """
 
     network: nn.Module
-    run: str
+    run_name: str
     config: dict
     training: list[dict | None]
 

@@ -65,7 +65,7 @@ def certify_images(
     """Certify the evaluation's images; returns the run's files and, in the main process, the table of its summary."""
     check_certificate(settings.certificate, evaluation.smooth.num_classes)
     plan = CertifyPlan(_config(evaluation, run, settings))
-    name = f"{evaluation.run}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
+    name = f"{evaluation.run_name}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
     files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), name)
     indices, about = run.chosen(range(len(evaluation.split))), evaluation.about(classifier, run, settings)
 

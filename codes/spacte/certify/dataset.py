@@ -84,7 +84,7 @@ def _base(
                 raise UserError(f"{setting} {value} contradicts the checkpoint, which has {known}")
         split = Indexed(spec, data, computing.device)
         base = of_checkpoints(networks, split, computing)
-        return replace(base, run=printable_name(name or base.run)), split
+        return replace(base, run_name=printable_name(name or base.run_name)), split
     if not callable(classifier):
         raise UserError(
             f"the classifier is a {type(classifier).__name__}: it must be a module, another callable, or what "

@@ -35,7 +35,7 @@ class Evaluation:
     split: Split
     device: torch.device
     batch_size: int
-    run: str
+    run_name: str
     config: dict
     training: list[dict | None]  # the settings that each checkpoint was trained with
 
@@ -76,7 +76,7 @@ class Evaluation:
             "versions": deciding_versions(package_versions()),
         }
         smooth = Smooth(base.network, split.spec.num_classes, sigma, noise)
-        run = base.run + ("" if settings.head is None else f"-head-{settings.head}")
+        run = base.run_name + ("" if settings.head is None else f"-head-{settings.head}")
         return cls(smooth, split, computing.device, settings.batch_size, run, config, base.training)
 
     def folder(self, logs_dir: str, kind: str) -> Path:

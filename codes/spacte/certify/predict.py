@@ -50,7 +50,9 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
     init_distributed()
     evaluation = Evaluation.load(classifier, settings.N)
     plan = PredictPlan({"kind": "predict", **evaluation.config, "skip": run.skip, **asdict(settings)})
-    files = run.files(evaluation.folder(run.logs_dir, "predict-mhead"), f"{evaluation.run}-predict-skip-{run.skip}")
+    files = run.files(
+        evaluation.folder(run.logs_dir, "predict-mhead"), f"{evaluation.run_name}-predict-skip-{run.skip}"
+    )
     indices, about = run.chosen(range(len(evaluation.split))), evaluation.about(classifier, run, settings)
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:

@@ -70,8 +70,14 @@ def read(path: Path) -> dict:
     if isinstance(contents.get("data"), dict):
         try:
             contents["data"] = DataSpec(**contents["data"])
-        except TypeError as error:
-            raise UserError(f"'{path}' is a foreign file: its 'data' is no description of a data set") from error
+            channels, height, width = contents["data"].shape
+            whole = all(type(size) is int for size in (channels, height, width, contents["data"].num_classes))
+        except (TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError(f"'{path}' is a foreign file: its 'data' is no description of a data set")
+    if not isinstance(contents.setdefault("args", {}), dict):
+        raise UserError(f"'{path}' is a foreign file: its 'args' are no settings of a run")
     return contents
 
 
@@ -93,8 +99,7 @@ def load_classifier(
     """
     contents = read(path)
     state_dict = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in contents["state_dict"].items()}
-    trained = contents.get("args", {})
-    known = {name: trained.get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
+    known = {name: contents["args"].get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
     heads_in_file = {key.split(".")[2] for key in state_dict if key.startswith("1.heads.")}
     published = None if heads_in_file else recognised(state_dict)
     if published:
@@ -121,7 +126,9 @@ def load_classifier(
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     _fill(classifier, state_dict, path, f"{settings['arch']} with {settings['num_heads']} heads on {spec.name}")
     run = contents.get("run") or Path(path).resolve().parent.name
-    loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), contents.get("args"))
+    loaded = Loaded(
+        Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), contents["args"] or None
+    )
     if not published:
         return loaded
     if normalize == "auto":
