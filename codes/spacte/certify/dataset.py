@@ -72,7 +72,10 @@ def _base(
     classifier, data, noise_sd: float | None, num_classes: int | None, dataset: str, name: str | None,
     computing: Computing,
 ) -> tuple[BaseClassifier, Split]:  # fmt: skip
-    data = TensorDataset(*map(torch.as_tensor, data)) if isinstance(data, tuple) else data
+    if isinstance(data, tuple):
+        if len(data) != 2 or len(data[0]) != len(data[1]):
+            raise UserError("the data are a tuple: it must be (images, labels), as many of the one as of the other")
+        data = TensorDataset(*map(torch.as_tensor, data))
     networks = [classifier] if isinstance(classifier, Loaded) else classifier
     if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
         joint, spec = joint_settings(networks), networks[0].spec
