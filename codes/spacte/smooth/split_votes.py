@@ -1,0 +1,31 @@
+"""Votes on many images of a split, for who wants a few on each and all of them at once."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Generator
+
+from spacte.distributed import all_gather_object, get_rank, get_world_size
+from spacte.smooth.core_mhead import Draws, Sample, Smooth
+
+
+def split_votes(
+    smooth: Smooth, split, indices: Sequence[int], n: int, batch_size: int, generator: Callable[[int], Generator]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [N] and votes [N, V, K] of n noisy copies of each of N images; see Smooth.count_votes for V.
+
+    `split[idx]` is an image [C, H, W] in [0, 1] and its label, for each idx of `indices`, whose noise `generator(idx)`
+    draws. The processes of torchrun share the work and all return the same. RunError where logits are not finite.
+    """
+    labels = {}
+
+    def samples():
+        """Those of this process, each when it is its turn, so that few are in memory."""
+        for idx in indices[get_rank() :: get_world_size()]:
+            image, labels[idx] = split[idx]
+            yield Sample(image, generator(idx), Draws(0, n), idx)
+
+    counted = {done.idx: (labels[done.idx], done.estimation) for done in smooth.sample(samples(), batch_size)}
+    everywhere = {idx: one for part in all_gather_object(counted) for idx, one in part.items()}
+    found, votes = zip(*(everywhere[idx] for idx in indices), strict=True)
+    return np.array(found), np.stack(votes)
