@@ -28,7 +28,7 @@ from spacte.utils import UserError, deciding_versions, derived_seed, package_ver
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A smoothed classifier on its device, the test split, and what a log must say of both (`config`)."""
+    """A smoothed classifier on its device, a split, mostly the test one, and what a log must say of both (`config`)."""
 
     smooth: Smooth
     split: Split
@@ -39,17 +39,22 @@ class Evaluation:
     training: list[dict | None]  # the settings that each checkpoint was trained with
 
     @classmethod
-    def load(cls, settings: ClassifierSettings, draws: int) -> "Evaluation":
+    def load(cls, settings: ClassifierSettings, draws: int, split: Split | None = None) -> "Evaluation":
         """Load what the settings name; `draws` is how many noisy copies of an image a claim rests on.
 
-        Raises UserError where a setting, file or folder is wrong, or the checkpoints do not belong together.
+        A `split` that is given is evaluated in place of the test split, and must be of the classifier's images. Raises
+        UserError where a setting, file or folder is wrong, or the checkpoints do not belong together.
         """
         device = select_device(settings.device, settings.compile)
         precision = select_precision(settings.precision, device)
         known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd)
         networks = [load_classifier(Path(path), *known) for path in settings.model_path]
         joint, spec = _joint_settings(networks), networks[0].spec
-        split = main_process_first(lambda: open_split(joint["dataset"], settings.data_dir, False, device, spec=spec))
+        if split is None:
+            where = (joint["dataset"], settings.data_dir)
+            split = main_process_first(lambda: open_split(*where, False, device, spec=spec))
+        elif (split.spec.shape, split.spec.class_names) != (spec.shape, spec.class_names):
+            raise UserError(f"checkpoint '{settings.model_path[0]}' was trained on images of other sizes or classes")
         heads = sum(joint["num_heads"])
         if settings.head is not None and settings.head >= heads:
             raise UserError(f"--head {settings.head}: the classifier's heads are 0..{heads - 1}")

@@ -59,10 +59,10 @@ class Objective:
         """
 
     def sampling_weights(self, epoch: int, classifier: nn.Sequential, split: Split) -> Tensor | None:
-        """Weights [n] >= 0 in proportion to which the epoch draws n training images, with replacement; 0 leaves one out.
+        """Weights [n] >= 0 in proportion to which the epoch draws n training images, with replacement.
 
-        Asked before every epoch, in every process, all of which must return the same. None: each image once. What it
-        draws must be a function of the seed, the epoch and the image.
+        An image of weight 0 is left out; None draws each image once. Asked before every epoch, in every process, all of
+        which must return the same: what it draws must be a function of the seed, the epoch and the image.
         """
 
     def state(self) -> dict:

@@ -1,9 +1,9 @@
 """A classifier in training: steps, epochs, evaluation, state.
 
 A batch of `batch_size` images is split into m mini-batches (or as many as the objective says), each repeated m times
-with fresh noise: m optimiser steps of `batch_size` noisy images. Under torchrun each process takes its part of every mini-batch
-(DistributedDataParallel); BatchNorm's statistics are then each process's own within an epoch and the main process's
-after it.
+with fresh noise: m optimiser steps of `batch_size` noisy images. Under torchrun each process takes its part of every
+mini-batch (DistributedDataParallel); BatchNorm's statistics are then each process's own within an epoch and the main
+process's after it.
 """
 
 import time

@@ -1,0 +1,54 @@
+"""The soft votes of a pretrained smoothed classifier on the training images, counted once and kept in files."""
+
+import json
+
+import torch
+from torch import Tensor
+
+from spacte.certify.evaluation import Evaluation
+from spacte.certify.predict import PredictPlan
+from spacte.certify.settings import ClassifierSettings
+from spacte.certify.writer import RunWriter
+from spacte.data.splits import Split
+from spacte.distributed import broadcast_object, get_world_size
+from spacte.logs.runfiles import RunFiles, config_differences
+from spacte.logs.votes import read_counts
+from spacte.train.settings import Recipe
+from spacte.utils import UserError
+
+_ALPHA = 0.001  # of the predictions in the log beside the votes
+
+
+def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: Recipe) -> tuple[Tensor, str]:
+    """A pretrained smoothed classifier's share of votes for each class on each image [n, K], and its file's SHA-256.
+
+    A prediction run (spacte.certify.predict) over the training images, not augmented, with the noise that the network
+    was trained with. Its files are `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted
+    count goes on after its last image, and what is counted is read. The votes do not depend on the training run's seed:
+    other runs share them. Raises UserError where the checkpoint is of other data or classes, or the files are of
+    another network, split or number of draws; then nothing is written.
+    """
+    device = split.device.type if get_world_size() > 1 else str(split.device)
+    settings = ClassifierSettings((pretrained,), dataset=recipe.dataset, device=device, precision=recipe.precision)
+    evaluation = Evaluation.load(settings, draws, split)
+    plan = PredictPlan({"kind": "votes", **evaluation.config, "N": draws, "alpha": _ALPHA})
+    files = RunFiles(evaluation.folder(folder, "votes") / f"{evaluation.run}-votes-{draws}.log")
+    counted = broadcast_object(lambda: _read(files, plan.config))
+    if len(counted) < len(split):
+        print(f"counting the pretrained network's votes: {files.counts}")
+        with RunWriter(files, plan, evaluation.about(settings), list(range(len(split)))) as writer:
+            for counts in evaluation.sample("votes", writer.missing, plan.draws):
+                writer.write(counts)
+        counted = broadcast_object(lambda: _read(files, plan.config))
+    votes = torch.stack([torch.from_numpy(counts.estimation[-1]) for counts in counted])
+    return votes.float() / draws, evaluation.config["checkpoint_sha256"][0]
+
+
+def _read(files: RunFiles, config: dict) -> list:
+    """What is counted so far, in the order of the images. UserError where it was counted with another configuration."""
+    if not files.json.exists():
+        return []
+    differences = config_differences(files.read_json()["config"], json.loads(json.dumps(config)))
+    if differences:
+        raise UserError(f"the votes '{files.counts}' are others: {differences}; give another --votes_dir")
+    return read_counts(files.counts)
