@@ -12,7 +12,7 @@ from spacte.certify.writer import RunWriter
 from spacte.data.splits import Split
 from spacte.distributed import broadcast_object, get_world_size
 from spacte.logs.runfiles import RunFiles, config_differences
-from spacte.logs.votes import read_counts
+from spacte.logs.votes import read_counts, read_text
 from spacte.train.settings import Recipe
 from spacte.utils import UserError
 
@@ -33,22 +33,21 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     evaluation = Evaluation.load(settings, draws, split)
     plan = PredictPlan({"kind": "votes", **evaluation.config, "N": draws, "alpha": _ALPHA})
     files = RunFiles(evaluation.folder(folder, "votes") / f"{evaluation.run}-votes-{draws}.log")
-    counted = broadcast_object(lambda: _read(files, plan.config))
-    if len(counted) < len(split):
+    if not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
         print(f"counting the pretrained network's votes: {files.counts}")
         with RunWriter(files, plan, evaluation.about(settings), list(range(len(split)))) as writer:
             for counts in evaluation.sample("votes", writer.missing, plan.draws):
                 writer.write(counts)
-        counted = broadcast_object(lambda: _read(files, plan.config))
+    counted = broadcast_object(lambda: read_counts(files.counts))  # in the order of the images
     votes = torch.stack([torch.from_numpy(counts.estimation[-1]) for counts in counted])
     return votes.float() / draws, evaluation.config["checkpoint_sha256"][0]
 
 
-def _read(files: RunFiles, config: dict) -> list:
-    """What is counted so far, in the order of the images. UserError where it was counted with another configuration."""
+def _is_complete(files: RunFiles, config: dict, images: int) -> bool:
+    """Whether all images are counted. UserError where some were counted with another configuration."""
     if not files.json.exists():
-        return []
+        return False
     differences = config_differences(files.read_json()["config"], json.loads(json.dumps(config)))
     if differences:
         raise UserError(f"the votes '{files.counts}' are others: {differences}; give another --votes_dir")
-    return read_counts(files.counts)
+    return read_text(files.counts).count("\n") == images

@@ -75,7 +75,7 @@ class ACRWeakness(Objective):
                 chosen = self.weights.nonzero().flatten().tolist()
             if not chosen:
                 raise RunError(
-                    f"after {self.ds_epoch} epochs no training image has a share of {self.ds_threshold} of right votes; "
+                    f"after {self.ds_epoch} epochs no training image has a share {self.ds_threshold} of right votes: "
                     "give a smaller --ds_threshold or a later --ds_epoch"
                 )
             right = self._right_votes(smooth, split, chosen, self.num_noise_dataset_weight, epoch)
