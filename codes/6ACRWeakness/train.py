@@ -19,9 +19,7 @@ from spacte.smooth.core_mhead import Smooth
 from spacte.smooth.split_votes import split_votes
 from spacte.train import training
 from spacte.train.objective import Objective, loss_dict, unwrapped
-from spacte.utils import RunError, UserError, derived_seed
-
-_VOTING_BATCH = 1000  # noisy images a pass
+from spacte.utils import RunError, UserError
 
 
 @dataclass
@@ -66,7 +64,7 @@ class ACRWeakness(Objective):
         """None before `ds_epoch` epochs are done; then images are left out, once, and the others weighed repeatedly."""
         since = epoch - 1 - self.ds_epoch
         if since >= 0 and since % self.dataset_weight_epoch == 0:
-            frozen = freeze(classifier, split.device, self.recipe.precision, _VOTING_BATCH)
+            frozen = freeze(classifier, split.device, self.recipe.precision)
             smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
             if since == 0:
                 right = self._right_votes(smooth, split, range(len(split)), self.num_noise_ds, epoch)
@@ -85,12 +83,8 @@ class ACRWeakness(Objective):
 
     def _right_votes(self, smooth, split, indices, n, epoch):
         """How many of the ensemble's n votes are right on each of the N images, [N]."""
-
-        def generator(idx):
-            seed = derived_seed(f"{n} votes", self.recipe.seed, epoch, idx)
-            return torch.Generator(split.device).manual_seed(seed)
-
-        labels, votes = split_votes(smooth, split, indices, n, _VOTING_BATCH, generator)
+        seed = (f"{n} votes", self.recipe.seed, epoch)
+        labels, votes = split_votes(smooth, split, indices, n, seed)
         return votes[np.arange(len(labels)), -1, labels]
 
     def state(self):

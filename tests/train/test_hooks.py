@@ -19,7 +19,7 @@ from spacte.model.frozen import freeze
 from spacte.smooth.core_mhead import Smooth
 from spacte.smooth.split_votes import split_votes
 from spacte.train.training import parse
-from spacte.utils import RunError
+from spacte.utils import RunError, derived_seed
 
 CPU = torch.device("cpu")
 SMALL = (*TINY, "--train_images", 200, "--num_noise_vec", 2)
@@ -47,14 +47,11 @@ def split():
 def test_split_votes_are_smooths(network, split):
     """Whatever else is in the batch; the labels are the split's."""
     smooth = Smooth(freeze(network, CPU, batch_size=50), 10, 0.5)
-
-    def generator(idx):
-        return torch.Generator().manual_seed(idx)
-
-    labels, votes = split_votes(smooth, split, [7, 3, 150], 30, 50, generator)
+    labels, votes = split_votes(smooth, split, [7, 3, 150], 30, ("test", 5), 50)
     assert labels.tolist() == [split[idx][1] for idx in (7, 3, 150)] and votes.shape == (3, 4, 10)
     for idx, row in zip((7, 3, 150), votes, strict=True):
-        np.testing.assert_array_equal(row, smooth.count_votes(split[idx][0], 30, 50, generator(idx)))
+        generator = torch.Generator().manual_seed(derived_seed("test", 5, idx))
+        np.testing.assert_array_equal(row, smooth.count_votes(split[idx][0], 30, 50, generator))
 
 
 def test_acrweakness_leaves_images_out_once_and_weighs_the_others_again(network, split):
