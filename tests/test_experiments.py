@@ -433,3 +433,24 @@ def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
 
 def _experiments():
     return (ROOT / "EXPERIMENTS.md").read_text()
+
+
+def test_the_commands_of_the_further_bases_write_what_is_certified():
+    """Each train.py line of their section is legal, and a certify_mhead.py line of it names its checkpoint."""
+    section = _experiments().split("## CIFAR-10: the further bases")[1].split("## ")[0]
+    certified, commands = re.findall(r"--model_path (\S+)", section), 0
+    for part in re.split(r"^cd codes/", section, flags=re.MULTILINE)[1:]:
+        defence = part.split()[0]
+        kind = getattr(load_module(defence, "train"), defence[1:])
+        (defaults,) = re.findall(r"main\(\w+, __doc__, (.*)\)", (CODES / defence / "train.py").read_text())
+        defaults = eval(f"dict({defaults})")
+        for flags in re.findall(r"^python train.py (.*)$", part, re.MULTILINE):
+            recipe, place, own = parse(kind, "", flags=flags.split(), **defaults)
+            name = recipe.name + kind(recipe, 10, **own).run_suffix()
+            checkpoint = str(RunPaths.of(recipe, place, name).checkpoint(150))
+            if recipe.num_heads == 5:
+                certified.remove(checkpoint)
+            else:
+                assert f"pretrained=../0Gaussian/{checkpoint}\n" in section
+            commands += 1
+    assert commands == 16 and not certified

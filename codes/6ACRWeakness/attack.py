@@ -1,4 +1,4 @@
-"""ACR-weakness's attack: noise of its own norm that fools the heads (Mueller et al., ICML 2025)."""
+"""ACR-weakness's attack: noise of its own norm that fools the heads (Sun et al., ICML 2025)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Circular teaching on noise that is moved adversarially (base defence: Mueller et al., ICML 2025)."""
+"""Circular teaching on noise that is moved adversarially (base defence: Sun et al., ICML 2025)."""
 
 from torch import Tensor
 

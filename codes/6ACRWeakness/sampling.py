@@ -1,4 +1,4 @@
-"""Which training images ACR-weakness keeps, and how often it draws them (Mueller et al., ICML 2025)."""
+"""Which training images ACR-weakness keeps, and how often it draws them (Sun et al., ICML 2025)."""
 
 import numpy as np
 from scipy.stats import norm

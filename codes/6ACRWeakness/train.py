@@ -1,4 +1,4 @@
-"""Train a multi-head network with circular teaching on what counts for the ACR (Mueller et al., ICML 2025).
+"""Train a multi-head network with circular teaching on what counts for the ACR (Sun et al., ICML 2025).
 
     python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.5 --num_heads 5 --lbdlast 1.6 \\
         --ds_epoch 70 --ds_threshold 0.4 --attack_steps 6 --epsilon 0.25
