@@ -10,7 +10,7 @@ from spacte.certify.predict import PredictPlan
 from spacte.certify.settings import ClassifierSettings
 from spacte.certify.writer import RunWriter
 from spacte.data.splits import Split
-from spacte.distributed import broadcast_object, get_world_size
+from spacte.distributed import broadcast_object, get_world_size, is_main_process
 from spacte.logs.runfiles import RunFiles, config_differences
 from spacte.logs.votes import read_counts, read_text
 from spacte.train.settings import Recipe
@@ -22,11 +22,12 @@ _ALPHA = 0.001  # of the predictions in the log beside the votes
 def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: Recipe) -> tuple[Tensor, str]:
     """A pretrained smoothed classifier's share of votes for each class on each image [n, K], and its file's SHA-256.
 
-    A prediction run (spacte.certify.predict) over the training images, not augmented, with the noise that the network
-    was trained with. Its files are `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted
-    count goes on after its last image, and what is counted is read. The votes do not depend on the training run's seed:
-    other runs share them. Raises UserError where the checkpoint is of other data or classes, or the files are of
-    another network, split or number of draws; then nothing is written.
+    A prediction run (spacte.certify.predict) over the images as `split[idx]` gives them, not augmented (ImageNet's are:
+    they are read so), with the noise that the network was trained with. It leaves
+    `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count goes on after its last image,
+    and what is counted is read. The votes do not depend on the training run's seed: other runs share them. Raises
+    UserError where the checkpoint is of other data or classes, or the files are of another network, split or number of
+    draws; then nothing is written.
     """
     device = split.device.type if get_world_size() > 1 else str(split.device)
     settings = ClassifierSettings((pretrained,), dataset=recipe.dataset, device=device, precision=recipe.precision)
@@ -34,7 +35,8 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     plan = PredictPlan({"kind": "votes", **evaluation.config, "N": draws, "alpha": _ALPHA})
     files = RunFiles(evaluation.folder(folder, "votes") / f"{evaluation.run}-votes-{draws}.log")
     if not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
-        print(f"counting the pretrained network's votes: {files.counts}")
+        if is_main_process():
+            print(f"counting the pretrained network's votes: {files.counts}")
         with RunWriter(files, plan, evaluation.about(settings), list(range(len(split)))) as writer:
             for counts in evaluation.sample("votes", writer.missing, plan.draws):
                 writer.write(counts)

@@ -83,6 +83,13 @@ def test_targets_go_with_their_images_and_processes_share_what_is_drawn(monkeypa
             assert torch.equal(labels, all_labels[rank::2]) and torch.equal(rows, all_rows[rank::2])
 
 
+@pytest.mark.parametrize("weights", [[1, 1], [1, 1, -1], [0, 0, 0], [1, 1, float("nan")]])
+def test_sampling_weights_that_are_none_are_refused(weights):
+    order = torch.Generator()
+    with pytest.raises(ValueError, match="must be 3 finite numbers of at least 0, not all 0"):
+        next(numbered(3).batches(2, order, weights=torch.tensor(weights, dtype=torch.float64)))
+
+
 def test_batches_cover_the_split_once_and_stay_in_0_1():
     test = open_split("digits", "", False, CPU)
     order = torch.Generator().manual_seed(0)

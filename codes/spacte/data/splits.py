@@ -41,6 +41,8 @@ class Split:
         elif weights is None:
             indices = torch.randperm(len(self), generator=order)
         else:
+            if len(weights) != len(self) or not weights.isfinite().all() or weights.min() < 0 or weights.max() == 0:
+                raise ValueError(f"sampling weights must be {len(self)} finite numbers of at least 0, not all 0")
             indices = torch.multinomial(weights.double().cpu(), len(self), replacement=True, generator=order)
         chunks = [chunk for chunk in indices.split(batch_size) if len(chunk) >= smallest]
         mine = [chunk for chunk in (chunk[get_rank() :: get_world_size()] for chunk in chunks) if len(chunk)]
