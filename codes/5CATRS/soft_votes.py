@@ -19,15 +19,16 @@ from spacte.utils import UserError
 _ALPHA = 0.001  # of the predictions in the log beside the votes
 
 
-def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: Recipe) -> tuple[Tensor, str]:
-    """A pretrained smoothed classifier's share of votes for each class on each image [n, K], and its file's SHA-256.
+def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: Recipe) -> Tensor:
+    """A pretrained smoothed classifier's share of votes for each class on each image of the split, [n, K].
 
     A prediction run (spacte.certify.predict) over the images as `split[idx]` gives them, not augmented (ImageNet's are:
     they are read so), with the noise that the network was trained with. It leaves
-    `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count goes on after its last image,
-    and what is counted is read. The votes do not depend on the training run's seed: other runs share them. Raises
-    UserError where the checkpoint is of other data or classes, or the files are of another network, split or number of
-    draws; then nothing is written.
+    `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count goes on after its last
+    image, and what is counted is read. The votes do not depend on the training run's seed, so that other runs share them.
+
+    Raises UserError where the checkpoint is of other data or classes, or the files are of another network, split or
+    number of draws; then nothing is written.
     """
     device = split.device.type if get_world_size() > 1 else str(split.device)
     settings = ClassifierSettings((pretrained,), dataset=recipe.dataset, device=device, precision=recipe.precision)
@@ -42,7 +43,7 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
                 writer.write(counts)
     counted = broadcast_object(lambda: read_counts(files.counts))  # in the order of the images
     votes = torch.stack([torch.from_numpy(counts.estimation[-1]) for counts in counted])
-    return votes.float() / draws, evaluation.config["checkpoint_sha256"][0]
+    return votes.float() / draws
 
 
 def _is_complete(files: RunFiles, config: dict, images: int) -> bool:

@@ -7,6 +7,7 @@ It needs a network that 0Gaussian has trained, in the paper with sigma 0.25 and 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from catrs import attack
@@ -16,7 +17,7 @@ from spacte.cli import image_norm, non_negative_float, positive_int
 from spacte.model.noisy import noisy_logits
 from spacte.train import training
 from spacte.train.objective import Objective, loss_dict, unwrapped
-from spacte.utils import UserError
+from spacte.utils import UserError, sha256
 
 _FEWEST_VOTES = 100
 
@@ -63,10 +64,11 @@ class CATRS(Objective):
         """The pretrained network's soft votes on the training images, [n, K]."""
         if self.pretrained_model is None:
             raise UserError("CAT-RS needs --pretrained_model: a checkpoint of 0Gaussian, in the paper of sigma 0.25")
-        votes, votes_of = soft_votes(self.pretrained_model, self.num_votes, self.votes_dir, split, self.recipe)
-        if self.votes_of not in (None, votes_of):
-            raise UserError(f"--pretrained_model '{self.pretrained_model}' is not the network that the run began with")
-        self.votes_of = votes_of
+        path = Path(self.pretrained_model)
+        if self.votes_of and path.is_file() and sha256(path) != self.votes_of:
+            raise UserError(f"--pretrained_model '{path}' is not the network that the run began with")
+        votes = soft_votes(self.pretrained_model, self.num_votes, self.votes_dir, split, self.recipe)
+        self.votes_of = sha256(path)
         return votes.to(split.device)
 
     def state(self):

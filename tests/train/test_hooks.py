@@ -191,6 +191,7 @@ def test_votes_that_are_others(catrs, tmp_path, digits_models):
     flags = ("--resume", "--epochs", 2, "--votes_dir", tmp_path / "elsewhere")
     code, _, err = catrs("first", *flags, model=tmp_path / "other.pth")
     is_one_line(code, err, "is not the network that the run began with")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 # --- what is refused at once ---
