@@ -24,6 +24,10 @@ the others' checkpoints. A queue file:
     train = "--num_heads 1"
     seeds = [1, 2, 3, 4, 5]        # in place of the defaults'
     certify = "--sequential"       # after the defaults' flags; false: training only
+    [[run]]
+    label = "learns-votes"
+    defence = "5CATRS"             # WORK/ is the --work folder: what other jobs left there
+    train = "--votes_dir WORK/votes --pretrained_model WORK/0Gaussian/one-head/seed-1/save/<...>/epoch150.pth"
     [[ensemble]]
     label = "five-networks"
     of = "one-head"                # that run's networks of all seeds, certified as one classifier

@@ -22,15 +22,19 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 CODES = ROOT / "codes"
-DEFENCES = ("0Gaussian", "1Consistency", "2SmoothMix")
+DEFENCES = tuple(sorted(path.parent.name for path in CODES.glob("*/train.py")))
+OWN_MODULES = {path.stem for path in CODES.glob("[0-9]*/*.py") if not path.is_symlink()}  # each folder has its own
 
 
 def load_module(defence: str, name: str):
-    """codes/<defence>/<name>.py under a name of its own: the defences' modules share theirs."""
+    """codes/<defence>/<name>.py under a name of its own, for the defences' modules share theirs. It imports its own."""
+    forget_own_modules()
     spec = importlib.util.spec_from_file_location(f"{name}_{defence}", CODES / defence / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    sys.path.insert(0, str(CODES / defence))
     spec.loader.exec_module(module)
+    sys.path.remove(str(CODES / defence))
     return module
 
 
@@ -42,9 +46,27 @@ def load_file(file: str, copy: Path):
     return module
 
 
+def forget_own_modules() -> None:
+    """The next import of a defence's module looks for its file again."""
+    for name in OWN_MODULES:
+        sys.modules.pop(name, None)
+
+
 def golden(name: str) -> dict:
     """Numbers recorded from the authors' code."""
     return json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
+
+
+class AffineHeads(torch.nn.Module):
+    """The golden files' classifier: affine heads on tanh(pixels)."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.tensor(case["weights"]))  # [L, K, pixels]
+        self.biases = torch.nn.Parameter(torch.tensor(case["biases"]))  # [L, K]
+
+    def forward(self, images):
+        return torch.einsum("np,hkp->hnk", images.flatten(1).tanh(), self.weights) + self.biases.unsqueeze(1)
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +84,7 @@ def script(tmp_path, monkeypatch, capsys):
         file = CODES / path
         monkeypatch.setattr(sys, "argv", [str(file), *map(str, flags)])
         monkeypatch.syspath_prepend(str(file.parent))
-        for name in ("circular_teaching", "smoothmix"):
-            sys.modules.pop(name, None)
+        forget_own_modules()
         capsys.readouterr()
         code = 0
         try:
@@ -94,7 +115,6 @@ RUN_FLAGS = ("--N0", 20, "--N", 200, "--device", "cpu", "--batch_size", 100)
 def digits_models(tmp_path_factory):
     """Two trained networks, of 3 heads and of 1, 4 epochs on digits: the paths of their checkpoints."""
     folder = tmp_path_factory.mktemp("models")
-    sys.modules["circular_teaching"] = load_module("0Gaussian", "circular_teaching")
     gaussian = load_module("0Gaussian", "train").Gaussian
     paths = []
     with contextlib.chdir(folder):
@@ -103,6 +123,18 @@ def digits_models(tmp_path_factory):
             training.train(gaussian, *training.parse(gaussian, "", 1.2, [str(flag) for flag in flags]))
             paths.append(folder / f"save/digits/R8/noise-0.50/h-{heads}-eps-0.8-m-2-lbdlast-1.2/epoch4.pth")
     return paths
+
+
+@pytest.fixture
+def own_flags(digits_models):
+    """What a defence needs to train for a few epochs on TINY: own_flags(defence) -> flags."""
+    flags = {
+        "3SmoothAdv": ("--num_steps", 2, "--epsilon", 0.25),
+        "4MACER": ("--num_noise_vec", 4),
+        "5CATRS": ("--num_steps", 1, "--num_votes", 100, "--pretrained_model", digits_models[1]),
+        "6ACRWeakness": ("--ds_epoch", 1, "--ds_threshold", 0.05, "--attack_steps", 1, "--dataset_weight_epoch", 2),
+    }
+    return lambda defence: flags.get(defence, ())
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A queue of runs: mostly with stand-ins for train.py and certify_mhead.py, and once with the real ones."""
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from children import run
-from conftest import CODES, ROOT
+from conftest import CODES, DEFENCES, ROOT, load_module
 
-from spacte.jobs import _by_name, read_queue
+from spacte.jobs import _by_name, _train_command, read_queue
+from spacte.train.objective import Objective
+from spacte.train.runlog import RunPaths
+from spacte.train.training import parse
 
 TRAIN = """
 import os, sys, time
@@ -176,6 +180,14 @@ def test_the_lines_of_commands_are_the_jobs(queue, work):
     assert len(lines) == 5 and "started" not in queue(QUEUE)[1]
     (summary,) = (work / "1Stub/both/logs").rglob("*-ACR.log")
     assert summary.read_text() == "epoch3.pth 1\nepoch3.pth 2\n"
+
+
+def test_work_in_a_train_flag_is_the_work_folder(queue, work):
+    """In what is run and in the lines of --commands; the job's settings stay those of the file."""
+    text = QUEUE.replace('"--epochs 3"', '"--epochs 3 --votes_dir WORK/votes"')
+    assert queue(text)[0] == 0 and str(work / "votes") in queue(text, "--commands")[1]
+    settings = json.loads((work / "0Stub/five/seed-1/job.json").read_text())["train"]
+    assert settings["--votes_dir"] == ["WORK/votes"]
 
 
 def test_the_logs_of_finished_jobs_are_collected_once(queue, tmp_path, work):
@@ -449,5 +461,47 @@ def test_the_digits_queue_is_the_matrix_of_experiments_md(tmp_path):
     assert all(job.certify == ("--N", "1000", "--device", "cpu") for job in jobs)
 
 
+def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
+    """Each defence with five heads and one, as the digits' own queue but for what is the defence's; CAT-RS asks the
+    network that the queue has trained before.
+    """
+    jobs = read_queue(CODES / "queues" / "digits-defences.toml", CODES, tmp_path, "seeds")
+    first, runs = jobs[0], [job for job in jobs[1:] if not job.members]
+    assert len(runs) == 50 and [len(job.members) for job in jobs[51:]] == [5] * 5
+    assert {job.scripts.name for job in runs} == {name for name in DEFENCES if int(name[0]) > 2}
+    digits = read_queue(CODES / "queues" / "digits.toml", CODES, tmp_path, "seeds")[0].settings()
+    for job in runs:
+        kind = getattr(load_module(job.scripts.name, "train"), job.scripts.name[1:])
+        recipe, place, own = parse(kind, "", 1.0, _train_command(job)[2:])
+        kind(recipe, 10, **own)
+        for name in ("dataset", "arch", "noise_sd", "lr_step_size", "lbdlast", "epochs"):
+            assert str(getattr(recipe, name)) == digits["train"][f"--{name}"][0]
+        assert job.settings()["certify"] == digits["certify"] and place.device == "cpu"
+    recipe, place, _ = parse(Objective, "", 1.0, _train_command(first)[2:])
+    asked = {_by_name(_train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
+    assert asked == {str(RunPaths.of(recipe, place, recipe.name).checkpoint(recipe.epochs))}
+
+
 def _experiments():
     return (ROOT / "EXPERIMENTS.md").read_text()
+
+
+def test_the_commands_of_the_further_bases_write_what_is_certified():
+    """Each train.py line of their section is legal, and a certify_mhead.py line of it names its checkpoint."""
+    section = _experiments().split("## CIFAR-10: the further bases")[1].split("## ")[0]
+    certified, commands = re.findall(r"--model_path (\S+)", section), 0
+    for part in re.split(r"^cd codes/", section, flags=re.MULTILINE)[1:]:
+        defence = part.split()[0]
+        kind = getattr(load_module(defence, "train"), defence[1:])
+        (defaults,) = re.findall(r"main\(\w+, __doc__, (.*)\)", (CODES / defence / "train.py").read_text())
+        defaults = eval(f"dict({defaults})")
+        for flags in re.findall(r"^python train.py (.*)$", part, re.MULTILINE):
+            recipe, place, own = parse(kind, "", flags=flags.split(), **defaults)
+            name = recipe.name + kind(recipe, 10, **own).run_suffix()
+            checkpoint = str(RunPaths.of(recipe, place, name).checkpoint(150))
+            if recipe.num_heads == 5:
+                certified.remove(checkpoint)
+            else:
+                assert f"pretrained=../0Gaussian/{checkpoint}\n" in section
+            commands += 1
+    assert commands == 16 and not certified

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import DEFENCES, TINY
 
 from spacte.device import select_device
 from spacte.logs.certlog import read_log
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 CUDA = (*TINY, "--device", "cuda")
 
 
-@pytest.mark.parametrize("defence", ["0Gaussian", "1Consistency", "2SmoothMix"])
+@pytest.mark.parametrize("defence", DEFENCES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training_and_certification_run_on_a_gpu(script, tmp_path, defence, precision):
-    flags = ("--num_heads", 2, "--epochs", 2, "--precision", precision)
+def test_training_and_certification_run_on_a_gpu(script, tmp_path, own_flags, defence, precision):
+    flags = (*own_flags(defence), "--num_heads", 2, "--epochs", 2, "--precision", precision)
     code, _, err = script(f"{defence}/train.py", *CUDA, *flags)
     assert code == 0, err
     (path,) = (tmp_path / "save").rglob("epoch2.pth")

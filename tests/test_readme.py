@@ -29,9 +29,9 @@ def test_torchrun_is_kept_from_reading_the_scripts_flags():
 
 
 def test_a_defence_of_ones_own(script, tmp_path):
-    folder = tmp_path / "3Mine"
+    folder = tmp_path / "8Mine"
     folder.mkdir()
-    (folder / "train.py").write_text(block_with("class Mine"))
+    (folder / "train.py").write_text(block_with("class Mine("))
     (folder / "spacte").symlink_to(CODES / "spacte")
     code, _, err = script(folder / "train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--strength", 0.5)
     assert code == 0, err
@@ -39,6 +39,17 @@ def test_a_defence_of_ones_own(script, tmp_path):
     assert torch.load(path, weights_only=True)["defence"] == "Mine"
     (log,) = (tmp_path / "logs").rglob("*-train.log")
     assert "penalty" in log.read_text().splitlines()[0].split("\t")
+
+
+def test_a_defence_that_weighs_the_training_images(script, tmp_path):
+    folder = tmp_path / "8Weighed"
+    folder.mkdir()
+    mine, start = block_with("class Mine(").split('if __name__ == "__main__":')
+    weighed = "\n".join([mine, block_with("class MineWeighed"), 'if __name__ == "__main__":'])
+    (folder / "train.py").write_text(weighed + start.replace("main(Mine", "main(MineWeighed"))
+    (folder / "spacte").symlink_to(CODES / "spacte")
+    code, _, err = script(folder / "train.py", *TINY, "--train_images", 100, "--num_heads", 2, "--epochs", 2)
+    assert code == 0, err
 
 
 def test_a_classifier_of_ones_own():

@@ -83,6 +83,7 @@ positive_float = _number(float, "a number above 0", lambda value: 0 < value < _I
 non_negative_float = _number(float, "a number of at least 0", lambda value: 0 <= value < _INFINITY)
 pace = _number(float, "a number from 0 to 300", lambda value: 0 <= value <= 300)  # 10^-300 is still a double
 probability = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+image_norm = _number(float, "above 0 and below 64, in units of [0, 1] and not of 1/256", lambda value: 0 < value < 64)
 seed = _number(int, "an integer from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
 open_probability = _number(float, "above 0 and below 1", lambda value: 0 < value < 1)
 

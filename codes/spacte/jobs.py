@@ -275,7 +275,8 @@ def commands(job: Job) -> Iterator[list[str]]:
 
 def _train_command(job: Job) -> list[str]:
     folders = [part for kind in ("save", "logs", "runs") for part in (f"--{kind}_dir", str(job.folder / kind))]
-    return [sys.executable, "train.py", *job.train, "--seed", str(job.seed), *folders, "--resume"]
+    own = [str(job.work) + part[4:] if part.startswith("WORK/") else part for part in job.train]
+    return [sys.executable, "train.py", *own, "--seed", str(job.seed), *folders, "--resume"]
 
 
 def _certify_command(job: Job) -> list[str]:

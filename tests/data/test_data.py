@@ -49,6 +49,47 @@ def test_digits_are_normalised_with_the_training_splits_moments():
     assert train.spec.std[0] == pytest.approx(float(pixels.std()), abs=1e-4)
 
 
+def numbered(n):
+    """n images, each of whose labels tells its number."""
+    spec = DataSpec("numbered", (1, 2, 2), n, (0.5,), (0.5,))
+    return InMemory(spec, torch.zeros(n, 1, 2, 2, dtype=torch.uint8), torch.arange(n))
+
+
+def test_sampling_weights_draw_images_in_proportion_and_as_many_as_the_split_has():
+    """6,000 draws among weights 0, 1, 2, 3: each count within 6 sd of its binomial's mean (P < 1e-8)."""
+    weights = torch.tensor([0.0, 1.0, 2.0, 3.0]).repeat(1500)
+    order = torch.Generator().manual_seed(0)
+    drawn = torch.cat([labels for _, labels in numbered(6000).batches(100, order, weights=weights)])
+    assert len(drawn) == 6000
+    for weight, count in enumerate((drawn % 4).bincount(minlength=4).tolist()):
+        p = weight / 6
+        assert abs(count - 6000 * p) <= 6 * (6000 * p * (1 - p)) ** 0.5
+
+
+@pytest.mark.parametrize("weights", [None, torch.arange(21.0)])
+def test_targets_go_with_their_images_and_processes_share_what_is_drawn(monkeypatch, weights):
+    """Two processes get the halves of the batches that one gets."""
+    split, targets = numbered(21), torch.arange(21.0).unsqueeze(1) * 10
+
+    def batches():
+        return list(split.batches(8, torch.Generator().manual_seed(5), weights=weights, targets=targets))
+
+    one = batches()
+    assert all(torch.equal(rows.squeeze(1), labels * 10.0) for _, labels, rows in one)
+    monkeypatch.setattr("spacte.data.splits.get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr("spacte.data.splits.get_rank", lambda rank=rank: rank)
+        for (_, labels, rows), (_, all_labels, all_rows) in zip(batches(), one, strict=True):
+            assert torch.equal(labels, all_labels[rank::2]) and torch.equal(rows, all_rows[rank::2])
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [1, 1, -1], [0, 0, 0], [1, 1, float("nan")]])
+def test_sampling_weights_that_are_none_are_refused(weights):
+    order = torch.Generator()
+    with pytest.raises(ValueError, match="must be 3 finite numbers of at least 0, not all 0"):
+        next(numbered(3).batches(2, order, weights=torch.tensor(weights, dtype=torch.float64)))
+
+
 def test_batches_cover_the_split_once_and_stay_in_0_1():
     test = open_split("digits", "", False, CPU)
     order = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, load_module
+from conftest import AffineHeads, golden, load_module
 
 GOLDEN = golden("losses")
 gaussian, consistency, smoothmix = (
@@ -34,18 +34,6 @@ def test_values_and_gradients_are_the_authors(case):
     close(loss.total, case["total"])
     loss.total.backward()
     close(logits.grad, case["grad_total"], GRADIENT_RTOL)
-
-
-class AffineHeads(torch.nn.Module):
-    """The golden file's classifier: affine heads on tanh(pixels)."""
-
-    def __init__(self, case):
-        super().__init__()
-        self.weights = torch.nn.Parameter(torch.tensor(case["weights"]))  # [L, K, pixels]
-        self.biases = torch.nn.Parameter(torch.tensor(case["biases"]))  # [L, K]
-
-    def forward(self, images):
-        return torch.einsum("np,hkp->hnk", images.flatten(1).tanh(), self.weights) + self.biases.unsqueeze(1)
 
 
 @pytest.mark.parametrize("case", GOLDEN["smoothmix_cases"], ids=name)

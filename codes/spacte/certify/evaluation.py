@@ -29,7 +29,7 @@ from spacte.utils import UserError, deciding_versions, derived_seed, package_ver
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A smoothed classifier on its device, the test split, and what a log must say of both (`config`)."""
+    """A smoothed classifier on its device, a split, mostly the test one, and what a log must say of both (`config`)."""
 
     smooth: Smooth
     split: Split
@@ -40,11 +40,12 @@ class Evaluation:
     training: list[dict | None]  # the settings that each checkpoint was trained with
 
     @classmethod
-    def load(cls, settings: ClassifierSettings, draws: int) -> "Evaluation":
+    def load(cls, settings: ClassifierSettings, draws: int, split: Split | None = None) -> "Evaluation":
         """Load what the settings name; `draws` is how many noisy copies of an image a claim rests on.
 
-        Raises UserError where a setting, file or folder is wrong, the checkpoints do not belong together, or the user's
-        own classifier does not keep the contract.
+        A `split` that is given is evaluated in place of the test split, and must be of the classifier's images. Raises
+        UserError where a setting, file or folder is wrong, the checkpoints do not belong together, or the user's own
+        classifier does not keep the contract.
         """
         computing = computing_of(settings)
         if settings.classifier is not None:
@@ -53,7 +54,11 @@ class Evaluation:
             raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
         known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
         networks = [load_classifier(Path(path), *known) for path in settings.model_path]
-        split = _test_split(joint_settings(networks)["dataset"], settings, computing, networks[0].spec)
+        joint, spec = joint_settings(networks), networks[0].spec
+        if split is None:
+            split = _test_split(joint["dataset"], settings, computing, spec)
+        elif (split.spec.shape, split.spec.class_names) != (spec.shape, spec.class_names):
+            raise UserError(f"checkpoint '{settings.model_path[0]}' was trained on images of other sizes or classes")
         return cls.of(of_checkpoints(networks, split, computing), split, settings, computing, draws)
 
     @classmethod

@@ -27,16 +27,33 @@ class Split:
     def __init__(self, spec: DataSpec, device: torch.device):
         self.spec, self.device = spec, device
 
-    def batches(self, batch_size: int, order: Generator | None = None, smallest: int = 1) -> Iterator:
+    def batches(
+        self, batch_size: int, order: Generator | None = None, smallest: int = 1, weights: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Iterator:  # fmt: skip
         """Images [B, C, H, W], float32 in [0, 1] on the device, and labels [B]; a training split's are augmented.
 
-        `order` shuffles. A last batch of fewer than `smallest` images is left out. Of several processes each gets its
-        own part of every batch, provided that their `order` generators agree.
+        `order` shuffles or, where there are sampling `weights` [n], draws n images in proportion to them, with
+        replacement. Of `targets` [n, ...] each batch's rows come third. A last batch of fewer than `smallest` images is
+        left out. Of several processes each gets its own part of every batch, provided that their `order` generators and
+        weights agree.
         """
-        indices = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
+        if order is None:
+            indices = torch.arange(len(self))
+        elif weights is None:
+            indices = torch.randperm(len(self), generator=order)
+        else:
+            if len(weights) != len(self) or not weights.isfinite().all() or weights.min() < 0 or weights.max() == 0:
+                raise ValueError(f"sampling weights must be {len(self)} finite numbers of at least 0, not all 0")
+            indices = torch.multinomial(weights.double().cpu(), len(self), replacement=True, generator=order)
         chunks = [chunk for chunk in indices.split(batch_size) if len(chunk) >= smallest]
-        mine = (chunk[get_rank() :: get_world_size()] for chunk in chunks)
-        yield from self._load([chunk for chunk in mine if len(chunk)])
+        mine = [chunk for chunk in (chunk[get_rank() :: get_world_size()] for chunk in chunks) if len(chunk)]
+        batches = self._load(mine)
+        if targets is None:
+            yield from batches
+        else:
+            for (images, labels), chunk in zip(batches, mine, strict=True):
+                yield images, labels, targets[chunk.to(targets.device)].to(self.device)
 
     def keep_first_of_each_class(self, images: int) -> None:
         """Keep the first images / K of each of the K classes, in the split's order: the same ones in every run.

@@ -1,4 +1,7 @@
-"""A classifier seen through noise: its logits on noisy copies, and projected gradient ascent (PGD) against them."""
+"""A classifier seen through noise: its logits on noisy copies, and gradient ascent on what they lose.
+
+Every attack here and in the defences' folders is `ascend` with a loss and a constraint.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -23,6 +26,30 @@ def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -of_label.clamp(min=1e-20).log().sum() / len(probabilities)
 
 
+def ascend(
+    classifier,
+    start: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    steps: int,
+    step_size: float,
+    constrain: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """Projected gradient ascent on `loss`: yields the points before the first and after each step, without gradient.
+
+    A point [..., C, H, W] is images or noises, each of which goes `step_size` in L2 along its own gradient and then
+    where `constrain` puts it; a gradient of 0 is no step. `loss(point)` is a scalar, asked once a step. A classifier
+    that is a module is meanwhile in eval mode with its parameters frozen, and left as it was.
+    """
+    point = start
+    yield point
+    for _ in range(steps):
+        with frozen(classifier):
+            point = point.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(point), point)
+        point = constrain(point.detach() + step_size * gradient / (l2_norms(gradient) + 1e-8))
+        yield point
+
+
 def pgd(
     classifier,
     images: Tensor,
@@ -39,16 +66,14 @@ def pgd(
     same ones or fresh ones. classifier: [N, C, H, W] -> [L, N, K]; a module is run in eval mode with its parameters
     frozen, and left as it was. Source: Salman et al. (NeurIPS 2019), section 2.2; Jeong et al. (NeurIPS 2021).
     """
-    point = images
-    yield point
-    for _ in range(steps):
-        with frozen(classifier):
-            point = point.detach().requires_grad_()
-            loss = smoothed_loss(noisy_logits(classifier, point, noises()), labels)
-            (gradient,) = torch.autograd.grad(loss, point)
-        point = point.detach() + step_size * gradient / (l2_norms(gradient) + 1e-8)
-        point = project(images, point, max_norm).clamp(0, 1)
-        yield point
+
+    def loss(point: Tensor) -> Tensor:
+        return smoothed_loss(noisy_logits(classifier, point, noises()), labels)
+
+    def constrain(point: Tensor) -> Tensor:
+        return project(images, point, max_norm).clamp(0, 1)
+
+    return ascend(classifier, images, loss, steps, step_size, constrain)
 
 
 @contextlib.contextmanager
@@ -78,6 +103,11 @@ def project(centre: Tensor, point: Tensor, radius: float | None) -> Tensor:
     return centre + offset * (radius / l2_norms(offset).clamp(min=1e-12)).clamp(max=1)
 
 
+def on_sphere(noises: Tensor, norms: Tensor) -> Tensor:
+    """Each noise [..., C, H, W] scaled to its L2 norm [..., 1, 1, 1]: on the sphere around 0, where it was drawn."""
+    return noises * norms / (l2_norms(noises) + 1e-8)
+
+
 def l2_norms(images: Tensor) -> Tensor:
-    """The L2 norm of each image: [B, C, H, W] -> [B, 1, 1, 1]."""
-    return torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)
+    """The L2 norm of each image or noise: [..., C, H, W] -> [..., 1, 1, 1]."""
+    return torch.linalg.vector_norm(images, dim=(-3, -2, -1), keepdim=True)

@@ -3,10 +3,12 @@
 import math
 from argparse import ArgumentParser
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from spacte.data.splits import Split
 from spacte.train.settings import Recipe
 from spacte.train.teaching import CircularLoss, pace_threshold
 
@@ -17,7 +19,12 @@ class Objective:
 
     images [B, C, H, W] in [0, 1], labels [B], epoch from 1; the loss and every part are scalars on their device. A
     subclass is a dataclass: its own fields are its settings, each set by the flag of that name from `add_flags`.
+
+    A defence that looks at the training split has three more hooks, each of which does nothing here: `targets` before
+    the training, `sampling_weights` before each epoch, and `state` with `restore` for what a resumed run must know.
     """
+
+    places: ClassVar[tuple[str, ...]] = ()  # the settings that say where something lies: a resumed run may change them
 
     recipe: Recipe
     num_classes: int
@@ -40,7 +47,34 @@ class Objective:
         """What the run's name has of this defence's settings, behind the recipe's."""
         return ""
 
-    def __call__(self, classifier, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def mini_batches(self) -> int:
+        """Into how many mini-batches a batch is split, an optimiser step each: m, so that a step sees `batch_size`
+        noisy images.
+        """
+        return self.recipe.num_noise_vec
+
+    def targets(self, split: Split) -> Tensor | None:
+        """What the loss needs of each training image beside its label, [n, ...]: the rows of a mini-batch's images are
+        then the fifth argument of the call. Asked once, in every process, before anything is trained or written.
+        """
+
+    def sampling_weights(self, epoch: int, classifier: nn.Sequential, split: Split) -> Tensor | None:
+        """Weights [n] >= 0 in proportion to which the epoch draws n training images, with replacement.
+
+        An image of weight 0 is left out; None draws each image once. Asked before every epoch, in every process, all of
+        which must return the same: what it draws must be a function of the seed, the epoch and the image.
+        """
+
+    def state(self) -> dict:
+        """What a checkpoint holds of the objective: tensors, numbers, strings."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Go on where `state` stands. UserError where the settings are at odds with it."""
+
+    def __call__(
+        self, classifier, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and its parts by name; see the class."""
         raise NotImplementedError
 

@@ -1,9 +1,9 @@
 """A classifier in training: steps, epochs, evaluation, state.
 
-A batch of `batch_size` images is split into m mini-batches, each repeated m times with fresh noise: m optimiser
-steps of `batch_size` noisy images. Under torchrun each process takes its part of every mini-batch
-(DistributedDataParallel); BatchNorm's statistics are then each process's own within an epoch and the main process's
-after it.
+A batch of `batch_size` images is split into m mini-batches (or as many as the objective says), each repeated m times
+with fresh noise: m optimiser steps of `batch_size` noisy images. Under torchrun each process takes its part of every
+mini-batch (DistributedDataParallel); BatchNorm's statistics are then each process's own within an epoch and the main
+process's after it.
 """
 
 import time
@@ -36,13 +36,14 @@ class Trainer:
     ):  # fmt: skip
         self.recipe, self.device, self.objective = recipe, device, objective
         self.train_split, self.test_split = train_split, test_split
-        # fewer images cannot fill m mini-batches, nor give BatchNorm two values to compare
-        self.smallest = max(2, recipe.num_noise_vec) * get_world_size()
-        self.steps = train_split.num_batches(recipe.batch_size, self.smallest) * recipe.num_noise_vec
+        self.parts = objective.mini_batches()
+        # fewer images cannot fill the mini-batches, nor give BatchNorm two values to compare
+        self.smallest = max(2, self.parts) * get_world_size()
+        self.steps = train_split.num_batches(recipe.batch_size, self.smallest) * self.parts
         if min(recipe.batch_size, len(train_split)) < self.smallest:
             raise UserError(
                 f"--batch_size {recipe.batch_size} of {len(train_split)} training images: both must be at least "
-                f"{self.smallest}, for {recipe.num_noise_vec} mini-batches in each of {get_world_size()} processes"
+                f"{self.smallest}, for {self.parts} mini-batches in each of {get_world_size()} processes"
             )
         classifier.to(device, memory_format=torch.channels_last)
         classifier.forward = autocast(device, recipe.precision)(classifier.forward)
@@ -59,6 +60,7 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_step_size, recipe.gamma)
         self.epoch = 0  # epochs done
+        self.targets: Tensor | None = None  # what the objective needs of each training image beside its label
         self.fingerprint = train_split.fingerprint()
         torch.manual_seed(derived_seed("process", recipe.seed, get_rank()))
 
@@ -73,7 +75,7 @@ class Trainer:
             "data_sha256": self.fingerprint,
             "rng": all_gather_object(rng_state(self.device)),
             "versions": package_versions(),
-        }
+        } | ({"objective": state} if (state := self.objective.state()) else {})
 
     def restore(self, contents: dict) -> None:
         """Go on where `contents`, from `state`, stands. UserError where its data set is another."""
@@ -84,11 +86,18 @@ class Trainer:
         self.optimizer.load_state_dict(contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
         self.epoch = contents["epoch"]
+        self.objective.restore(contents.get("objective", {}))
         states = contents["rng"]
         if len(states) == get_world_size() and self.device.type in states[get_rank()]:
             restore_rng_state(states[get_rank()])
         else:  # other processes or another device: fresh draws, again a function of the seed
             torch.manual_seed(derived_seed("resumed", self.recipe.seed, self.epoch, get_rank()))
+
+    def prepare(self) -> None:
+        """Ask the objective for its targets; nothing that this draws moves the training's draws."""
+        states = rng_state(self.device)
+        self.targets = self.objective.targets(self.train_split)
+        restore_rng_state(states)
 
     def epochs(self) -> Iterator[dict]:
         """Train to the last epoch; yields each epoch's figures by name."""
@@ -111,15 +120,18 @@ class Trainer:
 
     def _train_epoch(self, bar: tqdm) -> dict:
         recipe, epoch = self.recipe, self.epoch + 1
-        self.classifier.train()
         started = time.monotonic()
+        weights = self.objective.sampling_weights(epoch, unwrapped(self.classifier), self.train_split)
+        self.classifier.train()
         learning_rate, pace = self.scheduler.get_last_lr()[0], self.objective.threshold(epoch)
         order = torch.Generator().manual_seed(derived_seed("order", recipe.seed, epoch))  # the same in every process
         meter, rates = LossMeter(epoch), {"lr": learning_rate, "lambda": f"{pace:.3f}"}
-        for images, labels in self.train_split.batches(recipe.batch_size, order, self.smallest):
-            for part in range(recipe.num_noise_vec):
-                mine = slice(part, None, recipe.num_noise_vec)
-                meter.add(self.step(images[mine], labels[mine], epoch), len(labels[mine]))
+        batches = self.train_split.batches(recipe.batch_size, order, self.smallest, weights, self.targets)
+        for images, labels, *targets in batches:
+            for part in range(self.parts):
+                mine = slice(part, None, self.parts)
+                parts = self.step(images[mine], labels[mine], epoch, *(rows[mine] for rows in targets))
+                meter.add(parts, len(labels[mine]))
                 if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
                     meter.flush()
                     bar.set_postfix({"loss": f"{meter.means()['loss']:.3f}"} | rates)
@@ -141,9 +153,9 @@ class Trainer:
             "images_per_second": meter.images / seconds,
         }
 
-    def step(self, images: Tensor, labels: Tensor, epoch: int) -> dict[str, Tensor]:
+    def step(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """One optimiser step on a mini-batch; returns the loss's parts on the device, without waiting for them."""
-        loss, parts = self.objective(self.classifier, images, labels, epoch)
+        loss, parts = self.objective(self.classifier, images, labels, epoch, *targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -21,24 +21,26 @@ from spacte.train.trainer import Trainer
 from spacte.utils import UserError, source_state
 
 
-def main(objective_type: type[Objective], description: str, lbdlast: float) -> None:
-    """The command line of a defence's train.py; `lbdlast` is its default pace."""
+def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults) -> None:
+    """The command line of a defence's train.py; `lbdlast` is its default pace, `defaults` are its other ones that
+    differ from a Recipe's.
+    """
 
     def command() -> None:
-        recipe, place, own = parse(objective_type, description, lbdlast)
+        recipe, place, own = parse(objective_type, description, lbdlast, **defaults)
         train(objective_type, recipe, place, own)
 
     cli.run(command)
 
 
 def parse(
-    objective_type: type[Objective], description: str, lbdlast: float, flags: list[str] | None = None
+    objective_type: type[Objective], description: str, lbdlast: float, flags: list[str] | None = None, **defaults
 ) -> tuple[Recipe, Place, dict]:
     """The settings that the flags (None: the command line's) name: recipe, place and the defence's own."""
     parser = cli.Parser(description)
     add_recipe_flags(parser, lbdlast)
     objective_type.add_flags(parser)
-    parser.set_defaults(**objective_type.own_defaults())
+    parser.set_defaults(**objective_type.own_defaults() | defaults)
     add_place_flags(parser)
     args = parser.parse_args(flags)
     own = {name: getattr(args, name) for name in objective_type.own_defaults()}
@@ -51,13 +53,13 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     `own` are the objective's own settings. Raises UserError before anything is written where a setting, file or folder
     is wrong, and RunError with the epoch, the step and every part where the loss is not finite.
     """
-    if recipe.batch_size < recipe.num_noise_vec:
-        raise UserError(f"--batch_size {recipe.batch_size} is smaller than --num_noise_vec {recipe.num_noise_vec}")
     init_distributed()
     device = select_device(place.device, recipe.compile)
     recipe = dataclasses.replace(recipe, precision=select_precision(recipe.precision, device))
     train_split, test_split = _open_splits(recipe, place, device)
     objective = objective_type(recipe, train_split.spec.num_classes, **own)
+    if recipe.batch_size < objective.mini_batches():
+        raise UserError(f"--batch_size {recipe.batch_size} is smaller than --num_noise_vec {recipe.num_noise_vec}")
     run = recipe.name + objective.run_suffix() + recipe.variant
     paths = RunPaths.of(recipe, place, run)
     settings = dataclasses.asdict(recipe) | own
@@ -72,6 +74,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if is_main_process():
             print(f"{paths.checkpoint(recipe.epochs)} is the last epoch: nothing is left to do")
         return
+    trainer.prepare()
     broadcast_object(paths.make_folders)
     log = RunLog(paths, trainer.epoch, recipe.epochs) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
@@ -130,7 +133,7 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
         raise UserError(f"the run in '{paths.checkpoints}' was trained by {there}, not by {defence}")
     known = cli.defaults_of(Recipe) | objective.own_defaults() | contents["args"]
     for name, value in settings.items():
-        if known[name] != value:
+        if name not in objective.places and known[name] != value:
             raise UserError(
                 f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} {known[name]}"
             )

@@ -1,0 +1,1 @@
+../certify_mhead.py

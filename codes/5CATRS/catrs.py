@@ -1,0 +1,44 @@
+"""CAT-RS's attack: noise under which the heads leave the soft votes (Jeong et al., AAAI 2023)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spacte.model.noisy import ascend, noisy_logits, project
+
+
+def attack(classifier, images: Tensor, noises: Tensor, soft_votes: Tensor, steps: int, max_norm: float) -> Tensor:
+    """Noises [m, B, C, H, W], each moved so that the heads' predictions diverge from the soft votes.
+
+    J = sum_i mean_h mean_j KL(soft_votes_i || softmax z_h(x_i + noise_ji)). Each of `steps` steps goes 2 max_norm /
+    steps in L2 along its gradient, for each noise by itself, then into the ball of radius max_norm around the drawn
+    noise, and then gets the drawn noise's mean and, about, its scale: the centred noise is divided by its uncentred
+    root mean square and multiplied by the drawn one's, as in the authors' code. It may so leave the ball again.
+
+    classifier: [N, C, H, W] -> [L, N, K], run in eval mode and left as it was, its parameters without gradient;
+    images [B, C, H, W], soft_votes [B, K] in rows that sum to 1. Source: arXiv 2212.09000.
+    """
+    mean, scale = _mean(noises), _root_mean_square(noises)
+
+    def loss(point: Tensor) -> Tensor:
+        return divergences(noisy_logits(classifier, images, point), soft_votes).mean((0, 1)).sum()
+
+    def constrain(point: Tensor) -> Tensor:
+        point = project(noises, point, max_norm)
+        return mean + (point - _mean(point)) / _root_mean_square(point) * scale
+
+    *_, adversary = ascend(classifier, noises, loss, steps, 2 * max_norm / steps, constrain)
+    return adversary
+
+
+def divergences(logits: Tensor, soft_votes: Tensor) -> Tensor:
+    """KL(soft_votes_i || softmax z[h,j,i]), with 0 log 0 = 0: logits [L, m, B, K], soft_votes [B, K] -> [L, m, B]."""
+    return F.kl_div(F.log_softmax(logits, -1), soft_votes.expand_as(logits), reduction="none").sum(-1)
+
+
+def _mean(noises: Tensor) -> Tensor:
+    return noises.mean((-3, -2, -1), keepdim=True)
+
+
+def _root_mean_square(noises: Tensor) -> Tensor:
+    return torch.sqrt(noises.square().mean((-3, -2, -1), keepdim=True))

@@ -1,0 +1,57 @@
+"""The soft votes of a pretrained smoothed classifier on the training images, counted once and kept in files."""
+
+import json
+
+import torch
+from torch import Tensor
+
+from spacte.certify.evaluation import Evaluation
+from spacte.certify.predict import PredictPlan
+from spacte.certify.settings import ClassifierSettings
+from spacte.certify.writer import RunWriter
+from spacte.data.splits import Split
+from spacte.distributed import broadcast_object, get_world_size, is_main_process
+from spacte.logs.runfiles import RunFiles, config_differences
+from spacte.logs.votes import read_counts, read_text
+from spacte.train.settings import Recipe
+from spacte.utils import UserError
+
+_ALPHA = 0.001  # of the predictions in the log beside the votes
+
+
+def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: Recipe) -> Tensor:
+    """A pretrained smoothed classifier's share of votes for each class on each image of the split, [n, K].
+
+    A prediction run (spacte.certify.predict) over the images as `split[idx]` gives them, not augmented (ImageNet's are:
+    they are read so), with the noise that the network was trained with. It leaves
+    `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count goes on after its last
+    image, and what is counted is read. The votes do not depend on the training run's seed, so that other runs share
+    them.
+
+    Raises UserError where the checkpoint is of other data or classes, or the files are of another network, split or
+    number of draws; then nothing is written.
+    """
+    device = split.device.type if get_world_size() > 1 else str(split.device)
+    settings = ClassifierSettings((pretrained,), dataset=recipe.dataset, device=device, precision=recipe.precision)
+    evaluation = Evaluation.load(settings, draws, split)
+    plan = PredictPlan({"kind": "votes", **evaluation.config, "N": draws, "alpha": _ALPHA})
+    files = RunFiles(evaluation.folder(folder, "votes") / f"{evaluation.run_name}-votes-{draws}.log")
+    if not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
+        if is_main_process():
+            print(f"counting the pretrained network's votes: {files.counts}")
+        with RunWriter(files, plan, evaluation.about(settings), list(range(len(split)))) as writer:
+            for counts in evaluation.sample("votes", writer.missing, plan.draws):
+                writer.write(counts)
+    counted = broadcast_object(lambda: read_counts(files.counts))  # in the order of the images
+    votes = torch.stack([torch.from_numpy(counts.estimation[-1]) for counts in counted])
+    return votes.float() / draws
+
+
+def _is_complete(files: RunFiles, config: dict, images: int) -> bool:
+    """Whether all images are counted. UserError where some were counted with another configuration."""
+    if not files.json.exists():
+        return False
+    differences = config_differences(files.read_json()["config"], json.loads(json.dumps(config)))
+    if differences:
+        raise UserError(f"the votes '{files.counts}' are others: {differences}; give another --votes_dir")
+    return read_text(files.counts).count("\n") == images

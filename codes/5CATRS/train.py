@@ -1,0 +1,96 @@
+"""Train a multi-head network with circular teaching and confidence-aware training (Jeong et al., AAAI 2023).
+
+It needs a network that 0Gaussian has trained, in the paper with sigma 0.25 and one head, whatever the sigma here:
+
+    python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.5 --num_heads 5 --lbdlast 1.6 --lbd 1 \\
+        --pretrained_model ../0Gaussian/save/CIFAR10/R110/noise-0.25/h-1-eps-0.8-m-2-lbdlast-1.2/epoch150.pth
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from catrs import attack
+from circular_teaching import ct_loss
+from soft_votes import soft_votes
+from spacte.cli import image_norm, non_negative_float, positive_int
+from spacte.model.noisy import noisy_logits
+from spacte.train import training
+from spacte.train.objective import Objective, loss_dict, unwrapped
+from spacte.utils import UserError, sha256
+
+_FEWEST_VOTES = 100
+
+
+@dataclass
+class CATRS(Objective):
+    """low + lbd * high + L_cos: easy noise where the network is not sure of an image, the worst noise where it is."""
+
+    places: ClassVar = ("pretrained_model", "votes_dir")
+
+    pretrained_model: str | None = None
+    num_votes: int = 10_000
+    votes_dir: str = "./votes"
+    epsilon: float = 1.0
+    num_steps: int = 4
+    lbd: float = 0.5
+    confidence_mask: bool = False
+
+    @staticmethod
+    def add_flags(parser):
+        """The flags of this defence alone."""
+        add = parser.add_argument
+        add("--pretrained_model", help="checkpoint: its smoothed classifier's votes on the training images are learnt")
+        add("--num_votes", type=positive_int, help=f"its votes an image, at least {_FEWEST_VOTES}")
+        add("--votes_dir", help="the votes: <votes_dir>/<dataset>/<arch>/noise-<sd>/votes/; runs share them")
+        add("--epsilon", type=image_norm, help="L2 bound on the attack, in units of [0, 1]; the authors' 256 is 1")
+        add("--num_steps", type=positive_int, help="attack steps, of length 2 epsilon / num_steps")
+        add("--lbd", type=non_negative_float, help="weight of the loss on adversarial noise")
+        confidence = "the pretrained network, not the head itself, says of how many noises an image learns"
+        add("--confidence_mask", action="store_true", help=confidence)
+
+    def __post_init__(self):
+        """UserError where the votes are too few."""
+        if self.num_votes < _FEWEST_VOTES:
+            raise UserError(f"--num_votes {self.num_votes}: soft votes need at least {_FEWEST_VOTES}")
+        self.votes_of = None  # the SHA-256 of the pretrained checkpoint
+
+    def run_suffix(self):
+        """The attack, the weight of its loss, and who is asked for the confidence."""
+        attack = f"-epsilon-{self.epsilon}-steps-{self.num_steps}"
+        return f"{attack}-lbd-{self.lbd}" + "-confidence-mask" * self.confidence_mask
+
+    def targets(self, split):
+        """The pretrained network's soft votes on the training images, [n, K]."""
+        if self.pretrained_model is None:
+            raise UserError("CAT-RS needs --pretrained_model: a checkpoint of 0Gaussian, in the paper of sigma 0.25")
+        path = Path(self.pretrained_model)
+        if self.votes_of and path.is_file() and sha256(path) != self.votes_of:
+            raise UserError(f"--pretrained_model '{path}' is not the network that the run began with")
+        votes = soft_votes(self.pretrained_model, self.num_votes, self.votes_dir, split, self.recipe)
+        self.votes_of = sha256(path)
+        return votes.to(split.device)
+
+    def state(self):
+        """Which pretrained network has voted."""
+        return {"votes_of": self.votes_of}
+
+    def restore(self, state):
+        """See `state`; `targets` compares."""
+        self.votes_of = state["votes_of"]
+
+    def __call__(self, classifier, images, labels, epoch, soft_votes):
+        """The loss and its parts; see Objective. `soft_votes` [B, K] are the rows of `targets`."""
+        noises = self.draw_noises(images)  # [m, B, C, H, W]
+        logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
+        adversary = attack(unwrapped(classifier), images, noises, soft_votes, self.num_steps, self.epsilon)
+        loss = ct_loss(
+            logits, noisy_logits(classifier, images, adversary), labels, soft_votes,
+            self.threshold(epoch), self.recipe.eps, self.lbd, self.confidence_mask,
+        )  # fmt: skip
+        cos = self.cosine_loss(classifier)
+        return loss.total + cos, loss_dict(loss, cos=cos, low=loss.low, high=loss.high, mask=loss.mask)
+
+
+if __name__ == "__main__":
+    training.main(CATRS, __doc__, lbdlast=1.6, num_noise_vec=4)

@@ -1,0 +1,111 @@
+"""Train a multi-head network with circular teaching on what counts for the ACR (Sun et al., ICML 2025).
+
+    python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.5 --num_heads 5 --lbdlast 1.6 \\
+        --ds_epoch 70 --ds_threshold 0.4 --attack_steps 6 --epsilon 0.25
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from attack import attack
+from circular_teaching import ct_loss
+from sampling import kept, weights
+from spacte.cli import image_norm, non_negative_int, positive_int, probability
+from spacte.model.frozen import freeze
+from spacte.model.noisy import noisy_logits
+from spacte.smooth.core_mhead import Smooth
+from spacte.smooth.split_votes import split_votes
+from spacte.train import training
+from spacte.train.objective import Objective, loss_dict, unwrapped
+from spacte.utils import RunError, UserError
+
+
+@dataclass
+class ACRWeakness(Objective):
+    """L_ce + L_cos, and after `ds_epoch` epochs: on adversarial noise, without the images that the smoothed ensemble
+    mostly gets wrong, and more often on those that it is sure of.
+    """
+
+    ds_epoch: int = 60
+    ds_threshold: float = 0.5
+    num_noise_ds: int = 100
+    dataset_weight_epoch: int = 10
+    num_noise_dataset_weight: int = 16
+    attack_steps: int = 3
+    epsilon: float = 0.25
+
+    @staticmethod
+    def add_flags(parser):
+        """The flags of this defence alone."""
+        add = parser.add_argument
+        add("--ds_epoch", type=non_negative_int, help="epochs of plain noise, before images are left out and weighed")
+        add("--ds_threshold", type=probability, help="images with a smaller share of right votes are left out")
+        add("--num_noise_ds", type=positive_int, help="votes an image that decide so")
+        add("--dataset_weight_epoch", type=positive_int, help="epochs after which images are weighed again")
+        add("--num_noise_dataset_weight", type=positive_int, help="votes an image that weigh it")
+        add("--attack_steps", type=non_negative_int, help="most steps that a noise is moved")
+        add("--epsilon", type=image_norm, help="L2 length of such a step, in units of [0, 1]")
+
+    def __post_init__(self):
+        """UserError where images would never be left out, or too few votes weigh them."""
+        if self.ds_epoch >= self.recipe.epochs:
+            last = self.recipe.epochs - 1
+            raise UserError(f"--ds_epoch {self.ds_epoch} is never over: it must lie in 0..{last}, below --epochs")
+        weights(np.zeros(1, dtype=int), self.num_noise_dataset_weight)
+        self.weights = None  # [n], 0 for an image that is left out
+
+    def run_suffix(self):
+        """When and which images are left out, and the attack."""
+        return f"-ds-{self.ds_epoch}-{self.ds_threshold}-steps-{self.attack_steps}-epsilon-{self.epsilon}"
+
+    def sampling_weights(self, epoch, classifier, split):
+        """None before `ds_epoch` epochs are done; then images are left out, once, and the others weighed repeatedly."""
+        since = epoch - 1 - self.ds_epoch
+        if since >= 0 and since % self.dataset_weight_epoch == 0:
+            frozen = freeze(classifier, split.device, self.recipe.precision)
+            smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
+            if since == 0:
+                right = self._right_votes(smooth, split, range(len(split)), self.num_noise_ds, epoch)
+                chosen = kept(right, self.num_noise_ds, self.ds_threshold).nonzero()[0].tolist()
+            else:
+                chosen = self.weights.nonzero().flatten().tolist()
+            if not chosen:
+                raise RunError(
+                    f"after {self.ds_epoch} epochs no training image has a share {self.ds_threshold} of right votes: "
+                    "give a smaller --ds_threshold or a later --ds_epoch"
+                )
+            right = self._right_votes(smooth, split, chosen, self.num_noise_dataset_weight, epoch)
+            self.weights = torch.zeros(len(split), dtype=torch.float64)
+            self.weights[chosen] = torch.from_numpy(weights(right, self.num_noise_dataset_weight))
+        return self.weights
+
+    def _right_votes(self, smooth, split, indices, n, epoch):
+        """How many of the ensemble's n votes are right on each of the N images, [N]."""
+        seed = (f"{n} votes", self.recipe.seed, epoch)
+        labels, votes = split_votes(smooth, split, indices, n, seed)
+        return votes[np.arange(len(labels)), -1, labels]
+
+    def state(self):
+        """The weights of the training images."""
+        return {} if self.weights is None else {"weights": self.weights}
+
+    def restore(self, state):
+        """See `state`."""
+        self.weights = state.get("weights")
+
+    def __call__(self, classifier, images, labels, epoch):
+        """The loss and its parts; see Objective."""
+        noises = self.draw_noises(images)  # [m, B, C, H, W]
+        if epoch > self.ds_epoch:
+            noises = attack(unwrapped(classifier), images, labels, noises, self.attack_steps, self.epsilon)
+        logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
+        loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps)
+        cos = self.cosine_loss(classifier)
+        share = torch.ones(()) if self.weights is None else (self.weights > 0).float().mean()
+        return loss.total + cos, loss_dict(loss, cos=cos, kept=share.to(images.device))
+
+
+if __name__ == "__main__":
+    training.main(ACRWeakness, __doc__, lbdlast=1.6, num_noise_vec=4)

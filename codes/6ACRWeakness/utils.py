@@ -1,0 +1,1 @@
+../spacte/utils.py

@@ -1,0 +1,1 @@
+../spacte/smooth/core_mhead.py

@@ -1,0 +1,40 @@
+"""Train a multi-head network with circular teaching and stability training (Li et al., NeurIPS 2019).
+
+python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --lbdlast 1.2 --lbd 2
+"""
+
+from dataclasses import dataclass
+
+from circular_teaching import ct_loss
+from spacte.cli import non_negative_float
+from spacte.model.noisy import noisy_logits
+from spacte.train import training
+from spacte.train.objective import Objective, loss_dict
+
+
+@dataclass
+class Stability(Objective):
+    """L_ce on the clean images + L_cos + lbd * the soft cross-entropy between clean and noisy predictions."""
+
+    lbd: float = 2.0
+
+    @staticmethod
+    def add_flags(parser):
+        """The flags of this defence alone."""
+        parser.add_argument("--lbd", type=non_negative_float, help="weight of the stability term")
+
+    def run_suffix(self):
+        """The weight of the stability term."""
+        return f"-lbd-{self.lbd}"
+
+    def __call__(self, classifier, images, labels, epoch):
+        """The loss and its parts; see Objective."""
+        clean = classifier(images).float()  # [L, B, K]; a pass of its own: BatchNorm sees clean and noisy images apart
+        noisy = noisy_logits(classifier, images, self.draw_noises(images))  # [L, m, B, K]
+        loss = ct_loss(clean, noisy, labels, self.threshold(epoch), self.recipe.eps, self.lbd)
+        cos = self.cosine_loss(classifier)
+        return loss.total + cos, loss_dict(loss, cos=cos, stability=loss.stability)
+
+
+if __name__ == "__main__":
+    training.main(Stability, __doc__, lbdlast=1.2, num_noise_vec=1)

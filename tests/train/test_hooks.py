@@ -1,0 +1,222 @@
+"""What a defence asks of the training split: votes that choose and weigh images, votes that are learnt."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from children import Children
+from conftest import TINY, load_module
+from test_bad_input import is_one_line, written
+
+from spacte.data.sources import open_split
+from spacte.logs.votes import read_counts
+from spacte.model import build_classifier
+from spacte.model.checkpoint import load_classifier
+from spacte.model.frozen import freeze
+from spacte.smooth.core_mhead import Smooth
+from spacte.smooth.split_votes import split_votes
+from spacte.train.training import parse
+from spacte.utils import RunError, derived_seed
+
+CPU = torch.device("cpu")
+SMALL = (*TINY, "--train_images", 200, "--num_noise_vec", 2)
+
+
+def acrweakness(*flags):
+    kind = load_module("6ACRWeakness", "train").ACRWeakness
+    recipe, _, own = parse(kind, "", 1.6, [str(flag) for flag in (*SMALL, "--num_heads", 3, *flags)])
+    return kind(recipe, 10, **own)
+
+
+@pytest.fixture
+def network(digits_models):
+    """A network of three heads, trained on digits for a few epochs."""
+    return load_classifier(digits_models[0]).classifier
+
+
+@pytest.fixture
+def split():
+    digits = open_split("digits", "", True, CPU)
+    digits.keep_first_of_each_class(200)
+    return digits
+
+
+def test_split_votes_are_smooths(network, split):
+    """Whatever else is in the batch; the labels are the split's."""
+    smooth = Smooth(freeze(network, CPU, batch_size=50), 10, 0.5)
+    labels, votes = split_votes(smooth, split, [7, 3, 150], 30, ("test", 5), 50)
+    assert labels.tolist() == [split[idx][1] for idx in (7, 3, 150)] and votes.shape == (3, 4, 10)
+    for idx, row in zip((7, 3, 150), votes, strict=True):
+        generator = torch.Generator().manual_seed(derived_seed("test", 5, idx))
+        np.testing.assert_array_equal(row, smooth.count_votes(split[idx][0], 30, 50, generator))
+
+
+def test_acrweakness_leaves_images_out_once_and_weighs_the_others_again(network, split):
+    """What stays is what the smoothed ensemble gets right often enough; weighing again does not change who stays."""
+    objective = acrweakness("--epochs", 9, "--ds_epoch", 2, "--dataset_weight_epoch", 3, "--ds_threshold", 0.5)
+    weights = [objective.sampling_weights(epoch, network, split) for epoch in range(1, 10)]
+    assert weights[0] is None and weights[1] is None
+    out = [(weight == 0).numpy() for weight in weights[2:]]
+    assert 0 < out[0].sum() < 200 and all((out[0] == one).all() for one in out)
+    changed = [not torch.equal(*pair) for pair in itertools.pairwise(weights[2:])]
+    assert changed == [False, False, True, False, False, True]
+
+    smooth = Smooth(freeze(network, CPU, batch_size=100), 10, 0.5)
+    share = np.array([smooth.count_votes(split[idx][0], 100, 100)[-1, split[idx][1]] / 100 for idx in range(200)])
+    assert share[out[0]].mean() < 0.5 < share[~out[0]].mean() and np.corrcoef(share, ~out[0])[0, 1] > 0.7
+    again = acrweakness("--epochs", 9, "--ds_epoch", 2, "--dataset_weight_epoch", 3, "--ds_threshold", 0.5)
+    assert torch.equal(again.sampling_weights(3, network, split), weights[2])
+    again.restore(objective.state())  # of the last epoch; epoch 7 weighs nothing itself
+    assert torch.equal(again.sampling_weights(7, network, split), weights[8])
+
+
+def test_acrweakness_moves_noise_only_after_images_are_left_out(network, monkeypatch):
+    objective = acrweakness("--epochs", 9, "--ds_epoch", 2)
+    calls = []
+    monkeypatch.setitem(objective.__call__.__globals__, "attack", lambda *args: calls.append(args[-2:]) or args[3])
+    for epoch in (1, 2, 3):
+        objective(network, torch.rand(4, 1, 8, 8), torch.arange(4), epoch)
+    assert calls == [(3, 0.25)]
+
+
+def test_where_no_image_is_right_often_enough_the_run_stops(split):
+    objective = acrweakness("--epochs", 9, "--ds_epoch", 0, "--ds_threshold", 1.0)
+    with pytest.raises(RunError, match=r"after 0 epochs no training image has a share 1.0 of right votes"):
+        objective.sampling_weights(1, build_classifier("R8", "digits", 1), split)
+
+
+def test_two_processes_weigh_images_as_one_does(tmp_path):
+    """The weights that the main process saved are those that one process gets from the same network."""
+    flags = ("6ACRWeakness/train.py", *SMALL, "--num_heads", 2, "--epochs", 2, "--save_freq", 1, "--lr_init", 0.02)
+    flags += ("--ds_epoch", 1, "--ds_threshold", 0.05, "--attack_steps", 1)
+    with Children(tmp_path, *flags, world=2) as children:
+        assert children.exit_codes() == [0, 0]
+    first, second = (next((tmp_path / "save").rglob(f"epoch{epoch}.pth")) for epoch in (1, 2))
+    saved = torch.load(second, weights_only=True)["objective"]["weights"]
+    digits = open_split("digits", "", True, CPU)
+    digits.keep_first_of_each_class(200)
+    objective = acrweakness("--num_heads", 2, "--epochs", 2, "--ds_epoch", 1, "--ds_threshold", 0.05)
+    assert torch.equal(objective.sampling_weights(2, load_classifier(first).classifier, digits), saved)
+    assert 0 < int((saved > 0).sum()) <= 200
+
+
+# --- the soft votes of CAT-RS ---
+
+
+@pytest.fixture
+def catrs(script, digits_models, tmp_path):
+    """Train CAT-RS for an epoch into a folder of its own: catrs("first", *flags) -> exit code, stdout, stderr."""
+
+    def run(folder, *flags, model=digits_models[1]):
+        where = [part for kind in ("save", "logs", "runs") for part in (f"--{kind}_dir", tmp_path / folder / kind)]
+        own = ("--num_steps", 1, "--num_votes", 100, "--num_heads", 1, "--epochs", 1)
+        model = () if model is None else ("--pretrained_model", model)
+        return script("5CATRS/train.py", *SMALL, *own, *model, *where, *flags)
+
+    return run
+
+
+def votes_file(tmp_path):
+    (path,) = (tmp_path / "votes").rglob("*-counts.jsonl")
+    return path
+
+
+def test_soft_votes_are_counted_once_resumed_and_shared(catrs, tmp_path, digits_models, split):
+    """They are the smoothed pretrained network's; a count that was interrupted ends with the same ones."""
+    code, out, err = catrs("first")
+    assert code == 0 and "counting the pretrained network's votes" in out, err
+    path = votes_file(tmp_path)
+    whole = [(one.idx, one.label, one.estimation.tolist()) for one in read_counts(path)]
+    assert [idx for idx, *_ in whole] == list(range(200))
+    assert all(np.sum(votes) == 100 for *_, votes in whole)
+    assert json.loads(path.with_name(path.name.replace("-counts.jsonl", ".json")).read_text())["config"]["N"] == 100
+    right = np.mean([votes[-1][label] for _, label, votes in whole]) / 100
+    smooth = Smooth(freeze(load_classifier(digits_models[1]).classifier, CPU, batch_size=100), 10, 0.5)
+    fresh = [smooth.count_votes(split[idx][0], 100, 100)[-1, split[idx][1]] / 100 for idx in range(200)]
+    assert abs(right - np.mean(fresh)) < 6 * 0.5 / 20_000**0.5 * 2**0.5
+
+    before = path.read_bytes()
+    code, out, err = catrs("second", "--seed", 1)
+    assert code == 0 and "counting" not in out and path.read_bytes() == before, err
+
+    lines = before.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:90]) + lines[90][:20])
+    log = path.with_name(path.name.replace("-counts.jsonl", ".log"))
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:80]))
+    code, out, err = catrs("third")
+    assert code == 0 and "counting" in out, err
+    assert [(one.idx, one.label, one.estimation.tolist()) for one in read_counts(path)] == whole
+    logs = [next((tmp_path / folder / "logs").rglob("*-train.log")) for folder in ("first", "third")]
+    first, third = (pd.read_csv(log, sep="\t").drop(columns="images_per_second") for log in logs)
+    pd.testing.assert_frame_equal(first, third)  # the votes that were there or not move no draw of the training
+
+
+def test_two_processes_count_the_votes_that_one_does(catrs, tmp_path, digits_models):
+    assert catrs("first")[0] == 0
+    one = [(counts.idx, counts.estimation.tolist()) for counts in read_counts(votes_file(tmp_path))]
+    flags = ("5CATRS/train.py", *SMALL, "--num_steps", 1, "--num_votes", 100, "--num_heads", 1, "--epochs", 1)
+    flags += ("--pretrained_model", digits_models[1], "--save_dir", "two")
+    (tmp_path / "votes").rename(tmp_path / "votes-of-one")
+    with Children(tmp_path, *flags, world=2) as children:
+        assert children.exit_codes() == [0, 0]
+    assert [(counts.idx, counts.estimation.tolist()) for counts in read_counts(votes_file(tmp_path))] == one
+
+
+def test_a_pretrained_network_that_does_not_fit(catrs, tmp_path, digits_models):
+    is_one_line(*catrs("x", model=None)[::2], "CAT-RS needs --pretrained_model: a checkpoint of 0Gaussian")
+    is_one_line(*catrs("x", model="no.pth")[::2], "there is no checkpoint 'no.pth'")
+    contents = torch.load(digits_models[1], weights_only=True)
+    other = tmp_path / "other.pth"
+    torch.save(contents | {"args": contents["args"] | {"dataset": "MNIST"}}, other)
+    is_one_line(*catrs("x", model=other)[::2], "--dataset digits contradicts checkpoint")
+    torch.save(contents | {"data": contents["data"] | {"class_names": ("a", "b")}}, other)
+    is_one_line(*catrs("x", model=other)[::2], "was trained on images of other sizes or classes")
+    assert written(tmp_path) == [other]
+
+
+def test_votes_that_are_others(catrs, tmp_path, digits_models):
+    """Of another split, and of another network that has the same name; a resumed run keeps to its network."""
+    assert catrs("first")[0] == 0
+    is_one_line(*catrs("x", "--train_images", 300)[::2], "are others: data_sha256 (")
+    contents = torch.load(digits_models[1], weights_only=True)
+    contents["state_dict"]["1.conv1.weight"] += 0.01
+    torch.save(contents, tmp_path / "other.pth")
+    is_one_line(*catrs("x", model=tmp_path / "other.pth")[::2], "are others: checkpoint_sha256 (")
+    for checkpoint in (tmp_path / "first/save").rglob("epoch1.pth"):
+        contents = torch.load(checkpoint, weights_only=True)
+        torch.save(contents | {"args": contents["args"] | {"epochs": 2}}, checkpoint)
+    flags = ("--resume", "--epochs", 2, "--votes_dir", tmp_path / "elsewhere")
+    code, _, err = catrs("first", *flags, model=tmp_path / "other.pth")
+    is_one_line(code, err, "is not the network that the run began with")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+# --- what is refused at once ---
+
+
+@pytest.mark.parametrize(
+    ("defence", "flags", "message"),
+    [
+        ("3SmoothAdv", ("--epsilon", 256), "--epsilon: '256' must be above 0 and below 64, in units of [0, 1]"),
+        ("3SmoothAdv", ("--num_steps", 0), "--num_steps: '0' must be"),
+        ("4MACER", ("--margin", 0), "--margin: '0' must be"),
+        ("4MACER", ("--batch_size", 1), "--batch_size 1 of 200 training images: both must be at least 2"),
+        ("5CATRS", ("--num_votes", 99), "--num_votes 99: soft votes need at least 100"),
+        ("5CATRS", ("--batch_size", 3), "--batch_size 3 is smaller than --num_noise_vec 4"),
+        ("6ACRWeakness", ("--epochs", 40), "--ds_epoch 60 is never over: it must lie in 0..39, below --epochs"),
+        (
+            "6ACRWeakness",
+            ("--num_noise_dataset_weight", 13),
+            "13 is too few to weigh images: choose 12 or at least 14",
+        ),
+        ("6ACRWeakness", ("--ds_threshold", 1.5), "--ds_threshold: '1.5' must be a number from 0 to 1"),
+        ("7Stability", ("--lbd", -1), "--lbd: '-1' must be"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(script, tmp_path, defence, flags, message):
+    code, _, err = script(f"{defence}/train.py", *TINY, "--train_images", 200, "--num_noise_vec", 4, *flags)
+    is_one_line(code, err, message)
+    assert not written(tmp_path)
