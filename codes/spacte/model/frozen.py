@@ -5,6 +5,7 @@ not depend on how many images share its batch, nothing is compiled twice, and th
 """
 
 import copy
+import functools
 import itertools
 import math
 import sys
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from spacte.model.ensemble import Staged
 
 _CPU_PIXELS = 2**18  # of a pass on the CPU: the fastest of 2^15 to 2^20; R50 at 224x224 then needs 2 GB
 
@@ -48,7 +51,7 @@ class FixedPasses(nn.Module):
     def __init__(self, device: torch.device, batch_size: int, compiled: bool):
         super().__init__()
         self.device, self.most, self.compiled = device, batch_size, compiled
-        self.run = _compiled(self.logits, device) if compiled else self.logits
+        self._functions: dict[tuple, Callable] = {}  # what runs a pass: compiled, or as it is
 
     def logits(self, images: Tensor) -> Tensor:
         """The logits of one pass: [N, C, H, W] -> [L, N, K]."""
@@ -58,22 +61,36 @@ class FixedPasses(nn.Module):
         """Logits of every head: [N, C, H, W] -> [L, N, K]. Where gradients are enabled, in one pass as it is."""
         if torch.is_grad_enabled():
             return self.logits(images)
+        return torch.cat(self.passes(self._whole, images, images, reduce=lambda logits: logits), dim=1)
+
+    def _whole(self, images: Tensor) -> tuple[Tensor]:
+        return (self.logits(images),)
+
+    def passes(
+        self, stage: Callable[..., tuple], inputs: Tensor, images: Tensor, *settings: int, reduce: Callable
+    ) -> list:
+        """What `reduce` makes of each pass of the inputs through `stage`: of logits [L, n, K] and, maybe, [n, ...].
+
+        A pass is as large as for these `images`, whatever the inputs are; the `settings` are the stage's.
+        """
         halved = False
         while True:
             try:
-                logits = [self._pass(part) for part in images.split(self.pass_size(images))]
+                size = self.pass_size(images)
+                parts = inputs.split(size) if len(inputs) else ()
+                found = [reduce(*self._pass(stage, part, size, settings)) for part in parts]
                 break
             except RuntimeError as error:
                 if self.most == 1 or not _memory_is_short(error):
                     raise
             if self.compiled:
                 torch.compiler.reset()  # the graphs hold memory of their own
-                self.run = _compiled(self.logits, self.device)
+                self._functions.clear()
             torch.cuda.empty_cache()
             self.most, halved = (self.most + 1) // 2, True
         if halved:
             print(f"the GPU's memory is short: from here on {self.most} images a pass", file=sys.stderr, flush=True)
-        return torch.cat(logits, dim=1)
+        return found
 
     def pass_size(self, images: Tensor) -> int:
         """How many of these images a pass holds."""
@@ -82,10 +99,15 @@ class FixedPasses(nn.Module):
         pixels = images.shape[-2] * images.shape[-1]
         return math.ceil(self.most / math.ceil(self.most * pixels / _CPU_PIXELS))
 
-    def _pass(self, images: Tensor) -> Tensor:
-        missing = self.pass_size(images) - len(images)
-        padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images
-        return self.run(padded)[:, : len(images)]
+    def _pass(self, stage: Callable, inputs: Tensor, size: int, settings: tuple) -> tuple[Tensor, ...]:
+        missing = size - len(inputs)
+        padded = F.pad(inputs, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else inputs
+        key = (stage.__name__, *settings)
+        if key not in self._functions:
+            function = functools.partial(_call, stage, settings)
+            self._functions[key] = _compiled(function, self.device) if self.compiled else function
+        logits, *others = self._functions[key](padded)
+        return logits[:, : len(inputs)], *(one[: len(inputs)] for one in others)
 
 
 class Frozen(FixedPasses):
@@ -98,8 +120,42 @@ class Frozen(FixedPasses):
 
     def logits(self, images: Tensor) -> Tensor:
         """See FixedPasses."""
-        normalised = self.normalise(images.to(memory_format=torch.channels_last))
-        return self.network(normalised.to(self.dtype))
+        return self.network(self._normalised(images))
+
+    @property
+    def members(self) -> int:
+        """How many can take part in a consensus: the heads."""
+        return len(self.network.heads)
+
+    def staged(self, images: Tensor, first: int, needs_all: Callable[[Tensor], Tensor]) -> Staged:
+        """See Consensus: the other heads see the trunk's features of those images alone, in passes of the same shape.
+
+        The device is waited for once a pass of the first heads.
+        """
+
+        def chosen(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+            """The logits, and the features of the images that need all heads: few are kept."""
+            return logits, features[needs_all(logits)]
+
+        early, features = zip(*self.passes(self._early, images, images, first, reduce=chosen), strict=True)
+        early, features = torch.cat(early, dim=1), torch.cat(features)
+        others = self.passes(self._late, features, images, first, reduce=lambda logits: logits)
+        nothing = early.new_empty(self.members - first, 0, early.shape[-1])
+        return early, needs_all(early).nonzero().flatten(), torch.cat([nothing, *others], dim=1)
+
+    def _early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        features = self.network.trunk(self._normalised(images))
+        return self.network.head_logits(features, slice(first)), features
+
+    def _late(self, features: Tensor, first: int) -> tuple[Tensor]:
+        return (self.network.head_logits(features.to(memory_format=torch.channels_last), slice(first, None)),)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return self.normalise(images.to(memory_format=torch.channels_last)).to(self.dtype)
+
+
+def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...]:
+    return stage(inputs, *settings)
 
 
 def _memory_is_short(error: RuntimeError) -> bool:
@@ -107,14 +163,14 @@ def _memory_is_short(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
 
 
-def _compiled(logits: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """`logits` through torch.compile, with the weights as constants and, on a GPU, as a CUDA graph."""
-    function = torch.compile(logits, dynamic=False, options={"triton.cudagraphs": device.type == "cuda"})
+def _compiled(stage: Callable[[Tensor], tuple], device: torch.device) -> Callable[[Tensor], tuple]:
+    """`stage` through torch.compile, with the weights as constants and, on a GPU, as a CUDA graph."""
+    function = torch.compile(stage, dynamic=False, options={"triton.cudagraphs": device.type == "cuda"})
 
-    def run(images: Tensor) -> Tensor:
+    def run(inputs: Tensor) -> tuple[Tensor, ...]:
         """Compiles when it is called first; each network of an ensemble and each size of a pass for itself."""
         with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=1000):
-            return function(images).clone()  # a CUDA graph writes the next pass to the same place
+            return tuple(one.clone() for one in function(inputs))  # a CUDA graph writes the next pass to the same place
 
     return run
 

@@ -34,11 +34,13 @@ class MultiHeadResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every head: [N, C, H, W] -> [L, N, K]."""
-        features = self.trunk(images)
-        pooled = [_global_average(stage(features)) for stage, _ in self.heads]
-        return torch.stack(
-            [linear(x.to(linear.weight.dtype)) for (_, linear), x in zip(self.heads, pooled, strict=True)]
-        )
+        return self.head_logits(self.trunk(images))
+
+    def head_logits(self, features: Tensor, heads: slice = slice(None)) -> Tensor:
+        """Logits of some heads, of all by default, from the trunk's features: [N, C', H', W'] -> [L, N, K]."""
+        chosen = self.heads[heads]
+        pooled = [_global_average(stage(features)) for stage, _ in chosen]
+        return torch.stack([linear(x.to(linear.weight.dtype)) for (_, linear), x in zip(chosen, pooled, strict=True)])
 
     def cosine_loss(self) -> Tensor:
         """L_cos = sum over head pairs h < g of cos^2(theta_h, theta_g), a scalar; 0 for one head.

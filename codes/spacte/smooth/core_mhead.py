@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from spacte.model.ensemble import voters
+from spacte.model.ensemble import Consensus, voters
 from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
 from spacte.smooth.noise import GaussianNoise
 from spacte.utils import RunError
@@ -22,18 +22,21 @@ class Smooth:
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
     on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.smooth.noise; default: float32
-    normals). Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
+    normals). With a `consensus` of K, the base classifier's class is the one that the first K heads agree on, else that
+    of the heads' summed logits: see spacte.model.ensemble.Consensus; of the heads the first K alone then vote, too.
+    Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
     """
 
     ABSTAIN = ABSTAIN
 
-    def __init__(self, base_classifier, num_classes: int, sigma: float, noise=None):
+    def __init__(self, base_classifier, num_classes: int, sigma: float, noise=None, consensus: int | None = None):
         if isinstance(base_classifier, nn.Module):
             base_classifier.eval()
         self.base_classifier = base_classifier
         self.num_classes = num_classes
         self.sigma = sigma
         self.noise = noise or GaussianNoise(sigma)
+        self.voting = _every_head(base_classifier) if consensus is None else Consensus(base_classifier, consensus)
         if self.noise.sigma != sigma:
             raise ValueError(f"the noise's sigma is {self.noise.sigma}, the classifier's {sigma}")
 
@@ -116,7 +119,7 @@ class Smooth:
 
     def _votes(self, images: Tensor, sizes: list[int]) -> list[Tensor]:
         """The votes of each portion of the images: [V, K + 1], the last column for logits that are not finite."""
-        logits = voters(self.base_classifier(images).float())  # [V, N, K]
+        logits = self.voting(images).float()  # [V, N, K]
         votes = torch.where(logits.isfinite().all(-1), logits.argmax(-1), self.num_classes)  # [V, N]
         counts = votes.new_zeros(len(votes), self.num_classes + 1)
         return [counts.scatter_add(1, part, torch.ones_like(part)) for part in votes.split(sizes, dim=1)]
@@ -207,6 +210,10 @@ def portion(drawn: int, n: int, batch_size: int, looks: bool) -> int:
     """How many of n draws come next: a batch; for a rule that `looks` in between, 100 first, then a quarter more."""
     size = min(batch_size, n - drawn)
     return min(size, max(_FIRST_LOOK, drawn // 4)) if looks else size
+
+
+def _every_head(classifier: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda images: voters(classifier(images).float())
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

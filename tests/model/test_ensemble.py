@@ -1,0 +1,91 @@
+"""How members are combined: the sum of logits, and the consensus of a few of them."""
+
+import pytest
+import torch
+from test_frozen import CPU, warmed_up
+
+from spacte.model import frozen as frozen_module
+from spacte.model.ensemble import Consensus, NetworkEnsemble, voters
+from spacte.model.frozen import freeze
+from spacte.smooth.core_mhead import Smooth
+
+
+def by_definition(logits, first):
+    """The class of f_K for each image, of logits [L, N, K], one image at a time."""
+    classes = []
+    for image in range(logits.shape[1]):
+        named = {int(one[image].argmax()) for one in logits[:first]}
+        classes.append(named.pop() if len(named) == 1 else int(sum(one[image] for one in logits).argmax()))
+    return classes
+
+
+@pytest.mark.parametrize("first", [2, 3, 4])
+def test_the_consensus_is_the_class_on_which_the_first_agree_or_else_the_sums(first):
+    """Integer logits of three classes make agreement, ties and sums that overrule it frequent."""
+    logits = torch.randint(0, 4, (5, 2000, 3)).float()
+    rows = Consensus(lambda images: logits, first)(torch.zeros(2000, 1, 2, 2))
+    assert rows.shape == (first + 1, 2000, 3) and torch.equal(rows[:first], logits[:first])
+    expected = by_definition(logits, first)
+    assert rows[-1].argmax(-1).tolist() == expected != logits.sum(0).argmax(-1).tolist()
+
+
+def images_of(n=70):
+    return torch.rand(n, 3, 32, 32) + 0.5 * torch.randn(n, 3, 32, 32)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_frozen_networks_consensus_is_that_of_all_its_logits(monkeypatch, precision):
+    """To the last bit, whatever the batch, although the other heads see only what the first two disagree on."""
+    monkeypatch.setattr(frozen_module, "_CPU_PIXELS", 8 * 32 * 32)
+    classifier = warmed_up("R20", "CIFAR10", (3, 32, 32), heads=4)
+    like, other = classifier[1].heads[:2]
+    like[1].bias.data -= classifier(images_of())[0].mean(0)  # every class is named
+    other.load_state_dict(like.state_dict())
+    other[1].bias.data += 0.02 * torch.randn(10)  # as trained heads do, the two mostly agree
+    frozen = freeze(classifier, CPU, precision, batch_size=50)
+    images, seen, consensus = images_of(), [], Consensus(frozen, 2)
+    logits = frozen(images)
+    frozen.network.heads[3][0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    rows = consensus(images)
+    assert torch.equal(rows[:2], logits[:2]) and rows[-1].argmax(-1).tolist() == by_definition(logits, 2)
+    disagreed = int((logits[0].argmax(-1) != logits[1].argmax(-1)).sum())
+    assert 0 < disagreed == consensus.disagreed < consensus.seen == 70
+    assert set(seen) == {8} and len(seen) == -(-disagreed // 8), "passes of one size"
+    for part in (slice(1), slice(3, 10), slice(20, 70)):
+        assert torch.equal(consensus(images[part]), rows[:, part])
+
+
+@torch.inference_mode()
+def test_networks_agree_by_the_sums_of_their_own_heads():
+    networks = [freeze(warmed_up("R8", "CIFAR10", (3, 32, 32), heads), CPU) for heads in (2, 1, 3)]
+    images = images_of()
+    sums = torch.stack([network(images).sum(0) for network in networks])
+    rows = Consensus(NetworkEnsemble(networks), 2)(images)
+    assert torch.equal(rows[:2], sums[:2]) and rows[-1].argmax(-1).tolist() == by_definition(sums, 2)
+    calls = []
+    networks[2].network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    same = Consensus(NetworkEnsemble([networks[0], networks[0], networks[2]]), 2)
+    assert torch.equal(same(images)[-1], networks[0](images).sum(0)) and same.disagreed == 0 and not calls
+
+
+class ThreeHeads(torch.nn.Module):
+    """Two heads choose class 0 narrowly, one class 1 by far; the second one changes its mind to the right of 0."""
+
+    def forward(self, images):
+        right = (images.flatten(1).sum(1) > 0).float()
+        heads = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 9.0]]).unsqueeze(1).repeat(1, len(images), 1)
+        heads[1, :, 1] = 2 * right
+        return heads
+
+
+def test_votes_by_consensus_are_counted():
+    """The sum chooses class 1 always; the two agree on 0 to the left: with Phi(1) of the noise where x is at -sigma."""
+    x, sigma = torch.full((1, 1, 1), -0.5), 0.5
+    plain = Smooth(ThreeHeads(), 2, sigma).count_votes(x, 4000, 500, torch.Generator().manual_seed(0))
+    assert plain[-1].tolist() == [0, 4000]
+    votes = Smooth(ThreeHeads(), 2, sigma, consensus=2).count_votes(x, 4000, 500, torch.Generator().manual_seed(0))
+    assert votes.shape == (3, 2) and votes[0].tolist() == [4000, 0] and (votes[1] == votes[2]).all()
+    assert (votes[:2] == plain[:2]).all(), "the heads alone, from the same draws"
+    assert abs(votes[2][0] / 4000 - 0.8413) < 0.035  # 6 standard deviations
+    assert voters(torch.zeros(3, 5, 2)).shape == (4, 5, 2)
