@@ -78,7 +78,7 @@ def test_a_run_leaves_checkpoints_logs_and_tensorboard(script, tmp_path, own_fla
 @pytest.mark.parametrize("defence", DEFENCES)
 def test_one_head_trains_and_the_loss_falls(script, tmp_path, own_flags, defence):
     flags = (*own_flags(defence), "--num_heads", 1, "--num_noise_vec", 1, "--epochs", 4, "--lr_init", 0.05)
-    assert script(f"{defence}/train.py", *TINY, *flags)[0] == 0
+    assert script(f"{defence}/train.py", *TINY, *flags, "--train_images", 700, "--batch_size", 128)[0] == 0
     (path,) = (tmp_path / "logs").rglob("*-train.log")
     log = pd.read_csv(path, sep="\t")
     assert log["ce"].iloc[-1] < 0.8 * log["ce"].iloc[0] and (log["cos"] == 0).all() and (log["weight"] == 1).all()
