@@ -348,3 +348,33 @@ def test_an_attacks_log_that_was_changed_is_one_line_or_made_again(certify, scri
     path.write_text(content)
     code, _, err = script("0Gaussian/attack_mhead.py", *flags)
     assert (code == 0 and without_time(path) == before) or (code == 2 and err.count("\n") == 1 and "belong" in err)
+
+
+def test_a_consensus_is_certified_as_the_classifier_that_it_is(certify, script, digits_models, tmp_path):
+    """Its log, votes of the first heads, relog, report, predict, attack and ensembles; what is none is refused."""
+    log, plain = certify("a", "--consensus", 2), certify("b")
+    assert log.name == plain.name.replace("-certify", "-consensus-2-certify")
+    mine, all_heads = (read_counts(beside(one, "-counts.jsonl")) for one in (log, plain))
+    for few, every in zip(mine, all_heads, strict=True):
+        assert few.estimation.shape == (3, 10) and (few.estimation[:2] == every.estimation[:2]).all(), "the same draws"
+    assert any((few.estimation[2] != every.estimation[3]).any() for few, every in zip(mine, all_heads, strict=True))
+    code, out, _ = script("report.py", log, plain, "--heads", "--format", "json")
+    rows = [one["heads"] for one in json.loads(out)["logs"]]
+    assert code == 0 and {"3", "3 by consensus of 2", "head 1 of 3 by consensus of 2"} <= set(rows)
+    assert script("relog.py", log, "--certificate", "all-votes", "--head", 1)[0] == 0
+    assert "counts' heads are 0..1" in script("relog.py", log, "--head", 2)[2]
+    model = ("--model_path", digits_models[0], "--device", "cpu")
+    flags = attack_flags(digits_models[0], log, "--radii", 0.3, "--max", 90)
+    assert "consensus (2 there, None here)" in script("0Gaussian/attack_mhead.py", *flags)[2]
+    assert script("0Gaussian/attack_mhead.py", *flags, "--consensus", 2)[0] == 0
+    assert script("0Gaussian/predict_mhead.py", *model, "--consensus", 2, "--N", 100, "--skip", 90)[0] == 0
+    three = [digits_models[0], digits_models[1], digits_models[1]]
+    networks = certify("c", "--consensus", 2, "--sequential", "--exact_noise", "--alpha", 0.01, models=three)
+    assert read_counts(beside(networks, "-counts.jsonl"))[0].estimation.shape == (3, 10)
+    for flags, message in (
+        (("--consensus", 3), "--consensus 3: it must lie in 2..2, of 3 that vote"),
+        (("--consensus", 2, "--head", 1), "a head votes alone or not"),
+        (("--consensus", 2, "--model_path", digits_models[1]), "needs at least 3 heads"),
+    ):
+        code, _, err = script("0Gaussian/certify_mhead.py", *model, *flags)
+        assert code == 2 and message in err and err.count("\n") == 1

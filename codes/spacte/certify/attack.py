@@ -265,7 +265,7 @@ def _check_same_classifier(logged: Run, evaluation: Evaluation) -> None:
             stacklevel=1,
         )
         return
-    names = (*IDENTITY, "head", "noise_sd", "precision", "exact_noise", "data_sha256")
+    names = (*IDENTITY, "head", "consensus", "noise_sd", "precision", "exact_noise", "data_sha256")
     differences = config_differences(
         *({name: config.get(name) for name in names} for config in (logged.config, evaluation.config))
     )

@@ -65,10 +65,12 @@ class Evaluation:
     def of(
         cls, base: BaseClassifier, split: Split, settings: ClassifierSettings, computing: Computing, draws: int
     ) -> "Evaluation":
-        """The smoothed classifier over `base`. Raises UserError where the settings ask for a head that is not there."""
+        """The smoothed classifier over `base`. Raises UserError where the settings ask for heads that are not there."""
         heads = sum(base.config["num_heads"])
         if settings.head is not None and settings.head >= heads:
             raise UserError(f"--head {settings.head}: the classifier's heads are 0..{heads - 1}")
+        if settings.consensus is not None:
+            _check_consensus(settings, getattr(base.network, "members", heads))
         sigma = base.config["noise_sd"]
         noise = GridNoise(sigma, split.spec.levels) if settings.exact_noise else GaussianNoise(sigma)
         config = {
@@ -80,8 +82,11 @@ class Evaluation:
             "arithmetic": arithmetic(),
             "versions": deciding_versions(package_versions()),
         }
-        smooth = Smooth(base.network, split.spec.num_classes, sigma, noise)
         run = base.run_name + ("" if settings.head is None else f"-head-{settings.head}")
+        if settings.consensus is not None:
+            config["consensus"] = settings.consensus
+            run += f"-consensus-{settings.consensus}"
+        smooth = Smooth(base.network, split.spec.num_classes, sigma, noise, settings.consensus)
         return cls(smooth, split, computing.device, settings.batch_size, run, config, base.training)
 
     def folder(self, logs_dir: str, kind: str) -> Path:
@@ -117,6 +122,15 @@ class Evaluation:
             "packages": package_versions(),
             "training": self.training,
         }
+
+
+def _check_consensus(settings: ClassifierSettings, members: int) -> None:
+    if settings.head is not None:
+        raise UserError("--head and --consensus: a head votes alone or not; relog.py --head makes its log")
+    if members < 3:
+        raise UserError(f"--consensus needs at least 3 heads, or networks of an ensemble: here is {members}")
+    if not 2 <= settings.consensus < members:
+        raise UserError(f"--consensus {settings.consensus}: it must lie in 2..{members - 1}, of {members} that vote")
 
 
 def computing_of(settings: ClassifierSettings) -> Computing:

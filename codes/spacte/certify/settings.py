@@ -28,6 +28,7 @@ class ClassifierSettings:
     num_heads: int | None = None
     noise_sd: float | None = None
     head: int | None = None
+    consensus: int | None = None
     data_dir: str = "./data"
     batch_size: int = 1000
     seed: int = 0
@@ -58,6 +59,8 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
     add("--noise_sd", type=cli.positive_float, help=f"sigma, in units of [0, 1] ({known})")
     add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (the sum of all)")
+    few = "all heads see a noisy copy only where the first K disagree, else these decide (networks, of an ensemble)"
+    add("--consensus", type=cli.positive_int, metavar="K", help=few)
     add("--data_dir", help="where the data set's files are, or are downloaded to")
     add("--batch_size", type=cli.positive_int, help="noisy images a forward pass")
     add("--seed", type=cli.seed, help="image idx's generator is seeded by (seed, idx) alone")

@@ -96,7 +96,7 @@ class RunFiles:
         replace_file(self.json, lambda temporary: temporary.write_text(content))
 
 
-_LATER_FIELDS = {"certificate": "cohen"}  # with what runs did before they were recorded
+_LATER_FIELDS = {"certificate": "cohen", "consensus": None}  # with what runs did before they were recorded
 
 
 def _comparable(config: dict) -> dict:

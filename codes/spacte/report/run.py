@@ -59,6 +59,8 @@ def description(path: Path) -> dict:
     if config is None:
         return from_path | {"config": None}
     heads = "+".join(map(str, config["num_heads"]))
+    if config.get("consensus"):
+        heads += f" by consensus of {config['consensus']}"
     return {
         "defence": printable(config.get("defence") or "") or from_path["defence"],
         "dataset": printable(config["dataset"]),

@@ -110,7 +110,8 @@ def labels(runs: list[Run]) -> list[str]:
 
 
 def _heads_in_words(heads: str) -> str:
-    """1 head, 5 heads, 5 networks (of one head each), 5+1 heads."""
-    if "+" in heads and set(heads.split("+")) == {"1"}:
-        return f"{heads.count('1')} networks"
-    return f"{heads} head{'s' * (heads != '1')}"
+    """1 head, 5 heads, 5 networks (of one head each), 5+1 heads, 5 heads by consensus of 2."""
+    number, space, rule = heads.partition(" ")
+    if "+" in number and set(number.split("+")) == {"1"}:
+        return f"{number.count('1')} networks{space}{rule}"
+    return f"{number} head{'s' * (number != '1')}{space}{rule}"
