@@ -11,7 +11,9 @@ from conftest import CODES, EXCERPTS, ROOT, TINY
 from scipy import stats
 from torchvision.models import resnet18
 
+from spacte.model.checkpoint import load_classifier
 from spacte.smooth.certificates import Certificate, multiclass_certificate
+from spacte.utils import sha256
 
 README = (ROOT / "README.md").read_text()
 
@@ -117,3 +119,39 @@ def test_the_savings_of_sequential_certification(script):
     code, out, err = script("sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
     assert code == 0, err
     assert out.count("\n") >= 5 and "Gaussian" in out
+
+
+def test_the_pretrained_models_are_those_of_the_table(script, tmp_path):
+    """Hash, heads and figures of each; certified from a fresh folder, the log's figures are the table's."""
+    row = r"^\| `(\S+\.pth)` \| \w+, (\d+) .* \| (\.\d+), (\.\d+) \| `(\w{64})` \|$"
+    rows = re.findall(row, README, re.MULTILINE)
+    files = sorted((CODES / "pretrained").iterdir())
+    assert [row[0] for row in sorted(rows)] == [file.name for file in files] != []
+    for (name, heads, *acrs, digest), file in zip(sorted(rows), files, strict=True):
+        assert sha256(file) == digest and file.stat().st_size < 5e6, name
+        flags = ("--model_path", file, "--N", 1000, "--device", "cpu", "--logs_dir", name)
+        code, out, err = script("certify_mhead.py", *flags)
+        assert code == 0, err
+        table = [line.split("|") for line in out.splitlines() if line.startswith("| Gaussian")]
+        assert [row[4].strip() for row in table] == [heads, heads]
+        found = [float(row[10].split("±")[0]) for row in table]
+        assert found == pytest.approx([float(acr) for acr in acrs], abs=0.002), "another machine rounds otherwise"
+
+
+def test_a_released_checkpoint_is_certified_like_its_own_and_not_resumed(script, trained, tmp_path):
+    released, half = tmp_path / "released.pth", tmp_path / "half.pth"
+    assert script("release.py", trained, "--output", released)[0] == 0
+    code, out, _ = script("release.py", trained, "--output", half, "--half")
+    assert code == 0 and out.endswith(f"SHA-256 {sha256(half)}\n")
+    sizes = [path.stat().st_size for path in (trained, released, half)]
+    assert sizes[0] > 1.8 * sizes[1] > 1.8 * 1.8 * sizes[2]
+    images = torch.rand(50, 1, 8, 8)
+    with torch.inference_mode():
+        whole, same, rounded = (load_classifier(path).classifier(images) for path in (trained, released, half))
+    assert torch.equal(whole, same) and 0 < (whole - rounded).abs().max() < 0.02 * whole.abs().max()
+    for path, message in ((trained, "'released.pth' exists"), (released, "is no checkpoint of train.py")):
+        code, _, err = script("release.py", path, "--output", "released.pth" if path == trained else "new.pth")
+        assert code == 2 and message in err and err.count("\n") == 1
+    released.rename(trained)
+    code, _, err = script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--resume")
+    assert code == 2 and "it cannot be resumed" in err

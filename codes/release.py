@@ -1,0 +1,55 @@
+"""Of a training checkpoint what certifying needs, alone: weights, data set, recipe; a fifth of the size or less.
+
+python codes/release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth
+python codes/release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth --half
+
+It is certified like the checkpoint, by certify_mhead.py --model_path, and cannot be trained further. --half keeps the
+weights as 16-bit floating point: another network, whose figures are to be certified anew.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from spacte import cli
+from spacte.model import checkpoint
+from spacte.train.settings import Place
+from spacte.utils import UserError, check_ending, make_folder, sha256
+
+_KEPT = ("state_dict", "data", "data_sha256", "run", "defence", "epoch", "source_sha256", "commit", "versions")
+
+
+def main() -> None:
+    """Write the smaller file; prints its size and SHA-256."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("checkpoint", type=Path, help="an epoch<k>.pth of train.py")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.pth", help="the file to write")
+    parser.add_argument("--half", action="store_true", help="weights as float16")
+    args = parser.parse_args()
+    check_ending(args.output, (".pth",))
+    contents = checkpoint.read(args.checkpoint)
+    if args.output.exists():
+        raise UserError(f"'{args.output}' exists: choose another --output")
+    if not {*_KEPT, "optimizer"} <= contents.keys():
+        raise UserError(f"'{args.checkpoint}' is no checkpoint of train.py")
+    released = {name: contents[name] for name in _KEPT}
+    places = {field.name for field in dataclasses.fields(Place)}
+    released["args"] = {name: value for name, value in contents["args"].items() if name not in places}
+    if args.half:
+        released["state_dict"] = {name: _half(name, value) for name, value in contents["state_dict"].items()}
+    make_folder(args.output.absolute().parent)
+    checkpoint.save(args.output, released)
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(args.output)}")
+
+
+def _half(name: str, value: torch.Tensor) -> torch.Tensor:
+    """UserError where float16 cannot hold a value."""
+    half = value.half() if value.is_floating_point() else value
+    if not half.isfinite().all():
+        raise UserError(f"--half: '{name}' holds values that float16 cannot: leave --half out")
+    return half
+
+
+if __name__ == "__main__":
+    cli.run(main)
