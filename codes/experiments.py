@@ -34,6 +34,7 @@ the others' checkpoints. A queue file:
 """
 
 import ctypes
+import gzip
 import os
 import re
 import shlex
@@ -301,7 +302,8 @@ _LOGS = (".log", ".json", ".jsonl", ".jsonl.gz")
 def _collect(jobs: list[Job], folder: Path) -> None:
     """Copy the finished jobs' logs to <folder>/<defence>/<label>/..., those that are not there already.
 
-    A configuration's paths of this machine become WORK and CODES: results are for others to read.
+    A configuration's paths of this machine become WORK and CODES: results are for others to read. Vote counts are
+    compressed, unless they lie there as they are.
     """
     finished, copied = [job for job in jobs if is_finished(job)], 0
     for job in finished:
@@ -309,6 +311,8 @@ def _collect(jobs: list[Job], folder: Path) -> None:
         for path in sorted(path for path in logs.rglob("*") if path.name.endswith(_LOGS)):
             target = folder / job.name / path.relative_to(logs)
             content = path.read_bytes()
+            if path.suffix == ".jsonl" and not target.exists():
+                target, content = target.with_name(f"{target.name}.gz"), gzip.compress(content, mtime=0)
             if path.suffix == ".json":
                 content = content.replace(bytes(job.work), b"WORK").replace(bytes(job.codes), b"CODES")
             if not target.exists() or target.read_bytes() != content:
