@@ -144,10 +144,14 @@ def test_the_last_checkpoints_are_certified_and_kept(queue, work):
     assert epochs(work) == ["epoch3.pth"] * 4
 
 
-def test_what_is_finished_is_not_begun_again(queue):
+def test_what_is_finished_is_not_begun_again(queue, work):
     queue(QUEUE)
     code, out, _ = queue(QUEUE)
     assert code == 0 and out.startswith("5 jobs, 5 of them finished") and not said(out, "started")
+    note = work / "1Stub/both/job.json"
+    took = json.loads(note.read_text())["seconds"]
+    note.write_text(note.read_text().replace('"finished": true', '"finished": false'))
+    assert said(queue(QUEUE)[1], "finished") == ["1Stub/both"] and json.loads(note.read_text())["seconds"] == took > 0
 
 
 def test_a_pilot_is_only_trained(queue, work):

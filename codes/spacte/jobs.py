@@ -206,7 +206,9 @@ def recorded(job: Job) -> dict:
 
 
 def record(job: Job, finished: bool, seconds: float | None = None) -> None:
-    """Write job.json."""
+    """Write job.json; the seconds that it says already stay where none are given."""
+    if seconds is None:
+        seconds = recorded(job).get("seconds")
     content = json.dumps(job.settings() | {"finished": finished, "seconds": seconds})
     replace_file(job.folder / "job.json", lambda temporary: temporary.write_text(content + "\n"))
 
