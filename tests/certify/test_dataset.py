@@ -114,3 +114,17 @@ def test_what_is_wrong_is_one_line_before_anything_is_written(digits, tmp_path, 
 def test_what_a_checkpoint_says_is_not_contradicted(digits, digits_models):
     with pytest.raises(UserError, match=r"noise_sd 0.25 contradicts the checkpoint, which has 0.5"):
         certify_dataset(load_classifier(digits_models[1]), digits, noise_sd=0.25)
+
+
+def test_what_is_natural_in_python_is_taken_and_nothing_leaves_the_logs_folder(tmp_path):
+    images, labels = torch.rand(12, 1, 8, 8), torch.arange(12) % 10
+    settings = {"noise_sd": 0.25, "num_classes": 10, "N": 100, "skip": 6, "logs_dir": tmp_path / "logs"}
+    settings["device"] = torch.device("cpu")
+
+    def classifier(images):
+        return images.flatten(1)[:, :10]
+
+    log = certify_dataset(classifier, (images, labels), dataset="..", name="../x", **settings)
+    assert log.is_relative_to(tmp_path / "logs") and [path.name for path in tmp_path.iterdir()] == ["logs"]
+    with pytest.raises(UserError, match=r"label 0\.5: it must be an integer"):
+        certify_dataset(classifier, (images, labels + 0.5), name="y", **settings)

@@ -11,6 +11,7 @@ from scipy import stats
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate, prediction
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
+from spacte.utils import RunError
 
 
 class HalfSpace(torch.nn.Module):
@@ -177,3 +178,8 @@ def test_all_votes_rarely_exceed_the_true_distance_of_three_classes_and_reach_fu
     wrong = (radii[:, 0] == 2) & (radii[:, 1] > 0.3) | (radii[:, 0] < 2) & (radii[:, 0] >= 0)
     assert wrong.sum() <= 97 and stats.binom.sf(97, runs, alpha) < 1e-9
     assert (radii[:, 1] * (radii[:, 0] == 2)).mean() > 1.05 * (papers[:, 1] * (papers[:, 0] == 2)).mean()
+
+
+def test_logits_of_other_classes_are_not_counted():
+    with pytest.raises(RunError, match="logits of 3 classes, not of 10"):
+        Smooth(FixedLogits(), 10, 1.0).count_votes(torch.zeros(1, 2, 2), 25, 10)

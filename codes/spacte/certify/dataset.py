@@ -42,8 +42,8 @@ def certify_dataset(
     `noise_sd` is sigma in units of [0, 1], `num_classes` is K; a checkpoint may know both. `dataset` and `name` are
     what the log's path says: <logs_dir>/<dataset>/<arch>/noise-<sd>/certify-mhead/<name>-certify-skip-<k>.log.
     `settings` are flags of certify_mhead.py by name: N0, N, alpha, certificate, skip_wrong, sequential, radii,
-    tolerance, give_up, skip, max, shard, logs_dir, overwrite, head, batch_size, seed, exact_noise, device, precision,
-    compile. Run by torchrun, the processes share the images.
+    tolerance, give_up, skip, max, shard, logs_dir, overwrite, head, consensus, batch_size, seed, exact_noise, device,
+    precision, compile. Run by torchrun, the processes share the images.
 
     Raises UserError, before anything is written, with what is legal.
     """
@@ -64,6 +64,7 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
     strange = sorted(set(given) - legal)
     if strange:
         raise UserError(f"unknown setting '{strange[0]}': choose from {', '.join(sorted(legal))}")
+    given = {name: str(value) if isinstance(value, Path | torch.device) else value for name, value in given.items()}
     values = cli.checked(parser_of(""), given)
     return tuple(kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values}) for kind in _KINDS)
 

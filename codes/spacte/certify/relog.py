@@ -103,6 +103,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
         config["certificate"] = settings.certificate
     if settings.head is not None:
         config["head"] = settings.head
+        config.pop("consensus", None)  # the head has voted on every copy
     plan = _plan({"config": config}, source)
     counts = {one.idx: one for one in read_counts(source.counts, plan.from_line)}
     if not counts:

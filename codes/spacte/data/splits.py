@@ -178,6 +178,8 @@ class Indexed(Split):
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
         image, label = self.dataset[idx]
+        if float(label) != int(label):
+            raise UserError(f"{self.spec.name}: image {idx} has label {label}: it must be an integer")
         image, label = image_tensor(image), int(label)
         image = self._scaled(image) if image.dtype == torch.uint8 else image.float()
         low, high = float(image.min()), float(image.max())

@@ -114,7 +114,7 @@ def run_name(function: str, arguments: dict) -> str:
 
 def printable_name(text: str) -> str:
     """The text as a part of a file's name: letters, digits, '.', '_', '+' and '-' stay, the rest becomes '_'."""
-    return re.sub(r"[^\w.+-]", "_", text)
+    return re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "_"
 
 
 def failure(error: Exception) -> str:

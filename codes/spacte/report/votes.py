@@ -43,10 +43,10 @@ def heads_alone(run: Run) -> list[Run]:
     votes = _counts_behind(run)
     if config["skip_wrong"]:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
-    alone = []
+    alone, heads = [], run.heads.partition(" ")[0]  # a head of a consensus has voted on every copy
     for head in range(len(votes[0].selection) - 1):
         log = log_table(votes, config | {"head": head})
-        alone.append(replace(run, log=log, heads=f"head {head} of {run.heads}", config=config | {"head": head}))
+        alone.append(replace(run, log=log, heads=f"head {head} of {heads}", config=config | {"head": head}))
     return alone
 
 

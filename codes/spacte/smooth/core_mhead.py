@@ -120,6 +120,8 @@ class Smooth:
     def _votes(self, images: Tensor, sizes: list[int]) -> list[Tensor]:
         """The votes of each portion of the images: [V, K + 1], the last column for logits that are not finite."""
         logits = self.voting(images).float()  # [V, N, K]
+        if logits.shape[-1] != self.num_classes:
+            raise RunError(f"the classifier returned logits of {logits.shape[-1]} classes, not of {self.num_classes}")
         votes = torch.where(logits.isfinite().all(-1), logits.argmax(-1), self.num_classes)  # [V, N]
         counts = votes.new_zeros(len(votes), self.num_classes + 1)
         return [counts.scatter_add(1, part, torch.ones_like(part)) for part in votes.split(sizes, dim=1)]
