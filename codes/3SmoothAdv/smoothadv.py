@@ -17,6 +17,7 @@ def attack(classifier, images: Tensor, labels: Tensor, noises: Tensor, steps: in
     """
 
     def loss(point: Tensor) -> Tensor:
+        """J at images [B, C, H, W], a scalar."""
         logits = noisy_logits(classifier, point, noises)  # [L, m, B, K]
         if len(noises) == 1:
             return smoothed_cross_entropy(logits, labels).mean(0).sum()

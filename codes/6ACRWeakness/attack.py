@@ -22,6 +22,7 @@ def attack(classifier, images: Tensor, labels: Tensor, noises: Tensor, steps: in
     norms, wrong = l2_norms(noises), []
 
     def loss(point: Tensor) -> Tensor:
+        """The sum over images and noises [m, B, C, H, W], a scalar; notes which noises fool the ensemble."""
         logits = noisy_logits(classifier, images, point)  # [L, m, B, K]
         wrong.append(ensemble_logits(logits.detach()).argmax(-1) != labels)  # [m, B]
         return smoothed_cross_entropy(logits, labels).mean(0).sum() * len(noises)

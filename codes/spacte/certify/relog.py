@@ -10,6 +10,7 @@ from spacte.certify.certify import CertifyPlan, certificate_ending, check_certif
 from spacte.certify.predict import PredictPlan
 from spacte.certify.settings import RunSettings, shard_ending
 from spacte.certify.writer import RunWriter
+from spacte.logs.from_votes import of_head
 from spacte.logs.runfiles import RunFiles, config_differences
 from spacte.logs.votes import read_counts
 from spacte.smooth.certificates import CERTIFICATES
@@ -102,8 +103,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
     if settings.certificate is not None:
         config["certificate"] = settings.certificate
     if settings.head is not None:
-        config["head"] = settings.head
-        config.pop("consensus", None)  # the head has voted on every copy
+        config = of_head(config, settings.head)
     plan = _plan({"config": config}, source)
     counts = {one.idx: one for one in read_counts(source.counts, plan.from_line)}
     if not counts:

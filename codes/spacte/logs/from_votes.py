@@ -13,6 +13,11 @@ def voter_of(config: dict) -> int:
     return -1 if config["head"] is None else config["head"]
 
 
+def of_head(config: dict, head: int) -> dict:
+    """The configuration of a head alone, of a run with this one; a head of a consensus has voted on every copy."""
+    return {name: value for name, value in config.items() if name != "consensus"} | {"head": head}
+
+
 def certificate_of(config: dict) -> Certificate:
     """How the votes of a run with this configuration become certificates."""
     kind = config.get("certificate", "cohen")  # older configurations do not name it

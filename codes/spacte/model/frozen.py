@@ -133,15 +133,17 @@ class Frozen(FixedPasses):
         The device is waited for once a pass of the first heads.
         """
 
-        def chosen(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-            """The logits, and the features of the images that need all heads: few are kept."""
-            return logits, features[needs_all(logits)]
+        def chosen(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The logits, which images need all heads, and the features of these: few are kept."""
+            needs = needs_all(logits)
+            return logits, needs, features[needs]
 
-        early, features = zip(*self.passes(self._early, images, images, first, reduce=chosen), strict=True)
+        parts = self.passes(self._early, images, images, first, reduce=chosen)
+        early, needs, features = zip(*parts, strict=True)
         early, features = torch.cat(early, dim=1), torch.cat(features)
         others = self.passes(self._late, features, images, first, reduce=lambda logits: logits)
         nothing = early.new_empty(self.members - first, 0, early.shape[-1])
-        return early, needs_all(early).nonzero().flatten(), torch.cat([nothing, *others], dim=1)
+        return early, torch.cat(needs).nonzero().flatten(), torch.cat([nothing, *others], dim=1)
 
     def _early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         features = self.network.trunk(self._normalised(images))

@@ -58,17 +58,22 @@ def description(path: Path) -> dict:
     config = _configuration(RunFiles(path))
     if config is None:
         return from_path | {"config": None}
-    heads = "+".join(map(str, config["num_heads"]))
-    if config.get("consensus"):
-        heads += f" by consensus of {config['consensus']}"
     return {
         "defence": printable(config.get("defence") or "") or from_path["defence"],
         "dataset": printable(config["dataset"]),
         "arch": printable(config["arch"]),
-        "heads": heads if config["head"] is None else f"head {config['head']} of {heads}",
+        "heads": heads_of(config),
         "sigma": config["noise_sd"],
         "config": {"certificate": "cohen"} | config,  # older runs do not name it
     }
+
+
+def heads_of(config: dict) -> str:
+    """Who votes: 5, 5+1 (of two networks), head 2 of 5, 5 by consensus of 2."""
+    heads = "+".join(map(str, config["num_heads"]))
+    if config["head"] is not None:
+        return f"head {config['head']} of {heads}"
+    return f"{heads} by consensus of {config['consensus']}" if config.get("consensus") else heads
 
 
 def _configuration(files: RunFiles) -> dict | None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import norm
 
-from spacte.logs.from_votes import log_table, voter_of
+from spacte.logs.from_votes import log_table, of_head, voter_of
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts, read_counts
-from spacte.report.run import MAKES_CERTIFICATES, Run, wrong_fields
+from spacte.report.run import MAKES_CERTIFICATES, Run, heads_of, wrong_fields
 from spacte.utils import UserError
 
 
@@ -43,11 +43,8 @@ def heads_alone(run: Run) -> list[Run]:
     votes = _counts_behind(run)
     if config["skip_wrong"]:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
-    alone, heads = [], run.heads.partition(" ")[0]  # a head of a consensus has voted on every copy
-    for head in range(len(votes[0].selection) - 1):
-        log = log_table(votes, config | {"head": head})
-        alone.append(replace(run, log=log, heads=f"head {head} of {heads}", config=config | {"head": head}))
-    return alone
+    configs = [of_head(config, head) for head in range(len(votes[0].selection) - 1)]
+    return [replace(run, log=log_table(votes, one), heads=heads_of(one), config=one) for one in configs]
 
 
 def votes_of(run: Run) -> list[np.ndarray] | None:
