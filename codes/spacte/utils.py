@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import traceback
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +22,19 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot go on, for a reason that its one line tells."""
+
+
+FOREIGN_ERRORS = (Exception, SystemExit)  # what a user's function may end with, short of Ctrl-C
+
+
+def failure(error: BaseException) -> str:
+    """An exception of the user's code as a line, with the innermost line of theirs that it passed."""
+    library = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if not one.filename.startswith((library, "<")) and "site-packages" not in one.filename]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' * bool(text)}{text}{where}"
 
 
 def derived_seed(purpose: str, *numbers: int) -> int:

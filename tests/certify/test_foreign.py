@@ -76,6 +76,9 @@ def one_image():
 def nothing():
     pass
 
+def ends():
+    raise SystemExit(2)
+
 def missing():
     return torch.load("weights.pth")
 """
@@ -180,6 +183,7 @@ def test_prediction_and_attack(certify, script, tmp_path):
         ("one_image", "returned float32 [1, 10] for 100 images"),
         ("nothing", "nothing returned a NoneType: it must return a module or a callable"),
         ("missing", "FileNotFoundError: [Errno 2] No such file or directory: 'weights.pth' (my_models.py, line"),
+        ("ends", "--classifier my_models.py:ends: SystemExit: 2 (my_models.py, line"),
         ("other", "'my_models.py' has no function 'other'; there are net, build, three"),
     ],
 )
@@ -223,6 +227,13 @@ def test_a_function_does_not_say_data_and_noise(script, models, given, message):
     assert code == 2 and message in err
 
 
+NETWORKS = {}
+
+
+def by_name(images):
+    return NETWORKS["net"](images)
+
+
 def test_the_hash_sees_the_parameters_that_a_callable_holds():
     network, tensor = torch.nn.BatchNorm1d(3), torch.ones(3)
 
@@ -235,6 +246,8 @@ def test_the_hash_sees_the_parameters_that_a_callable_holds():
 
     hashes = [parameters_sha256(one) for one in (network, lambda x: network(x), Held(), Held().__call__)]
     assert len(set(hashes)) == 1 and parameters_sha256(lambda x: x + tensor) is not None
+    NETWORKS["net"] = network
+    assert parameters_sha256(lambda x: by_name(x)) == hashes[0]
     network.running_mean += 1
     assert parameters_sha256(network) != hashes[0]
     assert parameters_sha256(lambda x: x) is None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from spacte.model.ensemble import voters
-from spacte.model.foreign import Foreign, failure
-from spacte.utils import RunError, UserError
+from spacte.model.foreign import Foreign
+from spacte.utils import UserError
 
 _MOVED = 0.01  # of the logits' spread: more than rounding makes of them
 
@@ -26,7 +26,7 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
     size = classifier.pass_size(images)
     images = images[torch.arange(size * math.ceil(len(images) / size)) % len(images)]  # whole passes: no padding
     with torch.inference_mode():  # as when votes are counted
-        logits = _run(classifier, images)
+        logits = classifier(images)
         heads, _, classes = logits.shape
         if classes != num_classes:
             raise UserError(f"the classifier knows {classes} classes, the data have {num_classes}: make them one")
@@ -39,19 +39,21 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
                 f"the {heads} heads return probabilities, and what is summed over heads is logits: return the values "
                 "before softmax (or their logarithms)"
             )
-        if _differ(logits, _run(classifier, images)):
+        if _differ(logits, classifier(images)):
             raise UserError(
                 "the classifier answers the same images in two ways: switch off what is random in it (dropout, train "
                 "mode, noise of its own); a certificate is about a function"
             )
         elsewhere = images.clone()
         elsewhere[1::2] = 1 - images[1::2]
-        company, turned = _run(classifier, elsewhere), _run(classifier, images.flip(0)).flip(1)
+        company, turned = classifier(elsewhere), classifier(images.flip(0)).flip(1)
         if _differ(logits[:, ::2], company[:, ::2]) or _differ(logits, turned):
             raise UserError(
                 "the classifier's answer to an image depends on the other images of its batch: take BatchNorm out of "
                 "train mode, and normalise each image by itself"
             )
+    if not _differ(logits, logits[:, :1].expand_as(logits)):
+        warnings.warn("the classifier answers every image alike: are its trained weights loaded?", stacklevel=2)
     return heads
 
 
@@ -62,7 +64,7 @@ def check_gradient(classifier: torch.nn.Module, images: Tensor) -> None:
         try:
             logits = classifier(point)
             (gradient,) = torch.autograd.grad(logits.log_softmax(-1)[..., 0].sum(), point)
-        except RuntimeError:
+        except (RuntimeError, UserError):
             gradient = None
     if gradient is None or not gradient.isfinite().all() or not gradient.any():
         raise UserError(
@@ -71,17 +73,6 @@ def check_gradient(classifier: torch.nn.Module, images: Tensor) -> None:
         )
     if _look_like_probabilities(logits):
         warnings.warn("the classifier returns probabilities: attacks on logits are stronger", stacklevel=2)
-
-
-def _run(classifier: Foreign, images: Tensor) -> Tensor:
-    try:
-        return classifier(images)
-    except (UserError, RunError):
-        raise
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise UserError(f"the classifier fails on images {list(images.shape)}: {failure(error)}") from error
 
 
 def _look_like_probabilities(logits: Tensor) -> bool:

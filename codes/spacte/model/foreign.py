@@ -11,7 +11,6 @@ import inspect
 import json
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from spacte.device import autocast
-from spacte.model.frozen import FixedPasses
-from spacte.utils import UserError
+from spacte.model.frozen import FixedPasses, memory_is_short
+from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure
 
 
 class Foreign(FixedPasses):
@@ -36,6 +35,17 @@ class Foreign(FixedPasses):
         if isinstance(function, nn.Module):
             function = function.to(device).eval().requires_grad_(False)
         self.function, self.precision = function, precision
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See FixedPasses. Raises UserError where the user's function fails, in one line."""
+        try:
+            return super().forward(images)
+        except (UserError, RunError):
+            raise
+        except FOREIGN_ERRORS as error:
+            if memory_is_short(error):
+                raise
+            raise UserError(f"the classifier fails on images {list(images.shape)}: {failure(error)}") from error
 
     def logits(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [L, N, K], float32. Raises UserError where that is not what the user's function returns."""
@@ -73,7 +83,7 @@ def build(name: str, arguments: dict) -> Callable:
     sys.modules[path.stem] = module  # dataclasses and pickle look for it there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except FOREIGN_ERRORS as error:
         raise UserError(f"--classifier {name}: {failure(error)}") from error
     finally:
         if before is not None:  # a file called torch.py, say, is no reason for torch to be another module
@@ -89,7 +99,7 @@ def build(name: str, arguments: dict) -> Callable:
         raise UserError(f"--classifier {name}: {error}; --classifier_args must fit {function}{wanted}") from error
     try:
         classifier = builder(**arguments)
-    except Exception as error:
+    except FOREIGN_ERRORS as error:
         raise UserError(f"--classifier {name}: {failure(error)}") from error
     if not callable(classifier):
         raise UserError(
@@ -115,16 +125,6 @@ def run_name(function: str, arguments: dict) -> str:
 def printable_name(text: str) -> str:
     """The text as a part of a file's name: letters, digits, '.', '_', '+' and '-' stay, the rest becomes '_'."""
     return re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "_"
-
-
-def failure(error: Exception) -> str:
-    """An exception of the user's code as a line, with the innermost line of theirs that it passed."""
-    library = str(Path(__file__).parent.parent)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [one for one in frames if not one.filename.startswith((library, "<")) and "site-packages" not in one.filename]
-    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{': ' * bool(text)}{text}{where}"
 
 
 def parsed_arguments(texts: tuple[str, ...]) -> dict:
@@ -154,7 +154,7 @@ def parameters_sha256(classifier: Callable) -> str | None:
     """A hash of all parameters and buffers of the modules and tensors that a classifier holds; None where none is seen.
 
     Seen are a module, and what another callable has in its attributes, its closure, the global variables that it names
-    and its arguments bound by functools.partial.
+    (functions of its file, lists and dicts too) and its arguments bound by functools.partial.
     """
     digest, held = hashlib.sha256(), list(_held(classifier))
     for one in held:
@@ -180,9 +180,13 @@ def _held(value, depth: int = 4) -> Iterator[nn.Module | Tensor]:
         parts = [value.__self__, value.__func__]
     elif inspect.isfunction(value):
         around = inspect.getclosurevars(value)
-        named = [one for one in around.globals.values() if isinstance(one, nn.Module | Tensor)]
-        parts = [*around.nonlocals.values(), *named, *vars(value).values()]
+        near = [one for one in around.globals.values() if not inspect.isfunction(one) or _same_file(one, value)]
+        parts = [*around.nonlocals.values(), *near, *vars(value).values()]
     elif not isinstance(value, type | ModuleType):
         parts = getattr(value, "__dict__", {}).values()
     for part in parts if depth else ():
         yield from _held(part, depth - 1)
+
+
+def _same_file(one: Callable, other: Callable) -> bool:
+    return one.__code__.co_filename == other.__code__.co_filename

@@ -81,7 +81,7 @@ class FixedPasses(nn.Module):
                 found = [reduce(*self._pass(stage, part, size, settings)) for part in parts]
                 break
             except RuntimeError as error:
-                if self.most == 1 or not _memory_is_short(error):
+                if self.most == 1 or not memory_is_short(error):
                     raise
             if self.compiled:
                 torch.compiler.reset()  # the graphs hold memory of their own
@@ -160,7 +160,7 @@ def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...
     return stage(inputs, *settings)
 
 
-def _memory_is_short(error: RuntimeError) -> bool:
+def memory_is_short(error: BaseException) -> bool:
     """Whether a GPU's memory did not suffice; cuDNN then says that it finds no algorithm."""
     return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
 
