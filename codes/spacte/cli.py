@@ -54,6 +54,8 @@ def checked(parser: Parser, given: dict) -> dict:
         if name not in actions:
             raise UserError(f"unknown setting '{name}': choose from {', '.join(sorted(actions))}")
         action = actions[name]
+        if action.nargs == "+" and not isinstance(value, list | tuple) and value is not None:
+            value = [value]
         parts = list(value) if isinstance(value, list | tuple) else [value]
         try:
             parts = [action.type(str(part)) if action.type and part is not None else part for part in parts]

@@ -1,10 +1,12 @@
 """Certification from Python: any data, any classifier, the same resumable logs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import beside, without_time
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from spacte import certify_dataset, load_classifier, open_split, read_log
@@ -84,6 +86,18 @@ class Augmented:
         return torch.rand(1, 8, 8), idx
 
 
+class Unreadable(Augmented):
+    def __getitem__(self, idx):
+        raise OSError("broken file")
+
+
+PAIRS = TensorDataset(torch.rand(4, 1, 8, 8), torch.arange(4))
+
+
+def stops(images):
+    raise SystemExit(3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,6 +114,19 @@ class Augmented:
         ({"data": (torch.rand(4, 1, 8, 8) * 2, torch.arange(4))}, r"they must lie in \[0, 1\]; normalisation belongs"),
         ({"data": Augmented()}, "image 0 is another one each time: switch the data's augmentation off"),
         ({"data": []}, "the data are empty"),
+        ({"data": None}, "the data are a NoneType: they must be a Dataset with a length"),
+        ({"data": iter([])}, "the data are a list_iterator: they must be a Dataset with a length"),
+        ({"data": DataLoader(PAIRS)}, "the data are a DataLoader: they must be a Dataset with a length"),
+        ({"data": list(PAIRS.tensors)}, "item 0 of the data must be an image and its label: it is a Tensor of shape"),
+        ({"data": ("ab", "cd")}, r"the data are a tuple: it must be \(images, labels\)"),
+        ({"data": PAIRS.tensors * 2}, r"the data are a tuple: it must be \(images, labels\)"),
+        ({"data": (torch.rand(4, 8, 8), torch.arange(4))}, r"its image is a Tensor of shape \[8, 8\], not \[C, H, W\]"),
+        ({"data": (PAIRS.tensors[0], torch.eye(4))}, r"its label is a Tensor of shape \[4\], not an integer"),
+        ({"data": (PAIRS.tensors[0], torch.arange(4) / 2)}, "item 1 of the data must be .* its label 0.5 must be an"),
+        ({"data": [("a.png", 3)]}, "its image is a str, not a tensor, an array or a picture"),
+        ({"data": Unreadable()}, r"item 0 of the data cannot be read: OSError: broken file \(test_dataset.py, line"),
+        ({"num_classes": 10.0}, "num_classes: 10.0 must be an integer of at least 1"),
+        ({"classifier": stops}, r"the classifier fails on images .*: SystemExit: 3 \(test_dataset.py, line"),
         ({"data": (torch.rand(4, 1, 8, 8), torch.arange(3))}, r"must be \(images, labels\), as many of the one as"),
         ({"exact_noise": True, "data": (torch.rand(4, 1, 8, 8), torch.arange(4))}, "multiples of 1/255"),
     ],
@@ -126,5 +153,40 @@ def test_what_is_natural_in_python_is_taken_and_nothing_leaves_the_logs_folder(t
 
     log = certify_dataset(classifier, (images, labels), dataset="..", name="../x", **settings)
     assert log.is_relative_to(tmp_path / "logs") and [path.name for path in tmp_path.iterdir()] == ["logs"]
-    with pytest.raises(UserError, match=r"label 0\.5: it must be an integer"):
+    with pytest.raises(UserError, match=r"its label 0\.5 must be an integer"):
         certify_dataset(classifier, (images, labels + 0.5), name="y", **settings)
+
+
+def test_one_radius_need_not_be_a_list(digits):
+    settings = SETTINGS | {"noise_sd": 0.5, "num_classes": 10, "sequential": True, "skip": 180}
+    log = certify_dataset(linear(), digits, radii=0.25, **settings)
+    assert json.loads(beside(log, ".json").read_text())["config"]["sequential"]["radii"] == [0.25]
+
+
+def test_a_classifier_that_fails_later_is_one_line_and_what_is_counted_stays(digits):
+    """The run goes on where it stood once the classifier is mended."""
+    network, calls, settings = linear().eval(), [], SETTINGS | {"noise_sd": 0.5, "num_classes": 10}
+
+    def classifier(images):
+        calls.append(1)
+        if 9 < len(calls) < 12:
+            raise KeyError("weights")
+        return network(images)
+
+    with pytest.raises(UserError, match=r"classifier fails on images .*: KeyError: 'weights' \(test_dataset.py, li"):
+        certify_dataset(classifier, digits, **settings)
+    (counts,) = Path("logs").rglob("*-counts.jsonl")
+    begun = counts.read_text()
+    calls.extend([1] * 2)
+    log = certify_dataset(classifier, digits, **settings)
+    assert begun and beside(log, "-counts.jsonl").read_text().startswith(begun) and len(read_log(log)) == 12
+
+
+def test_a_constant_classifier_gets_a_remark(digits):
+    with pytest.warns(UserWarning, match="answers every image alike: are its trained weights loaded"):
+        certify_dataset(torch.nn.Sequential(linear(), Constant()), digits, noise_sd=0.5, num_classes=10, **SETTINGS)
+
+
+class Constant(torch.nn.Module):
+    def forward(self, logits):
+        return torch.zeros_like(logits) + torch.arange(10.0)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from spacte.certify.certify import CertifySettings, certify_images, check_stoppi
 from spacte.certify.evaluation import Evaluation, computing_of
 from spacte.certify.settings import ClassifierSettings, RunSettings
 from spacte.data.spec import DataSpec
-from spacte.data.splits import Indexed, Split, image_tensor
+from spacte.data.splits import Indexed, Split, read_item
 from spacte.distributed import init_distributed
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import printable_name
@@ -59,6 +60,24 @@ def certify_dataset(
     return files.log
 
 
+def _dataset(data):
+    """The data as what is indexed, item by item. UserError where they are none."""
+    legal = "it must be (images, labels), as many of the one as of the other"
+    if isinstance(data, tuple):
+        try:
+            data = TensorDataset(*map(torch.as_tensor, data))
+        except (TypeError, ValueError, RuntimeError, AssertionError, IndexError):
+            raise UserError(f"the data are a tuple: {legal}") from None
+        if len(data.tensors) != 2:
+            raise UserError(f"the data are a tuple: {legal}")
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise UserError(
+            f"the data are a {type(data).__name__}: they must be a Dataset with a length, whose items are an image and "
+            "its label, or (images, labels)"
+        )
+    return data
+
+
 def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySettings]:
     legal = {field.name for kind in _KINDS for field in fields(kind)} - _NOT_BY_NAME - {"data_dir"}
     strange = sorted(set(given) - legal)
@@ -73,10 +92,7 @@ def _base(
     classifier, data, noise_sd: float | None, num_classes: int | None, dataset: str, name: str | None,
     computing: Computing,
 ) -> tuple[BaseClassifier, Split]:  # fmt: skip
-    if isinstance(data, tuple):
-        if len(data) != 2 or len(data[0]) != len(data[1]):
-            raise UserError("the data are a tuple: it must be (images, labels), as many of the one as of the other")
-        data = TensorDataset(*map(torch.as_tensor, data))
+    data = _dataset(data)
     networks = [classifier] if isinstance(classifier, Loaded) else classifier
     if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
         joint, spec = joint_settings(networks), networks[0].spec
@@ -97,7 +113,9 @@ def _base(
     if noise_sd is None or num_classes is None:
         raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
     noise_sd = cli.checked(parser_of(""), {"noise_sd": noise_sd})["noise_sd"]
-    shape = tuple(image_tensor(data[0][0]).shape) if len(data) else ()
+    if not isinstance(num_classes, Integral) or num_classes < 1:
+        raise UserError(f"num_classes: {num_classes} must be an integer of at least 1")
+    shape = tuple(read_item(data, 0)[0].shape) if len(data) else ()
     split = Indexed(DataSpec(dataset, shape, num_classes, (0.0,), (1.0,)), data, computing.device)
     kind = getattr(classifier, "__name__", type(classifier).__name__)
     config = {"dataset": printable_name(dataset), "arch": printable_name(kind), "classifier": kind}

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from spacte.data.spec import DataSpec, size_text
 from spacte.distributed import get_rank, get_world_size
-from spacte.utils import UserError
+from spacte.utils import FOREIGN_ERRORS, UserError, failure
 
 
 class Split:
@@ -177,10 +177,7 @@ class Indexed(Split):
         return len(self.dataset)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[idx]
-        if float(label) != int(label):
-            raise UserError(f"{self.spec.name}: image {idx} has label {label}: it must be an integer")
-        image, label = image_tensor(image), int(label)
+        image, label = read_item(self.dataset, idx)
         image = self._scaled(image) if image.dtype == torch.uint8 else image.float()
         low, high = float(image.min()), float(image.max())
         if not 0 <= low <= high <= 1:
@@ -206,9 +203,38 @@ class Indexed(Split):
         return content.hexdigest()
 
 
-def image_tensor(image) -> Tensor:
-    """A tensor, an array or a PIL image as a tensor [C, H, W], of its own type."""
-    return pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
+def read_item(dataset, idx: int) -> tuple[Tensor, int]:
+    """An item of a user's data: its image, a tensor, an array or a PIL image, as a tensor [C, H, W]; its label.
+
+    Raises UserError with what an item must be where it is not that, or cannot be read.
+    """
+    try:
+        item = dataset[idx]
+    except FOREIGN_ERRORS as error:
+        raise UserError(f"item {idx} of the data cannot be read: {failure(error)}") from error
+    legal = f"item {idx} of the data must be an image and its label"
+    try:
+        image, label = item
+    except (TypeError, ValueError):
+        raise UserError(f"{legal}: it is a {_described(item)}") from None
+    try:
+        image = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{legal}: its image is a {_described(image)}, not a tensor, an array or a picture") from None
+    if image.dim() != 3 or not image.numel() or image.is_complex():
+        raise UserError(f"{legal}: its image is a {_described(image)}, not [C, H, W]")
+    try:
+        number = float(label)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{legal}: its label is a {_described(label)}, not an integer") from None
+    if not number.is_integer():
+        raise UserError(f"{legal}: its label {label} must be an integer")
+    return image, int(number)
+
+
+def _described(value) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of shape {list(shape)}")
 
 
 class Streamed(Split):
