@@ -31,6 +31,8 @@ def main() -> None:
     contents = checkpoint.read(args.checkpoint)
     if args.output.exists():
         raise UserError(f"'{args.output}' exists: choose another --output")
+    if contents.keys() >= set(_KEPT) and "optimizer" not in contents:
+        raise UserError(f"'{args.checkpoint}' holds no optimiser: it has been released already")
     if not {*_KEPT, "optimizer"} <= contents.keys():
         raise UserError(f"'{args.checkpoint}' is no checkpoint of train.py")
     released = {name: contents[name] for name in _KEPT}

@@ -149,7 +149,7 @@ def test_a_released_checkpoint_is_certified_like_its_own_and_not_resumed(script,
     with torch.inference_mode():
         whole, same, rounded = (load_classifier(path).classifier(images) for path in (trained, released, half))
     assert torch.equal(whole, same) and 0 < (whole - rounded).abs().max() < 0.02 * whole.abs().max()
-    for path, message in ((trained, "'released.pth' exists"), (released, "is no checkpoint of train.py")):
+    for path, message in ((trained, "'released.pth' exists"), (released, "has been released already")):
         code, _, err = script("release.py", path, "--output", "released.pth" if path == trained else "new.pth")
         assert code == 2 and message in err and err.count("\n") == 1
     released.rename(trained)

@@ -358,7 +358,8 @@ def test_a_consensus_is_certified_as_the_classifier_that_it_is(certify, script, 
     for few, every in zip(mine, all_heads, strict=True):
         assert few.estimation.shape == (3, 10) and (few.estimation[:2] == every.estimation[:2]).all(), "the same draws"
     assert any((few.estimation[2] != every.estimation[3]).any() for few, every in zip(mine, all_heads, strict=True))
-    code, out, _ = script("report.py", log, plain, "--heads", "--format", "json")
+    code, out, err = script("report.py", log, plain, "--heads", "--format", "json")
+    assert "of a consensus' heads the first 2 alone voted on every noisy copy" in err
     rows = [one["heads"] for one in json.loads(out)["logs"]]
     assert code == 0 and {"3", "3 by consensus of 2", "head 1 of 3"} <= set(rows)
     assert script("relog.py", log, "--certificate", "all-votes", "--head", 1)[0] == 0

@@ -43,6 +43,9 @@ def heads_alone(run: Run) -> list[Run]:
     votes = _counts_behind(run)
     if config["skip_wrong"]:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
+    if config.get("consensus"):
+        text = f"'{run.path}': of a consensus' heads the first {config['consensus']} alone voted on every noisy copy"
+        warnings.warn(text, stacklevel=2)
     configs = [of_head(config, head) for head in range(len(votes[0].selection) - 1)]
     return [replace(run, log=log_table(votes, one), heads=heads_of(one), config=one) for one in configs]
 
