@@ -19,7 +19,7 @@ _SET_BY_THE_QUEUE = {
     "certify": ("--model_path", "--logs_dir", "--overwrite", "--shard"),
 }
 _FREE_FLAGS = {  # a run that goes on may change them
-    "train": ("--data_dir", "--device", "--workers", "--save_freq"),
+    "train": ("--data_dir", "--device", "--workers", "--save_freq", "--test_freq"),
     "certify": ("--data_dir", "--device", "--batch_size", "--max"),
 }
 

@@ -94,6 +94,22 @@ def same(a, b):
     return a == b
 
 
+def test_how_often_test_images_are_looked_at_changes_nothing_else(script, tmp_path):
+    flags = (*TINY, "--train_images", 200, "--num_heads", 2, "--epochs", 4)
+    assert script("0Gaussian/train.py", *flags)[0] == 0
+    code, out, _ = script("0Gaussian/train.py", *flags, "--test_freq", 3, "--save_dir", "rare", "--logs_dir", "rare")
+    lines = [line for line in out.splitlines() if line.startswith("epoch")]
+    assert code == 0 and ["noisy accuracy" in line for line in lines] == [True, False, True, True]
+    every, rare = (
+        pd.read_csv(next((tmp_path / folder).rglob("*-train.log")), sep="\t").drop(columns="images_per_second")
+        for folder in ("logs", "rare")
+    )
+    assert rare[["acc", "acc0", "acc1"]].isna().all(axis=1).tolist() == [False, True, False, False]
+    pd.testing.assert_frame_equal(rare, every.where(rare.notna()))
+    weights = [torch.load(next((tmp_path / one).rglob("epoch4.pth")), weights_only=True) for one in ("save", "rare")]
+    assert same(weights[0]["state_dict"], weights[1]["state_dict"])
+
+
 @pytest.mark.parametrize("defence", ["0Gaussian", "5CATRS", "6ACRWeakness"])
 def test_a_resumed_run_ends_as_if_never_interrupted(script, tmp_path, monkeypatch, own_flags, defence):
     """ACR-weakness resumes in an epoch that goes by the weights of an earlier one."""

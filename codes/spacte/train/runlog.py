@@ -80,9 +80,10 @@ class RunLog:
             if name != "epoch" and math.isfinite(value):
                 self.tensorboard.add_scalar(_tag(name), value, row["epoch"])
         self.tensorboard.flush()
+        accuracy = f"noisy accuracy {row['acc']:.3f}  " if math.isfinite(row["acc"]) else ""
         tqdm.write(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  lr {row['lr']:g}  "
-            f"lambda {row['lambda']:.3f}  noisy accuracy {row['acc']:.3f}  "
+            f"lambda {row['lambda']:.3f}  {accuracy}"
             f"{row['images_per_second']:.0f} images/s  {row['left']} left"
         )
 

@@ -63,6 +63,7 @@ class Place:
     logs_dir: str = "./logs"
     runs_dir: str = "./runs"
     save_freq: int = 10
+    test_freq: int = 1
     device: str = "auto"
     workers: int = 4
     resume: bool = False
@@ -101,6 +102,7 @@ def add_place_flags(parser: cli.Parser) -> None:
     add("--logs_dir", help="text logs")
     add("--runs_dir", help="TensorBoard files")
     add("--save_freq", type=cli.positive_int, help="epochs between checkpoints")
+    add("--test_freq", type=cli.positive_int, help="epochs between looks at the noisy test images")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     add("--workers", type=cli.non_negative_int, help="processes that read ImageNet's files")
     add("--resume", action="store_true", help="go on after the newest whole checkpoint of this run, if there is one")

@@ -6,6 +6,7 @@ mini-batch (DistributedDataParallel); BatchNorm's statistics are then each proce
 process's after it.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -99,8 +100,11 @@ class Trainer:
         self.targets = self.objective.targets(self.train_split)
         restore_rng_state(states)
 
-    def epochs(self) -> Iterator[dict]:
-        """Train to the last epoch; yields each epoch's figures by name."""
+    def epochs(self, test_freq: int = 1) -> Iterator[dict]:
+        """Train to the last epoch; yields each epoch's figures by name.
+
+        Noisy accuracy is looked at after the first epoch, every `test_freq` and the last one, and is NaN after others.
+        """
         total = self.recipe.epochs * self.steps
         silent = True if get_rank() else None  # None: a bar where there is a terminal
         with tqdm(
@@ -113,7 +117,8 @@ class Trainer:
             started, first = time.monotonic(), self.epoch
             while self.epoch < self.recipe.epochs:
                 row = self._train_epoch(bar)
-                row |= self.noisy_accuracy()
+                looked = self.epoch in (1, self.recipe.epochs) or self.epoch % test_freq == 0
+                row |= self.noisy_accuracy() if looked else self._accuracies([math.nan] * self._voters)
                 done = (self.epoch - first) / (self.recipe.epochs - first)
                 row["left"] = str(timedelta(seconds=round((time.monotonic() - started) * (1 / done - 1))))
                 yield row
@@ -168,12 +173,18 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(
             derived_seed("test", self.recipe.seed, self.epoch, get_rank())
         )
-        correct = torch.zeros(self.recipe.num_heads + (self.recipe.num_heads > 1), device=self.device)
+        correct = torch.zeros(self._voters, device=self.device)
         for images, labels in self.test_split.batches(self.recipe.batch_size):
             noise = torch.randn(images.shape, device=self.device, generator=generator) * self.recipe.noise_sd
             logits = unwrapped(self.classifier)(images + noise).float()  # [L, B, K]
             correct += (voters(logits).argmax(-1) == labels).sum(1)  # [V]
-        shares = (all_reduce_mean(correct) * get_world_size() / len(self.test_split)).tolist()
+        return self._accuracies((all_reduce_mean(correct) * get_world_size() / len(self.test_split)).tolist())
+
+    @property
+    def _voters(self) -> int:
+        return self.recipe.num_heads + (self.recipe.num_heads > 1)
+
+    def _accuracies(self, shares: list[float]) -> dict[str, float]:
         return {"acc": shares[-1], **{f"acc{h}": share for h, share in enumerate(shares[: self.recipe.num_heads])}}
 
 

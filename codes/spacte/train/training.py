@@ -79,7 +79,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     log = RunLog(paths, trainer.epoch, recipe.epochs) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
     about |= source_state(inspect.getfile(objective_type))
-    for row in trainer.epochs():
+    for row in trainer.epochs(place.test_freq):
         if log:
             log.write(row)
         epoch = row["epoch"]
