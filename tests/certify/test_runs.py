@@ -1,10 +1,12 @@
 """Runs that are killed, divided, merged and made again."""
 
+import json
 import os
 import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ import torch
 from children import Children, free_port, run
 from conftest import CODES, RUN_FLAGS, TINY, beside, without_time
 
+from spacte.certify import evaluation
 from spacte.logs.certlog import read_log
 from spacte.logs.votes import read_counts
 
@@ -155,3 +158,25 @@ def test_what_is_unfinished_is_said_so(certify, script):
     beside(log, "-counts.jsonl").write_text("")
     code, _, err = script("relog.py", log, "--alpha", 0.01)
     assert code == 2 and "holds no votes" in err and not beside(log, "-alpha-0.01.log").exists()
+
+
+def test_a_run_keeps_the_pass_that_it_was_begun_with(script, trained, monkeypatch):
+    """On resume, in its shards and where the JSON is older; another run, or one begun anew, measures."""
+
+    def noted(logs, *flags):
+        flags = ("--model_path", trained, *RUN_FLAGS, "--skip", 30, *flags, "--logs_dir", logs)
+        code, _, err = script("certify_mhead.py", *flags)
+        assert code == 0, err
+        return {json.loads(path.read_text())["about"]["images_per_pass"] for path in Path(logs).rglob("*.json")}
+
+    sizes = iter(range(40, 50))
+    monkeypatch.setattr(evaluation, "fastest_pass", lambda network, image: next(sizes))
+    assert noted("a", "--max", 90) == {40} == noted("a") == noted("a")
+    assert noted("a", "--overwrite") == {41}
+    assert noted("b", "--shard", "2/2") == {42} == noted("b", "--shard", "1/2")
+    assert noted("c", "--max", 90) == {43}
+    (path,) = Path("c").rglob("*.json")
+    content = json.loads(path.read_text())
+    del content["about"]["images_per_pass"]
+    path.write_text(json.dumps(content))
+    assert noted("c") == {100}, "all of a batch of digits, as it was then"

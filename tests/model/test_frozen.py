@@ -3,6 +3,7 @@
 import importlib
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import TINY
 from spacte.model import build_classifier
 from spacte.model import frozen as frozen_module
 from spacte.model.checkpoint import load_classifier
+from spacte.model.ensemble import NetworkEnsemble
 from spacte.model.frozen import freeze
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
 
@@ -83,6 +85,29 @@ def test_passes_have_one_shape_that_fits(monkeypatch):
     with torch.inference_mode():
         assert frozen(torch.rand(70, 1, 8, 8)).shape == (1, 70, 10)
     assert seen == [34, 34, 34]  # ceil(100 / ceil(100 * 64 / 3000)), at most 3000 pixels each
+
+
+class Slow(frozen_module.FixedPasses):
+    """Fast in passes of 25 images alone."""
+
+    def logits(self, images):
+        self.seen = len(images)
+        time.sleep(0.0001 * len(images) * (1 if len(images) == 25 else 3))
+        return torch.zeros(2, len(images), 10)
+
+
+def test_the_fastest_pass_is_measured_and_fixed(monkeypatch):
+    monkeypatch.setattr(frozen_module, "_SECONDS_OF_MEASURING", 0)
+    slow, small = (Slow(CPU, size, compiled=False) for size in (100, 50))
+    assert (
+        frozen_module.fastest_pass(slow, torch.rand(3, 32, 32)) == 25 and slow.pass_size(torch.rand(3, 32, 32)) == 100
+    )
+    assert frozen_module.fastest_pass(small, torch.rand(3, 32, 32)) == 50 and not hasattr(small, "seen"), "fits anyway"
+    both = NetworkEnsemble([slow, Slow(CPU, 20, compiled=False)])
+    frozen_module.fix_passes(both, 25)
+    with torch.inference_mode():
+        both(torch.rand(60, 3, 32, 32))
+    assert [one.seen for one in both.networks] == [25, 20], "never more than a batch"
 
 
 @torch.inference_mode()

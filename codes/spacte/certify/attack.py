@@ -82,6 +82,7 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     folder = evaluation.folder(run.logs_dir, "attack-mhead")
     files = RunFiles(folder / f"{source.log.stem}-attack{shard_ending(run.shard)}.log")
 
+    evaluation.fix_passes(files, run.overwrite)
     about = evaluation.about(classifier, run, settings)
     about["attacked"] = len(replace(run, shard=None).chosen(certified.index))  # by all shards
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:

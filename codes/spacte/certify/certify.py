@@ -72,7 +72,9 @@ def certify_images(
     plan = CertifyPlan(_config(evaluation, run, settings))
     name = f"{evaluation.run_name}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
     files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), name)
-    indices, about = run.chosen(range(len(evaluation.split))), evaluation.about(classifier, run, settings)
+    indices = run.chosen(range(len(evaluation.split)))
+    evaluation.fix_passes(files, run.overwrite)
+    about = evaluation.about(classifier, run, settings)
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:
         for counts in evaluation.sample("certify", writer.missing, plan.draws):

@@ -18,10 +18,12 @@ from spacte.data.sources import open_split
 from spacte.data.spec import DATASETS, DataSpec
 from spacte.data.splits import Split
 from spacte.device import arithmetic, select_device, select_precision
-from spacte.distributed import main_process_first
+from spacte.distributed import broadcast_object, main_process_first
+from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
 from spacte.model import foreign
 from spacte.model.checkpoint import load_classifier
+from spacte.model.frozen import fastest_pass, fix_passes, pass_size
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.utils import UserError, deciding_versions, derived_seed, package_versions, run_tail, sha256, source_state
@@ -89,6 +91,22 @@ class Evaluation:
         smooth = Smooth(base.network, split.spec.num_classes, sigma, noise, settings.consensus)
         return cls(smooth, split, computing.device, settings.batch_size, run, config, base.training)
 
+    def fix_passes(self, files: RunFiles, overwrite: bool) -> None:
+        """Let passes on the CPU be as large as the run's JSON says, or its other shards'; new runs measure.
+
+        So the counts of a run, whose last digit they may decide, are the same in all its parts. Every process must ask.
+        """
+        network = self.smooth.base_classifier
+
+        def decided() -> int | None:
+            """The main process decides for all."""
+            earlier = files.noted(overwrite)
+            if earlier is not None:
+                return earlier.get("images_per_pass")
+            return fastest_pass(network, self.split[0][0])
+
+        fix_passes(network, broadcast_object(decided))
+
     def folder(self, logs_dir: str, kind: str) -> Path:
         """<logs_dir>/<dataset>/<arch>/noise-<sd>/<kind>."""
         return Path(logs_dir) / run_tail(self.config["dataset"], self.config["arch"], self.smooth.sigma) / kind
@@ -117,6 +135,7 @@ class Evaluation:
             "command": sys.argv,
             "flags": {name: value for one in settings for name, value in dataclasses.asdict(one).items()},
             "device": device,
+            "images_per_pass": pass_size(self.smooth.base_classifier, self.split[0][0]),
             "images": len(self.split),
             **source_state(),
             "packages": package_versions(),

@@ -53,7 +53,9 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
     files = run.files(
         evaluation.folder(run.logs_dir, "predict-mhead"), f"{evaluation.run_name}-predict-skip-{run.skip}"
     )
-    indices, about = run.chosen(range(len(evaluation.split))), evaluation.about(classifier, run, settings)
+    indices = run.chosen(range(len(evaluation.split)))
+    evaluation.fix_passes(files, run.overwrite)
+    about = evaluation.about(classifier, run, settings)
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:
         for counts in evaluation.sample("predict", writer.missing, plan.draws):

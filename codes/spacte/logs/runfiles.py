@@ -7,6 +7,7 @@
 <stem>-part-<r>.jsonl    while several processes run: what process r has counted
 """
 
+import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,15 @@ class RunFiles:
             return {"config": dict(content["config"]), "about": dict(content["about"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
+
+    def noted(self, anew: bool) -> dict | None:
+        """What the run's JSON says "about" it, unless it is begun anew, or else another shard's; None without both."""
+        stem, shard, _ = self.json.name.partition("-shard-")
+        others = sorted(self.json.parent.glob(f"{glob.escape(stem)}-shard-*.json")) if shard else []
+        for path in (self.json, *others):
+            if path.exists() and not (anew and path == self.json):
+                return RunFiles(path.with_suffix(".log")).read_json()["about"]
+        return None
 
     def check_configuration(self, config: dict) -> None:
         """UserError where files are there of a run with another configuration (the fields are named) or without one."""

@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spacte.model.ensemble import Staged
 
-_CPU_PIXELS = 2**18  # of a pass on the CPU: the fastest of 2^15 to 2^20; R50 at 224x224 then needs 2 GB
+# of a pass on the CPU: which is the fastest depends on its cache and the network, by up to 1.5 times
+_CPU_PIXELS = 2**18  # R50 at 224x224 then needs 2 GB
+_FEWER_PIXELS = (2**17, 2**16, 2**15)
+_FIT_ANYWHERE = 2**16  # a batch of no more pixels is one pass
+_SECONDS_OF_MEASURING = 0.5
 
 
 def freeze(
@@ -51,6 +56,7 @@ class FixedPasses(nn.Module):
     def __init__(self, device: torch.device, batch_size: int, compiled: bool):
         super().__init__()
         self.device, self.most, self.compiled = device, batch_size, compiled
+        self.images_per_pass: int | None = None  # on the CPU; None: by _CPU_PIXELS
         self._functions: dict[tuple, Callable] = {}  # what runs a pass: compiled, or as it is
 
     def logits(self, images: Tensor) -> Tensor:
@@ -85,7 +91,7 @@ class FixedPasses(nn.Module):
                     raise
             if self.compiled:
                 torch.compiler.reset()  # the graphs hold memory of their own
-                self._functions.clear()
+                self.forget_functions()
             torch.cuda.empty_cache()
             self.most, halved = (self.most + 1) // 2, True
         if halved:
@@ -96,8 +102,15 @@ class FixedPasses(nn.Module):
         """How many of these images a pass holds."""
         if self.device.type == "cuda":
             return self.most
-        pixels = images.shape[-2] * images.shape[-1]
-        return math.ceil(self.most / math.ceil(self.most * pixels / _CPU_PIXELS))
+        return min(self.most, self.images_per_pass or self.even_pass(images, _CPU_PIXELS))
+
+    def even_pass(self, images: Tensor, pixels: int) -> int:
+        """The size of passes of about that many pixels, into which a batch is split without much padding."""
+        return math.ceil(self.most / math.ceil(self.most * images.shape[-2] * images.shape[-1] / pixels))
+
+    def forget_functions(self) -> None:
+        """Make anew, when it is asked for, what runs a pass."""
+        self._functions.clear()
 
     def _pass(self, stage: Callable, inputs: Tensor, size: int, settings: tuple) -> tuple[Tensor, ...]:
         missing = size - len(inputs)
@@ -154,6 +167,54 @@ class Frozen(FixedPasses):
 
     def _normalised(self, images: Tensor) -> Tensor:
         return self.normalise(images.to(memory_format=torch.channels_last)).to(self.dtype)
+
+
+def fix_passes(network: nn.Module, images_per_pass: int | None) -> None:
+    """Let the passes of the network, or of each of an ensemble's, hold that many images on the CPU."""
+    for one in _in_passes(network):
+        one.images_per_pass = images_per_pass
+
+
+def pass_size(network: nn.Module, image: Tensor) -> int:
+    """How many such images [C, H, W] a pass holds, of an ensemble one of its networks'."""
+    return _in_passes(network)[0].pass_size(image)
+
+
+@torch.inference_mode()
+def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
+    """How many images [C, H, W] a pass had best hold on this CPU, by a short measurement; None on a GPU.
+
+    It is measured without compiling. A batch that any cache holds is not split, and nothing is measured.
+    """
+    parts = _in_passes(network)
+    first = parts[0]
+    if first.device.type == "cuda":
+        return None
+    largest = first.even_pass(image, _CPU_PIXELS)
+    sizes = sorted({first.even_pass(image, pixels) for pixels in _FEWER_PIXELS} | {largest}, reverse=True)
+    if first.most * image[0].numel() <= _FIT_ANYWHERE or len(sizes) == 1:
+        return largest
+    before = [(one.images_per_pass, one.compiled) for one in parts]
+    for one in parts:
+        one.compiled = False
+    batch, seconds = image.expand(largest, *image.shape), dict.fromkeys(sizes, math.inf)
+    started, rounds = time.perf_counter(), 0
+    while rounds < 2 or time.perf_counter() - started < _SECONDS_OF_MEASURING:
+        for size in sizes:  # in turns, so that what else the machine does hits all alike
+            fix_passes(network, size)
+            begun = time.perf_counter()
+            network(batch)
+            padded = size * math.ceil(largest / size)
+            seconds[size] = min(seconds[size], (time.perf_counter() - begun) / padded)
+        rounds += 1
+    for one, (images_per_pass, compiled) in zip(parts, before, strict=True):
+        one.images_per_pass, one.compiled = images_per_pass, compiled
+        one.forget_functions()
+    return min(sizes, key=seconds.get)
+
+
+def _in_passes(network: nn.Module) -> list[FixedPasses]:
+    return [one for one in network.modules() if isinstance(one, FixedPasses)]
 
 
 def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...]:
