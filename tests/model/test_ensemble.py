@@ -7,7 +7,8 @@ from test_frozen import CPU, warmed_up
 from spacte.model import frozen as frozen_module
 from spacte.model.ensemble import Consensus, NetworkEnsemble, voters
 from spacte.model.frozen import freeze
-from spacte.smooth.core_mhead import Smooth
+from spacte.smooth import counting
+from spacte.smooth.core_mhead import Draws, Sample, Smooth
 
 
 def by_definition(logits, first):
@@ -67,6 +68,31 @@ def test_networks_agree_by_the_sums_of_their_own_heads():
     networks[2].network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
     same = Consensus(NetworkEnsemble([networks[0], networks[0], networks[2]]), 2)
     assert torch.equal(same(images)[-1], networks[0](images).sum(0)) and same.disagreed == 0 and not calls
+
+
+def test_copies_that_wait_are_counted_all_the_same(monkeypatch):
+    """Settled after every batch, at the end of each image, or as on a GPU, where nothing is left out before."""
+    frozen = freeze(warmed_up("R8", "CIFAR10", (3, 32, 32), heads=4), CPU, batch_size=50)
+    frozen.images_per_pass, passes = 16, []
+    frozen.network.heads[3][0].register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    images = images_of(3)
+
+    def votes():
+        smooth = Smooth(frozen, 10, 0.5, consensus=2)
+        seeded = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        samples = [Sample(*one, Draws(30, 270), idx) for idx, one in enumerate(zip(images, seeded, strict=True))]
+        passes.clear()
+        found = {one.idx: [one.selection.tolist(), one.estimation.tolist()] for one in smooth.sample(samples, 50)}
+        return found, smooth.consensus.disagreed, len(passes)
+
+    found, disagreed, late = votes()
+    assert all(sum(row) == 30 for selection, _ in found.values() for row in selection)
+    assert all(sum(row) == 270 for _, estimation in found.values() for row in estimation)
+    assert 0 < disagreed < 900 and late < disagreed / 16 + 6, "passes are full but for an image's last ones"
+    monkeypatch.setattr(counting, "_WAITING_BYTES", 0)
+    assert votes()[:2] == (found, disagreed) and votes()[2] > late
+    frozen.device, frozen.most = torch.device("cuda"), 16
+    assert votes()[:2] == (found, disagreed)
 
 
 class ThreeHeads(torch.nn.Module):

@@ -11,7 +11,6 @@ from spacte.logs import certlog
 from spacte.logs.from_votes import certificate_of, certificate_row, certified, largest_radius, voter_of
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
-from spacte.model.ensemble import Consensus
 from spacte.report.runs import read_runs
 from spacte.report.table import render, summary, table_radii
 from spacte.report.votes import with_certificate
@@ -58,8 +57,8 @@ def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifyS
     files, table = certify_images(evaluation, classifier, run, settings)
     if is_main_process():
         print(f"{table}\nlog: {files.log}")
-        consensus = evaluation.smooth.voting
-        if isinstance(consensus, Consensus) and consensus.seen:
+        consensus = evaluation.smooth.consensus
+        if consensus is not None and consensus.seen:
             share = 100 * consensus.disagreed / consensus.seen
             print(f"the first {consensus.first} disagreed on {share:.1f} % of {consensus.seen} noisy copies")
 

@@ -3,12 +3,11 @@
 By the sum of their logits or, for less work, by the consensus of a few of them: the rule stands here once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-
-Staged = tuple[Tensor, Tensor, Tensor]  # see Consensus
 
 
 def ensemble_logits(logits: Tensor) -> Tensor:
@@ -45,14 +44,30 @@ class NetworkEnsemble(nn.Module):
         """How many can take part in a consensus: the networks, each with the sum of its own heads."""
         return len(self.networks)
 
-    def staged(self, images: Tensor, first: int, needs_all: Callable[[Tensor], Tensor]) -> Staged:
+    def early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor, None]:
         """See Consensus."""
-        early = torch.stack([ensemble_logits(network(images)) for network in self.networks[:first]])
-        index = needs_all(early).nonzero().flatten()
-        if not len(index):
-            return early, index, early[:, :0]
-        rest = images[index]
-        return early, index, torch.stack([ensemble_logits(network(rest)) for network in self.networks[first:]])
+        return _own_sums(self.networks[:first], images), images, None
+
+    def late(self, images: Tensor, first: int) -> Tensor:
+        """See Consensus."""
+        return _own_sums(self.networks[first:], images)
+
+
+def _own_sums(networks: Iterable[nn.Module], images: Tensor) -> Tensor:
+    return torch.stack([ensemble_logits(network(images)) for network in networks])
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """Images among which are those that a consensus' first members disagree on: what the other members need of them.
+
+    `features` [M, ...], the first members' logits `early` [K, M, classes], the images' places `index` [M] in their
+    batch (None: all of it, in its order).
+    """
+
+    features: Tensor
+    early: Tensor
+    index: Tensor | None
 
 
 class Consensus(nn.Module):
@@ -60,15 +75,16 @@ class Consensus(nn.Module):
 
     It is a function of the image alone, so every certificate holds for it as for any classifier; the other members see
     only the images that the first ones disagree on. The members are a network's heads, or the networks of an ensemble.
-    `classifier` maps images [N, C, H, W] to logits [L, N, K]. Where it has a method `staged(images, first, needs_all)`
-    the others' work is spared: it returns the first members' logits [first, N, K], the index [n] of the images for
-    which `needs_all` of these is true, and the other members' logits on them, [L - first, n, K].
-    Source: Horvath et al. (ICLR 2022), section 4, for networks.
+    `classifier` maps images [N, C, H, W] to logits [L, N, K]. The others' work is spared where it has two methods:
+    `early(images, first)` returns the first members' logits [first, N, K], features [M, ...] of at least those images
+    that `disagree` finds, and their places [M] in the batch (None: of all images); `late(features, first)` returns the
+    other members' logits [L - first, M, K]. Source: Horvath et al. (ICLR 2022), section 4, for networks.
     """
 
     def __init__(self, classifier: Callable[[Tensor], Tensor], first: int):
         super().__init__()
         self.classifier, self.first = classifier, first
+        self._members = classifier if hasattr(classifier, "early") else _AllAtOnce(classifier)
         self.seen = self.disagreed = 0  # images
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,19 +92,46 @@ class Consensus(nn.Module):
 
         The consensus's row holds the first member's logits where all K agree.
         """
-        early, index, others = self._staged(images)
-        self.seen, self.disagreed = self.seen + len(images), self.disagreed + len(index)
+        early, undecided = self.begin(images)
+        ((index, logits),) = self.finish([undecided])
         consensus = early[0].clone()
-        consensus[index] = ensemble_logits(torch.cat([early[:, index], others]))
+        consensus[index] = logits
         return torch.cat([early, consensus.unsqueeze(0)])
 
-    def _staged(self, images: Tensor) -> Staged:
-        if hasattr(self.classifier, "staged"):
-            return self.classifier.staged(images, self.first, disagree)
+    def begin(self, images: Tensor) -> tuple[Tensor, Undecided]:
+        """The first members' logits [K, N, classes], and what `finish` needs. Does not wait for a GPU."""
+        early, features, index = self._members.early(images, self.first)
+        self.seen += len(images)
+        return early, Undecided(features, early if index is None else early[:, index], index)
+
+    def finish(self, batches: list[Undecided]) -> list[tuple[Tensor, Tensor]]:
+        """Of each batch the places [n] of the images that the first members disagree on, and the members' summed
+        logits there, [n, classes]. Waits for the device.
+        """
+        chosen = [disagree(one.early).nonzero().flatten() for one in batches]
+        features = torch.cat([one.features[which] for one, which in zip(batches, chosen, strict=True)])
+        logits = torch.cat([one.early[:, which] for one, which in zip(batches, chosen, strict=True)], dim=1)
+        if len(features):
+            logits = torch.cat([logits, self._members.late(features, self.first)])
+        self.disagreed += len(features)
+        places = [which if one.index is None else one.index[which] for one, which in zip(batches, chosen, strict=True)]
+        return list(zip(places, ensemble_logits(logits).split([len(one) for one in places]), strict=True))
+
+
+class _AllAtOnce:
+    """A classifier whose members' logits are computed together: none of their work is spared."""
+
+    def __init__(self, classifier: Callable[[Tensor], Tensor]):
+        self.classifier = classifier
+
+    def early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor, None]:
+        """The features are the other members' logits."""
         logits = self.classifier(images)
-        early = logits[: self.first]
-        index = disagree(early).nonzero().flatten()
-        return early, index, logits[self.first :, index]
+        return logits[:first], logits[first:].transpose(0, 1), None
+
+    def late(self, features: Tensor, first: int) -> Tensor:
+        """See Consensus."""
+        return features.transpose(0, 1)
 
 
 def disagree(logits: Tensor) -> Tensor:

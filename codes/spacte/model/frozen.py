@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spacte.model.ensemble import Staged
+from spacte.model.ensemble import disagree
 
 # of a pass on the CPU: which is the fastest depends on its cache and the network, by up to 1.5 times
 _CPU_PIXELS = 2**18  # R50 at 224x224 then needs 2 GB
@@ -67,23 +67,21 @@ class FixedPasses(nn.Module):
         """Logits of every head: [N, C, H, W] -> [L, N, K]. Where gradients are enabled, in one pass as it is."""
         if torch.is_grad_enabled():
             return self.logits(images)
-        return torch.cat(self.passes(self._whole, images, images, reduce=lambda logits: logits), dim=1)
+        return torch.cat(self.passes(self._whole, images, reduce=lambda logits: logits), dim=1)
 
     def _whole(self, images: Tensor) -> tuple[Tensor]:
         return (self.logits(images),)
 
-    def passes(
-        self, stage: Callable[..., tuple], inputs: Tensor, images: Tensor, *settings: int, reduce: Callable
-    ) -> list:
+    def passes(self, stage: Callable[..., tuple], inputs: Tensor, *settings: int, reduce: Callable) -> list:
         """What `reduce` makes of each pass of the inputs through `stage`: of logits [L, n, K] and, maybe, [n, ...].
 
-        A pass is as large as for these `images`, whatever the inputs are; the `settings` are the stage's.
+        The `settings` are the stage's.
         """
         halved = False
         while True:
             try:
-                size = self.pass_size(images)
-                parts = inputs.split(size) if len(inputs) else ()
+                size = self.pass_size(inputs)
+                parts = inputs.split(size)
                 found = [reduce(*self._pass(stage, part, size, settings)) for part in parts]
                 break
             except RuntimeError as error:
@@ -99,10 +97,12 @@ class FixedPasses(nn.Module):
         return found
 
     def pass_size(self, images: Tensor) -> int:
-        """How many of these images a pass holds."""
+        """How many images a pass holds; on the CPU the first ones that it is asked for decide, unless it is fixed."""
         if self.device.type == "cuda":
             return self.most
-        return min(self.most, self.images_per_pass or self.even_pass(images, _CPU_PIXELS))
+        if self.images_per_pass is None:
+            self.images_per_pass = self.even_pass(images, _CPU_PIXELS)
+        return min(self.most, self.images_per_pass)
 
     def even_pass(self, images: Tensor, pixels: int) -> int:
         """The size of passes of about that many pixels, into which a batch is split without much padding."""
@@ -140,23 +140,25 @@ class Frozen(FixedPasses):
         """How many can take part in a consensus: the heads."""
         return len(self.network.heads)
 
-    def staged(self, images: Tensor, first: int, needs_all: Callable[[Tensor], Tensor]) -> Staged:
-        """See Consensus: the other heads see the trunk's features of those images alone, in passes of the same shape.
+    def early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See Consensus: the other heads read the trunk's features.
 
-        The device is waited for once a pass of the first heads.
+        On the CPU those of the images that need them are kept alone; on a GPU, where that would wait for it, all are.
         """
+        sparing = self.device.type != "cuda"
 
-        def chosen(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """The logits, which images need all heads, and the features of these: few are kept."""
-            needs = needs_all(logits)
-            return logits, needs, features[needs]
+        def kept(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Of a pass."""
+            needed = disagree(logits)
+            return logits, features[needed] if sparing else features, needed
 
-        parts = self.passes(self._early, images, images, first, reduce=chosen)
-        early, needs, features = zip(*parts, strict=True)
-        early, features = torch.cat(early, dim=1), torch.cat(features)
-        others = self.passes(self._late, features, images, first, reduce=lambda logits: logits)
-        nothing = early.new_empty(self.members - first, 0, early.shape[-1])
-        return early, torch.cat(needs).nonzero().flatten(), torch.cat([nothing, *others], dim=1)
+        logits, features, needed = zip(*self.passes(self._early, images, first, reduce=kept), strict=True)
+        index = torch.cat(needed).nonzero().flatten() if sparing else None
+        return torch.cat(logits, dim=1), torch.cat(features), index
+
+    def late(self, features: Tensor, first: int) -> Tensor:
+        """See Consensus; in passes of the size that the images' passes had."""
+        return torch.cat(self.passes(self._late, features, first, reduce=lambda logits: logits), dim=1)
 
     def _early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         features = self.network.trunk(self._normalised(images))

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from spacte.model.ensemble import Consensus, voters
+from spacte.model.ensemble import Consensus
 from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
+from spacte.smooth.counting import VotesByConsensus, VotesOfAll
 from spacte.smooth.noise import GaussianNoise
 from spacte.utils import RunError
 
@@ -36,7 +37,8 @@ class Smooth:
         self.num_classes = num_classes
         self.sigma = sigma
         self.noise = noise or GaussianNoise(sigma)
-        self.voting = _every_head(base_classifier) if consensus is None else Consensus(base_classifier, consensus)
+        self.consensus = None if consensus is None else Consensus(base_classifier, consensus)
+        self._votes = VotesOfAll(base_classifier) if consensus is None else VotesByConsensus(self.consensus)
         if self.noise.sigma != sigma:
             raise ValueError(f"the noise's sigma is {self.noise.sigma}, the classifier's {sigma}")
 
@@ -86,7 +88,7 @@ class Smooth:
         def begin() -> Iterator[Sample]:
             """The samples, each active from when it is taken."""
             for sample in samples:
-                sample.begin(batch_size)
+                sample.begin(batch_size, self._votes.settle)
                 active.append(sample)
                 yield sample
 
@@ -105,7 +107,7 @@ class Smooth:
                 return
             sizes = [sample.wanted for sample in batch]
             copies = [self.noise(sample.x, sample.wanted, sample.generator) for sample in batch]
-            for sample, votes in zip(batch, self._votes(_joined(copies), sizes), strict=True):
+            for sample, votes in zip(batch, self._votes.of(_joined(copies), sizes, self.num_classes), strict=True):
                 sample.add(votes)
             finished = [sample for sample in batch if not sample.wanted]
             if finished:  # they have waited for the device: the time since the last wait is shared by copies
@@ -116,15 +118,6 @@ class Smooth:
                 active[:] = [sample for sample in active if sample.wanted]
                 since += seconds
                 yield from finished
-
-    def _votes(self, images: Tensor, sizes: list[int]) -> list[Tensor]:
-        """The votes of each portion of the images: [V, K + 1], the last column for logits that are not finite."""
-        logits = self.voting(images).float()  # [V, N, K]
-        if logits.shape[-1] != self.num_classes:
-            raise RunError(f"the classifier returned logits of {logits.shape[-1]} classes, not of {self.num_classes}")
-        votes = torch.where(logits.isfinite().all(-1), logits.argmax(-1), self.num_classes)  # [V, N]
-        counts = votes.new_zeros(len(votes), self.num_classes + 1)
-        return [counts.scatter_add(1, part, torch.ones_like(part)) for part in votes.split(sizes, dim=1)]
 
 
 @dataclass(frozen=True)
@@ -156,9 +149,9 @@ class Sample:
         self.selection = self.estimation = None
         self.wanted, self.seconds, self.unpaid = 0, 0.0, 0  # unpaid: copies whose time is not in `seconds` yet
 
-    def begin(self, batch_size: int) -> None:
-        """Want the first portion, of at most `batch_size` copies."""
-        self._batch_size, self._counts, self._drawn = batch_size, 0, 0
+    def begin(self, batch_size: int, settle: Callable[[], None]) -> None:
+        """Want the first portion, of at most `batch_size` copies; `settle` completes the votes that were added."""
+        self._batch_size, self._settle, self._counts, self._drawn = batch_size, settle, [], 0
         self._selects = self.draws.n0 > 0
         self._want(self.draws.n0 if self._selects else self.draws.n)
 
@@ -168,7 +161,7 @@ class Sample:
         The device is waited for only where a phase ends or `should_stop` is asked.
         """
         self.unpaid += self.wanted
-        self._counts = self._counts + votes
+        self._counts.append(votes)
         self._drawn += self.wanted
         if self._selects:
             self._want(self.draws.n0)
@@ -183,7 +176,7 @@ class Sample:
 
     def _end_selection(self) -> None:
         self.selection, self._selects = self._fetched(), False
-        self._counts, self._drawn = 0, 0
+        self._counts, self._drawn = [], 0
         if self.draws.only_class in (None, int(self.selection[self.draws.voter].argmax())):
             self._want(self.draws.n)
         else:
@@ -200,7 +193,9 @@ class Sample:
 
     def _fetched(self) -> np.ndarray:
         """The votes so far on the CPU, [V, K]."""
-        counts = self._counts.cpu().numpy()
+        self._settle()
+        self._counts = [torch.stack(self._counts).sum(0)]
+        counts = self._counts[0].cpu().numpy()
         if counts[:, -1].any():
             name = "an image" if self.idx is None else f"image idx {self.idx}"
             wrong = f"{counts[:, -1].max()} of {self._drawn} noisy copies"
@@ -212,10 +207,6 @@ def portion(drawn: int, n: int, batch_size: int, looks: bool) -> int:
     """How many of n draws come next: a batch; for a rule that `looks` in between, 100 first, then a quarter more."""
     size = min(batch_size, n - drawn)
     return min(size, max(_FIRST_LOOK, drawn // 4)) if looks else size
-
-
-def _every_head(classifier: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda images: voters(classifier(images).float())
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

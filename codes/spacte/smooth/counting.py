@@ -1,0 +1,75 @@
+"""Who votes for what on a batch of noisy copies, counted on the device, without waiting for it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from spacte.model.ensemble import Consensus, Undecided, disagree, voters
+from spacte.utils import RunError
+
+_WAITING_BYTES = 2**30  # of the features of copies that are still to be counted
+
+
+class VotesOfAll:
+    """Each head's votes and, in the last row, the ensemble's. The classifier maps [N, C, H, W] to logits [L, N, K]."""
+
+    def __init__(self, classifier: Callable[[Tensor], Tensor]):
+        self.classifier = classifier
+
+    def of(self, images: Tensor, sizes: Sequence[int], num_classes: int) -> Sequence[Tensor]:
+        """The votes of each portion of the images: [V, K + 1], the last column for logits that are not finite."""
+        return _counted(_classes(voters(self.classifier(images).float()), num_classes), sizes, num_classes + 1)
+
+    def settle(self) -> None:
+        """Nothing waits."""
+
+
+class VotesByConsensus:
+    """The votes of a consensus' first K members and, in the last row, its own.
+
+    A copy that they disagree on is counted in the last row when `settle` is called, before the votes are read: a GPU is
+    waited for only then, and the other members' passes are full.
+    """
+
+    def __init__(self, consensus: Consensus):
+        self.consensus = consensus
+        self._waiting: list[tuple[Undecided, Tensor, Tensor]] = []  # with the portions' ends and their votes
+
+    def of(self, images: Tensor, sizes: Sequence[int], num_classes: int) -> Sequence[Tensor]:
+        """The votes of each portion of the images: [K + 1, classes + 1], see VotesOfAll; complete when settled."""
+        early, undecided = self.consensus.begin(images)
+        classes = _classes(early, num_classes)
+        waits = num_classes + 1  # a column that nobody reads
+        last = torch.where(disagree(early), waits, classes[0])
+        counts = _counted(torch.cat([classes, last.unsqueeze(0)]), sizes, waits + 1)[..., :waits]
+        ends = torch.tensor(sizes).cumsum(0).to(images.device, non_blocking=True)
+        self._waiting.append((undecided, ends, counts))
+        if sum(one.features.nbytes for one, *_ in self._waiting) > _WAITING_BYTES:
+            self.settle()
+        return counts
+
+    def settle(self) -> None:
+        """Complete all votes that were returned so far."""
+        waiting, self._waiting = self._waiting, []
+        decided = self.consensus.finish([undecided for undecided, *_ in waiting]) if waiting else []
+        for (_, ends, counts), (index, logits) in zip(waiting, decided, strict=True):
+            portions = torch.searchsorted(ends, index, right=True)
+            classes = _classes(logits, counts.shape[-1] - 1)
+            counts[:, -1].index_put_((portions, classes), torch.ones_like(classes), accumulate=True)
+
+
+def _classes(logits: Tensor, num_classes: int) -> Tensor:
+    """The class of the largest logit, or K where they are not finite: [..., K] -> [...]. RunError for another K."""
+    if logits.shape[-1] != num_classes:
+        raise RunError(f"the classifier returned logits of {logits.shape[-1]} classes, not of {num_classes}")
+    logits = logits.float()
+    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), num_classes)
+
+
+def _counted(classes: Tensor, sizes: Sequence[int], columns: int) -> Tensor:
+    """How often each class was named in each portion: [V, N] -> [P, V, columns]."""
+    counts = classes.new_zeros(len(sizes), len(classes), columns)
+    for portion, named in zip(counts, classes.split(list(sizes), dim=1), strict=True):
+        portion.scatter_add_(1, named, torch.ones_like(named))
+    return counts
