@@ -15,7 +15,8 @@ The ways, one after the other, on the same images:
 
 `seconds` is what the whole table takes: the first batch, with what torch has not compiled before, then all draws,
 certificates and files; loading is not counted. Each way is measured once, and `ratio` is the authors' seconds over its
-own. `draws` are the noisy copies that the table takes.
+own: on a machine that other programs use at the same time it says little, other than that of bench.py, whose ways take
+turns. `draws` are the noisy copies that the table takes.
 
 A way with a fixed N, but for the second one, draws only --share of N: the seconds after its first batch are multiplied
 up, and so are its draws. Its votes are not. Its certificates are those of the N that stands in its row: they are valid,
