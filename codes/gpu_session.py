@@ -1,12 +1,11 @@
 """Use a GPU that is there for a limited time: its tests, its speed, a training run, the run's certificates and files.
 
     python codes/gpu_session.py --dataset ImageFolder --data_dir D --output O --minutes 25
-    python codes/gpu_session.py --dataset digits --arch R8 --epochs 4 --skip 60 --N 1000 --output O --minutes 10 \
-        --device cpu --tiny                                                           # try it out without a GPU
+    python codes/gpu_session.py --dataset digits --arch R8 --epochs 4 --N 1000 --output O --minutes 9 --device cpu --tiny
 
-Works off these steps and writes down in O which are finished. Started again with the same O, it goes on: what is
-finished is skipped, training goes on after its last epoch, certification after its last image. It may be killed at any
-moment.
+The second one tries it out without a GPU. The steps come in this order, and which are finished stands in O. Started
+again with the same O, the session goes on: what is finished is skipped, training goes on after its last epoch,
+certification after its last image. It may be killed at any moment.
 
     tests      tests/test_gpu.py
     bench-...  bench.py for certification and training: R110 with 5 heads at 32x32 and R50 with 2 heads at 224x224,
@@ -14,8 +13,8 @@ moment.
     train      train.py of --defence, for as many epochs as the time allows, at most --epochs. Two epochs are trained
                first for their time on this machine; the number that fits into --training_share of the time left is
                written down, and the learning rate drops after each third of it, as the paper's does
+    release    the checkpoint without its optimiser, in parts below 16 MiB: before what may take all the time left
     certify    certify_mhead.py on every --skip-th test image
-    release    the checkpoint without its optimiser, in parts below 16 MiB
 
 A step that the time left cannot hold is not begun and is named, and one that is under way when the time is over is
 ended: training and certification lose no more than an epoch or a few images. How long a step takes is what those like
@@ -45,7 +44,7 @@ from spacte import cli
 from spacte.jobs import Job, check_unchanged, commands, record, remove_old_checkpoints
 from spacte.session import OutOfTimeError, Session, Step, say
 from spacte.train.settings import Recipe
-from spacte.utils import UserError, lock, make_folder, sha256
+from spacte.utils import RunError, UserError, lock, make_folder, sha256
 
 _CODES = Path(__file__).resolve().parent
 # what a session that goes on may change
@@ -129,8 +128,8 @@ class _Steps:
         yield Step("tests", self._test, like="tests", guess=180)
         yield from self._bench_steps()
         yield Step("train", self._train)
-        yield Step("certify", self._certify, after="train")
         yield Step("release", self._release, like="release", guess=20, after="train")
+        yield Step("certify", self._certify, after="train")
 
     def _test(self) -> None:
         command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-v", "-p", "no:cacheprovider"]
@@ -185,6 +184,8 @@ class _Steps:
 
         self.session.run("two-epochs", command, _CODES / self.args.defence, notice)
         shutil.rmtree(folder)
+        if len(times) != 3:
+            raise RunError("train.py did not say when its two epochs ended")
         started, first, second = times
         epoch = second - first
         planned = self.args.training_share * self.session.left() - max(first - started - epoch, 0)
@@ -216,21 +217,8 @@ class _Steps:
         name = f"{args.defence}/session/seed-{args.seed}"
         return Job(name, _CODES, self.output / "work", args.seed, *flags)
 
-    def _certify(self) -> None:
-        job = self._job()
-        _, command = commands(job)
-        try:
-            self.session.run("certify", command, job.scripts)
-        finally:
-            self._copy_logs(job)
-
-    def _copy_logs(self, job: Job) -> None:
-        if (job.folder / "logs").exists():
-            shutil.copytree(job.folder / "logs", self.output / "logs", dirs_exist_ok=True)
-
     def _release(self) -> None:
-        args = self.args
-        (checkpoint,) = self._job().folder.glob(f"save/*/*/*/*/epoch{self.session.state['plan']['epochs']}.pth")
+        args, checkpoint = self.args, self._certify_command(self._job())[-1]
         name = f"{args.defence[1:]}-{args.dataset}-{args.arch}-{args.noise_sd}-{args.num_heads}-heads.pth".lower()
         whole, folder = self.output / "work" / name, self.output / "release"
         whole.unlink(missing_ok=True)
@@ -238,6 +226,22 @@ class _Steps:
         command = [sys.executable, _CODES / "release.py", checkpoint, "--output", whole]
         self.session.run("release", command, _CODES)
         say(f"the command that joins the parts: {cut(whole, make_folder(folder), self.scale.part)}")
+
+    def _certify(self) -> None:
+        job = self._job()
+        try:
+            self.session.run("certify", self._certify_command(job), job.scripts)
+        finally:
+            self._copy_logs(job)
+
+    def _certify_command(self, job: Job) -> list[str]:
+        """The checkpoint comes last. RunError where there is none."""
+        _, command = commands(job)
+        return command
+
+    def _copy_logs(self, job: Job) -> None:
+        if (job.folder / "logs").exists():
+            shutil.copytree(job.folder / "logs", self.output / "logs", dirs_exist_ok=True)
 
 
 def cut(path: Path, folder: Path, size: int) -> str:
