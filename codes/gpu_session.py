@@ -1,7 +1,7 @@
 """Use a GPU that is there for a limited time: its tests, its speed, a training run, the run's certificates and files.
 
     python codes/gpu_session.py --dataset ImageFolder --data_dir D --output O --minutes 25
-    python codes/gpu_session.py --dataset digits --arch R8 --epochs 4 --N 1000 --output O --minutes 9 --device cpu --tiny
+    python codes/gpu_session.py --dataset digits --arch R8 --epochs 4 --N 500 --output O --minutes 9 --device cpu --tiny
 
 The second one tries it out without a GPU. The steps come in this order, and which are finished stands in O. Started
 again with the same O, the session goes on: what is finished is skipped, training goes on after its last epoch,
