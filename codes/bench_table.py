@@ -59,7 +59,7 @@ from spacte.report.comparison import Comparison, compare
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
 from spacte.report.table import markdown, radius_names, records, table_radii
-from spacte.utils import make_folder, replace_file
+from spacte.utils import UserError, make_folder, replace_file
 
 _WAYS = ("compiled", "sequential", "consensus", "together")
 _AS_CERTIFY = ("arch", "dataset", "num_heads", "noise_sd", "data_dir", "batch_size", "seed", "device", "precision")
@@ -120,6 +120,7 @@ def _main() -> None:
     settings = ClassifierSettings((args.model_path,), **{name: getattr(args, name) for name in _AS_CERTIFY})
     evaluation = Evaluation.load(settings, args.N)
     few = math.ceil(args.N * args.share)
+    _check(evaluation, few, args)
     device = torch.cuda.get_device_name(evaluation.device) if evaluation.device.type == "cuda" else "cpu"
     print(f"{device}, {torch.get_num_threads()} threads", flush=True)
 
@@ -129,7 +130,7 @@ def _main() -> None:
     for way in args.ways:
         options = _options(way, heads, args)
         if options is None:
-            print(f"{way}: left out; K must lie in 2..{heads - 1}, of {heads} heads")
+            print(f"{way}: left out; K must be at least 2 and below the number of heads, {heads}")
             continue
         draws = args.N if "sequential" in options else few
         rows.append(_ours(way, settings, evaluation.split, draws, args, **options))
@@ -146,6 +147,14 @@ def _main() -> None:
         content = {"device": device, "images": len(second.counts), "rows": records(table)}
         content["against_second_row"] = {way: records(one.table) for way, one in comparisons.items()}
         replace_file(args.json, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def _check(evaluation: Evaluation, few: int, args) -> None:
+    """UserError, before anything is measured, where so few draws never certify or there are no two images."""
+    largest_radius(evaluation.config | {"N": few, "alpha": CertifySettings.alpha, "sequential": None})
+    images = RunSettings(args.skip, args.max).chosen(range(len(evaluation.split)))
+    if len(images) < 2:
+        raise UserError(f"--skip {args.skip} and --max {args.max} choose one image: a comparison needs 2 or more")
 
 
 def _options(way: str, heads: int, args) -> dict | None:
@@ -190,7 +199,6 @@ def _authors(evaluation: Evaluation, settings: ClassifierSettings, second: Run, 
         loaded = loaded.normalised_by(evaluation.config["normalize"][0])
     classifier, smooth = loaded.classifier.to(evaluation.device).eval(), evaluation.smooth
     config = second.config | {"N": draws}
-    largest_radius(config)  # raises where so few draws cannot certify
 
     def votes(image: Tensor, n: int) -> np.ndarray:
         """Of n noisy copies, [1, K]."""

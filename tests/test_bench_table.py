@@ -49,7 +49,8 @@ def test_radii_that_a_share_of_the_draws_cannot_reach_are_empty(table):
 
 def test_a_consensus_needs_more_heads(table):
     out, content = table("--ways", "consensus", "--consensus", 3)
-    assert "consensus: left out; K must lie in 2..2, of 3 heads" in out and len(content["rows"]) == 2
+    assert "consensus: left out; K must be at least 2 and below the number of heads, 3" in out
+    assert [row["way"] for row in content["rows"]] == ["authors'", "fp32"]
     _, content = table("--ways", "consensus", "--consensus", 2)
     assert [row["way"] for row in content["rows"]] == ["authors'", "fp32", "consensus"]
 
@@ -65,6 +66,14 @@ def test_thinned_votes_are_some_of_them(certify, monkeypatch):
         assert (few.selection == counts.selection[-1:]).all() and few.label == counts.label
 
 
-def test_a_share_is_at_most_all(script):
-    code, _, err = script("bench_table.py", "--model_path", "none.pth", "--share", 1.5)
-    assert code == 2 and "'1.5' must be above 0 and at most 1" in err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--share", 1.5), "'1.5' must be above 0 and at most 1"),
+        (("--N", 100, "--share", 0.05), "--N 5 at --alpha 0.001 can never certify"),
+        (("--skip", 1000), "choose one image: a comparison needs 2 or more"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_it_is_measured(script, digits_models, flags, message):
+    code, out, err = script("bench_table.py", "--model_path", digits_models[0], "--device", "cpu", *flags)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1
