@@ -145,16 +145,19 @@ def _certify_ways(arch: str, dataset: str, batch_size: int, device: torch.device
     image = torch.rand(spec.shape, device=device)
     smooth = Smooth(freeze(classifier, device, args.precision, batch_size, args.compile), spec.num_classes, _SIGMA)
     return (
-        lambda: _plain_counts(classifier, image, args.plain_batch_size, spec.num_classes),
+        lambda: plain_votes(classifier, image, _SIGMA, args.plain_batch_size, spec.num_classes),
         lambda: smooth.count_votes(image, batch_size, batch_size),
     )
 
 
 @torch.no_grad()
 @_TORCHS_OWN
-def _plain_counts(classifier: nn.Module, image: Tensor, batch_size: int, num_classes: int) -> np.ndarray:
+def plain_votes(
+    classifier: nn.Module, image: Tensor, sigma: float, batch_size: int, num_classes: int
+) -> np.ndarray:  # fmt: skip
+    """The ensemble's votes [K] on one batch of noisy copies of an image [C, H, W], as the authors' code counts them."""
     batch = image.repeat((batch_size, 1, 1, 1))
-    logits = classifier(batch + torch.randn_like(batch) * _SIGMA)
+    logits = classifier(batch + torch.randn_like(batch) * sigma)
     counts = np.zeros(num_classes, dtype=int)
     for vote in logits.sum(0).argmax(1).cpu().numpy():
         counts[vote] += 1

@@ -33,7 +33,6 @@ the others' checkpoints. A queue file:
     of = "one-head"                # that run's networks of all seeds, certified as one classifier
 """
 
-import ctypes
 import gzip
 import os
 import re
@@ -63,13 +62,12 @@ from spacte.jobs import (
     remove_old_checkpoints,
     state,
 )
+from spacte.processes import set_priority_and_end
 from spacte.utils import RunError, UserError, lock, make_folder, replace_file
 
 CODES = Path(__file__).resolve().parent
 _SECONDS_BETWEEN_LINES = 60  # of progress, where there is no terminal
 _SECONDS_BETWEEN_LOOKS = 0.1
-_PR_SET_PDEATHSIG = 1
-_C_LIBRARY = ctypes.CDLL(None)  # loaded here, because nothing should be between fork and exec
 
 
 class Running:
@@ -114,7 +112,7 @@ class Running:
                 stderr=subprocess.STDOUT,
                 process_group=0,
                 pass_fds=[lock.fileno() for lock in self.locks],
-                preexec_fn=lambda: _set_priority_and_end(self.nice),
+                preexec_fn=lambda: set_priority_and_end(self.nice),
             )
         return False
 
@@ -149,12 +147,6 @@ class Running:
 
 
 _JOBS_OWN = (RunError, UserError, OSError)  # what ends a job, and not the queue
-
-
-def _set_priority_and_end(nice: int) -> None:
-    os.nice(nice)
-    if sys.platform == "linux":
-        _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Queue:

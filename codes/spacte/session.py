@@ -1,0 +1,191 @@
+"""Steps worked off within a limited time: which are finished stands on disk, so that they may be killed and go on.
+
+steps -> those that are not finished and fit -> commands, until the time is over
+"""
+
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spacte.processes import set_priority_and_end
+from spacte.utils import RunError, UserError, make_folder, replace_file
+
+_WORTH_BEGINNING = 60  # seconds for a step that goes on next time
+
+
+class OutOfTimeError(Exception):
+    """The time left cannot hold a step; says why."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step; its `work` raises RunError or UserError where it fails and OutOfTimeError where the time is over.
+
+    `like` names the steps that take about as long, and `guess` how many seconds until one of them is finished; None
+    for one that may be ended and goes on next time. `after` names the step that must be finished before, and `budget`
+    the limit that it shares with others.
+    """
+
+    name: str
+    work: Callable[[], None]
+    like: str | None = None
+    guess: float = _WORTH_BEGINNING
+    after: str | None = None
+    budget: str | None = None
+
+
+class Session:
+    """The steps of an output folder, of which `state` says what is finished, and the time that is left.
+
+    `settings` decide what the steps compute: UserError where the folder holds a session with others. `budgets` are
+    seconds by name. The commands hold the lock `held` on the folder while they live.
+    """
+
+    def __init__(self, output: Path, settings: dict, minutes: float, budgets: dict[str, float], held):
+        self.output, self.held, self.budgets = output, held, dict(budgets)
+        self.end = time.monotonic() + 60 * minutes
+        self.file = output / "session.json"
+        self.state = self._read_state(settings)
+        self.failed: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+
+    def _read_state(self, settings: dict) -> dict:
+        if not self.file.exists():
+            return {"settings": settings, "steps": {}}
+        try:
+            state = json.loads(self.file.read_text())
+            before = state["settings"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"'{self.file}' is no session's: give another --output") from error
+        for name, value in settings.items():
+            if before.get(name) != value:
+                there = f"a session with {name} {before.get(name)}, not {value}"
+                raise UserError(f"'{self.output}' holds {there}: give another --output")
+        return state
+
+    def remember(self, name: str, value) -> None:
+        """Write `value` down under `name` of the state."""
+        self.state[name] = value
+        content = json.dumps(self.state, indent=2) + "\n"
+        replace_file(self.file, lambda temporary: temporary.write_text(content))
+
+    def left(self, step: Step | None = None) -> float:
+        """The seconds that are left, or are left for a step."""
+        left = self.end - time.monotonic()
+        return left if step is None or step.budget is None else min(left, self.budgets[step.budget])
+
+    # --- the steps ---
+
+    def work_off(self, steps: list[Step]) -> None:
+        """Every step that is not finished, as far as the time goes; prints what is missing then."""
+        self.remember("steps", self.state["steps"])
+        self._say_how_many(steps)
+        for step in steps:
+            if not self.is_finished(step.name):
+                self._work_off(step)
+        self._say_how_many(steps)
+        for name, reason in self.failed.items():
+            say(f"failed: {name}: {reason}")
+        for name, reason in self.left_out.items():
+            say(f"not finished: {name}: {reason}")
+        if self.failed or self.left_out:
+            say("the same command goes on with what is not finished")
+
+    def _work_off(self, step: Step) -> None:
+        if step.after and not self.is_finished(step.after):
+            self.left_out[step.name] = f"it needs {step.after}"
+            return
+        started = time.monotonic()
+        try:
+            needed, left = self._needed(step), self.left(step)
+            if needed > left:
+                minutes = f"{needed / 60:.1f} minutes, {max(left, 0) / 60:.1f} are left for it"
+                raise OutOfTimeError(f"it needs about {minutes}")
+            say(f"{step.name}: {left / 60:.1f} minutes are left for it")
+            step.work()
+        except OutOfTimeError as reason:
+            self.left_out[step.name] = str(reason)
+            say(f"{step.name}: {reason}")
+        except (RunError, UserError, OSError) as error:
+            self.failed[step.name] = str(error)
+            say(f"{step.name} failed: {error}")
+        else:
+            seconds = round(time.monotonic() - started, 1)
+            self.remember("steps", self.state["steps"] | {step.name: {"like": step.like, "seconds": seconds}})
+            say(f"{step.name} finished in {seconds:.0f} s")
+        if step.budget:
+            self.budgets[step.budget] -= time.monotonic() - started
+
+    def is_finished(self, name: str) -> bool:
+        """Whether the step is written down as finished."""
+        return name in self.state["steps"]
+
+    def _needed(self, step: Step) -> float:
+        """The most seconds that a step like it took, or a guess."""
+        took = [done["seconds"] for done in self.state["steps"].values() if step.like and done["like"] == step.like]
+        return max(took, default=step.guess)
+
+    def _say_how_many(self, steps: list[Step]) -> None:
+        say(f"{sum(self.is_finished(step.name) for step in steps)} of {len(steps)} steps are finished")
+
+    # --- a step's commands ---
+
+    def run(self, name: str, command: list, folder: Path, notice: Callable[[str], None] = lambda line: None) -> None:
+        """Run a command in a folder; its lines are printed, kept in O/output and given to `notice`.
+
+        It ends with the session's time. Raises OutOfTimeError then, and RunError with its last line where it fails.
+        """
+        command, last = [str(part) for part in command], ""
+        output = make_folder(self.output / "output") / f"{name}.txt"
+        with (
+            open(output, "a", encoding="utf-8") as file,
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                process_group=0,
+                pass_fds=[self.held.fileno()],
+                preexec_fn=set_priority_and_end,
+            ) as child,
+        ):
+            timer = threading.Timer(max(self.end - time.monotonic(), 0), _kill, [child])
+            timer.start()
+            try:
+                for line in itertools.chain([f"$ cd {folder}; {shlex.join(command)}\n"], child.stdout):
+                    print(line, end="", flush=True)
+                    file.write(line)
+                    file.flush()
+                    last = line.strip() or last
+                    notice(line)
+                code = child.wait()
+            finally:
+                timer.cancel()
+                _kill(child)
+        if code and time.monotonic() >= self.end:
+            raise OutOfTimeError("the time is over")
+        if code:
+            raise RunError(f"exit code {code}: {last}" if code > 0 else signal.Signals(-code).name)
+
+
+def _kill(child: subprocess.Popen) -> None:
+    """End a command, and all that it started, if it still runs."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def say(text: str) -> None:
+    """Print a line of the session's own among those of its commands."""
+    print(f"== {text}", flush=True)
