@@ -2,6 +2,7 @@
 
     python codes/bench.py                                       # R20 and R110 at 32x32, R8 on digits, 5 heads
     python codes/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096 --json out.json
+    python codes/bench.py --task table --model_path save/<...>/epoch150.pth         # its flags: --task table --help
 
 `plain` is the authors' way: eager float32 with torch's own settings (on a GPU, TF32 convolutions), contiguous tensors,
 BatchNorm unfolded; in certification batches of 128 noisy images, their default, noise on a repeated image, and votes
@@ -19,6 +20,7 @@ best that were measured, after each case.
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,7 @@ from spacte.data.spec import data_spec
 from spacte.data.splits import InMemory
 from spacte.device import PRECISIONS, select_device, select_precision
 from spacte.model import build_classifier
-from spacte.model.frozen import freeze
+from spacte.model.frozen import fastest_pass, fix_passes, freeze
 from spacte.model.noisy import noisy_logits
 from spacte.report.table import markdown
 from spacte.smooth.core_mhead import Smooth
@@ -53,7 +55,13 @@ _TORCHS_OWN = torch.backends.cudnn.flags(enabled=True, benchmark=False, determin
 def _flags() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--task", nargs="+", choices=("certify", "train"), default=["certify", "train"], help="what is measured")
+    add(
+        "--task",
+        nargs="+",
+        choices=("certify", "train"),
+        default=["certify", "train"],
+        help="what is measured (or table, and it alone)",
+    )
     add("--arch", nargs="+", help="architectures, with --dataset (R20 and R110 on CIFAR10, R8 on digits)")
     add("--dataset", default="CIFAR10", help="whose image size and classes are used; no data are read")
     add("--num_heads", type=cli.positive_int, default=5, help="L")
@@ -69,6 +77,11 @@ def _flags() -> argparse.Namespace:
 
 
 def _main() -> None:
+    if sys.argv[1:3] == ["--task", "table"]:
+        import bench_table  # what it needs of a checkpoint and of images has flags of its own
+
+        bench_table.main(sys.argv[3:])
+        return
     args = _flags()
     device = select_device(args.device, args.compile)
     args.precision = select_precision(args.precision, device)
@@ -143,7 +156,9 @@ def _certify_ways(arch: str, dataset: str, batch_size: int, device: torch.device
     spec = data_spec(dataset)
     classifier = build_classifier(arch, dataset, args.num_heads).to(device).eval()
     image = torch.rand(spec.shape, device=device)
-    smooth = Smooth(freeze(classifier, device, args.precision, batch_size, args.compile), spec.num_classes, _SIGMA)
+    frozen = freeze(classifier, device, args.precision, batch_size, args.compile)
+    fix_passes(frozen, fastest_pass(frozen, image))
+    smooth = Smooth(frozen, spec.num_classes, _SIGMA)
     return (
         lambda: plain_votes(classifier, image, _SIGMA, args.plain_batch_size, spec.num_classes),
         lambda: smooth.count_votes(image, batch_size, batch_size),

@@ -57,6 +57,7 @@ class FixedPasses(nn.Module):
         super().__init__()
         self.device, self.most, self.compiled = device, batch_size, compiled
         self.images_per_pass: int | None = None  # on the CPU; None: by _CPU_PIXELS
+        self.fastest: int | None = None  # what `fastest_pass` has found
         self._functions: dict[tuple, Callable] = {}  # what runs a pass: compiled, or as it is
 
     def logits(self, images: Tensor) -> Tensor:
@@ -182,31 +183,37 @@ def pass_size(network: nn.Module, image: Tensor) -> int:
     return _in_passes(network)[0].pass_size(image)
 
 
-@torch.inference_mode()
 def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
     """How many images [C, H, W] a pass had best hold on this CPU, by a short measurement; None on a GPU.
 
-    It is measured without compiling. A batch that any cache holds is not split, and nothing is measured.
+    It is measured once, without compiling. A batch that any cache holds is not split, and nothing is measured.
     """
-    parts = _in_passes(network)
-    first = parts[0]
+    first = _in_passes(network)[0]
     if first.device.type == "cuda":
         return None
-    largest = first.even_pass(image, _CPU_PIXELS)
-    sizes = sorted({first.even_pass(image, pixels) for pixels in _FEWER_PIXELS} | {largest}, reverse=True)
-    if first.most * image[0].numel() <= _FIT_ANYWHERE or len(sizes) == 1:
-        return largest
+    if first.fastest is None:
+        largest = first.even_pass(image, _CPU_PIXELS)
+        sizes = sorted({first.even_pass(image, pixels) for pixels in _FEWER_PIXELS} | {largest}, reverse=True)
+        fits = first.most * image[0].numel() <= _FIT_ANYWHERE
+        first.fastest = largest if fits or len(sizes) == 1 else _measured(network, image, sizes)
+    return first.fastest
+
+
+@torch.inference_mode()
+def _measured(network: nn.Module, image: Tensor, sizes: list[int]) -> int:
+    """Which of the sizes takes the least time an image."""
+    parts = _in_passes(network)
     before = [(one.images_per_pass, one.compiled) for one in parts]
     for one in parts:
         one.compiled = False
-    batch, seconds = image.expand(largest, *image.shape), dict.fromkeys(sizes, math.inf)
+    batch, seconds = image.expand(max(sizes), *image.shape), dict.fromkeys(sizes, math.inf)
     started, rounds = time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - started < _SECONDS_OF_MEASURING:
         for size in sizes:  # in turns, so that what else the machine does hits all alike
             fix_passes(network, size)
             begun = time.perf_counter()
             network(batch)
-            padded = size * math.ceil(largest / size)
+            padded = size * math.ceil(len(batch) / size)
             seconds[size] = min(seconds[size], (time.perf_counter() - begun) / padded)
         rounds += 1
     for one, (images_per_pass, compiled) in zip(parts, before, strict=True):
