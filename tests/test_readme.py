@@ -139,10 +139,11 @@ def test_the_pretrained_models_are_those_of_the_table(script, tmp_path):
 
 
 def test_a_released_checkpoint_is_certified_like_its_own_and_not_resumed(script, trained, tmp_path):
-    released, half = tmp_path / "released.pth", tmp_path / "half.pth"
+    released, again, half = (tmp_path / f"{name}.pth" for name in ("released", "again", "half"))
     assert script("release.py", trained, "--output", released)[0] == 0
     code, out, _ = script("release.py", trained, "--output", half, "--half")
     assert code == 0 and out.endswith(f"SHA-256 {sha256(half)}\n")
+    assert script("release.py", trained, "--output", again)[0] == 0 and sha256(again) == sha256(released)
     sizes = [path.stat().st_size for path in (trained, released, half)]
     assert sizes[0] > 1.8 * sizes[1] > 1.8 * 1.8 * sizes[2]
     images = torch.rand(50, 1, 8, 8)

@@ -42,12 +42,18 @@ class Loaded:
 
 
 def save(path: Path, contents: dict) -> None:
-    """Write a checkpoint so that `path` never holds half of one; its DataSpec under "data" becomes a dict."""
+    """Write a checkpoint so that `path` never holds half of one; its DataSpec under "data" becomes a dict.
+
+    Equal contents make equal files: no name of a temporary file gets into them.
+    """
     contents = {**contents, "data": asdict(contents["data"])}
-    try:
-        replace_file(path, lambda temporary: torch.save(contents, temporary))
-    except RuntimeError as error:  # torch's own, on a full disk
-        raise UserError(f"cannot write checkpoint '{path}': {error}") from error
+
+    def write(temporary: Path) -> None:
+        """Into an open file, whose name torch does not know."""
+        with open(temporary, "wb") as file:
+            torch.save(contents, file)
+
+    replace_file(path, write)
 
 
 def read(path: Path) -> dict:
