@@ -66,7 +66,7 @@ class RunFiles:
         try:
             content = json.loads(self.json.read_text())
             return {"config": dict(content["config"]), "about": dict(content["about"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
     def noted(self, anew: bool) -> dict | None:
