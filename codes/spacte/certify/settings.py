@@ -67,7 +67,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
-    add("--compile", action="store_true", help="through torch.compile: a minute at the start, then faster")
+    add("--compile", action="store_true", help="through torch.compile: a minute at the first start, then faster")
     parser.set_defaults(**cli.defaults_of(ClassifierSettings))
 
 
