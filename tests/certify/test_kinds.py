@@ -372,6 +372,10 @@ def test_a_consensus_is_certified_as_the_classifier_that_it_is(certify, script, 
     three = [digits_models[0], digits_models[1], digits_models[1]]
     networks = certify("c", "--consensus", 2, "--sequential", "--exact_noise", "--alpha", 0.01, models=three)
     assert read_counts(beside(networks, "-counts.jsonl"))[0].estimation.shape == (3, 10)
+    code, _, err = script("relog.py", networks, "--head", 1)
+    assert code == 2 and "consensus of networks are of networks, not of heads" in err
+    code, out, err = script("report.py", networks, "--heads", "--format", "json")
+    assert code == 0 and len(json.loads(out)["logs"]) == 1 and "no head is alone in them" in err
     for flags, message in (
         (("--consensus", 3), "--consensus 3: it must lie in 2..2, of 3 that vote"),
         (("--consensus", 2, "--head", 1), "a head votes alone or not"),

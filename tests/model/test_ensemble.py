@@ -105,6 +105,14 @@ class ThreeHeads(torch.nn.Module):
         return heads
 
 
+def test_a_consensus_of_too_many_or_too_few_is_refused():
+    with pytest.raises(ValueError, match="a consensus of 0: it must be of at least 1 head"):
+        Smooth(ThreeHeads(), 2, 0.5, consensus=0)
+    for classifier, first in ((ThreeHeads(), 3), (lambda images: images.flatten(1)[:, :2], 1)):
+        with pytest.raises(ValueError, match=r"logits \[.*\]: a consensus of . needs \[L, N, K\] with more heads"):
+            Smooth(classifier, 2, 0.5, consensus=first).count_votes(torch.zeros(1, 4, 4), 10, 10)
+
+
 def test_votes_by_consensus_are_counted():
     """The sum chooses class 1 always; the two agree on 0 to the left: with Phi(1) of the noise where x is at -sigma."""
     x, sigma = torch.full((1, 1, 1), -0.5), 0.5

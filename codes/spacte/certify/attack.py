@@ -82,7 +82,7 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     folder = evaluation.folder(run.logs_dir, "attack-mhead")
     files = RunFiles(folder / f"{source.log.stem}-attack{shard_ending(run.shard)}.log")
 
-    evaluation.fix_passes(files, run.overwrite)
+    evaluation.fix_passes(files, run.overwrite, classifier.images_per_pass)
     about = evaluation.about(classifier, run, settings)
     about["attacked"] = len(replace(run, shard=None).chosen(certified.index))  # by all shards
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:
@@ -183,12 +183,14 @@ def attacked(
     """The votes on each image, moved at each of the radii; `certified` is the certification log by idx.
 
     The attack climbs from the class that is certified, else from the label: only so can it break a certificate on a
-    wrong class.
+    wrong class. On a consensus it climbs the summed logits of the first K, which decide mostly.
     """
-    voter = voter_of(config)
+    heads, consensus = config["num_heads"], config.get("consensus")
+    first = None if consensus is None else consensus if len(heads) == 1 else sum(heads[:consensus])  # heads that climb
 
     def voting(images: Tensor) -> Tensor:
-        return voters(evaluation.smooth.base_classifier(images))[voter].unsqueeze(0)  # [1, N, K]
+        logits = evaluation.smooth.base_classifier(images)[:first]
+        return voters(logits)[voter_of(config)].unsqueeze(0)  # [1, N, K]
 
     for idx in indices:
         image, label = evaluation.split[idx]

@@ -6,11 +6,12 @@ from spacte import cli
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
 from spacte.certify.writer import RunWriter
-from spacte.distributed import init_distributed, is_main_process
+from spacte.distributed import all_gather_object, init_distributed, is_main_process
 from spacte.logs import certlog
 from spacte.logs.from_votes import certificate_of, certificate_row, certified, largest_radius, voter_of
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
+from spacte.model.ensemble import Consensus
 from spacte.report.runs import read_runs
 from spacte.report.table import render, summary, table_radii
 from spacte.report.votes import with_certificate
@@ -55,12 +56,22 @@ def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifyS
     check_stopping(settings)
     evaluation = Evaluation.load(classifier, settings.N)
     files, table = certify_images(evaluation, classifier, run, settings)
+    disagreement = _disagreement(evaluation.smooth.consensus)
     if is_main_process():
-        print(f"{table}\nlog: {files.log}")
-        consensus = evaluation.smooth.consensus
-        if consensus is not None and consensus.seen:
-            share = 100 * consensus.disagreed / consensus.seen
-            print(f"the first {consensus.first} disagreed on {share:.1f} % of {consensus.seen} noisy copies")
+        print(f"{table}\nlog: {files.log}{disagreement}")
+
+
+def _disagreement(consensus: Consensus | None) -> str:
+    """What all processes have seen of it since they were started; nothing where they have drawn nothing."""
+    if consensus is None:
+        return ""
+    disagreed, seen = (
+        sum(counts) for counts in zip(*all_gather_object((consensus.disagreed, consensus.seen)), strict=True)
+    )
+    if not seen:
+        return ""
+    share = f"{100 * disagreed / seen:.1f} % of the {seen} noisy copies that were drawn now"
+    return f"\nthe first {consensus.first} disagreed on {share}"
 
 
 def certify_images(
@@ -72,7 +83,7 @@ def certify_images(
     name = f"{evaluation.run_name}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
     files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), name)
     indices = run.chosen(range(len(evaluation.split)))
-    evaluation.fix_passes(files, run.overwrite)
+    evaluation.fix_passes(files, run.overwrite, classifier.images_per_pass)
     about = evaluation.about(classifier, run, settings)
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:

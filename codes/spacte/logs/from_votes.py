@@ -14,7 +14,12 @@ def voter_of(config: dict) -> int:
 
 
 def of_head(config: dict, head: int) -> dict:
-    """The configuration of a head alone, of a run with this one; a head of a consensus has voted on every copy."""
+    """The configuration of a head alone, of a run with this one; a head of a consensus has voted on every copy.
+
+    UserError where the votes are not heads': a consensus of networks of several heads counts whole networks.
+    """
+    if config.get("consensus") and len(config["num_heads"]) > 1 and max(config["num_heads"]) > 1:
+        raise UserError("the counts of a consensus of networks are of networks, not of heads: no head is alone in them")
     return {name: value for name, value in config.items() if name != "consensus"} | {"head": head}
 
 

@@ -70,7 +70,7 @@ class Undecided:
     index: Tensor | None
 
 
-class Consensus(nn.Module):
+class Consensus:
     """f_K: the class on which the first K members agree, or else the class of all members' summed logits.
 
     It is a function of the image alone, so every certificate holds for it as for any classifier; the other members see
@@ -82,12 +82,11 @@ class Consensus(nn.Module):
     """
 
     def __init__(self, classifier: Callable[[Tensor], Tensor], first: int):
-        super().__init__()
-        self.classifier, self.first = classifier, first
+        self.first = first
         self._members = classifier if hasattr(classifier, "early") else _AllAtOnce(classifier)
         self.seen = self.disagreed = 0  # images
 
-    def forward(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Who votes, by their largest logit: the first K members and, last, the consensus: [K + 1, N, classes].
 
         The consensus's row holds the first member's logits where all K agree.
@@ -127,6 +126,8 @@ class _AllAtOnce:
     def early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor, None]:
         """The features are the other members' logits."""
         logits = self.classifier(images)
+        if logits.dim() != 3 or len(logits) <= first:
+            raise ValueError(f"logits {list(logits.shape)}: a consensus of {first} needs [L, N, K] with more heads")
         return logits[:first], logits[first:].transpose(0, 1), None
 
     def late(self, features: Tensor, first: int) -> Tensor:

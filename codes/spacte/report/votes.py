@@ -46,7 +46,11 @@ def heads_alone(run: Run) -> list[Run]:
     if config.get("consensus"):
         text = f"'{run.path}': of a consensus' heads the first {config['consensus']} alone voted on every noisy copy"
         warnings.warn(text, stacklevel=2)
-    configs = [of_head(config, head) for head in range(len(votes[0].selection) - 1)]
+    try:
+        configs = [of_head(config, head) for head in range(len(votes[0].selection) - 1)]
+    except UserError as error:
+        warnings.warn(f"'{run.path}': {error}", stacklevel=2)
+        return []
     return [replace(run, log=log_table(votes, one), heads=heads_of(one), config=one) for one in configs]
 
 

@@ -37,6 +37,8 @@ class Smooth:
         self.num_classes = num_classes
         self.sigma = sigma
         self.noise = noise or GaussianNoise(sigma)
+        if consensus is not None and consensus < 1:
+            raise ValueError(f"a consensus of {consensus}: it must be of at least 1 head")
         self.consensus = None if consensus is None else Consensus(base_classifier, consensus)
         self._votes = VotesOfAll(base_classifier) if consensus is None else VotesByConsensus(self.consensus)
         if self.noise.sigma != sigma:

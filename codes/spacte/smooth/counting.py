@@ -44,9 +44,9 @@ class VotesByConsensus:
         last = torch.where(disagree(early), waits, classes[0])
         counts = _counted(torch.cat([classes, last.unsqueeze(0)]), sizes, waits + 1)[..., :waits]
         ends = torch.tensor(sizes).cumsum(0).to(images.device, non_blocking=True)
-        self._waiting.append((undecided, ends, counts))
-        if sum(one.features.nbytes for one, *_ in self._waiting) > _WAITING_BYTES:
+        if sum(one.features.nbytes for one, *_ in self._waiting) + undecided.features.nbytes > _WAITING_BYTES:
             self.settle()
+        self._waiting.append((undecided, ends, counts))
         return counts
 
     def settle(self) -> None:
