@@ -39,6 +39,7 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     if not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
         if is_main_process():
             print(f"counting the pretrained network's votes: {files.counts}")
+        evaluation.fix_passes(files, overwrite=False)
         with RunWriter(files, plan, evaluation.about(settings), list(range(len(split)))) as writer:
             for counts in evaluation.sample("votes", writer.missing, plan.draws):
                 writer.write(counts)

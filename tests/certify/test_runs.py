@@ -180,3 +180,10 @@ def test_a_run_keeps_the_pass_that_it_was_begun_with(script, trained, monkeypatc
     del content["about"]["images_per_pass"]
     path.write_text(json.dumps(content))
     assert noted("c") == {100}, "all of a batch of digits, as it was then"
+    assert noted("d", "--images_per_pass", 25, "--max", 90) == {25} == noted("d")
+    assert noted("e", "--images_per_pass", 25, "--max", 90) == {25}
+    (path,) = Path("e").rglob("*.json")
+    content = json.loads(path.read_text())
+    content["about"]["device"] = "a GPU"
+    path.write_text(json.dumps(content))
+    assert noted("e") == {44}, "a GPU's passes are as large as a batch"

@@ -43,8 +43,8 @@ def certify_dataset(
     `noise_sd` is sigma in units of [0, 1], `num_classes` is K; a checkpoint may know both. `dataset` and `name` are
     what the log's path says: <logs_dir>/<dataset>/<arch>/noise-<sd>/certify-mhead/<name>-certify-skip-<k>.log.
     `settings` are flags of certify_mhead.py by name: N0, N, alpha, certificate, skip_wrong, sequential, radii,
-    tolerance, give_up, skip, max, shard, logs_dir, overwrite, head, consensus, batch_size, seed, exact_noise, device,
-    precision, compile. Run by torchrun, the processes share the images.
+    tolerance, give_up, skip, max, shard, logs_dir, overwrite, head, consensus, batch_size, images_per_pass, seed,
+    exact_noise, device, precision, compile. Run by torchrun, the processes share the images.
 
     Raises UserError, before anything is written, with what is legal.
     """

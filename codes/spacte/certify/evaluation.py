@@ -91,8 +91,8 @@ class Evaluation:
         smooth = Smooth(base.network, split.spec.num_classes, sigma, noise, settings.consensus)
         return cls(smooth, split, computing.device, settings.batch_size, run, config, base.training)
 
-    def fix_passes(self, files: RunFiles, overwrite: bool) -> None:
-        """Let passes on the CPU be as large as the run's JSON says, or its other shards'; new runs measure.
+    def fix_passes(self, files: RunFiles, overwrite: bool, asked: int | None = None) -> None:
+        """Let passes on the CPU be as large as `asked`, or the run's JSON says, or its other shards'; others measure.
 
         So the counts of a run, whose last digit they may decide, are the same in all its parts. Every process must ask.
         """
@@ -100,8 +100,10 @@ class Evaluation:
 
         def decided() -> int | None:
             """The main process decides for all."""
+            if asked is not None:
+                return asked
             earlier = files.noted(overwrite)
-            if earlier is not None:
+            if earlier is not None and earlier.get("device") == "cpu":
                 return earlier.get("images_per_pass")
             return fastest_pass(network, self.split[0][0])
 

@@ -31,6 +31,7 @@ class ClassifierSettings:
     consensus: int | None = None
     data_dir: str = "./data"
     batch_size: int = 1000
+    images_per_pass: int | None = None
     seed: int = 0
     exact_noise: bool = False
     device: str = "auto"
@@ -63,6 +64,8 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--consensus", type=cli.positive_int, metavar="K", help=few)
     add("--data_dir", help="where the data set's files are, or are downloaded to")
     add("--batch_size", type=cli.positive_int, help="noisy images a forward pass")
+    passes = "of a batch, how many go through the network at once on a CPU (as the run began; a new one measures)"
+    add("--images_per_pass", type=cli.positive_int, help=passes)
     add("--seed", type=cli.seed, help="image idx's generator is seeded by (seed, idx) alone")
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
