@@ -67,7 +67,7 @@ class ACRWeakness(Objective):
             frozen = freeze(classifier, split.device, self.recipe.precision)
             smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
             if since == 0:
-                right = self._right_votes(smooth, split, range(len(split)), self.num_noise_ds, epoch)
+                right = self._right_votes("left out", smooth, split, range(len(split)), self.num_noise_ds, epoch)
                 chosen = kept(right, self.num_noise_ds, self.ds_threshold).nonzero()[0].tolist()
             else:
                 chosen = self.weights.nonzero().flatten().tolist()
@@ -76,14 +76,14 @@ class ACRWeakness(Objective):
                     f"after {self.ds_epoch} epochs no training image has a share {self.ds_threshold} of right votes: "
                     "give a smaller --ds_threshold or a later --ds_epoch"
                 )
-            right = self._right_votes(smooth, split, chosen, self.num_noise_dataset_weight, epoch)
+            right = self._right_votes("weighed", smooth, split, chosen, self.num_noise_dataset_weight, epoch)
             self.weights = torch.zeros(len(split), dtype=torch.float64)
             self.weights[chosen] = torch.from_numpy(weights(right, self.num_noise_dataset_weight))
         return self.weights
 
-    def _right_votes(self, smooth, split, indices, n, epoch):
-        """How many of the ensemble's n votes are right on each of the N images, [N]."""
-        seed = (f"{n} votes", self.recipe.seed, epoch)
+    def _right_votes(self, purpose, smooth, split, indices, n, epoch):
+        """How many of the ensemble's n votes are right on each of the N images, [N]; other draws for each purpose."""
+        seed = (purpose, self.recipe.seed, epoch)
         labels, votes = split_votes(smooth, split, indices, n, seed)
         return votes[np.arange(len(labels)), -1, labels]
 

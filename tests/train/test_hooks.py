@@ -73,6 +73,12 @@ def test_acrweakness_leaves_images_out_once_and_weighs_the_others_again(network,
     assert torch.equal(again.sampling_weights(7, network, split), weights[8])
 
 
+def test_acrweakness_leaves_out_and_weighs_by_other_draws(network, split):
+    objective, smooth = acrweakness("--epochs", 9, "--ds_epoch", 2), Smooth(freeze(network, CPU), 10, 0.5)
+    one, other = (objective._right_votes(why, smooth, split, range(50), 16, 3) for why in ("left out", "weighed"))
+    assert (one != other).any()
+
+
 def test_acrweakness_moves_noise_only_after_images_are_left_out(network, monkeypatch):
     objective = acrweakness("--epochs", 9, "--ds_epoch", 2)
     calls = []
@@ -117,6 +123,11 @@ def catrs(script, digits_models, tmp_path):
         return script("5CATRS/train.py", *SMALL, *own, *model, *where, *flags)
 
     return run
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_votes_are_counted(catrs, tmp_path):
+    is_one_line(*catrs("first", "--save_dir", "/dev/null/save")[::2], "cannot write to '/dev/null/save")
+    assert not (tmp_path / "votes").exists()
 
 
 def votes_file(tmp_path):

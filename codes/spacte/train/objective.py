@@ -55,7 +55,7 @@ class Objective:
 
     def targets(self, split: Split) -> Tensor | None:
         """What the loss needs of each training image beside its label, [n, ...]: the rows of a mini-batch's images are
-        then the fifth argument of the call. Asked once, in every process, before anything is trained or written.
+        then the fifth argument of the call. Asked once, in every process, before anything is trained.
         """
 
     def sampling_weights(self, epoch: int, classifier: nn.Sequential, split: Split) -> Tensor | None:

@@ -74,8 +74,8 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if is_main_process():
             print(f"{paths.checkpoint(recipe.epochs)} is the last epoch: nothing is left to do")
         return
-    trainer.prepare()
     broadcast_object(paths.make_folders)
+    trainer.prepare()
     log = RunLog(paths, trainer.epoch, recipe.epochs) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
     about |= source_state(inspect.getfile(objective_type))
