@@ -20,7 +20,6 @@ best that were measured, after each case.
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,10 +76,13 @@ def _flags() -> argparse.Namespace:
 
 
 def _main() -> None:
-    if sys.argv[1:3] == ["--task", "table"]:
+    tasks = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    tasks.add_argument("--task", nargs="*")
+    asked, others = tasks.parse_known_args()
+    if asked.task == ["table"]:
         import bench_table  # what it needs of a checkpoint and of images has flags of its own
 
-        bench_table.main(sys.argv[3:])
+        bench_table.main(others)
         return
     args = _flags()
     device = select_device(args.device, args.compile)

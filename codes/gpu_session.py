@@ -10,9 +10,9 @@ certification after its last image. It may be killed at any moment.
     tests      tests/test_gpu.py
     bench-...  bench.py for certification and training: R110 with 5 heads at 32x32 and R50 with 2 heads at 224x224,
                tf32 and bf16, with and without --compile, batches of 1000 to 8192 (training: 256, the paper's)
-    train      train.py of --defence, for as many epochs as the time allows, at most --epochs. Two epochs are trained
-               first for their time on this machine; the number that fits into --training_share of the time left is
-               written down, and the learning rate drops after each third of it, as the paper's does
+    train      train.py of --defence, for as many epochs as the time allows, at most --epochs. A run's first two epochs
+               are trained before for their time on this machine; the number that fits into --training_share of the time
+               left is written down, and the learning rate drops after each third of it, as the paper's does
     release    the checkpoint without its optimiser, in parts below 16 MiB: before what may take all the time left
     certify    certify_mhead.py on every --skip-th test image
 
@@ -28,9 +28,11 @@ it took, else a guess. A step that fails is reported, the next one goes on, and 
     O/work/                              checkpoints: what a session needs to go on
 """
 
+import contextlib
 import itertools
 import math
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -110,11 +112,16 @@ def _flags() -> Namespace:
     add("--lr_init", type=cli.positive_float, default=recipe["lr_init"], help="first learning rate")
     add("--epochs", type=cli.positive_int, default=recipe["epochs"], help="at most")
     add("--seed", type=cli.seed, default=recipe["seed"], help="of the training")
+    add("--train_flags", default="", metavar="'FLAGS'", help="further flags of the defence's train.py")
     add("--compile", action="store_true", help="train and certify through torch.compile")
     add("--skip", type=cli.positive_int, default=20, help="every skip-th test image is certified")
     add("--N", type=cli.positive_int, default=100_000, help="draws an image, at most if --sequential")
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
     return parser.parse_args()
+
+
+class _SecondEpoch(Exception):  # noqa: N818 - no error
+    """A run has come so far."""
 
 
 class _Steps:
@@ -171,26 +178,29 @@ class _Steps:
             self._copy_logs(job)
 
     def _plan(self) -> dict:
-        """How many epochs fit, and when the learning rate drops: from two epochs that are trained for their time."""
-        folder, times = self.output / "work" / "two-epochs", [time.monotonic()]
+        """How many epochs fit, and when the learning rate drops: from a run that is ended after its second epoch."""
+        args, folder, times = self.args, self.output / "work" / "two-epochs", [time.monotonic()]
         shutil.rmtree(folder, ignore_errors=True)
         folders = [part for kind in ("save", "logs", "runs") for part in (f"--{kind}_dir", folder / kind)]
-        command = [sys.executable, "train.py", *self._train_flags(2, 2), "--seed", self.args.seed, *folders]
+        flags = [*self._train_flags(args.epochs, math.ceil(args.epochs / 3)), "--seed", args.seed, *folders]
 
         def notice(line: str) -> None:
             """Take the time of an epoch's end."""
-            if re.match(r"epoch \d+/2 ", line):
+            if re.match(r"epoch \d+/", line):
                 times.append(time.monotonic())
+                if len(times) == 3:
+                    raise _SecondEpoch
 
-        self.session.run("two-epochs", command, _CODES / self.args.defence, notice)
+        with contextlib.suppress(_SecondEpoch):
+            self.session.run("two-epochs", [sys.executable, "train.py", *flags], _CODES / args.defence, notice)
         shutil.rmtree(folder)
-        if len(times) != 3:
-            raise RunError("train.py did not say when its two epochs ended")
-        started, first, second = times
-        epoch = second - first
-        planned = self.args.training_share * self.session.left() - max(first - started - epoch, 0)
-        epochs = min(self.args.epochs, int(0.95 * planned / epoch))
-        if epochs < min(3, self.args.epochs):
+        if len(times) < 3 and args.epochs > 1:
+            raise RunError("train.py did not say when its first two epochs ended")
+        started, first, *second = times
+        epoch = second[0] - first if second else first - started
+        planned = args.training_share * self.session.left() - max(first - started - epoch, 0)
+        epochs = min(args.epochs, int(0.95 * planned / epoch))
+        if epochs < min(3, args.epochs):
             raise OutOfTimeError(f"an epoch takes {epoch:.0f} s: {max(planned, 0) / 60:.1f} minutes hold less than 3")
         say(f"train: an epoch takes {epoch:.1f} s, so {epochs} epochs")
         return {"epochs": epochs, "lr_step_size": math.ceil(epochs / 3), "seconds_an_epoch": round(epoch, 2)}
@@ -201,7 +211,7 @@ class _Steps:
         flags += ["--num_heads", args.num_heads, "--noise_sd", args.noise_sd, "--lr_init", args.lr_init]
         flags += ["--lbdlast", args.lbdlast] if args.lbdlast is not None else []
         flags += ["--epochs", epochs, "--lr_step_size", lr_step_size, "--save_freq", 1, "--device", args.device]
-        return flags + ["--compile"] * args.compile
+        return flags + ["--compile"] * args.compile + shlex.split(args.train_flags)
 
     def _certify_flags(self) -> list:
         args = self.args
@@ -263,6 +273,10 @@ def _main() -> None:
     defences = sorted(file.parent.name for file in _CODES.glob("*/train.py"))
     if args.defence not in defences:
         raise UserError(f"--defence '{args.defence}' must be one of {', '.join(defences)}")
+    try:
+        shlex.split(args.train_flags)
+    except ValueError as error:
+        raise UserError(f"--train_flags '{args.train_flags}': {error}") from error
     args.output, args.data_dir = (path.expanduser().resolve() for path in (args.output, args.data_dir))
     make_folder(args.output)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -75,5 +75,5 @@ def test_thinned_votes_are_some_of_them(certify, monkeypatch):
     ],
 )
 def test_what_cannot_be_compared_is_said_before_it_is_measured(script, digits_models, flags, message):
-    code, out, err = script("bench.py", "--task", "table", "--model_path", digits_models[0], "--device", "cpu", *flags)
+    code, out, err = script("bench.py", "--model_path", digits_models[0], "--device", "cpu", *flags, "--task", "table")
     assert code == 2 and out == "" and message in err and err.count("\n") == 1

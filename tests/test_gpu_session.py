@@ -16,7 +16,7 @@ from spacte.logs.certlog import read_log
 from spacte.utils import UserError, lock
 
 SMALL = ("--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--epochs", 5, "--skip", 60, "--N", 300)
-SMALL += ("--device", "cpu", "--tiny")
+SMALL += ("--device", "cpu", "--tiny", "--train_flags=--wd 0.001")
 
 
 def wait_for(condition, seconds=200):
@@ -75,7 +75,7 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     assert [line.split("\t")[1] for line in log[1:]] == ["0.1", "0.1", "0.01", "0.01", "0.001"]
     assert len(read_log(next((output / "logs").rglob("*-certify-skip-60.log")))) == 6
     trained = (output / "output/train.txt").read_text()
-    assert trained.count("epoch 1/5") == 1, "what was trained is not trained again"
+    assert "--wd 0.001" in trained and trained.count("epoch 1/5") == 1, "what was trained is not trained again"
 
     folder = output / "release"
     (name,) = (path.name.removesuffix(".sha256") for path in folder.glob("*.sha256"))
@@ -121,7 +121,7 @@ def test_a_command_ends_with_the_time(script, tmp_path):
     content["steps"]["earlier"] = {"like": "tests", "seconds": 0.1}
     (tmp_path / "o/session.json").write_text(json.dumps(content))
     code, out, err = script("gpu_session.py", *flags, "--minutes", 0.01)
-    assert code == 0 and "not finished: tests: the time is over" in out and "$ cd" in out, err
+    assert code == 0 and "not finished: tests: its time is over" in out and "$ cd" in out, err
 
 
 def test_another_sessions_output_is_refused(script, tmp_path):

@@ -51,7 +51,7 @@ class Session:
 
     def __init__(self, output: Path, settings: dict, minutes: float, budgets: dict[str, float], held):
         self.output, self.held, self.budgets = output, held, dict(budgets)
-        self.end = time.monotonic() + 60 * minutes
+        self.end = self._step_end = time.monotonic() + 60 * minutes
         self.file = output / "session.json"
         self.state = self._read_state(settings)
         self.failed: dict[str, str] = {}
@@ -63,7 +63,7 @@ class Session:
         try:
             state = json.loads(self.file.read_text())
             before = state["settings"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{self.file}' is no session's: give another --output") from error
         for name, value in settings.items():
             if before.get(name) != value:
@@ -110,6 +110,7 @@ class Session:
                 minutes = f"{needed / 60:.1f} minutes, {max(left, 0) / 60:.1f} are left for it"
                 raise OutOfTimeError(f"it needs about {minutes}")
             say(f"{step.name}: {left / 60:.1f} minutes are left for it")
+            self._step_end = started + left
             step.work()
         except OutOfTimeError as reason:
             self.left_out[step.name] = str(reason)
@@ -141,7 +142,7 @@ class Session:
     def run(self, name: str, command: list, folder: Path, notice: Callable[[str], None] = lambda line: None) -> None:
         """Run a command in a folder; its lines are printed, kept in O/output and given to `notice`.
 
-        It ends with the session's time. Raises OutOfTimeError then, and RunError with its last line where it fails.
+        It ends with the step's time. Raises OutOfTimeError then, and RunError with its last line where it fails.
         """
         command, last = [str(part) for part in command], ""
         output = make_folder(self.output / "output") / f"{name}.txt"
@@ -161,7 +162,7 @@ class Session:
                 preexec_fn=set_priority_and_end,
             ) as child,
         ):
-            timer = threading.Timer(max(self.end - time.monotonic(), 0), _kill, [child])
+            timer = threading.Timer(max(self._step_end - time.monotonic(), 0), _kill, [child])
             timer.start()
             try:
                 for line in itertools.chain([f"$ cd {folder}; {shlex.join(command)}\n"], child.stdout):
@@ -174,8 +175,8 @@ class Session:
             finally:
                 timer.cancel()
                 _kill(child)
-        if code and time.monotonic() >= self.end:
-            raise OutOfTimeError("the time is over")
+        if code and time.monotonic() >= self._step_end:
+            raise OutOfTimeError("its time is over")
         if code:
             raise RunError(f"exit code {code}: {last}" if code > 0 else signal.Signals(-code).name)
 
