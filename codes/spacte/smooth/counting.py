@@ -34,7 +34,7 @@ class VotesByConsensus:
 
     def __init__(self, consensus: Consensus):
         self.consensus = consensus
-        self._waiting: list[tuple[Undecided, Tensor, Tensor]] = []  # with the portions' ends and their votes
+        self._waiting: list[tuple[Undecided, Sequence[int], Tensor]] = []  # with the portions' sizes and votes
 
     def of(self, images: Tensor, sizes: Sequence[int], num_classes: int) -> Sequence[Tensor]:
         """The votes of each portion of the images: [K + 1, classes + 1], see VotesOfAll; complete when settled."""
@@ -43,18 +43,17 @@ class VotesByConsensus:
         waits = num_classes + 1  # a column that nobody reads
         last = torch.where(disagree(early), waits, classes[0])
         counts = _counted(torch.cat([classes, last.unsqueeze(0)]), sizes, waits + 1)[..., :waits]
-        ends = torch.tensor(sizes).cumsum(0).to(images.device, non_blocking=True)
         if sum(one.features.nbytes for one, *_ in self._waiting) + undecided.features.nbytes > _WAITING_BYTES:
             self.settle()
-        self._waiting.append((undecided, ends, counts))
+        self._waiting.append((undecided, sizes, counts))
         return counts
 
     def settle(self) -> None:
         """Complete all votes that were returned so far."""
         waiting, self._waiting = self._waiting, []
         decided = self.consensus.finish([undecided for undecided, *_ in waiting]) if waiting else []
-        for (_, ends, counts), (index, logits) in zip(waiting, decided, strict=True):
-            portions = torch.searchsorted(ends, index, right=True)
+        for (_, sizes, counts), (index, logits) in zip(waiting, decided, strict=True):
+            portions = torch.searchsorted(torch.tensor(sizes, device=index.device).cumsum(0), index, right=True)
             classes = _classes(logits, counts.shape[-1] - 1)
             counts[:, -1].index_put_((portions, classes), torch.ones_like(classes), accumulate=True)
 
