@@ -82,7 +82,7 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     folder = evaluation.folder(run.logs_dir, "attack-mhead")
     files = RunFiles(folder / f"{source.log.stem}-attack{shard_ending(run.shard)}.log")
 
-    evaluation.fix_passes(files, run.overwrite, classifier.images_per_pass)
+    evaluation.fix_passes(files, run.overwrite)
     about = evaluation.about(classifier, run, settings)
     about["attacked"] = len(replace(run, shard=None).chosen(certified.index))  # by all shards
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:
@@ -186,7 +186,7 @@ def attacked(
     wrong class. On a consensus it climbs the summed logits of the first K, which decide mostly.
     """
     heads, consensus = config["num_heads"], config.get("consensus")
-    first = None if consensus is None else consensus if len(heads) == 1 else sum(heads[:consensus])  # heads that climb
+    first = sum(heads[:consensus]) if len(heads) > 1 else consensus  # heads that climb, of networks all of theirs
 
     def voting(images: Tensor) -> Tensor:
         logits = evaluation.smooth.base_classifier(images)[:first]

@@ -83,7 +83,7 @@ def certify_images(
     name = f"{evaluation.run_name}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
     files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), name)
     indices = run.chosen(range(len(evaluation.split)))
-    evaluation.fix_passes(files, run.overwrite, classifier.images_per_pass)
+    evaluation.fix_passes(files, run.overwrite)
     about = evaluation.about(classifier, run, settings)
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:

@@ -37,6 +37,7 @@ class Evaluation:
     split: Split
     device: torch.device
     batch_size: int
+    images_per_pass: int | None  # None: as the run was begun, see fix_passes
     run_name: str
     config: dict
     training: list[dict | None]  # the settings that each checkpoint was trained with
@@ -89,10 +90,11 @@ class Evaluation:
             config["consensus"] = settings.consensus
             run += f"-consensus-{settings.consensus}"
         smooth = Smooth(base.network, split.spec.num_classes, sigma, noise, settings.consensus)
-        return cls(smooth, split, computing.device, settings.batch_size, run, config, base.training)
+        passes = settings.images_per_pass
+        return cls(smooth, split, computing.device, settings.batch_size, passes, run, config, base.training)
 
-    def fix_passes(self, files: RunFiles, overwrite: bool, asked: int | None = None) -> None:
-        """Let passes on the CPU be as large as `asked`, or the run's JSON says, or its other shards'; others measure.
+    def fix_passes(self, files: RunFiles, overwrite: bool) -> None:
+        """Let passes on the CPU be as large as was asked, or the run's JSON says, or its other shards'; others measure.
 
         So the counts of a run, whose last digit they may decide, are the same in all its parts. Every process must ask.
         """
@@ -100,8 +102,8 @@ class Evaluation:
 
         def decided() -> int | None:
             """The main process decides for all."""
-            if asked is not None:
-                return asked
+            if self.images_per_pass is not None:
+                return self.images_per_pass
             earlier = files.noted(overwrite)
             if earlier is not None and earlier.get("device") == "cpu":
                 return earlier.get("images_per_pass")

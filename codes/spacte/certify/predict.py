@@ -54,7 +54,7 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
         evaluation.folder(run.logs_dir, "predict-mhead"), f"{evaluation.run_name}-predict-skip-{run.skip}"
     )
     indices = run.chosen(range(len(evaluation.split)))
-    evaluation.fix_passes(files, run.overwrite, classifier.images_per_pass)
+    evaluation.fix_passes(files, run.overwrite)
     about = evaluation.about(classifier, run, settings)
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:

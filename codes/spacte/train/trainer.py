@@ -103,7 +103,7 @@ class Trainer:
     def epochs(self, test_freq: int = 1) -> Iterator[dict]:
         """Train to the last epoch; yields each epoch's figures by name.
 
-        Noisy accuracy is looked at after the first epoch, every `test_freq` and the last one, and is NaN after others.
+        Noisy accuracy is looked at where that `is_due` and is NaN after other epochs.
         """
         total = self.recipe.epochs * self.steps
         silent = True if get_rank() else None  # None: a bar where there is a terminal
@@ -117,8 +117,8 @@ class Trainer:
             started, first = time.monotonic(), self.epoch
             while self.epoch < self.recipe.epochs:
                 row = self._train_epoch(bar)
-                looked = self.epoch in (1, self.recipe.epochs) or self.epoch % test_freq == 0
-                row |= self.noisy_accuracy() if looked else self._accuracies([math.nan] * self._voters)
+                looks = is_due(self.epoch, test_freq, self.recipe.epochs)
+                row |= self.noisy_accuracy() if looks else self._accuracies([math.nan] * self._voters)
                 done = (self.epoch - first) / (self.recipe.epochs - first)
                 row["left"] = str(timedelta(seconds=round((time.monotonic() - started) * (1 / done - 1))))
                 yield row
@@ -186,6 +186,11 @@ class Trainer:
 
     def _accuracies(self, shares: list[float]) -> dict[str, float]:
         return {"acc": shares[-1], **{f"acc{h}": share for h, share in enumerate(shares[: self.recipe.num_heads])}}
+
+
+def is_due(epoch: int, every: int, last: int) -> bool:
+    """Whether what is done after the first epoch, every so many and the last one is done after this one."""
+    return epoch in (1, last) or epoch % every == 0
 
 
 class LossMeter:

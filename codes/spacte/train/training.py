@@ -17,7 +17,7 @@ from spacte.model import build_classifier, checkpoint
 from spacte.train.objective import Objective
 from spacte.train.runlog import RunLog, RunPaths
 from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags
-from spacte.train.trainer import Trainer
+from spacte.train.trainer import Trainer, is_due
 from spacte.utils import UserError, source_state
 
 
@@ -83,7 +83,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if log:
             log.write(row)
         epoch = row["epoch"]
-        if epoch in (1, recipe.epochs) or epoch % place.save_freq == 0:
+        if is_due(epoch, place.save_freq, recipe.epochs):
             state = trainer.state()  # every process has its part in it
             if log:
                 checkpoint.save(paths.checkpoint(epoch), {**state, **about})
