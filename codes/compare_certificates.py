@@ -138,6 +138,7 @@ def joint(selection, estimation, alpha) -> float:
     z1 = norm.isf(special.betainc(max(n_a, 1), n - n_a + 1, edges[1:]) if n_a else 1.0)
 
     def rejected(margin: float) -> bool:
+        """Whether all pairs of probabilities that lie so close together are rejected at level alpha."""
         q = np.clip(norm.cdf(norm.ppf(p) - 2 * margin) / (1 - p), 0, 1)
         below = special.betainc(others - n_b, n_b + 1, 1 - q) if n_b < others else np.ones_like(q)
         with np.errstate(invalid="ignore"):

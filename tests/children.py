@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 CODES = Path(__file__).parent.parent / "codes"
@@ -80,3 +81,11 @@ def _run(folder, command, rank, world, port):
     sys.argv = command
     sys.path[:0] = [str(Path(command[0]).parent), str(CODES)]
     runpy.run_path(command[0], run_name="__main__")
+
+
+def wait_for(condition, seconds=60):
+    """Return once the condition holds; AssertionError after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)

@@ -9,12 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from children import run
+from children import run, wait_for
 from conftest import CODES, DEFENCES, ROOT, load_module
 
 from spacte.jobs import _by_name, _train_command, read_queue
@@ -293,13 +292,6 @@ def test_a_job_goes_on_on_another_device(queue):
 
 
 # --- interruptions ---
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def is_alive(pid):

@@ -6,10 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
+from children import wait_for
 from conftest import CODES
 
 from spacte.logs.certlog import read_log
@@ -17,13 +17,6 @@ from spacte.utils import UserError, lock
 
 SMALL = ("--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--epochs", 5, "--skip", 60, "--N", 300)
 SMALL += ("--device", "cpu", "--tiny", "--train_flags=--wd 0.001")
-
-
-def wait_for(condition, seconds=200):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def is_free(path):
@@ -56,7 +49,7 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     with open(tmp_path / "said.txt", "w") as said:
         child = subprocess.Popen(list(map(str, command)), stdout=said, stderr=said, start_new_session=True)
         try:
-            wait_for(lambda: list(output.glob(saved)) or child.poll() is not None)
+            wait_for(lambda: list(output.glob(saved)) or child.poll() is not None, 200)
         finally:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -64,7 +57,7 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     assert list(before["steps"]) == ["tests", *BENCH] and before["plan"]["epochs"] == 5 and len(figures) == 2
     assert "19 skipped" in (output / "output/tests.txt").read_text() or torch.cuda.is_available()
 
-    wait_for(lambda: is_free(output / "lock"))  # its command ends with it
+    wait_for(lambda: is_free(output / "lock"), 200)  # its command ends with it
     code, out, err = script("gpu_session.py", *SMALL, "--output", output, "--minutes", 10)
     assert code == 0 and "3 of 6 steps are finished" in out and "6 of 6 steps are finished" in out, err
     after = state(output)

@@ -30,6 +30,7 @@ def main(description: str) -> None:
     """The command line of predict_mhead.py."""
 
     def command() -> None:
+        """Parse the flags and predict; UserError where one is wrong."""
         parser = cli.Parser(description)
         add_classifier_flags(parser)
         add_run_flags(parser)
