@@ -15,8 +15,9 @@ from spacte.certify.base import BaseClassifier, Computing, joint_settings, of_ca
 from spacte.certify.certify import CertifySettings, certify_images, check_stopping, parser_of
 from spacte.certify.evaluation import Evaluation, computing_of
 from spacte.certify.settings import ClassifierSettings, RunSettings
+from spacte.data.indexed import Indexed, read_item
 from spacte.data.spec import DataSpec
-from spacte.data.splits import Indexed, Split, read_item
+from spacte.data.splits import Split
 from spacte.distributed import init_distributed
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import printable_name

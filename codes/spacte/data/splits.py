@@ -11,14 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from spacte.data.spec import DataSpec, size_text
 from spacte.distributed import get_rank, get_world_size
-from spacte.utils import FOREIGN_ERRORS, UserError, failure
+from spacte.utils import UserError
 
 
 class Split:
@@ -155,86 +153,6 @@ class InMemory(Split):
             if self.flip:
                 images = random_flip(images)
             yield self._scaled(images), self.labels[chosen]
-
-
-class Indexed(Split):
-    """A split over any torch Dataset of the user's, or anything that is indexed like one; never augmented.
-
-    `dataset[idx]` is an image, uint8 from 0 to spec.levels or floating point in [0, 1], [C, H, W] as a tensor or an
-    array, or a PIL image, and its label. Raises UserError where an image or a label is none, and where an image is
-    another one the next time.
-    """
-
-    def __init__(self, spec: DataSpec, dataset, device: torch.device):
-        super().__init__(spec, device)
-        self.dataset = dataset
-        if len(dataset) == 0:
-            raise UserError(f"{spec.name}: the data are empty")
-        if not torch.equal(self[0][0], self[0][0]):
-            raise UserError(f"{spec.name}: image 0 is another one each time: switch the data's augmentation off")
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, idx: int) -> tuple[Tensor, int]:
-        image, label = read_item(self.dataset, idx)
-        image = self._scaled(image) if image.dtype == torch.uint8 else image.float()
-        low, high = float(image.min()), float(image.max())
-        if not 0 <= low <= high <= 1:
-            raise UserError(
-                f"{self.spec.name}: image {idx} has values from {low:.3g} to {high:.3g}: they must lie in [0, 1]; "
-                "normalisation belongs into the classifier, behind the noise"
-            )
-        if tuple(image.shape) != tuple(self.spec.shape):
-            there, here = size_text(self.spec.shape), list(image.shape)
-            raise UserError(f"{self.spec.name}: images should be {there}, image {idx} is {here}")
-        if not 0 <= label < self.spec.num_classes:
-            raise UserError(
-                f"{self.spec.name}: image {idx} has label {label}: it must be below {self.spec.num_classes}"
-            )
-        return image.to(self.device), label
-
-    def fingerprint(self) -> str:
-        """See Split; every image is read once."""
-        content = hashlib.sha256()
-        for idx in range(len(self)):
-            image, label = self[idx]
-            content.update(image.cpu().numpy().tobytes() + f" {label}\n".encode())
-        return content.hexdigest()
-
-
-def read_item(dataset, idx: int) -> tuple[Tensor, int]:
-    """An item of a user's data: its image, a tensor, an array or a PIL image, as a tensor [C, H, W]; its label.
-
-    Raises UserError with what an item must be where it is not that, or cannot be read.
-    """
-    try:
-        item = dataset[idx]
-    except FOREIGN_ERRORS as error:
-        raise UserError(f"item {idx} of the data cannot be read: {failure(error)}") from error
-    legal = f"item {idx} of the data must be an image and its label"
-    try:
-        image, label = item
-    except (TypeError, ValueError):
-        raise UserError(f"{legal}: it is a {_described(item)}") from None
-    try:
-        image = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{legal}: its image is a {_described(image)}, not a tensor, an array or a picture") from None
-    if image.dim() != 3 or not image.numel() or image.is_complex():
-        raise UserError(f"{legal}: its image is a {_described(image)}, not [C, H, W]")
-    try:
-        number = float(label)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{legal}: its label is a {_described(label)}, not an integer") from None
-    if not number.is_integer():
-        raise UserError(f"{legal}: its label {label} must be an integer")
-    return image, int(number)
-
-
-def _described(value) -> str:
-    shape = getattr(value, "shape", None)
-    return type(value).__name__ + ("" if shape is None else f" of shape {list(shape)}")
 
 
 class Streamed(Split):
