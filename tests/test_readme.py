@@ -88,6 +88,8 @@ def test_the_benchmark(script, tmp_path):
         assert {"arch", "dataset", "heads", "device", "precision", "batch_size", "ceiling_fraction"} < row.keys()
         assert row["plain"] > 0 and row["ratio"] == row["fast"] / row["plain"] and row["ceiling_fraction"] > 0
     assert f"| {rows[0]['arch']}" in out
+    code, _, err = script("bench.py", *flags, "--task", "certify", "table")
+    assert code == 2 and "--task table has flags of its own: give it alone" in err
     code, _, err = script("bench.py", *flags, "--json", "/dev/null/bench.json")
     assert code == 2 and "cannot write to '/dev/null'" in err
 
