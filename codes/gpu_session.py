@@ -43,8 +43,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spacte import cli
-from spacte.jobs import Job, check_unchanged, commands, record, remove_old_checkpoints
-from spacte.session import OutOfTimeError, Session, Step, say
+from spacte.jobs.job import Job, check_unchanged, commands, record, remove_old_checkpoints
+from spacte.jobs.session import OutOfTimeError, Session, Step, say
 from spacte.train.settings import Recipe
 from spacte.utils import RunError, UserError, lock, make_folder, sha256
 

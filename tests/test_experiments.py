@@ -16,7 +16,8 @@ import pytest
 from children import run, wait_for
 from conftest import CODES, DEFENCES, ROOT, load_module
 
-from spacte.jobs import _by_name, _train_command, read_queue
+from spacte.jobs.job import _train_command, by_name
+from spacte.jobs.queue_file import read_queue
 from spacte.train.objective import Objective
 from spacte.train.runlog import RunPaths
 from spacte.train.training import parse
@@ -455,7 +456,7 @@ def test_the_digits_queue_is_the_matrix_of_experiments_md(tmp_path):
     documented = re.findall(r"^python train.py (--dataset digits .*) --seed \$seed(.*)$", _experiments(), re.MULTILINE)
     assert len(documented) == 3
     for k, flags in enumerate(documented):
-        wanted = _by_name(" ".join(flags).split()) | {"--save_freq": ["5"]}
+        wanted = by_name(" ".join(flags).split()) | {"--save_freq": ["5"]}
         assert jobs[2 * k].settings()["train"] == wanted
         assert jobs[2 * k + 1].settings()["train"] == wanted | {"--num_heads": ["1"]}
         assert jobs[2 * k].name[0] == str(k) and len(jobs[30 + k].members) == 5
@@ -481,7 +482,7 @@ def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
             assert str(getattr(recipe, name)) == digits["train"][f"--{name}"][0]
         assert job.settings()["certify"] == digits["certify"] and place.device == "cpu"
     recipe, place, _ = parse(Objective, "", 1.0, _train_command(first)[2:])
-    asked = {_by_name(_train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
+    asked = {by_name(_train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
     assert asked == {str(RunPaths.of(recipe, place, recipe.name).checkpoint(recipe.epochs))}
 
 

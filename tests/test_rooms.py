@@ -22,6 +22,7 @@ ROOMS = {
     "logs": {"smooth", "logs"},
     "report": {"data", "smooth", "logs", "report"},
     "certify": {"data", "model", "smooth", "logs", "report", "certify"},
+    "jobs": {"jobs"},
 }
 BESIDE = {"cli", "device", "distributed", "utils"}
 

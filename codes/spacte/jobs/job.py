@@ -1,23 +1,16 @@
-"""The jobs of a queue file: what each is, how it stands on disk, its commands.
+"""A job: what it is, how it stands on disk, its commands.
 
-queue file -> jobs -> commands
+job -> commands
 """
 
 import json
-import re
-import shlex
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spacte.utils import RunError, UserError, replace_file
+from spacte.utils import RunError, replace_file
 
-_SET_BY_THE_QUEUE = {
-    "train": ("--seed", "--resume", "--save_dir", "--logs_dir", "--runs_dir"),
-    "certify": ("--model_path", "--logs_dir", "--overwrite", "--shard"),
-}
 _FREE_FLAGS = {  # a run that goes on may change them
     "train": ("--data_dir", "--device", "--workers", "--save_freq", "--test_freq"),
     "certify": ("--data_dir", "--device", "--batch_size", "--max"),
@@ -54,11 +47,11 @@ class Job:
     def settings(self) -> dict:
         """What the queue file says of it, as job.json records it."""
         flags = {"train": self.train, "certify": self.certify}
-        settings = {step: None if own is None else _by_name(own) for step, own in flags.items()}
+        settings = {step: None if own is None else by_name(own) for step, own in flags.items()}
         return settings | {"members": {member.name: member.settings()["train"] for member in self.members}}
 
 
-def _by_name(flags: tuple[str, ...] | list[str]) -> dict[str, list[str]]:
+def by_name(flags: tuple[str, ...] | list[str]) -> dict[str, list[str]]:
     """The values of each flag; of a flag that comes twice the last one counts, as for argparse."""
     settings, name = {}, ""
     for part in flags:
@@ -68,106 +61,6 @@ def _by_name(flags: tuple[str, ...] | list[str]) -> dict[str, list[str]]:
         else:
             settings[name].append(part)
     return settings
-
-
-# --- the queue file ---
-
-
-def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
-    """The jobs of a queue file, the ensembles last.
-
-    `codes` holds the defences' folders. `order` is "seeds" (every run's first seed, then every run's second, ...) or
-    "runs" (all seeds of a run, then the next run). Raises UserError, which names the file and what is legal, where the
-    file is wrong.
-    """
-    content = _read_toml(path)
-    defaults, runs = content.get("defaults", {}), {}
-    _check_keys(f"'{path}', defaults", defaults, {"seeds": list, "train": str, "certify": str})
-    for entry in content.get("run", []):
-        keys = {"label": str, "defence": str, "seeds": list, "train": str, "certify": (str, bool)}
-        where = _check_entry(path, "run", entry, keys, ("label", "defence"), taken=runs)
-        runs[entry["label"]] = _jobs_of_run(where, entry, defaults, codes, work)
-    if not runs:
-        raise UserError(f"'{path}' has no [[run]]")
-    jobs = [job for run in runs.values() for job in run]
-    if order == "seeds":
-        jobs = [run[k] for k in range(max(map(len, runs.values()))) for run in runs.values() if k < len(run)]
-    labels = list(runs)
-    for entry in content.get("ensemble", []):
-        keys = {"label": str, "of": str, "certify": str}
-        where = _check_entry(path, "ensemble", entry, keys, ("label", "of"), taken=labels)
-        if entry["of"] not in runs:
-            raise UserError(f"{where}: of = '{entry['of']}' must be the label of a run: {', '.join(runs)}")
-        members = tuple(runs[entry["of"]])
-        labels.append(entry["label"])
-        name = f"{members[0].scripts.name}/{entry['label']}"
-        jobs.append(Job(name, codes, work, None, None, _flags(where, "certify", defaults, entry), members))
-    return jobs
-
-
-def _read_toml(path: Path) -> dict:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is no readable TOML file: {getattr(error, 'strerror', None) or error}") from error
-    _check_keys(f"'{path}'", content, {"defaults": dict, "run": list, "ensemble": list})
-    return content
-
-
-def _check_entry(path: Path, kind: str, entry: dict, keys: dict, required: tuple[str, str], taken) -> str:
-    """Returns what an error message about the entry begins with."""
-    if not isinstance(entry, dict):
-        raise UserError(f"'{path}': {kind} must be tables, [[{kind}]]")
-    where = f"'{path}', {kind} '{entry.get('label', '')}'"
-    _check_keys(where, entry, keys)
-    for name in required:
-        if name not in entry:
-            raise UserError(f"{where}: its {name} is missing")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", entry["label"]):
-        raise UserError(f"{where}: a label is the name of a folder: letters, digits, '.', '_', '+' and '-'")
-    if entry["label"] in taken:
-        raise UserError(f"{where}: the label is taken; there are {', '.join(taken)}")
-    return where
-
-
-def _check_keys(where: str, table: dict, legal: dict) -> None:
-    kinds = {str: "a string", list: "a list", dict: "a table", (str, bool): "a string or false"}
-    for name, value in table.items():
-        if name not in legal:
-            raise UserError(f"{where}: unknown key '{name}'; there are {', '.join(legal)}")
-        if not isinstance(value, legal[name]) or value is True:
-            raise UserError(f"{where}: {name} must be {kinds[legal[name]]}")
-
-
-def _jobs_of_run(where: str, entry: dict, defaults: dict, codes: Path, work: Path) -> list[Job]:
-    defences = sorted(file.parent.name for file in codes.glob("*/train.py"))
-    if entry["defence"] not in defences:
-        raise UserError(f"{where}: defence '{entry['defence']}' must be one of {', '.join(defences)}")
-    seeds = entry.get("seeds", defaults.get("seeds", []))
-    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}: seeds must be integers of at least 0, one or more, each once; they are {seeds}")
-    train = _flags(where, "train", defaults, entry)
-    certify = None if entry.get("certify") is False else _flags(where, "certify", defaults, entry)
-    folder = f"{entry['defence']}/{entry['label']}"
-    return [Job(f"{folder}/seed-{seed}", codes, work, seed, train, certify) for seed in seeds]
-
-
-def _flags(where: str, step: str, defaults: dict, entry: dict) -> tuple[str, ...]:
-    """The flags of a step: the defaults', then the entry's own. UserError where the queue sets one of them itself."""
-    flags = []
-    for text in (defaults.get(step, ""), entry.get(step, "")):
-        try:
-            own = shlex.split(text)
-        except ValueError as error:
-            raise UserError(f"{where}: {step} = '{text}': {error}") from error
-        if own and not own[0].startswith("--"):
-            raise UserError(f"{where}: {step} = '{text}' must begin with a flag, --...")
-        flags += own
-    for name in _by_name(flags):
-        if name in _SET_BY_THE_QUEUE[step]:
-            taken = ", ".join(_SET_BY_THE_QUEUE[step])
-            raise UserError(f"{where}: {step} must not hold {name}: the queue itself sees to {taken}")
-    return tuple(flags)
 
 
 # --- a job on disk ---

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spacte.processes import set_priority_and_end
+from spacte.jobs.processes import set_priority_and_end
 from spacte.utils import RunError, UserError, make_folder, replace_file
 
 _WORTH_BEGINNING = 60  # seconds for a step that goes on next time

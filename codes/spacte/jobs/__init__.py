@@ -1,0 +1,1 @@
+"""Experiments as jobs, worked off one after the other: after any interruption they go on."""

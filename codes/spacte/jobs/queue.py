@@ -1,0 +1,204 @@
+"""A queue at work: jobs that are not finished become running ones, until none is left.
+
+jobs -> running jobs -> finished or failed
+"""
+
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+from tqdm import tqdm
+
+from spacte.jobs.job import Job, check_unchanged, commands, is_finished, record, recorded, remove_old_checkpoints
+from spacte.jobs.processes import set_priority_and_end
+from spacte.utils import RunError, UserError, make_folder, replace_file
+
+_SECONDS_BETWEEN_LINES = 60  # of progress, where there is no terminal
+_SECONDS_BETWEEN_LOOKS = 0.1
+_JOBS_OWN = (RunError, UserError, OSError)  # what ends a job, and not the queue
+
+
+class Running:
+    """A job that is being run: one of its commands at a time, their output appended to output.txt.
+
+    The commands are nicer than this process by `nice`, hold the `locks` while they live and, on Linux, die with it.
+    """
+
+    def __init__(self, job: Job, threads: int, nice: int, locks: list):
+        check_unchanged(job)
+        self.job, self.nice, self.locks, self.started = job, nice, locks, time.monotonic()
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        self.output = job.folder / "output.txt"
+        self.anew = not self.output.exists()  # otherwise its time says nothing of other jobs'
+        self.steps = commands(job)
+        self.child: subprocess.Popen | None = None
+        record(job, finished=False)
+
+    def advance(self) -> bool:
+        """Start the next command if none is running; returns whether the job has ended well. RunError where not."""
+        if self.child is not None:
+            code = self.child.poll()
+            if code is None:
+                remove_old_checkpoints(self.job, keep=2)
+                return False
+            if code:
+                how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+                raise RunError(f"{self.child.args[1]} ended with {how}: {self.last_line()}")
+        command = next(self.steps, None)
+        if command is None:
+            record(self.job, finished=True, seconds=self.seconds() if self.anew else None)
+            return True
+        with open(self.output, "a") as output:
+            output.write(f"$ cd {shlex.quote(str(self.job.scripts))}; {shlex.join(command)}\n")
+            output.flush()
+            self.child = subprocess.Popen(
+                command,
+                cwd=self.job.scripts,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+                pass_fds=[lock.fileno() for lock in self.locks],
+                preexec_fn=lambda: set_priority_and_end(self.nice),
+            )
+        return False
+
+    def end(self) -> None:
+        """End its command, and all that this started, now: what is on disk is whole at any moment."""
+        if self.child is not None and self.child.poll() is None:
+            os.killpg(self.child.pid, signal.SIGTERM)
+            try:
+                self.child.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.child.pid, signal.SIGKILL)
+                self.child.wait()
+
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.monotonic() - self.started
+
+    def seconds_left(self) -> float | None:
+        """What the running command said last; None where it has said nothing."""
+        said = re.search(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d) left$", self.last_line())
+        if said is None:
+            return None
+        days, hours, minutes, seconds = (int(part or 0) for part in said.groups())
+        return timedelta(days, seconds, minutes=minutes, hours=hours).total_seconds()
+
+    def last_line(self) -> str:
+        """The last line of the output that holds something."""
+        with open(self.output, "rb") as file:
+            file.seek(max(0, self.output.stat().st_size - 4000))
+            lines = file.read().decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+class Queue:
+    """Every job that is not finished, run in their order, `processes` at a time; an ensemble waits for its members."""
+
+    def __init__(self, jobs: list[Job], processes: int, start: Callable[[Job], Running]):
+        self.jobs, self.processes, self.start = jobs, processes, start
+        self.done = {job.name for job in jobs if is_finished(job)}
+        self.failed: set[str] = set()
+        self.waiting = [job for job in jobs if job.name not in self.done]
+        self.running: list[Running] = []
+        self.said = time.monotonic()
+        self.bar = tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True, leave=False)
+
+    def work_off(self) -> None:
+        """Returns when no job is left that can be run; what is running ends where this is interrupted."""
+        self._say(f"{len(self.jobs)} jobs, {len(self.done)} of them finished")
+        try:
+            while self.waiting or self.running:
+                self._start_jobs()
+                for one in list(self.running):
+                    self._look_at(one)
+                self._show()
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            for one in self.running:
+                one.end()
+            self.bar.close()
+        self._say(f"{len(self.done)} of {len(self.jobs)} jobs finished, {len(self.failed)} failed")
+
+    def _start_jobs(self) -> None:
+        unended = {job.name for job in (*self.waiting, *(one.job for one in self.running))}
+        ready = [job for job in self.waiting if not any(member.name in unended for member in job.members)]
+        for job in ready[: self.processes - len(self.running)]:
+            self.waiting.remove(job)
+            lost = [member.name for member in job.members if member.name in self.failed]
+            try:
+                make_folder(job.folder)
+                (job.folder / "failed.txt").unlink(missing_ok=True)
+                if lost:
+                    raise RunError(f"it needs {lost[0]}, which has failed")
+                self.running.append(self.start(job))
+            except _JOBS_OWN as error:
+                self._fail(job, str(error))
+            else:
+                self._say(f"started  {job.name}")
+
+    def _look_at(self, one: Running) -> None:
+        try:
+            if not one.advance():
+                return
+        except _JOBS_OWN as error:
+            one.end()
+            self._fail(one.job, str(error))
+        else:
+            self.done.add(one.job.name)
+            self._say(f"finished {one.job.name} in {timedelta(seconds=round(one.seconds()))}")
+        self.running.remove(one)
+
+    def _fail(self, job: Job, reason: str) -> None:
+        self.failed.add(job.name)
+        self._say(f"failed   {job.name}: {reason}")
+        with suppress(UserError):  # a folder that cannot be written may be the reason
+            replace_file(job.folder / "failed.txt", lambda temporary: temporary.write_text(reason + "\n"))
+
+    def _say(self, text: str) -> None:
+        tqdm.write(text)
+        sys.stdout.flush()
+
+    def _show(self) -> None:
+        """Say how things stand, if it is time to: live on a terminal, otherwise in a line a minute."""
+        if time.monotonic() - self.said < (_SECONDS_BETWEEN_LINES if self.bar.disable else 1):
+            return
+        self.said = time.monotonic()
+        text = (
+            f"{len(self.done)} of {len(self.jobs)} jobs done, {len(self.running)} running, {len(self.waiting)} waiting"
+        )
+        text += f", {len(self.failed)} failed" * bool(self.failed) + self._time_left()
+        if self.bar.disable:
+            self._say(text)
+        else:
+            self.bar.set_description_str(text)
+
+    def _time_left(self) -> str:
+        """A job takes what others of its run took, or else the mean of all runs that are known."""
+        seconds: dict[str, list[float]] = {}
+        for job in self.jobs:
+            took = recorded(job).get("seconds")
+            if took is not None:
+                seconds.setdefault(job.run_name, []).append(took)
+        left = [one.seconds_left() for one in self.running]
+        for one, rest in zip(self.running, left, strict=True):
+            if rest is not None:
+                seconds.setdefault(one.job.run_name, [one.seconds() + rest])
+        if not seconds:
+            return ""
+        known = {run: statistics.mean(times) for run, times in seconds.items()}
+        mean = statistics.mean(known.values())
+        total = sum(known.get(job.run_name, mean) for job in self.waiting)
+        for one, rest in zip(self.running, left, strict=True):
+            total += max(known.get(one.job.run_name, mean) - one.seconds(), rest or 0.0, 0.0)
+        return f", about {timedelta(seconds=round(total / self.processes))} to go"
