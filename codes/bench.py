@@ -24,13 +24,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import bench_table
+from bench_plain import plain_step, plain_votes
 from spacte import cli
 from spacte.data.spec import data_spec
 from spacte.data.splits import InMemory
@@ -48,7 +48,6 @@ from spacte.utils import UserError, make_folder, replace_file
 
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
 _SIGMA, _NOISES = 0.25, 2
-_TORCHS_OWN = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True)
 
 
 def _flags() -> argparse.Namespace:
@@ -80,9 +79,7 @@ def _main() -> None:
     tasks.add_argument("--task", nargs="*")
     asked, others = tasks.parse_known_args()
     if asked.task == ["table"]:
-        import bench_table  # what it needs of a checkpoint and of images has flags of its own
-
-        bench_table.main(others)
+        bench_table.main(others)  # what it needs of a checkpoint and of images has flags of its own
         return
     args = _flags()
     if "table" in args.task:
@@ -169,20 +166,6 @@ def _certify_ways(arch: str, dataset: str, batch_size: int, device: torch.device
     )
 
 
-@torch.no_grad()
-@_TORCHS_OWN
-def plain_votes(
-    classifier: nn.Module, image: Tensor, sigma: float, batch_size: int, num_classes: int
-) -> np.ndarray:  # fmt: skip
-    """The ensemble's votes [K] on one batch of noisy copies of an image [C, H, W], as the authors' code counts them."""
-    batch = image.repeat((batch_size, 1, 1, 1))
-    logits = classifier(batch + torch.randn_like(batch) * sigma)
-    counts = np.zeros(num_classes, dtype=int)
-    for vote in logits.sum(0).argmax(1).cpu().numpy():
-        counts[vote] += 1
-    return counts
-
-
 # --- training ---
 
 
@@ -211,33 +194,9 @@ def _train_ways(arch: str, dataset: str, batch_size: int, device: torch.device, 
     optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, foreach=False)
     x, y = next(split.batches(len(split)))
     return (
-        lambda: _plain_step(plain, optimizer, x, y, objective.threshold(50)),
+        lambda: plain_step(plain, optimizer, x, y, _SIGMA, _NOISES, objective.threshold(50)),
         lambda: trainer.step(x, y, 50),
     )
-
-
-@_TORCHS_OWN
-def _plain_step(classifier: nn.Module, optimizer, images: Tensor, labels: Tensor, threshold: float) -> list[float]:
-    repeated = images.repeat(_NOISES, 1, 1, 1)
-    logits = classifier(repeated + torch.randn_like(repeated) * _SIGMA)
-    losses = []
-    for head in logits:
-        each = [F.cross_entropy(z, labels, reduction="none") for z in head.chunk(_NOISES)]
-        losses.append(sum(each) / _NOISES)
-    heads = []
-    for h, loss in enumerate(losses):
-        teacher, own = losses[h - 1].detach(), loss.detach()
-        hard = (1 + np.exp(-threshold)) / (1 + torch.exp(own - threshold))
-        heads.append((torch.where(teacher <= threshold, torch.ones_like(hard), hard) * loss).mean())
-    total = sum(heads) / len(heads)
-    thetas = [torch.cat([p.view(-1) for p in head.parameters()]) for head in classifier[1].heads]
-    for h in range(len(thetas)):
-        for g in range(h + 1, len(thetas)):
-            total = total + F.cosine_similarity(thetas[h], thetas[g], dim=0) ** 2
-    optimizer.zero_grad()
-    total.backward()
-    optimizer.step()
-    return [total.item(), *(head.item() for head in heads)]
 
 
 # --- the hardware's limit ---

@@ -44,7 +44,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bench import plain_votes
+from bench_plain import plain_votes
 from spacte import cli
 from spacte.certify.certify import CertifySettings, certify_images
 from spacte.certify.evaluation import Evaluation
