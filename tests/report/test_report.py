@@ -1,5 +1,6 @@
 """Reading logs: tables, comparisons, pictures, the page, and what is refused."""
 
+import dataclasses
 import io
 import json
 import math
@@ -12,8 +13,10 @@ import pytest
 from conftest import EXCERPTS, beside, make_log, random_log
 
 from spacte import certlog
+from spacte.report import alike
 from spacte.report.runs import labels, read_runs
 from spacte.report.table import reached_radii, render, summary, table_radii
+from spacte.train.settings import Place
 
 CONFIG = {
     "kind": "certify", "dataset": "digits", "arch": "R8", "num_heads": [5], "noise_sd": 0.5, "head": None, "N0": 100,
@@ -21,9 +24,10 @@ CONFIG = {
 }  # fmt: skip
 
 
-def with_config(log, **fields):
-    """The log, with a configuration beside it."""
-    log.with_suffix(".json").write_text(json.dumps({"config": CONFIG | fields, "about": {}}))
+def with_config(log, training=(), **fields):
+    """The log, with a configuration beside it, and what the classifier's checkpoints were trained with."""
+    about = {"training": [*training]}
+    log.with_suffix(".json").write_text(json.dumps({"config": CONFIG | fields, "about": about}))
     return log
 
 
@@ -106,11 +110,30 @@ def test_runs_of_one_name_are_one_row(script, tmp_path):
     assert f"{row['ACR']:.3f} ± {row['SD']:.3f}" in out and f"{acr[3]:.3f} |" in out.replace("*", "")
 
 
-def two_seeds(tmp_path, images=10, **fields):
-    """Two runs of one name: the first is CONFIG's, the second differs in `fields`."""
+def test_runs_of_one_name_and_other_recipes_are_other_rows(script, tmp_path):
+    """Two learning rates, two seeds of one of them, in other folders; an ensemble of both; a log that tells nothing."""
+    acr = {}
+    for rate, seed in ((0.1, 1), (0.1, 2), (0.3, 1)):
+        log = random_log(tmp_path / f"lr-{rate}/seed-{seed}/h-5-x.log", 50, seed + int(10 * rate))
+        with_config(log, [{"lr_init": rate, "wd": 0.1, "seed": seed, "save_dir": str(log), "votes_dir": f"v{seed}"}])
+        acr.setdefault(rate, []).append(certlog.average_certified_radius(certlog.read_log(log)))
+    with_config(random_log(tmp_path / "both/h-5-x.log", 50, 8), [{"lr_init": rate, "wd": 0.1} for rate in acr])
+    random_log(tmp_path / "unknown/h-5-x.log", 50, 9)
+    code, out, err = script("report.py", tmp_path, "--over_seeds", "--format", "csv", "--radii", 0.5)
+    assert code == 0, err
+    table = pd.read_csv(io.StringIO(out)).set_index("run")["ACR"]
+    means = {"h-5-x, lr_init 0.1, 2 runs": sum(acr[0.1]) / 2, "h-5-x, lr_init 0.3, 1 run": acr[0.3][0]}
+    assert set(table.index) == {*means, "h-5-x, lr_init 0.1+0.3, 1 run", "h-5-x, 1 run"}
+    assert all(table[name] == pytest.approx(mean) for name, mean in means.items())
+
+
+def two_seeds(tmp_path, images=10, training=None, **fields):
+    """Two runs of one name: the first is CONFIG's, the second differs in `fields` or in what it was trained with."""
     one, other = (tmp_path / name / "h-5-x-certify-skip-1.log" for name in ("seed-1", "seed-2"))
-    with_config(random_log(one, 10, 1), checkpoint_sha256=["a"])
-    with_config(random_log(other, images, 2), **{"checkpoint_sha256": ["b"]} | fields)
+    recipe = {"seed": 1, "epochs": 9}
+    with_config(random_log(one, 10, 1), [recipe], checkpoint_sha256=["a"])
+    second = recipe | {"seed": 2} | (training or {})
+    with_config(random_log(other, images, 2), [second], **{"checkpoint_sha256": ["b"]} | fields)
     return one, other
 
 
@@ -127,6 +150,7 @@ def two_seeds(tmp_path, images=10, **fields):
         ({"images": 8}, "10 and 8 images, 8 of them the same"),
         ({"checkpoint_sha256": ["a"]}, "one checkpoint_sha256, a"),
         ({"checkpoint_sha256": ["b", "a"]}, "one checkpoint_sha256, a"),
+        ({"training": {"seed": 1}}, "one seed of the training, 1"),
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(script, tmp_path, fields, message):
@@ -134,6 +158,18 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(script, tmp_pat
     code, out, err = script("report.py", tmp_path, "--over_seeds")
     found = f"'{one}' and '{other}' are not two seeds of one experiment: {message}\n"
     assert code == 2 and not out and err.endswith(found) and err.count("\n") == 1
+
+
+def test_two_recipes_are_not_compared_as_one_experiment(script, tmp_path):
+    one, other = two_seeds(tmp_path / "a", training={"epochs": 12})
+    random_log(tmp_path / "b.log", 10, 3)
+    code, _, err = script("report.py", "--compare", "a", "b.log")
+    found = f"{one.relative_to(tmp_path)}' and '{other.relative_to(tmp_path)}"
+    assert code == 2 and err.endswith(f"'{found}' are not two seeds of one experiment: epochs 9 and 12\n")
+
+
+def test_where_a_run_was_trained_is_no_part_of_its_recipe():
+    assert {field.name for field in dataclasses.fields(Place)} <= set(alike._OF_A_SEED)
 
 
 def test_of_logs_without_a_configuration_the_images_are_compared(script, tmp_path):

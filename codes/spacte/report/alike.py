@@ -6,11 +6,14 @@ import json
 import numpy as np
 
 from spacte.logs.certlog import first_line
-from spacte.report.run import Run
+from spacte.report.run import DESCRIPTION, Run
 from spacte.utils import UserError
 
 # the fields of a configuration in which the certifications of one classifier differ
 CERTIFICATION = ("certificate", "N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise", "precision")
+# what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
+_OF_A_SEED = ("seed", "data_dir", "save_dir", "logs_dir", "runs_dir", "save_freq", "test_freq", "device", "workers")
+_OF_A_SEED += ("resume", "pretrained_model", "votes_dir")
 
 
 def check_same_images(runs: list[Run]) -> None:
@@ -42,6 +45,27 @@ def certification_differences(a: Run, b: Run) -> str:
     return ", ".join(f"{name} {one} and {other}" for name, one, other in pairs if one != other)
 
 
+def experiments(runs: list[Run]) -> list[str]:
+    """The name of each run's experiment, which its seeds share.
+
+    It is the run's name and, where runs of that name and description were trained with other recipes, as far as their
+    configurations tell, what is its own: h-1-eps-0.8-m-2-lbdlast-1.2, lr_init 0.3.
+    """
+    described = [(run.name, *(getattr(run, name) for name in DESCRIPTION)) for run in runs]
+    recipes, names = [_recipe(run) for run in runs], []
+    for run, own, recipe in zip(runs, described, recipes, strict=True):
+        others = [other for like, other in zip(described, recipes, strict=True) if like == own]
+        particular = [name for name in recipe if any(other and other.get(name) != recipe[name] for other in others)]
+        names.append(", ".join([run.name, *(f"{name} {recipe[name]}" for name in particular)]))
+    return names
+
+
+def _recipe(run: Run) -> dict[str, str]:
+    """What the classifier was trained with but for seed and place; of an ensemble all values, 0.1+0.3."""
+    names = [name for name in {name: None for one in run.training for name in one} if name not in _OF_A_SEED]
+    return {name: "+".join(dict.fromkeys(str(one.get(name)) for one in run.training)) for name in names}
+
+
 def comparable_groups(runs: list[Run]) -> list[int]:
     """The number, from 1, of each run's group: runs of one group certify the same images in the same way.
 
@@ -59,11 +83,16 @@ def comparable_groups(runs: list[Run]) -> list[int]:
 def check_seeds(runs: list[Run]) -> None:
     """UserError that names two of the runs where they are no two seeds of one experiment.
 
-    They are not where they certify other images or with other settings, or where both are about one checkpoint. What a
-    log without a configuration was made with is not known: its images alone are compared.
+    They are not where they certify other images or with other settings, were trained with other recipes, or where both
+    are about one checkpoint or one seed. What a log without a configuration was made with is not known: its images
+    alone are compared.
     """
     for a, b in itertools.combinations(runs, 2):
-        differences = [certification_differences(a, b)]
+        recipes = [_recipe(run) for run in (a, b)]
+        names = {name: None for recipe in recipes for name in recipe if all(recipes)}
+        pairs = [(name, *(recipe.get(name) for recipe in recipes)) for name in names]
+        differences = [f"{name} {one} and {other}" for name, one, other in pairs if one != other]
+        differences.append(certification_differences(a, b))
         images = [set(run.log["idx"]) for run in (a, b)]
         if images[0] != images[1]:
             shared = len(images[0] & images[1])
@@ -71,9 +100,12 @@ def check_seeds(runs: list[Run]) -> None:
         twice = _checkpoints(a) & _checkpoints(b)
         if twice:
             differences.append(f"one checkpoint_sha256, {min(twice)}")
+        seeds = set.intersection(*({str(one["seed"]) for one in run.training if "seed" in one} for run in (a, b)))
+        if seeds and not twice:
+            differences.append(f"one seed of the training, {min(seeds)}")
         found = ", ".join(filter(None, differences))
         if found:
-            raise UserError(f"--over_seeds: '{a.path}' and '{b.path}' are not two seeds of one experiment: {found}")
+            raise UserError(f"'{a.path}' and '{b.path}' are not two seeds of one experiment: {found}")
 
 
 def _checkpoints(run: Run) -> set[str]:

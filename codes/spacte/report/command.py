@@ -34,7 +34,7 @@ def _flags(description: str) -> cli.Parser:
     add("--certificate", choices=(*CERTIFICATES, "both"), help=anew)
     add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
     add(
-        "--over_seeds", action="store_true", help="one row for the runs of one name: mean, standard deviation over them"
+        "--over_seeds", action="store_true", help="one row for the seeds of one run: mean, standard deviation over them"
     )
     add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
     compared = "the difference of two logs, image by image, or of the runs in two folders"

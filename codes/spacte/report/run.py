@@ -21,7 +21,8 @@ DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma", "certificate")
 class Run:
     """A certification log and what its configuration or else its path says of the classifier (None: neither does).
 
-    `name` is the training run's, `place` its folders where the rest does not tell two runs apart.
+    `name` is the training run's, `training` what each of the classifier's checkpoints was trained with, as far as the
+    configuration tells, `place` its folders where the rest does not tell two runs apart.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Run:
     heads: str | None
     sigma: float | None
     config: dict | None
+    training: tuple[dict, ...] = ()
     place: str = ""
 
     @property
@@ -55,9 +57,10 @@ def description(path: Path) -> dict:
         "heads": _part(path, r"h-(\d+)-.*", str),
         "sigma": _part(path, r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)", float),
     }
-    config = _configuration(RunFiles(path))
+    config, about = _configuration(RunFiles(path))
     if config is None:
         return from_path | {"config": None}
+    training = about.get("training")
     return {
         "defence": printable(config.get("defence") or "") or from_path["defence"],
         "dataset": printable(config["dataset"]),
@@ -65,6 +68,7 @@ def description(path: Path) -> dict:
         "heads": heads_of(config),
         "sigma": config["noise_sd"],
         "config": {"certificate": "cohen"} | config,  # older runs do not name it
+        "training": tuple(one for one in training if isinstance(one, dict)) if isinstance(training, list) else (),
     }
 
 
@@ -76,19 +80,23 @@ def heads_of(config: dict) -> str:
     return f"{heads} by consensus of {config['consensus']}" if config.get("consensus") else heads
 
 
-def _configuration(files: RunFiles) -> dict | None:
-    """The configuration beside a log; None, with a warning where a JSON is there, if it does not describe a run."""
+def _configuration(files: RunFiles) -> tuple[dict | None, dict]:
+    """The configuration beside a log, and what its JSON says about the run.
+
+    None, with a warning where a JSON is there, if it does not describe a run.
+    """
     if not files.json.exists():
-        return None
+        return None, {}
+    about = {}
     try:
-        config = files.read_json()["config"]
+        config, about = files.read_json().values()
         wrong = wrong_fields({"defence": None, **config}, _LEGAL)
         reason = f": {', '.join(wrong)} missing or wrong" if wrong else ""
     except (UserError, TypeError):
         wrong, reason = True, ""
     if wrong:
         warnings.warn(f"'{files.json}' is no configuration of ours{reason}; passed over", stacklevel=2)
-    return None if wrong else config
+    return None if wrong else config, about
 
 
 def wrong_fields(config: dict, legal: dict[str, Callable]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy, certified_radius
-from spacte.report.alike import check_seeds, comparable_groups
+from spacte.report.alike import check_seeds, comparable_groups, experiments
 from spacte.report.run import DESCRIPTION, Run
 from spacte.smooth.certificates import ABSTAIN
 from spacte.utils import UserError
@@ -55,12 +55,12 @@ def summary(runs: list[Run], radii) -> pd.DataFrame:
 
 
 def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
-    """A summary with one row for all runs of one name and description: the means over them.
+    """A summary with one row for all runs of one experiment: the means over them.
 
     In place of SE stands SD, the standard deviation of the runs' ACRs (n - 1 in the denominator); none where there is
-    one run. Raises UserError where runs of one name differ by more than their seed, see `check_seeds`.
+    one run. Raises UserError where its runs differ by more than their seed, see `check_seeds`.
     """
-    table = summary(runs, radii).assign(run=[run.name for run in runs])
+    table = summary(runs, radii).assign(run=experiments(runs))
     rows = []
     for _, group in table.groupby([*DESCRIPTION, "run"], dropna=False, sort=False):
         check_seeds([runs[number] for number in group.index])
