@@ -242,9 +242,9 @@ def accuracies(table: pd.DataFrame) -> pd.DataFrame:
 
 def _parser(description: str) -> cli.Parser:
     parser = cli.Parser(description)
-    add = parser.add_argument
     add_classifier_flags(parser)
     add_run_flags(parser)
+    add = parser.add_argument_group("the attack").add_argument
     add("--log", required=True, help="certification log: its images are attacked, its radii put to the test")
     add("--radii", required=True, type=cli.positive_float, nargs="+", help="L2 norms that an attack may have")
     add("--num_steps", type=cli.positive_int, help="gradient steps")

@@ -146,9 +146,9 @@ def certificate_ending(certificate: str) -> str:
 def parser_of(description: str) -> cli.Parser:
     """The flags of a certification run."""
     parser = cli.Parser(description)
-    add = parser.add_argument
     add_classifier_flags(parser)
     add_run_flags(parser)
+    add = parser.add_argument_group("draws and certificate").add_argument
     add("--N0", type=cli.positive_int, help="draws that select the class")
     add("--N", type=cli.positive_int, help="draws that bound its probability, at most if --sequential")
     add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong")
@@ -156,10 +156,14 @@ def parser_of(description: str) -> cli.Parser:
         "--certificate", choices=CERTIFICATES, help="from the votes of the class alone (the paper's), or from all votes"
     )
     add("--skip_wrong", action="store_true", help="draw no more for an image whose selected class is not its label")
+    add = parser.add_argument_group("fewer draws").add_argument
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
-    radii = "--sequential: stop when these are certified or given up (the table's)"
+    radii = (
+        "--sequential: stop when each is certified or given up (the radii of the table that N can reach)"
+    )
     add("--radii", type=cli.non_negative_float, nargs="+", help=radii)
-    add("--tolerance", type=cli.positive_float, help="--sequential: stop when the radius is known to within this")
+    known = "--sequential: stop when the radius is known to within this, in units of [0, 1]"
+    add("--tolerance", type=cli.positive_float, help=known)
     give_up = "--sequential: level of the bound by which a radius is given up (0.01)"
     add("--give_up", type=cli.open_probability, help=give_up)
     parser.set_defaults(**cli.defaults_of(CertifySettings))

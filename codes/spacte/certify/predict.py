@@ -34,8 +34,9 @@ def main(description: str) -> None:
         parser = cli.Parser(description)
         add_classifier_flags(parser)
         add_run_flags(parser)
-        parser.add_argument("--N", type=cli.positive_int, help="draws")
-        parser.add_argument("--alpha", type=cli.open_probability, help="probability of a wrong prediction")
+        add = parser.add_argument_group("draws").add_argument
+        add("--N", type=cli.positive_int, help="draws an image")
+        add("--alpha", type=cli.open_probability, help="probability of a wrong prediction")
         parser.set_defaults(**cli.defaults_of(PredictSettings))
         args = parser.parse_args()
         predict(*(cli.settings_of(kind, args) for kind in (ClassifierSettings, RunSettings, PredictSettings)))

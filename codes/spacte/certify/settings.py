@@ -41,14 +41,12 @@ class ClassifierSettings:
 
 def add_classifier_flags(parser: cli.Parser) -> None:
     """The flags of ClassifierSettings."""
-    add = parser.add_argument
-    which, legal = (
-        parser.add_mutually_exclusive_group(required=True),
-        "[N, C, H, W] in [0, 1] -> logits [N, K], [L, N, K]",
-    )
+    group = parser.add_argument_group("the classifier and its data")
+    add, which = group.add_argument, group.add_mutually_exclusive_group(required=True)
     paths = "checkpoint, one of the field's, too; of several, the logits are summed (an ensemble)"
     which.add_argument("--model_path", nargs="+", help=paths)
-    function = f"a function of yours that returns a module or another callable: images {legal}"
+    logits = "images [N, C, H, W] in [0, 1] -> logits [N, K], [L, N, K]"
+    function = f"a function of yours that returns a module or another callable: {logits}"
     which.add_argument("--classifier", metavar="FILE.py:FUNCTION", help=function)
     literals = "the function's arguments; a value is a literal of Python, else text"
     add("--classifier_args", nargs="+", metavar="KEY=VALUE", help=literals)
@@ -57,16 +55,17 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     known = "as in the checkpoint; the authors' and the field's do not say"
     add("--arch", help=f"one of {', '.join(ARCHITECTURES)} (as in the checkpoint; the authors' do not say)")
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
+    add("--data_dir", help="where the data set's files are, or are downloaded to")
     add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
     add("--noise_sd", type=cli.positive_float, help=f"sigma, in units of [0, 1] ({known})")
     add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (the sum of all)")
-    few = "all heads see a noisy copy only where the first K disagree, else these decide (networks, of an ensemble)"
+    few = "the first K heads (networks, of an ensemble) vote; the others see only noisy copies on which these disagree"
     add("--consensus", type=cli.positive_int, metavar="K", help=few)
-    add("--data_dir", help="where the data set's files are, or are downloaded to")
-    add("--batch_size", type=cli.positive_int, help="noisy images a forward pass")
+    add = parser.add_argument_group("how its logits are computed").add_argument
+    add("--batch_size", type=cli.positive_int, help="noisy images a batch")
     passes = "of a batch, how many go through the network at once on a CPU (as the run began; a new one measures)"
     add("--images_per_pass", type=cli.positive_int, help=passes)
-    add("--seed", type=cli.seed, help="image idx's generator is seeded by (seed, idx) alone")
+    add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed and idx alone")
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
@@ -105,7 +104,7 @@ class RunSettings:
 
 def add_run_flags(parser: cli.Parser) -> None:
     """The flags of RunSettings."""
-    add = parser.add_argument
+    add = parser.add_argument_group("which images, where the log goes").add_argument
     add("--skip", type=cli.positive_int, help="every skip-th image: 0, skip, 2 skip, ...")
     add("--max", type=cli.positive_int, help="only images whose idx is below this")
     add("--shard", type=_shard, metavar="I/N", help="the I-th of N jobs that share the run, from 1/N")

@@ -56,7 +56,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a run runs; a resumed run may change all of it."""
+    """Where and how a run runs; a resumed run may change all of it, but precision auto is another on another device."""
 
     data_dir: str = "./data"
     save_dir: str = "./save"
@@ -71,14 +71,14 @@ class Place:
 
 def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     """The flags of a Recipe; `lbdlast` is the defence's default."""
-    add = parser.add_argument
+    add = parser.add_argument_group("what is trained").add_argument
     add("--dataset", help=f"one of {', '.join(DATASETS)}")
     add("--arch", help=f"one of {', '.join(ARCHITECTURES)}")
     add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
     add("--noise_sd", type=cli.positive_float, help="sigma, in units of [0, 1]")
-    add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors an image")
+    add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors an image; m steps share a batch's images")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
-    add("--eps", type=cli.probability, help="the best head's weight in the loss is 1 - eps")
+    add("--eps", type=cli.probability, help="the best head's weight in the loss is 1 - eps, the others share eps")
     add("--no_teaching", action="store_true", help="every sample weighs 1: the heads do not teach each other")
     add("--no_cosine", action="store_true", help="without the cosine constraint between the heads")
     add("--train_images", type=cli.positive_int, help="train on the first images of each class, this many in all")
@@ -96,7 +96,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
 
 def add_place_flags(parser: cli.Parser) -> None:
     """The flags of a Place."""
-    add = parser.add_argument
+    add = parser.add_argument_group("where and how it runs").add_argument
     add("--data_dir", help="where the data set's files are, or are downloaded to")
     add("--save_dir", help="checkpoints: <save_dir>/<dataset>/<arch>/noise-<sd>/<run>/epochN.pth")
     add("--logs_dir", help="text logs")

@@ -39,7 +39,7 @@ def parse(
     """The settings that the flags (None: the command line's) name: recipe, place and the defence's own."""
     parser = cli.Parser(description)
     add_recipe_flags(parser, lbdlast)
-    objective_type.add_flags(parser)
+    objective_type.add_flags(parser.add_argument_group("the base defence's own"))
     parser.set_defaults(**objective_type.own_defaults() | defaults)
     add_place_flags(parser)
     args = parser.parse_args(flags)
