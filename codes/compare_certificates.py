@@ -3,8 +3,8 @@
     python codes/compare_certificates.py [COUNTS.jsonl... --alpha 0.001]     # simulated votes, and those of runs
 
 Each row is a rule for a certificate from all the votes, each column what the votes are of: K classes and N draws, drawn
-from simulated class probabilities, or a run's counts. A figure is the mean radius in units of sigma of the images whose
-selected class is right; `smaller` is the share of images whose radius is smaller than the paper's, `worst` by how much
+from simulated class probabilities, or a run's counts; every column simulates other images. A figure is the average
+certified radius in units of sigma, in which wrong images count 0; `smaller` is the share of images whose radius is smaller than the paper's, `worst` by how much
 at most. All rules bound p_A from below by L and the strongest other class from above by U, radius
 (Phi^-1(L) - Phi^-1(U)) / 2:
 
