@@ -20,7 +20,10 @@ TRAIN = [
     (["--num_noise_vec", "0"], "--num_noise_vec: '0' must be"),
     (["--num_noise_vec", "2.5"], "'2.5' must be an integer"),
     (["--epochs", "0"], "--epochs: '0' must be"),
-    (["--batch_size", "3", "--num_noise_vec", "4"], "--batch_size 3 is smaller than --num_noise_vec 4"),
+    (
+        ["--batch_size", "3", "--num_noise_vec", "4"],
+        "--batch_size 3 of 1437 training images: both must be at least 4, for 4 mini-batches",
+    ),
     (["--eps", "1.5"], "--eps: '1.5' must be a number from 0 to 1"),
     (["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
     (["--heads", "3"], "unrecognized arguments: --heads 3"),

@@ -1,5 +1,6 @@
 """What every part needs: locks, and the record of the code that ran."""
 
+import re
 import subprocess
 
 import pytest
@@ -23,11 +24,14 @@ def test_the_state_of_the_source_is_that_of_the_library_and_the_defence(tmp_path
     for folder in (library, defence):
         folder.mkdir(parents=True)
         (folder / "train.py").write_text("")
-    copied = load_file("spacte/utils.py", library / "utils.py")
+    (defence / "spacte").symlink_to(library)
+    copied = load_file("spacte/utils.py", defence / "spacte" / "utils.py")  # as a defence's train.py sees it
     assert copied.source_state(str(defence / "train.py"))["commit"] is None, "no checkout yet"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *command], check=True, timeout=60)
+
+    assert re.fullmatch(r"[0-9a-f]{40}", copied.source_state(str(defence / "train.py"))["commit"])
 
     def is_dirty():
         return copied.source_state(str(defence / "train.py"))["dirty"]

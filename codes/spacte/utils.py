@@ -124,7 +124,8 @@ def source_state(*files: str) -> dict:
         folders = [Path(__file__).resolve().parent, *(Path(file).resolve().parent for file in files)]
         git = ["git", "-C", str(folders[0])]
         run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
-        subprocess.run([*git, "ls-files", "--error-unmatch", "--", __file__], **run)  # not installed within another's
+        own = str(Path(__file__).resolve())  # a defence's folder has a link to the library
+        subprocess.run([*git, "ls-files", "--error-unmatch", "--", own], **run)  # not installed within another's
         state["commit"] = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
         status = [*git, "status", "--porcelain", "-uall", "--", *(f"{folder}/*.py" for folder in folders)]
         state["dirty"] = bool(subprocess.run(status, **run).stdout.strip())

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from spacte.train.settings import Place, Recipe
-from spacte.utils import lock, make_folder, replace_file
+from spacte.utils import UserError, lock, make_folder
 
 
 @dataclass(frozen=True)
@@ -48,34 +48,47 @@ class RunPaths:
 class RunLog:
     """A run's text log (tab separated, one row an epoch), its TensorBoard files and its lines on the terminal.
 
-    What a run of the same name has left where this one begins is renamed, so that nothing is lost. Raises UserError
-    where another process trains the same run.
+    `text` is the log so far; a checkpoint keeps it, so that a resumed run knows its own log and ends it as if it had
+    never been interrupted. What another run of the same name has left is renamed, so that nothing is lost. Raises
+    UserError where another process trains the same run or writes the same log, or where it cannot be written.
     """
 
-    def __init__(self, paths: RunPaths, epochs_done: int, epochs: int):
+    def __init__(self, paths: RunPaths, epochs: int, epochs_done: int = 0, text: str | None = ""):
+        """`text` is None where a checkpoint of an older version does not hold it: the log that lies there is its."""
         self.path, self.epochs = paths.log, epochs
         self._lock = lock(paths.checkpoints / "lock", f"another process is training '{paths.checkpoints}'")
-        if epochs_done == 0:
-            for path in (paths.log, paths.tensorboard):
-                _set_aside(path)
-        kept = self._rows_up_to(epochs_done)
-        replace_file(self.path, lambda temporary: temporary.write_text("".join(kept)))
+        for left in paths.checkpoints.glob(".*.tmp"):  # of a run that was killed while it wrote a checkpoint
+            left.unlink(missing_ok=True)
+        taken = f"another process is writing '{paths.log}': give another --logs_dir"
+        self._file = lock(paths.log, taken)
+        there = paths.log.read_text()
+        self.text = _rows_up_to(there, epochs_done) if text is None else text
+        if epochs_done and there.startswith(self.text):
+            self._file.truncate(len(self.text.encode()))  # later epochs are trained, and logged, again
+        else:
+            if not (epochs_done and self.text.startswith(there)):  # another run's
+                for path in (paths.log, paths.tensorboard):
+                    _set_aside(path)
+                self._file.close()
+                self._file, there = lock(paths.log, taken), ""
+            self._append(self.text[len(there) :])
         self.tensorboard = SummaryWriter(paths.tensorboard, purge_step=epochs_done + 1 if epochs_done else None)
 
-    def _rows_up_to(self, epoch: int) -> list[str]:
-        """The header and the rows that a resumed run keeps; later epochs are trained, and logged, again."""
-        if epoch == 0 or not self.path.exists():
-            return []
-        header, *rows = self.path.read_text().splitlines(keepends=True) or [""]
-        return [header, *(row for row in rows if row.endswith("\n") and int(row.split("\t")[0]) <= epoch)]
+    def _append(self, text: str) -> None:
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write '{self.path}': {error.strerror or error}") from error
 
     def write(self, row: dict) -> None:
         """Log one epoch's figures."""
         figures = {name: value for name, value in row.items() if name != "left"}
-        with open(self.path, "a") as file:
-            if file.tell() == 0:
-                file.write("\t".join(figures) + "\n")
-            file.write("\t".join(f"{value:.6g}" for value in figures.values()) + "\n")
+        line = "\t".join(f"{value:.6g}" for value in figures.values()) + "\n"
+        if not self.text:
+            line = "\t".join(figures) + "\n" + line
+        self._append(line)
+        self.text += line
         for name, value in figures.items():
             if name != "epoch" and math.isfinite(value):
                 self.tensorboard.add_scalar(_tag(name), value, row["epoch"])
@@ -86,6 +99,12 @@ class RunLog:
             f"lambda {row['lambda']:.3f}  {accuracy}"
             f"{row['images_per_second']:.0f} images/s  {row['left']} left"
         )
+
+
+def _rows_up_to(text: str, epoch: int) -> str:
+    """The header of a log and its whole rows up to the epoch."""
+    header, *rows = text.splitlines(keepends=True) or [""]
+    return header + "".join(row for row in rows if row.endswith("\n") and int(row.split("\t")[0]) <= epoch)
 
 
 def _tag(name: str) -> str:

@@ -58,8 +58,6 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     recipe = dataclasses.replace(recipe, precision=select_precision(recipe.precision, device))
     train_split, test_split = _open_splits(recipe, place, device)
     objective = objective_type(recipe, train_split.spec.num_classes, **own)
-    if recipe.batch_size < objective.mini_batches():
-        raise UserError(f"--batch_size {recipe.batch_size} is smaller than --num_noise_vec {recipe.num_noise_vec}")
     run = recipe.name + objective.run_suffix() + recipe.variant
     paths = RunPaths.of(recipe, place, run)
     settings = dataclasses.asdict(recipe) | own
@@ -76,7 +74,8 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         return
     broadcast_object(paths.make_folders)
     trainer.prepare()
-    log = RunLog(paths, trainer.epoch, recipe.epochs) if is_main_process() else None
+    text = resumed.get("log") if resumed else ""
+    log = RunLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
     about |= source_state(inspect.getfile(objective_type))
     for row in trainer.epochs(place.test_freq):
@@ -86,7 +85,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if is_due(epoch, place.save_freq, recipe.epochs):
             state = trainer.state()  # every process has its part in it
             if log:
-                checkpoint.save(paths.checkpoint(epoch), {**state, **about})
+                checkpoint.save(paths.checkpoint(epoch), {**state, **about, "log": log.text})
     if log:
         print(f"checkpoint: {paths.checkpoint(recipe.epochs)}\nlog: {paths.log}\nTensorBoard: {paths.tensorboard}")
 
