@@ -39,7 +39,7 @@ def test_the_second_row_is_what_certify_mhead_logs(table, certify):
 def test_radii_that_a_share_of_the_draws_cannot_reach_are_empty(table):
     _, content = table("--ways", "--share", 0.1)
     authors, second = content["rows"]
-    within = Certificate(0.001, 0.5).radius(40, 0, 40)
+    within = Certificate(0.001, 0.5).radius(40, 0, 40, 10)
     radii = [name for name in authors if name[0].isdecimal()]
     assert [name for name in radii if authors[name] is None] == [name for name in radii if float(name) > within] != []
     assert None not in second.values()

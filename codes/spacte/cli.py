@@ -54,6 +54,8 @@ def checked(parser: Parser, given: dict) -> dict:
         if name not in actions:
             raise UserError(f"unknown setting '{name}': choose from {', '.join(sorted(actions))}")
         action = actions[name]
+        if value is None and action.default is not None:
+            raise UserError(f"{name}: None is no value; leave it out for {action.default}")
         if action.nargs == "+" and not isinstance(value, list | tuple) and value is not None:
             value = [value]
         parts = list(value) if isinstance(value, list | tuple) else [value]

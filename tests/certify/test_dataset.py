@@ -1,5 +1,6 @@
 """Certification from Python: any data, any classifier, the same resumable logs."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from spacte import certify_dataset, load_classifier, open_split, read_log
 from spacte.utils import UserError
 
+LAST_OFF_THE_GRID = torch.cat([torch.zeros(3, 1, 8, 8), torch.rand(1, 1, 8, 8)])
 SETTINGS = {"N0": 20, "N": 200, "skip": 30, "device": "cpu", "batch_size": 100}
 
 
@@ -129,6 +131,9 @@ def stops(images):
         ({"classifier": stops}, r"the classifier fails on images .*: SystemExit: 3 \(test_dataset.py, line"),
         ({"data": (torch.rand(4, 1, 8, 8), torch.arange(3))}, r"must be \(images, labels\), as many of the one as"),
         ({"exact_noise": True, "data": (torch.rand(4, 1, 8, 8), torch.arange(4))}, "multiples of 1/255"),
+        ({"exact_noise": True, "data": (LAST_OFF_THE_GRID, torch.arange(4)), "skip": 1}, "multiples of 1/255"),
+        ({"skip": None}, "skip: None is no value; leave it out for 1"),
+        ({"certificate": "all-votes", "N": 10}, "--N 10 at --alpha 0.001 can never certify: .* take at least 11"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_is_written(digits, tmp_path, change, message):
@@ -141,6 +146,34 @@ def test_what_is_wrong_is_one_line_before_anything_is_written(digits, tmp_path, 
 def test_what_a_checkpoint_says_is_not_contradicted(digits, digits_models):
     with pytest.raises(UserError, match=r"noise_sd 0.25 contradicts the checkpoint, which has 0.5"):
         certify_dataset(load_classifier(digits_models[1]), digits, noise_sd=0.25)
+
+
+def test_a_checkpoint_that_does_not_say_its_sigma_takes_the_calls(digits, digits_models):
+    loaded = load_classifier(digits_models[0])
+    silent = dataclasses.replace(loaded, settings=loaded.settings | {"noise_sd": None})
+    log = certify_dataset([silent, loaded], digits, noise_sd=0.5, **SETTINGS)
+    assert "noise-0.50" in log.parts
+    with pytest.raises(UserError, match="the checkpoint does not say its noise_sd"):
+        certify_dataset(silent, digits, **SETTINGS)
+
+
+def test_two_classes_need_no_share_of_alpha(tmp_path):
+    """Ten votes of ten certify at alpha .001, with the certificate from all the votes, too."""
+    data = (torch.rand(4, 1, 8, 8), torch.arange(4) % 2)
+    own = {"noise_sd": 0.25, "num_classes": 2, "N": 10, "N0": 10, "logs_dir": tmp_path, "device": "cpu"}
+    log = certify_dataset(lambda images: torch.eye(2)[[1] * len(images)], data, certificate="all-votes", **own)
+    assert (read_log(log)["radius"] > 0).all()
+
+
+def test_a_call_that_fails_leaves_no_lock(digits):
+    """Counts and log contradict each other; the way out that the error names works in the same process."""
+    own = {"noise_sd": 0.5, "num_classes": 10, **SETTINGS}
+    log = certify_dataset(linear(), digits, **own)
+    log.write_text(log.read_text().replace("\t1\t", "\t7\t"))
+    with pytest.raises(UserError, match="do not belong together") as failed:
+        certify_dataset(linear(), digits, **own)
+    certify_dataset(linear(), digits, overwrite=True, **own)
+    assert failed.value
 
 
 def test_what_is_natural_in_python_is_taken_and_nothing_leaves_the_logs_folder(tmp_path):

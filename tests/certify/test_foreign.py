@@ -17,6 +17,7 @@ from spacte.model.foreign import parameters_sha256
 MODELS = """
 import torch
 from torch import nn
+from torch import relu as builtin
 
 def net(width=10):
     torch.manual_seed(0)
@@ -185,6 +186,7 @@ def test_prediction_and_attack(certify, script, tmp_path):
         ("missing", "FileNotFoundError: [Errno 2] No such file or directory: 'weights.pth' (my_models.py, line"),
         ("ends", "--classifier my_models.py:ends: SystemExit: 2 (my_models.py, line"),
         ("other", "'my_models.py' has no function 'other'; there are net, build, three"),
+        ("builtin", "--classifier my_models.py:builtin: 'builtin' is no function of Python"),
     ],
 )
 def test_the_contract_is_checked_before_anything_is_written(script, models, tmp_path, function, message):

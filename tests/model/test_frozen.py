@@ -96,6 +96,20 @@ class Slow(frozen_module.FixedPasses):
         return torch.zeros(2, len(images), 10)
 
 
+def test_the_fastest_pass_is_measured_without_compiling(monkeypatch):
+    """Although what has run before is compiled."""
+    monkeypatch.setattr(frozen_module, "_SECONDS_OF_MEASURING", 0)
+    monkeypatch.setattr(
+        frozen_module, "_compiled", lambda stage, device: lambda images: calls.append(1) or stage(images)
+    )
+    slow, calls = Slow(CPU, 100, compiled=True), []
+    with torch.inference_mode():
+        slow(torch.rand(10, 3, 32, 32))
+    assert len(calls) == 1
+    frozen_module.fastest_pass(slow, torch.rand(3, 32, 32))
+    assert len(calls) == 1
+
+
 def test_the_fastest_pass_is_measured_and_fixed(monkeypatch):
     monkeypatch.setattr(frozen_module, "_SECONDS_OF_MEASURING", 0)
     slow, small = (Slow(CPU, size, compiled=False) for size in (100, 50))

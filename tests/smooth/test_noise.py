@@ -64,7 +64,7 @@ def test_the_slack_is_paid_for_by_the_certificate():
     x, wide = torch.zeros(1, 4, 4), grid_noise()
     wide.slack = lambda pixels, draws: 0.0009
     _, radius = Smooth(model, 2, 0.25, wide).certify(x, 10, 1000, 0.001, 500)
-    assert radius == Certificate(0.001 - 0.0009, 0.25).radius(1000, 0, 1000)
+    assert radius == Certificate(0.001 - 0.0009, 0.25).radius(1000, 0, 1000, 10)
 
 
 def test_the_slack_is_paid_in_a_run_too():

@@ -48,8 +48,8 @@ def test_the_lower_bound_covers_exactly(n, alpha):
 
 def test_the_largest_radius_needs_all_votes():
     rule = Certificate(0.001, 1.0)
-    assert rule.radius(100_000, 0, 100_000) == pytest.approx(3.811, abs=5e-3)
-    assert rule.radius(9, 0, 9) is None and rule.radius(10, 0, 10) is not None
+    assert rule.radius(100_000, 0, 100_000, 10) == pytest.approx(3.811, abs=5e-3)
+    assert rule.radius(9, 0, 9, 10) is None and rule.radius(10, 0, 10, 10) is not None
 
 
 def test_votes_follow_the_known_probability():

@@ -78,8 +78,10 @@ def certify_images(
     evaluation: Evaluation, classifier: ClassifierSettings, run: RunSettings, settings: CertifySettings
 ) -> tuple[RunFiles, str]:
     """Certify the evaluation's images; returns the run's files and, in the main process, the table of its summary."""
-    check_certificate(settings.certificate, evaluation.smooth.num_classes)
-    plan = CertifyPlan(_config(evaluation, run, settings))
+    config, classes = _config(evaluation, run, settings), evaluation.smooth.num_classes
+    check_certificate(settings.certificate, classes)
+    largest_radius(config, classes)  # raises where there is none
+    plan = CertifyPlan(config)
     name = f"{evaluation.run_name}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
     files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), name)
     indices = run.chosen(range(len(evaluation.split)))
@@ -93,10 +95,7 @@ def certify_images(
 
 
 class CertifyPlan:
-    """What certification draws for an image, and what it makes of the votes; all of it follows from the configuration.
-
-    Raises UserError where not even unanimous votes would be a certificate.
-    """
+    """What certification draws for an image, and what it makes of the votes, as the configuration says."""
 
     header, metric, from_line = certlog.HEADER, "ACR", VoteCounts.from_line
 

@@ -56,7 +56,8 @@ def certify_dataset(
     base, split = _base(classifier, data, noise_sd, num_classes, dataset, name, computing)
     evaluation = Evaluation.of(base, split, own, computing, certification.N)
     if own.exact_noise:
-        evaluation.smooth.noise(split[0][0], 1)  # raises where the images are not on its grid
+        for idx in run.chosen(range(len(split))):
+            evaluation.smooth.noise.on_grid(split[idx][0])
     files, _ = certify_images(evaluation, own, run, certification)
     return files.log
 
@@ -96,6 +97,9 @@ def _base(
     data = _dataset(data)
     networks = [classifier] if isinstance(classifier, Loaded) else classifier
     if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
+        if noise_sd is not None:
+            noise_sd = cli.checked(parser_of(""), {"noise_sd": noise_sd})["noise_sd"]
+            networks = [_at_noise(one, noise_sd) for one in networks]
         joint, spec = joint_settings(networks), networks[0].spec
         for setting, value, known in (
             ("noise_sd", noise_sd, joint["noise_sd"]),
@@ -123,3 +127,9 @@ def _base(
     if isinstance(classifier, nn.Module):
         classifier = copy.deepcopy(classifier)  # the caller's stays where it is, in its mode
     return of_callable(classifier, split, noise_sd, printable_name(name or "classifier"), config, computing), split
+
+
+def _at_noise(network: Loaded, noise_sd: float) -> Loaded:
+    """The checkpoint, whose sigma is this one if it does not say its own."""
+    known = network.settings["noise_sd"]
+    return replace(network, settings=network.settings | {"noise_sd": noise_sd if known is None else known})

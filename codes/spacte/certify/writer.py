@@ -45,10 +45,14 @@ class RunWriter:
 
     def _begin(self) -> list[int]:
         self._files = _Files(self.files, self.plan, self.about, self.overwrite)
-        todo = self._files.plan_for(self.indices)
-        if todo:  # a run that has nothing left to count stays about what it was about
-            self.files.write_json(self.plan.config, self.about, rows=len(self._files.done))
-        self._progress = _Progress(len(self.indices), self._files.done, self.plan)
+        try:
+            todo = self._files.plan_for(self.indices)
+            if todo:  # a run that has nothing left to count stays about what it was about
+                self.files.write_json(self.plan.config, self.about, rows=len(self._files.done))
+            self._progress = _Progress(len(self.indices), self._files.done, self.plan)
+        except BaseException:
+            self._files.unlock()
+            raise
         return todo
 
     def write(self, counts) -> None:
@@ -107,8 +111,11 @@ class _Files:
             self.done = self._recover()
             for path in files.parts():
                 _drop_cut_line(path)
-        except OSError as error:
-            raise _cannot_write(Path(error.filename or files.log), error) from error
+        except BaseException as error:
+            self.unlock()
+            if isinstance(error, OSError):
+                raise _cannot_write(Path(error.filename or files.log), error) from error
+            raise
         self.last = self.done[-1].idx if self.done else -1  # what is written ends here
         self.remaining: list[int] = []
         self.waiting: dict[int, object] = {}  # counted, but a row before theirs is not

@@ -35,26 +35,29 @@ def certified(counts: VoteCounts, config: dict) -> tuple[int, float]:
     return certificate_of(config)(counts.selection[voter], counts.estimation[voter])
 
 
-def largest_radius(config: dict) -> float:
-    """The radius of an image whose N votes all agree. UserError where not even that is a certificate."""
+def largest_radius(config: dict, classes: int = 2) -> float:
+    """The radius of an image whose N votes all agree. UserError where not even that is a certificate.
+
+    Of two classes it is both certificates'; of more, that from all the votes is smaller.
+    """
     n, alpha, slack = config["N"], config["alpha"], config["noise_slack"]
     if alpha <= slack:
         raise UserError(
             f"--alpha {alpha} is below what --exact_noise costs at --N {n}, {slack:.3g}: take a larger alpha"
         )
-    radius = certificate_of(config).radius(n, 0, n)
+    radius = certificate_of(config).radius(n, 0, n, classes)
     if radius is None:
         raise UserError(
             f"--N {n} at --alpha {alpha} can never certify: even {n} votes of {n} do not bound the probability above "
-            f"1/2; take at least {_fewest_certifying(certificate_of(config), n)}"
+            f"1/2; take at least {_fewest_certifying(certificate_of(config), n, classes)}"
         )
     return radius
 
 
-def _fewest_certifying(certificate: Certificate, too_few: int) -> int:
+def _fewest_certifying(certificate: Certificate, too_few: int, classes: int) -> int:
     """The smallest N, above one that is too small, at which unanimous votes are a certificate."""
     n = too_few
-    while certificate.radius(n, 0, n) is None:
+    while certificate.radius(n, 0, n, classes) is None:
         n += 1
     return n
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model import build_classifier
-from spacte.model.normalisation import NORMALISATIONS, Undecided, normalisation
+from spacte.model.normalisation import NORMALISATIONS, UnknownNormalisation, normalisation
 from spacte.model.published import LEGAL, NAMES, recognised
 from spacte.utils import UserError, replace_file
 
@@ -138,7 +138,8 @@ def load_classifier(
     if not published:
         return loaded
     if normalize == "auto":
-        return replace(loaded, classifier=nn.Sequential(Undecided(), classifier[1]), normalize=None, published=True)
+        unknown = nn.Sequential(UnknownNormalisation(), classifier[1])
+        return replace(loaded, classifier=unknown, normalize=None, published=True)
     return replace(loaded.normalised_by(normalize), published=True)
 
 

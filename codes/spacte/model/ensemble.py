@@ -86,17 +86,6 @@ class Consensus:
         self._members = classifier if hasattr(classifier, "early") else _AllAtOnce(classifier)
         self.seen = self.disagreed = 0  # images
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Who votes, by their largest logit: the first K members and, last, the consensus: [K + 1, N, classes].
-
-        The consensus's row holds the first member's logits where all K agree.
-        """
-        early, undecided = self.begin(images)
-        ((index, logits),) = self.finish([undecided])
-        consensus = early[0].clone()
-        consensus[index] = logits
-        return torch.cat([early, consensus.unsqueeze(0)])
-
     def begin(self, images: Tensor) -> tuple[Tensor, Undecided]:
         """The first members' logits [K, N, classes], and what `finish` needs. Does not wait for a GPU."""
         early, features, index = self._members.early(images, self.first)

@@ -93,9 +93,12 @@ def build(name: str, arguments: dict) -> Callable:
         there = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise UserError(f"--classifier {name}: '{path}' has no function '{function}'; there are {', '.join(there)}")
     try:
-        inspect.signature(builder).bind(**arguments)
-    except TypeError as error:
         wanted = inspect.signature(builder)
+    except ValueError as error:
+        raise UserError(f"--classifier {name}: '{function}' is no function of Python") from error
+    try:
+        wanted.bind(**arguments)
+    except TypeError as error:
         raise UserError(f"--classifier {name}: {error}; --classifier_args must fit {function}{wanted}") from error
     try:
         classifier = builder(**arguments)

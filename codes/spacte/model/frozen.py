@@ -206,6 +206,7 @@ def _measured(network: nn.Module, image: Tensor, sizes: list[int]) -> int:
     before = [(one.images_per_pass, one.compiled) for one in parts]
     for one in parts:
         one.compiled = False
+        one.forget_functions()  # what has run already is compiled
     batch, seconds = image.expand(max(sizes), *image.shape), dict.fromkeys(sizes, math.inf)
     started, rounds = time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - started < _SECONDS_OF_MEASURING:

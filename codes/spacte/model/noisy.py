@@ -38,12 +38,12 @@ def ascend(
 
     A point [..., C, H, W] is images or noises, each of which goes `step_size` in L2 along its own gradient and then
     where `constrain` puts it; a gradient of 0 is no step. `loss(point)` is a scalar, asked once a step. A classifier
-    that is a module is meanwhile in eval mode with its parameters frozen, and left as it was.
+    that is a module is meanwhile in eval mode with its parameters held fixed, and left as it was.
     """
     point = start
     yield point
     for _ in range(steps):
-        with frozen(classifier):
+        with held_fixed(classifier):
             point = point.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(point), point)
         point = constrain(point.detach() + step_size * gradient / (l2_norms(gradient) + 1e-8))
@@ -64,7 +64,7 @@ def pgd(
     A step goes `step_size` in L2 along the gradient of each image, then into the ball of radius `max_norm` around the
     image (None: no ball) and into [0, 1]. `noises()` returns the noise vectors [m, B, C, H, W] of a step: always the
     same ones or fresh ones. classifier: [N, C, H, W] -> [L, N, K]; a module is run in eval mode with its parameters
-    frozen, and left as it was. Source: Salman et al. (NeurIPS 2019), section 2.2; Jeong et al. (NeurIPS 2021).
+    held fixed, and left as it was. Source: Salman et al. (NeurIPS 2019), section 2.2; Jeong et al. (NeurIPS 2021).
     """
 
     def loss(point: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def pgd(
 
 
 @contextlib.contextmanager
-def frozen(classifier) -> Iterator[None]:
+def held_fixed(classifier) -> Iterator[None]:
     """In here a module is in eval mode and its parameters need no gradient: compiled code then computes none."""
     if not isinstance(classifier, nn.Module):
         yield

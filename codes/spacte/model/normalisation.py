@@ -30,7 +30,7 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
-class Undecided(nn.Module):
+class UnknownNormalisation(nn.Module):
     """In place of a normalisation that nobody has named yet."""
 
     def forward(self, images: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Certificate:
         if self.kind not in CERTIFICATES:
             raise ValueError(f"certificate '{self.kind}': choose from {', '.join(CERTIFICATES)}")
 
-    def radius(self, n_a: float, n_b: float, n: int, classes: int = 3) -> float | None:
+    def radius(self, n_a: float, n_b: float, n: int, classes: int) -> float | None:
         """The L2 radius that n_a of n votes for a class and n_b for the strongest other one certify; None: none."""
         if self.alpha <= 0:
             return None

@@ -4,6 +4,8 @@ import mpmath
 import torch
 from torch import Generator, Tensor
 
+from spacte.utils import UserError
+
 _BITS = 62  # of the uniform integers that choose a grid noise
 
 
@@ -53,11 +55,16 @@ class GridNoise:
         return (2 * self.reach + 1) * pixels * draws / 2**_BITS
 
     def __call__(self, x: Tensor, n: int, generator: Generator | None = None) -> Tensor:
-        """n independent noisy copies on the grid: x [C, H, W] -> [n, C, H, W]. ValueError where x is not on it."""
-        levels = (x * self.levels).round()
-        if float((x * self.levels - levels).abs().max()) > 1e-3:  # float32's own rounding of k / levels is less
-            raise ValueError(f"exact noise needs an image whose pixels are multiples of 1/{self.levels}")
+        """n independent noisy copies on the grid: x [C, H, W] -> [n, C, H, W]. UserError where x is not on it."""
+        levels = self.on_grid(x)
         uniform = torch.randint(2**_BITS, (n, *x.shape), device=x.device, generator=generator)
         self.thresholds = self.thresholds.to(x.device)
         steps = torch.searchsorted(self.thresholds, uniform, right=True) - self.reach
         return (levels + steps) / self.levels
+
+    def on_grid(self, x: Tensor) -> Tensor:
+        """The image's pixels in steps of the grid, whole numbers. UserError where they are none."""
+        levels = (x * self.levels).round()
+        if float((x * self.levels - levels).abs().max()) > 1e-3:  # float32's own rounding of k / levels is less
+            raise UserError(f"exact noise needs images whose pixels are multiples of 1/{self.levels}")
+        return levels
