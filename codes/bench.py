@@ -11,10 +11,10 @@ for the cosine term, and the losses fetched at every step. `fast` is what certif
 take turns in one process, and `ratio` is the median of the turns' ratios (`spread`: smallest and largest). Images are
 random: speed does not depend on them.
 
-`ceiling` is the share of the hardware's limit that `fast` reaches: the time that its convolutions and products need at
-the speed of a large matrix product in the same precision, or, where that is longer, the time to read every layer's
-input and weights and write its output once at the speed of a large copy, over the time it took. Both speeds are the
-best that were measured, after each case.
+`ceiling_fraction` is the share of the hardware's limit that `fast` reaches: the time that its convolutions and products
+need at the speed of a large matrix product in the same precision, or, where that is longer, the time to read every
+layer's input and weights and write its output once at the speed of a large copy, over the time it took. Both speeds are
+the best that were measured, after each case.
 """
 
 import argparse

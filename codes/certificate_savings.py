@@ -9,13 +9,14 @@ number of estimation draws an image as a share of N, `accuracy` the certified ac
 alike` the share of N at which the certificate from all the votes reaches what the paper's reaches at N.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from spacte import cli
-from spacte.logs.from_votes import certificate_of
+from spacte.logs.from_votes import certificate_of, largest_radius
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
 from spacte.report.table import markdown, table_radii
@@ -40,6 +41,8 @@ def _main() -> None:
         votes = votes_of(run)
         if votes is None:
             raise UserError(f"'{run.path}' has no vote counts beside it: nothing can be simulated from it")
+        if not all(one.sum() for one in votes):
+            raise UserError(f"'{run.path}' has images without estimation votes (--skip_wrong): all are needed")
         probabilities = np.stack([one / one.sum() for one in votes])
         rows += _simulated(run, probabilities, args.N or run.config["N"], args.batch_size, args.seed)
     print(markdown(pd.DataFrame(rows)))
@@ -49,7 +52,7 @@ def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, see
     """A row for each certificate with a fixed N and one for each that stops early."""
     labels = run.log["label"].to_numpy()
     alpha, sigma = certificate_of(run.config).alpha, run.config["noise_sd"]
-    limit = Certificate(alpha, sigma).radius(n, 0, n)
+    limit = largest_radius(run.config | {"N": n, "certificate": "cohen", "sequential": None})
     radii, rows, reached = table_radii(limit, run.dataset), [], {}
     for kind in CERTIFICATES:
         fixed = Certificate(alpha, sigma, False, kind)
@@ -60,12 +63,12 @@ def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, see
         )
         rows.append({"run": run.name, "certificate": f"{kind}, sequential", "draws": draws, "accuracy": accuracy})
     ours = Certificate(alpha, sigma, False, "all-votes")
-    alike = next(
+    enough = (
         share
         for share in np.geomspace(0.01, 1, 81)
-        if _fixed(ours, probabilities, labels, round(share * n), radii, seed) >= reached["cohen"]
+        if _fixed(ours, probabilities, labels, max(1, round(share * n)), radii, seed) >= reached["cohen"]
     )
-    rows[2]["N alike"] = alike
+    rows[2]["N alike"] = next(enough, math.nan)
     return rows
 
 

@@ -4,9 +4,9 @@
 
 Each row is a rule for a certificate from all the votes, each column what the votes are of: K classes and N draws, drawn
 from simulated class probabilities, or a run's counts; every column simulates other images. A figure is the average
-certified radius in units of sigma, in which wrong images count 0; `smaller` is the share of images whose radius is smaller than the paper's, `worst` by how much
-at most. All rules bound p_A from below by L and the strongest other class from above by U, radius
-(Phi^-1(L) - Phi^-1(U)) / 2:
+certified radius in units of sigma, in which wrong images count 0; `smaller` is the share of images whose radius is
+smaller than the paper's, `worst` by how much at most. All rules bound p_A from below by L and the strongest other class
+from above by U, radius (Phi^-1(L) - Phi^-1(U)) / 2:
 
 - paper's: U = 1 - L, L at level alpha;
 - half, 9/10, 99/100: L at that share of alpha, U at the rest, for the class with most of the other estimation votes; no
@@ -28,6 +28,7 @@ from scipy.stats import norm
 
 from spacte import cli
 from spacte.logs.votes import read_counts
+from spacte.report.run import differing_parts
 from spacte.report.table import markdown
 
 _IMAGES = 400  # simulated images of a column
@@ -40,9 +41,10 @@ def _main() -> None:
     parser.add_argument("--alpha", type=cli.open_probability, default=0.001, help="probability of a wrong certificate")
     args = parser.parse_args()
     columns = {f"K {k}, N {n}": simulated(k, n) for k in (10, 1000) for n in (1000, 10_000, 100_000)}
-    for path in args.counts:
-        counts = read_counts(path)
-        columns["/".join(path.parts[-6:-4])] = [(one.selection[-1], one.estimation[-1], one.label) for one in counts]
+    paths = list(dict.fromkeys(path.resolve() for path in args.counts))
+    titles = differing_parts(paths) if len(paths) > 1 else [path.name for path in paths]
+    for title, path in zip(titles, paths, strict=True):
+        columns[title] = [(one.selection[-1], one.estimation[-1], one.label) for one in read_counts(path)]
     for title, votes in columns.items():
         print(f"\n{title}, {len(votes)} images\n\n{markdown(compared(votes, args.alpha))}", flush=True)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spacte import cli, load_classifier, open_split
 from spacte.data.spec import DATASETS
 from spacte.device import select_device
-from spacte.utils import make_folder, replace_file
+from spacte.utils import UserError, make_folder, replace_file
 
 
 class Denoiser(nn.Module):
@@ -82,11 +82,18 @@ def main() -> None:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--output", default="denoiser.pth", type=Path, help="file of the weights")
     args = parser.parse_args()
+    if args.output.is_dir():
+        raise UserError(f"--output '{args.output}' is a folder: give the name of a file")
     split = open_split(args.dataset, args.data_dir, True, select_device(args.device))
     make_folder(args.output.absolute().parent)
     denoiser = train(split, args.noise_sd, args.epochs, args.batch_size, args.seed)
     state = {name: value.cpu() for name, value in denoiser.state_dict().items()}
-    replace_file(args.output, lambda temporary: torch.save(state, temporary))
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+
+    replace_file(args.output, write)
     print(f"denoiser: {args.output}")
 
 

@@ -99,6 +99,10 @@ def test_the_tools_for_certificates_from_all_votes(certify, script):
     log = certify("a", "--N", 1000, "--batch_size", 1000)
     code, out, err = script("certificate_savings.py", log)
     assert code == 0 and out.count("| all-votes") == 2 and out.count("| cohen") == 2, err
+    code, _, err = script("certificate_savings.py", log, "--N", 5)
+    assert code == 2 and "--N 5 at --alpha 0.001 can never certify" in err and err.count("\n") == 1
+    code, _, err = script("certificate_savings.py", certify("b", "--skip_wrong"))
+    assert code == 2 and "has images without estimation votes" in err
     code, _, err = script("certificate_savings.py", EXCERPTS)
     assert code == 2 and "has no vote counts beside it" in err
 
