@@ -96,7 +96,8 @@ class Evaluation:
     def fix_passes(self, files: RunFiles, overwrite: bool) -> None:
         """Let passes on the CPU be as large as was asked, or the run's JSON says, or its other shards'; others measure.
 
-        So the counts of a run, whose last digit they may decide, are the same in all its parts. Every process must ask.
+        So the counts of a run, whose last digit they may decide, are the same in all its parts, but that shards which
+        begin in the same moment may measure differently. Every process must ask.
         """
         network = self.smooth.base_classifier
 

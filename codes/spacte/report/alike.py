@@ -66,6 +66,13 @@ def _recipe(run: Run) -> dict[str, str]:
     return {name: "+".join(dict.fromkeys(str(one.get(name)) for one in run.training)) for name in names}
 
 
+def _recipe_differences(a: Run, b: Run) -> str:
+    """How the classifiers' recipes differ, as far as both configurations tell them: the settings, with both values."""
+    one, other = _recipe(a), _recipe(b)
+    names = [name for name in one | other if one.get(name) != other.get(name)] if one and other else []
+    return ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in names)
+
+
 def comparable_groups(runs: list[Run]) -> list[int]:
     """The number, from 1, of each run's group: runs of one group certify the same images in the same way.
 
@@ -88,11 +95,7 @@ def check_seeds(runs: list[Run]) -> None:
     alone are compared.
     """
     for a, b in itertools.combinations(runs, 2):
-        recipes = [_recipe(run) for run in (a, b)]
-        names = {name: None for recipe in recipes for name in recipe if all(recipes)}
-        pairs = [(name, *(recipe.get(name) for recipe in recipes)) for name in names]
-        differences = [f"{name} {one} and {other}" for name, one, other in pairs if one != other]
-        differences.append(certification_differences(a, b))
+        differences = [_recipe_differences(a, b), certification_differences(a, b)]
         images = [set(run.log["idx"]) for run in (a, b)]
         if images[0] != images[1]:
             shared = len(images[0] & images[1])
@@ -100,12 +103,16 @@ def check_seeds(runs: list[Run]) -> None:
         twice = _checkpoints(a) & _checkpoints(b)
         if twice:
             differences.append(f"one checkpoint_sha256, {min(twice)}")
-        seeds = set.intersection(*({str(one["seed"]) for one in run.training if "seed" in one} for run in (a, b)))
+        seeds = _seeds(a) & _seeds(b)
         if seeds and not twice:
             differences.append(f"one seed of the training, {min(seeds)}")
         found = ", ".join(filter(None, differences))
         if found:
             raise UserError(f"'{a.path}' and '{b.path}' are not two seeds of one experiment: {found}")
+
+
+def _seeds(run: Run) -> set[str]:
+    return {str(one["seed"]) for one in run.training if "seed" in one}
 
 
 def _checkpoints(run: Run) -> set[str]:
