@@ -494,7 +494,7 @@ def test_the_commands_of_the_further_bases_write_what_is_certified():
     """Each train.py line of their section is legal, and a certify_mhead.py line of it names its checkpoint."""
     section = _experiments().split("## CIFAR-10: the further bases")[1].split("## ")[0]
     certified, commands = re.findall(r"--model_path (\S+)", section), 0
-    for part in re.split(r"^cd codes/", section, flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^cd (?:codes|\.\.)/", section, flags=re.MULTILINE)[1:]:
         defence = part.split()[0]
         kind = getattr(load_module(defence, "train"), defence[1:])
         (defaults,) = re.findall(r"main\(\w+, __doc__, (.*)\)", (CODES / defence / "train.py").read_text())
