@@ -95,11 +95,11 @@ def _base(
     computing: Computing,
 ) -> tuple[BaseClassifier, Split]:  # fmt: skip
     data = _dataset(data)
+    if noise_sd is not None:
+        noise_sd = cli.checked(parser_of(""), {"noise_sd": noise_sd})["noise_sd"]
     networks = [classifier] if isinstance(classifier, Loaded) else classifier
     if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
-        if noise_sd is not None:
-            noise_sd = cli.checked(parser_of(""), {"noise_sd": noise_sd})["noise_sd"]
-            networks = [_at_noise(one, noise_sd) for one in networks]
+        networks = [_at_noise(one, noise_sd) for one in networks]
         joint, spec = joint_settings(networks), networks[0].spec
         for setting, value, known in (
             ("noise_sd", noise_sd, joint["noise_sd"]),
@@ -117,7 +117,6 @@ def _base(
         )
     if noise_sd is None or num_classes is None:
         raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
-    noise_sd = cli.checked(parser_of(""), {"noise_sd": noise_sd})["noise_sd"]
     if not isinstance(num_classes, Integral) or num_classes < 1:
         raise UserError(f"num_classes: {num_classes} must be an integer of at least 1")
     shape = tuple(read_item(data, 0)[0].shape) if len(data) else ()
@@ -129,7 +128,7 @@ def _base(
     return of_callable(classifier, split, noise_sd, printable_name(name or "classifier"), config, computing), split
 
 
-def _at_noise(network: Loaded, noise_sd: float) -> Loaded:
+def _at_noise(network: Loaded, noise_sd: float | None) -> Loaded:
     """The checkpoint, whose sigma is this one if it does not say its own."""
     known = network.settings["noise_sd"]
     return replace(network, settings=network.settings | {"noise_sd": noise_sd if known is None else known})

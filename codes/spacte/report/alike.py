@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from spacte.logs.certlog import first_line
-from spacte.report.run import DESCRIPTION, Run
+from spacte.report.run import Run
 from spacte.utils import UserError
 
 # the fields of a configuration in which the certifications of one classifier differ
@@ -51,10 +51,9 @@ def experiments(runs: list[Run]) -> list[str]:
     It is the run's name and, where runs of that name and description were trained with other recipes, as far as their
     configurations tell, what is its own: h-1-eps-0.8-m-2-lbdlast-1.2, lr_init 0.3.
     """
-    described = [(run.name, *(getattr(run, name) for name in DESCRIPTION)) for run in runs]
     recipes, names = [_recipe(run) for run in runs], []
-    for run, own, recipe in zip(runs, described, recipes, strict=True):
-        others = [other for like, other in zip(described, recipes, strict=True) if like == own]
+    for run, recipe in zip(runs, recipes, strict=True):
+        others = [other for like, other in zip(runs, recipes, strict=True) if like.described == run.described]
         particular = [name for name in recipe if any(other and other.get(name) != recipe[name] for other in others)]
         names.append(", ".join([run.name, *(f"{name} {recipe[name]}" for name in particular)]))
     return names

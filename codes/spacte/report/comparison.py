@@ -8,7 +8,7 @@ from scipy import stats
 
 from spacte.logs.certlog import certified_at, certified_radius
 from spacte.report.alike import certification_differences, check_seeds
-from spacte.report.run import DESCRIPTION, Run
+from spacte.report.run import Run
 from spacte.report.runs import labels
 from spacte.report.table import latex, markdown, radius_names, reached_radii, records
 from spacte.utils import UserError
@@ -141,7 +141,7 @@ def compare_experiments(a: list[Run], b: list[Run], radii=None) -> Comparison:
     """
     for runs in (a, b):
         for run in runs[1:]:
-            if _experiment(run) != _experiment(runs[0]):
+            if run.described != runs[0].described:
                 two = f"'{runs[0].path}' and '{run.path}'"
                 raise UserError(f"{two} are not two seeds of one experiment: give the folder of one")
         check_seeds(runs)
@@ -156,10 +156,6 @@ def compare_experiments(a: list[Run], b: list[Run], radii=None) -> Comparison:
     table = _table(radii, figures_a.mean(axis=(1, 2)), figures_b.mean(axis=(1, 2)), low, high)
     names, seeds = labels([a[0], b[0]]), (len(a), len(b))
     return Comparison(*names, len(shared), different, table, only_a, only_b, *_settings(a[0], b[0]), seeds)
-
-
-def _experiment(run: Run) -> tuple:
-    return (run.name, *(getattr(run, name) for name in DESCRIPTION))
 
 
 def _settings(a: Run, b: Run) -> tuple[str, str]:

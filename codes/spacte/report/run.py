@@ -38,6 +38,11 @@ class Run:
     place: str = ""
 
     @property
+    def described(self) -> tuple:
+        """Its name and what is known of the classifier: equal for the seeds of one experiment."""
+        return (self.name, *(getattr(self, name) for name in DESCRIPTION))
+
+    @property
     def certificate(self) -> str | None:
         """How votes became certificates: "cohen" or "all-votes"."""
         return None if self.config is None else self.config["certificate"]
@@ -57,10 +62,10 @@ def description(path: Path) -> dict:
         "heads": _part(path, r"h-(\d+)-.*", str),
         "sigma": _part(path, r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)", float),
     }
-    config, about = _configuration(RunFiles(path))
-    if config is None:
+    noted = _noted(RunFiles(path))
+    if noted is None:
         return from_path | {"config": None}
-    training = about.get("training")
+    config, training = noted["config"], noted["about"].get("training")
     return {
         "defence": printable(config.get("defence") or "") or from_path["defence"],
         "dataset": printable(config["dataset"]),
@@ -80,23 +85,23 @@ def heads_of(config: dict) -> str:
     return f"{heads} by consensus of {config['consensus']}" if config.get("consensus") else heads
 
 
-def _configuration(files: RunFiles) -> tuple[dict | None, dict]:
-    """The configuration beside a log, and what its JSON says about the run.
+def _noted(files: RunFiles) -> dict | None:
+    """The configuration beside a log and what is noted about the run: {"config", "about"}.
 
     None, with a warning where a JSON is there, if it does not describe a run.
     """
     if not files.json.exists():
-        return None, {}
-    about = {}
+        return None
+    noted = None
     try:
-        config, about = files.read_json().values()
-        wrong = wrong_fields({"defence": None, **config}, _LEGAL)
+        noted = files.read_json()
+        wrong = wrong_fields({"defence": None, **noted["config"]}, _LEGAL)
         reason = f": {', '.join(wrong)} missing or wrong" if wrong else ""
     except (UserError, TypeError):
         wrong, reason = True, ""
     if wrong:
         warnings.warn(f"'{files.json}' is no configuration of ours{reason}; passed over", stacklevel=2)
-    return None if wrong else config, about
+    return None if wrong else noted
 
 
 def wrong_fields(config: dict, legal: dict[str, Callable]) -> list[str]:

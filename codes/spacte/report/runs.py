@@ -9,7 +9,7 @@ from pathlib import Path
 from spacte.logs.certlog import COLUMNS, read_log
 from spacte.logs.runfiles import RunFiles
 from spacte.report.alike import check_same_images
-from spacte.report.run import DESCRIPTION, Run, description, differing_parts, parts_of
+from spacte.report.run import Run, description, differing_parts, parts_of
 from spacte.report.votes import heads_alone, with_certificate
 from spacte.utils import UserError
 
@@ -32,8 +32,7 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
             run = with_certificate(run, certificate)
         runs += [*(heads_alone(run) if heads else ()), run]
     check_same_images(runs)
-    described = [(run.name, *(getattr(run, name) for name in DESCRIPTION)) for run in runs]
-    if len(set(described)) < len(runs):
+    if len({run.described for run in runs}) < len(runs):
         places = dict(zip(logs, differing_parts(logs), strict=True))
         runs = [replace(run, place=places[run.path]) for run in runs]
     return sorted(runs, key=_order)
