@@ -44,8 +44,9 @@ class RunWriter:
         return self
 
     def _begin(self) -> list[int]:
-        self._files = _Files(self.files, self.plan, self.about, self.overwrite)
+        self._files = _Files(self.files, self.plan, self.overwrite)
         try:
+            self._files.make_ready(self.about, self.overwrite)
             todo = self._files.plan_for(self.indices)
             if todo:  # a run that has nothing left to count stays about what it was about
                 self.files.write_json(self.plan.config, self.about, rows=len(self._files.done))
@@ -94,12 +95,20 @@ class RunWriter:
 class _Files:
     """The files behind a RunWriter, in the main process: see there."""
 
-    def __init__(self, files: RunFiles, plan, about: dict, overwrite: bool):
+    def __init__(self, files: RunFiles, plan, overwrite: bool):
+        """Lock the files; nothing else is changed."""
         self.files, self.plan = files, plan
+        self.remaining: list[int] = []
+        self.waiting: dict[int, object] = {}  # counted, but a row before theirs is not
+        self._offsets: dict[Path, int] = {}
         if not overwrite:
             files.check_configuration(plan.config)  # before any file is created, and again behind the lock
         make_folder(files.log.parent)
         self._lock(overwrite)
+
+    def make_ready(self, about: dict, overwrite: bool) -> None:
+        """Let the files be as after the last whole image, or empty ones."""
+        files, plan = self.files, self.plan
         try:
             if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
                 self._held.truncate(0)
@@ -111,15 +120,9 @@ class _Files:
             self.done = self._recover()
             for path in files.parts():
                 _drop_cut_line(path)
-        except BaseException as error:
-            self.unlock()
-            if isinstance(error, OSError):
-                raise _cannot_write(Path(error.filename or files.log), error) from error
-            raise
+        except OSError as error:
+            raise _cannot_write(Path(error.filename or files.log), error) from error
         self.last = self.done[-1].idx if self.done else -1  # what is written ends here
-        self.remaining: list[int] = []
-        self.waiting: dict[int, object] = {}  # counted, but a row before theirs is not
-        self._offsets: dict[Path, int] = {}
 
     def plan_for(self, indices: list[int]) -> list[int]:
         """Which of the indices, in ascending order, are still to be counted; rows come in that order."""
