@@ -9,18 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from children import run, wait_for
-from conftest import CODES, DEFENCES, ROOT, load_module
-
-from spacte.jobs.job import _train_command, by_name
-from spacte.jobs.queue_file import read_queue
-from spacte.train.objective import Objective
-from spacte.train.runlog import RunPaths
-from spacte.train.training import parse
+from conftest import CODES
 
 TRAIN = """
 import os, sys, time
@@ -448,64 +441,3 @@ def test_a_real_queue_ends_with_a_table(script, tmp_path):
     assert script("experiments.py", *flags, "--collect", "collected")[0] == 0
     code, table, err = script("report.py", "collected", "--format", "csv")
     assert code == 0 and table.count("\n") == 2 and "x2" in table, err
-
-
-def test_the_digits_queue_is_the_matrix_of_experiments_md(tmp_path):
-    jobs = read_queue(CODES / "queues" / "digits.toml", CODES, tmp_path, "seeds")
-    assert len(jobs) == 33 and [job.seed for job in jobs[::6]] == [666, 1, 2, 3, 4, None]
-    documented = re.findall(r"^python train.py (--dataset digits .*) --seed \$seed(.*)$", _experiments(), re.MULTILINE)
-    assert len(documented) == 3
-    for k, flags in enumerate(documented):
-        wanted = by_name(" ".join(flags).split()) | {"--save_freq": ["5"]}
-        assert jobs[2 * k].settings()["train"] == wanted
-        assert jobs[2 * k + 1].settings()["train"] == wanted | {"--num_heads": ["1"]}
-        assert jobs[2 * k].name[0] == str(k) and len(jobs[30 + k].members) == 5
-    assert all(job.certify == ("--N", "1000", "--device", "cpu") for job in jobs)
-
-
-def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
-    """Each defence with five heads and one, as the digits' own queue but for what is the defence's; CAT-RS asks the
-    network that the queue has trained before.
-    """
-    jobs = read_queue(CODES / "queues" / "digits-defences.toml", CODES, tmp_path, "seeds")
-    first, runs = jobs[0], [job for job in jobs[1:] if not job.members]
-    assert [len(job.members) for job in jobs[1 + len(runs) :]] == [5] * 5
-    seeds = Counter(job.run_name for job in runs)
-    assert seeds.pop("5CATRS/catrs-5-heads-plain") == 2 and list(seeds.values()) == [5] * 10
-    assert {job.scripts.name for job in runs} == {name for name in DEFENCES if int(name[0]) > 2}
-    digits = read_queue(CODES / "queues" / "digits.toml", CODES, tmp_path, "seeds")[0].settings()
-    for job in runs:
-        kind = getattr(load_module(job.scripts.name, "train"), job.scripts.name[1:])
-        recipe, place, own = parse(kind, "", 1.0, _train_command(job)[2:])
-        kind(recipe, 10, **own)
-        for name in ("dataset", "arch", "noise_sd", "lr_step_size", "lbdlast", "epochs"):
-            assert str(getattr(recipe, name)) == digits["train"][f"--{name}"][0]
-        assert job.settings()["certify"] == digits["certify"] and place.device == "cpu"
-    recipe, place, _ = parse(Objective, "", 1.0, _train_command(first)[2:])
-    asked = {by_name(_train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
-    assert asked == {str(RunPaths.of(recipe, place, recipe.name).checkpoint(recipe.epochs))}
-
-
-def _experiments():
-    return (ROOT / "EXPERIMENTS.md").read_text()
-
-
-def test_the_commands_of_the_further_bases_write_what_is_certified():
-    """Each train.py line of their section is legal, and a certify_mhead.py line of it names its checkpoint."""
-    section = _experiments().split("## CIFAR-10: the further bases")[1].split("## ")[0]
-    certified, commands = re.findall(r"--model_path (\S+)", section), 0
-    for part in re.split(r"^cd (?:codes|\.\.)/", section, flags=re.MULTILINE)[1:]:
-        defence = part.split()[0]
-        kind = getattr(load_module(defence, "train"), defence[1:])
-        (defaults,) = re.findall(r"main\(\w+, __doc__, (.*)\)", (CODES / defence / "train.py").read_text())
-        defaults = eval(f"dict({defaults})")
-        for flags in re.findall(r"^python train.py (.*)$", part, re.MULTILINE):
-            recipe, place, own = parse(kind, "", flags=flags.split(), **defaults)
-            name = recipe.name + kind(recipe, 10, **own).run_suffix()
-            checkpoint = str(RunPaths.of(recipe, place, name).checkpoint(150))
-            if recipe.num_heads == 5:
-                certified.remove(checkpoint)
-            else:
-                assert f"pretrained=../0Gaussian/{checkpoint}\n" in section
-            commands += 1
-    assert commands == 16 and not certified

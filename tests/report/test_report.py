@@ -1,6 +1,5 @@
 """Reading logs: tables, comparisons, pictures, the page, and what is refused."""
 
-import dataclasses
 import io
 import json
 import math
@@ -13,10 +12,8 @@ import pytest
 from conftest import EXCERPTS, beside, make_log, random_log
 
 from spacte import certlog
-from spacte.report import alike
 from spacte.report.runs import labels, read_runs
 from spacte.report.table import reached_radii, render, summary, table_radii
-from spacte.train.settings import Place
 
 CONFIG = {
     "kind": "certify", "dataset": "digits", "arch": "R8", "num_heads": [5], "noise_sd": 0.5, "head": None, "N0": 100,
@@ -91,94 +88,6 @@ def test_a_comparison_for_latex(script, tmp_path):
     code, out, _ = script("report.py", "--compare", tmp_path / "a_b.log", tmp_path / "c_d.log", "--format", "latex")
     table = [line for line in out.splitlines() if not line.startswith("%")]
     assert code == 0 and table[0].startswith(r"\begin{tabular}") and r"figure & a\_b & c\_d" in table[2]
-
-
-def test_runs_of_one_name_are_one_row(script, tmp_path):
-    """Three seeds of one run, and another run: means and the deviation between the three, by hand."""
-    logs = [random_log(tmp_path / f"seed-{seed}" / "h-5-x-certify-skip-1.log", 50, seed) for seed in (1, 2, 3)]
-    logs.append(random_log(tmp_path / "seed-1" / "h-1-y.log", 50, 9))
-    acr = [certlog.average_certified_radius(certlog.read_log(log)) for log in logs]
-    code, out, _ = script("report.py", tmp_path, "--over_seeds", "--format", "csv", "--radii", 0.5)
-    assert code == 0
-    table = pd.read_csv(io.StringIO(out)).set_index("run")
-    row, single = table.loc["h-5-x, 3 runs"], table.loc["h-1-y, 1 run"]
-    assert row["ACR"] == pytest.approx(sum(acr[:3]) / 3) and single["ACR"] == pytest.approx(acr[3])
-    assert row["SD"] == pytest.approx(pd.Series(acr[:3]).std()) and pd.isna(single["SD"])
-    shares = [certlog.certified_accuracy(certlog.read_log(log), [0.5])[0] for log in logs[:3]]
-    assert row["0.5"] == pytest.approx(sum(shares) / 3) and row["images"] == 50
-    _, out, _ = script("report.py", tmp_path, "--over_seeds", "--radii", 0.5)
-    assert f"{row['ACR']:.3f} ± {row['SD']:.3f}" in out and f"{acr[3]:.3f} |" in out.replace("*", "")
-
-
-def test_runs_of_one_name_and_other_recipes_are_other_rows(script, tmp_path):
-    """Two learning rates, two seeds of one of them, in other folders; an ensemble of both; a log that tells nothing."""
-    acr = {}
-    for rate, seed in ((0.1, 1), (0.1, 2), (0.3, 1)):
-        log = random_log(tmp_path / f"lr-{rate}/seed-{seed}/h-5-x.log", 50, seed + int(10 * rate))
-        with_config(log, [{"lr_init": rate, "wd": 0.1, "seed": seed, "save_dir": str(log), "votes_dir": f"v{seed}"}])
-        acr.setdefault(rate, []).append(certlog.average_certified_radius(certlog.read_log(log)))
-    with_config(random_log(tmp_path / "both/h-5-x.log", 50, 8), [{"lr_init": rate, "wd": 0.1} for rate in acr])
-    random_log(tmp_path / "unknown/h-5-x.log", 50, 9)
-    code, out, err = script("report.py", tmp_path, "--over_seeds", "--format", "csv", "--radii", 0.5)
-    assert code == 0, err
-    table = pd.read_csv(io.StringIO(out)).set_index("run")["ACR"]
-    means = {"h-5-x, lr_init 0.1, 2 runs": sum(acr[0.1]) / 2, "h-5-x, lr_init 0.3, 1 run": acr[0.3][0]}
-    assert set(table.index) == {*means, "h-5-x, lr_init 0.1+0.3, 1 run", "h-5-x, 1 run"}
-    assert all(table[name] == pytest.approx(mean) for name, mean in means.items())
-
-
-def two_seeds(tmp_path, images=10, training=None, **fields):
-    """Two runs of one name: the first is CONFIG's, the second differs in `fields` or in what it was trained with."""
-    one, other = (tmp_path / name / "h-5-x-certify-skip-1.log" for name in ("seed-1", "seed-2"))
-    recipe = {"seed": 1, "epochs": 9}
-    with_config(random_log(one, 10, 1), [recipe], checkpoint_sha256=["a"])
-    second = recipe | {"seed": 2} | (training or {})
-    with_config(random_log(other, images, 2), [second], **{"checkpoint_sha256": ["b"]} | fields)
-    return one, other
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"N0": 10}, "N0 100 and 10"),
-        ({"N": 100_000}, "N 1000 and 100000"),
-        ({"alpha": 0.01}, "alpha 0.001 and 0.01"),
-        ({"sequential": {"tolerance": 0.1}}, "sequential None and {'tolerance': 0.1}"),
-        ({"skip_wrong": True}, "skip_wrong False and True"),
-        ({"exact_noise": True}, "exact_noise False and True"),
-        ({"precision": "bf16"}, "precision fp32 and bf16"),
-        ({"images": 8}, "10 and 8 images, 8 of them the same"),
-        ({"checkpoint_sha256": ["a"]}, "one checkpoint_sha256, a"),
-        ({"checkpoint_sha256": ["b", "a"]}, "one checkpoint_sha256, a"),
-        ({"training": {"seed": 1}}, "one seed of the training, 1"),
-    ],
-)
-def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(script, tmp_path, fields, message):
-    one, other = two_seeds(tmp_path, **fields)
-    code, out, err = script("report.py", tmp_path, "--over_seeds")
-    found = f"'{one}' and '{other}' are not two seeds of one experiment: {message}\n"
-    assert code == 2 and not out and err.endswith(found) and err.count("\n") == 1
-
-
-def test_two_recipes_are_not_compared_as_one_experiment(script, tmp_path):
-    one, other = two_seeds(tmp_path / "a", training={"epochs": 12})
-    random_log(tmp_path / "b.log", 10, 3)
-    code, _, err = script("report.py", "--compare", "a", "b.log")
-    found = f"{one.relative_to(tmp_path)}' and '{other.relative_to(tmp_path)}"
-    assert code == 2 and err.endswith(f"'{found}' are not two seeds of one experiment: epochs 9 and 12\n")
-
-
-def test_where_a_run_was_trained_is_no_part_of_its_recipe():
-    assert {field.name for field in dataclasses.fields(Place)} <= set(alike._OF_A_SEED)
-
-
-def test_of_logs_without_a_configuration_the_images_are_compared(script, tmp_path):
-    for seed, images in enumerate((10, 10, 8)):
-        random_log(tmp_path / f"seed-{seed}/h-5-x.log", images, seed)
-    code, out, _ = script("report.py", "seed-0", "seed-1", "--over_seeds")
-    assert code == 0 and "2 runs" in out
-    code, _, err = script("report.py", "seed-0", "seed-1", "seed-2", "--over_seeds")
-    assert code == 2 and "10 and 8 images" in err
 
 
 def test_the_envelope_is_the_best_over_sigma(script):

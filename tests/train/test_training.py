@@ -1,6 +1,5 @@
 """Training runs on digits with the smallest network: resume, files, what stops a run."""
 
-import math
 import re
 
 import pandas as pd
@@ -11,11 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from spacte.model import checkpoint
 from spacte.train.objective import Objective
-from spacte.train.runlog import RunLog, RunPaths
 from spacte.train.settings import Place, Recipe
 from spacte.train.trainer import LossMeter
 from spacte.train.training import parse
-from spacte.utils import RunError, UserError, lock
+from spacte.utils import RunError, lock
 
 RUN = {
     "0Gaussian": "m-2-lbdlast-1.2",
@@ -186,62 +184,6 @@ def test_a_new_run_spares_the_logs_of_another(script, trained, tmp_path):
     assert log.with_name(log.name + ".1").read_text() == before != log.read_text()
     kept = events.parent.with_name(events.parent.name + ".1")
     assert [path.name for path in kept.iterdir()] == [events.name] and not events.exists()
-
-
-def run_log(tmp_path, name, epochs_done=0, text=""):
-    """The log of a run with its own checkpoints and with the name, and so the logs, of all others."""
-    paths = RunPaths(tmp_path / name, tmp_path / "runs", tmp_path / "logs" / "x-train.log")
-    paths.make_folders()
-    return RunLog(paths, 3, epochs_done, text)
-
-
-def log_epochs(log, *epochs):
-    """Log these epochs, and end as a killed process does."""
-    for epoch in epochs:
-        figures = {"loss": 1.5, "lr": 0.1, "lambda": 2.0, "acc": math.nan, "images_per_second": 9.0}
-        log.write({"epoch": epoch} | figures | {"left": ""})
-    log.tensorboard.close()
-    log._file.close()
-    log._lock.close()
-    return log.text
-
-
-def test_a_resumed_run_ends_its_own_log(tmp_path):
-    """What was logged after its last checkpoint is logged again; a log that is gone or cut is made anew."""
-    path = tmp_path / "logs" / "x-train.log"
-    whole = log_epochs(run_log(tmp_path, "a"), 1, 2, 3)
-    assert [line.split("\t")[0] for line in whole.splitlines()] == ["epoch", "1", "2", "3"]
-    kept = whole[: whole.index("\n2\t") + 1]
-    for there in (whole, kept, kept[:-3], ""):
-        path.write_text(there)
-        assert log_epochs(run_log(tmp_path, "a", 1, kept), 2, 3) == whole == path.read_text()
-    assert log_epochs(run_log(tmp_path, "a", 1, None), 2, 3) == whole == path.read_text(), "an older checkpoint"
-    assert len(list(path.parent.iterdir())) == 1
-
-
-def test_a_resumed_run_spares_the_log_of_another(tmp_path):
-    path = tmp_path / "logs" / "x-train.log"
-    first = log_epochs(run_log(tmp_path, "a"), 1)
-    other = log_epochs(run_log(tmp_path, "b"), 1, 2, 3).replace("1.5", "2.5")
-    path.write_text(other)
-    whole = log_epochs(run_log(tmp_path, "a", 1, first), 2)
-    assert path.read_text() == whole and whole.startswith(first)
-    assert [path.with_name(f"{path.name}.{k}").read_text() for k in (1, 2)] == [first, other]
-
-
-def test_two_runs_do_not_write_one_log(tmp_path):
-    log = run_log(tmp_path, "a")
-    with pytest.raises(UserError, match=r"another process is writing '.*x-train.log': give another --logs_dir"):
-        run_log(tmp_path, "b")
-    log_epochs(log, 1)
-    log_epochs(run_log(tmp_path, "b"), 1)
-
-
-def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".epoch1.pth.17.tmp").write_bytes(b"x")
-    log_epochs(run_log(tmp_path, "a"))
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["lock"]
 
 
 def test_a_run_is_not_resumed_by_another_defence(script, tmp_path):
