@@ -11,8 +11,10 @@ from conftest import CODES, EXCERPTS, ROOT, TINY
 from scipy import stats
 from torchvision.models import resnet18
 
+from spacte.logs.certlog import average_certified_radius
 from spacte.model.checkpoint import load_classifier
-from spacte.smooth.certificates import Certificate, multiclass_certificate
+from spacte.report.runs import read_runs
+from spacte.smooth.certificates import CERTIFICATES, Certificate, multiclass_certificate
 from spacte.utils import sha256
 
 README = (ROOT / "README.md").read_text()
@@ -127,20 +129,34 @@ def test_the_savings_of_sequential_certification(script):
     assert out.count("\n") >= 5 and "Gaussian" in out
 
 
-def test_the_pretrained_models_are_those_of_the_table(script, tmp_path):
-    """Hash, heads and figures of each; certified from a fresh folder, the log's figures are the table's."""
-    row = r"^\| `(\S+\.pth)` \| \w+, (\d+) .* \| (\.\d+), (\.\d+) \| `(\w{64})` \|$"
-    rows = re.findall(row, README, re.MULTILINE)
+def test_the_pretrained_models_are_those_of_the_table(script):
+    """Hash, heads, data of each; certified in a fresh folder, those of digits give the table's figures, and those of
+    CIFAR-10 quote their logs'.
+    """
+    row = r"^\| `(\S+\.pth)` \| \w+, (\d+) \| (\w+), \.5 \| .* \| (\.\d+), (\.\d+) \| `(\w{64})` \|$"
+    rows = sorted(re.findall(row, README, re.MULTILINE))
     files = sorted((CODES / "pretrained").iterdir())
-    assert [row[0] for row in sorted(rows)] == [file.name for file in files] != []
-    for (name, heads, *acrs, digest), file in zip(sorted(rows), files, strict=True):
+    assert [row[0] for row in rows] == [file.name for file in files] != []
+    for (name, heads, data, *acrs, digest), file in zip(rows, files, strict=True):
         assert sha256(file) == digest and file.stat().st_size < 5e6, name
-        flags = ("--model_path", file, "--N", 1000, "--device", "cpu", "--logs_dir", name)
-        code, out, err = script("certify_mhead.py", *flags)
-        assert code == 0, err
-        table = [line.split("|") for line in out.splitlines() if line.startswith("| Gaussian")]
-        assert [row[4].strip() for row in table] == [heads, heads]
-        found = [float(row[10].split("±")[0]) for row in table]
+        loaded = load_classifier(file)
+        assert loaded.spec.name == data and loaded.settings["num_heads"] == int(heads)
+        if data == "digits":
+            flags = ("--model_path", file, "--N", 1000, "--device", "cpu", "--logs_dir", name)
+            code, out, err = script("certify_mhead.py", *flags)
+            assert code == 0, err
+            table = [line.split("|") for line in out.splitlines() if line.startswith("| Gaussian")]
+            assert [row[4].strip() for row in table] == [heads, heads]
+            found = [float(row[10].split("±")[0]) for row in table]
+        else:
+            with torch.inference_mode():
+                logits = loaded.classifier(torch.rand(2, *loaded.spec.shape))
+            assert logits.shape == (int(heads), 2, 10) and logits.isfinite().all()
+            label = "1-head" if heads == "1" else f"{heads}-heads"
+            (log,) = (ROOT / f"logs_certification/cifar10/0Gaussian/{label}/seed-666").rglob("*certify*[0-9].log")
+            found = [
+                average_certified_radius(run.log) for kind in CERTIFICATES for run in read_runs([log], certificate=kind)
+            ]
         assert found == pytest.approx([float(acr) for acr in acrs], abs=0.002), "another machine rounds otherwise"
 
 
