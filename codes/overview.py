@@ -2,7 +2,7 @@
 
 python codes/overview.py LOG... --output overview.svg
 
-In the README: the logs in logs_certification/digits-claims/0Gaussian/{1-head,5-heads}/seed-666 and 5-networks.
+In the README: the logs in logs_certification/cifar10/0Gaussian/{1-head,5-heads}/seed-666 and 5-networks.
 """
 
 from pathlib import Path
