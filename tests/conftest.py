@@ -108,7 +108,12 @@ def trained(script, tmp_path):
     return tmp_path / "save/digits/R8/noise-0.50/h-2-eps-0.8-m-2-lbdlast-1.2/epoch1.pth"
 
 
+DIGITS = ("--dataset", "digits", "--noise_sd", 0.5)  # what a classifier that is not ours does not say
 RUN_FLAGS = ("--N0", 20, "--N", 200, "--device", "cpu", "--batch_size", 100)
+
+
+def attack_flags(model, log, *more):
+    return ("--model_path", model, "--log", log, "--N", 500, "--num_steps", 8, "--device", "cpu", *more)
 
 
 @pytest.fixture(scope="session")

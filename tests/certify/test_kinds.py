@@ -1,11 +1,11 @@
-"""What is certified, and how: single heads, ensembles, early stopping, prediction, attack, exact noise."""
+"""What is certified, how: single heads, ensembles, early stopping, prediction, exact noise, all votes, consensus."""
 
 import json
 
 import pandas as pd
 import pytest
 import torch
-from conftest import RUN_FLAGS, beside, without_time
+from conftest import RUN_FLAGS, attack_flags, beside, without_time
 from scipy import stats
 
 from spacte.logs.certlog import average_certified_radius, read_log
@@ -103,7 +103,7 @@ def test_skip_wrong_draws_nothing_for_a_wrong_class(certify, script):
     assert code == 2 and "--skip_wrong" in err
 
 
-# --- prediction, attack, exact noise ---
+# --- prediction, exact noise ---
 
 
 def test_prediction_logs(script, digits_models, tmp_path):
@@ -119,81 +119,6 @@ def test_prediction_logs(script, digits_models, tmp_path):
     assert f"accuracy {log['correct'].mean():.3f}" in out
 
 
-def attack_flags(model, log, *more):
-    return ("--model_path", model, "--log", log, "--N", 500, "--num_steps", 8, "--device", "cpu", *more)
-
-
-def test_no_attack_breaks_a_certificate(certify, script, digits_models, tmp_path):
-    """An image is wrongly flagged if its certificate is wrong (0.001) or one of two predictions is (0.001 each).
-
-    So at most 0.003 an image; of 36 independent images 5 are flagged with P < 1e-6.
-    """
-    assert stats.binom.sf(4, 36, 0.003) < 1e-6
-    log = certify("logs", "--N", 1000, "--batch_size", 1000, skip=10)
-    flags = attack_flags(digits_models[0], log, "--radii", 0.5, 0.2)
-    code, out, err = script("0Gaussian/attack_mhead.py", *flags)
-    assert code == 0, err
-    (path,) = tmp_path.rglob("*-attack.log")
-    table, certified = pd.read_csv(path, sep="\t"), read_log(log)
-    assert len(table) == 72 and table[table["broken"] == 1]["idx"].nunique() < 5
-    empirical = table.groupby("attack_radius")["correct"].mean()
-    shares = [(certified["radius"] * certified["correct"] >= radius).mean() for radius in (0.2, 0.5)]
-    assert empirical[0.2] > empirical[0.5] and all(empirical >= shares)
-    assert empirical[0.5] < certified["correct"].mean()  # the attack does something
-    assert "empirical accuracy" in out and "|       36 |" in out
-
-
-def test_a_claim_that_is_too_large_is_seen_to_break(certify, script, digits_models, tmp_path):
-    """A radius of 3 that nobody certified is broken by attacks of norm 2.5; a claim of 1 says nothing of those."""
-    log = certify("logs", "--N", 1000, "--batch_size", 1000, skip=30)
-    broken = {}
-    for claim in (3, 1):
-        path = tmp_path / f"claim-{claim}.log"
-        pd.read_csv(log, sep="\t").assign(radius=claim).to_csv(path, sep="\t", index=False)
-        code, out, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], path, "--radii", 2.5))
-        assert code == 0, err
-        table = pd.read_csv(next(tmp_path.rglob(f"claim-{claim}-attack.log")), sep="\t")
-        broken[claim] = table["broken"].sum()
-        assert out.count("is broken at 2.5") == broken[claim]
-    assert broken[3] > 2 and broken[1] == 0
-
-
-def test_an_attack_goes_on_and_is_not_mixed(certify, script, digits_models, tmp_path):
-    log = certify("logs", skip=30)
-    flags = attack_flags(digits_models[0], log, "--radii", 0.5)
-    assert script("0Gaussian/attack_mhead.py", *flags, "--max", 100)[0] == 0
-    (path,) = tmp_path.rglob("*-attack.log")
-    first = path.read_text()
-    code, _, err = script("0Gaussian/attack_mhead.py", *flags, "--radii", 0.25)
-    assert code == 2 and "radii ([0.5] there, [0.25] here)" in err and path.read_text() == first
-    assert script("0Gaussian/attack_mhead.py", *flags)[0] == 0
-    assert path.read_text().startswith(first) and len(pd.read_csv(path, sep="\t")) == 12
-    assert script("0Gaussian/attack_mhead.py", *flags, "--radii", 0.25, "--overwrite")[0] == 0
-    assert set(pd.read_csv(path, sep="\t")["attack_radius"]) == {0.25}
-
-
-@pytest.mark.parametrize("flags, message", [
-    (("--exact_noise",), "exact_noise (False there, True here)"),
-    (("--skip", 7, "--max", 1000, "--head", 0), "head (None there, 0 here)"),
-    (("--skip", 361,), None),
-])  # fmt: skip
-def test_an_attack_on_another_classifier_is_refused(certify, script, digits_models, flags, message):
-    log = certify("logs", skip=30)
-    code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], log, "--radii", 1, *flags))
-    assert (code, message) == (0, None) or (code == 2 and message in err)
-
-
-def test_an_attack_on_other_images_is_refused(script, digits_models, tmp_path):
-    log = tmp_path / "other.log"
-    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.5\t1\t0:00:01\n")
-    code, _, err = script(
-        "0Gaussian/attack_mhead.py", "--model_path", digits_models[0], "--log", log, "--radii", 1, "--device", "cpu"
-    )
-    assert code == 2 and "its idx 0 has label 3" in err
-    code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], tmp_path, "--radii", 1))
-    assert code == 2 and "is a folder: give a certification log" in err
-
-
 def test_exact_noise_certifies_like_ordinary_noise(certify):
     """36 images at N 1000: the ACRs differ by votes alone, the paired difference stays within 6 standard errors."""
     plain = read_log(certify("plain", "--N", 1000, "--batch_size", 1000, skip=10))
@@ -205,55 +130,6 @@ def test_exact_noise_certifies_like_ordinary_noise(certify):
     config = json.loads(beside(log, ".json").read_text())["config"]
     assert config["exact_noise"] and 0 < config["noise_slack"] < 1e-6
     assert config["arithmetic"]["cudnn_allow_tf32"] is False and config["precision"] == "fp32"
-
-
-def test_a_certificate_on_a_wrong_class_is_attacked_from_that_class(certify, script, digits_models, tmp_path):
-    """False claims of radius 3 on wrong classes are broken by attacks of norm 2.5 that climb from these classes."""
-    log = certify("logs", "--N", 1000, "--batch_size", 1000, "--alpha", 0.3, skip=1)
-    table = pd.read_csv(log, sep="\t")
-    wrong = table[(table["predict"] != table["label"]) & (table["predict"] >= 0)].assign(radius=3)
-    assert len(wrong) >= 5
-    wrong = wrong.head(8)
-    path = tmp_path / "wrong.log"
-    wrong.to_csv(path, sep="\t", index=False)
-    code, out, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], path, "--radii", 2.5))
-    assert code == 0, err
-    attacked = pd.read_csv(next(tmp_path.rglob("wrong-attack.log")), sep="\t")
-    assert attacked["broken"].mean() > 0.5 and out.count("is broken at 2.5") == attacked["broken"].sum()
-    assert (attacked["correct"] == 0).all()  # wrong without an attack
-
-
-def test_attacks_are_divided_and_merged_like_other_runs(certify, script, digits_models, tmp_path):
-    log = certify("logs", skip=60)
-    flags = attack_flags(digits_models[0], log, "--radii", 0.5)
-    assert script("0Gaussian/attack_mhead.py", *flags)[0] == 0
-    (whole,) = tmp_path.rglob("*-attack.log")
-    for shard in ("1/2", "2/2"):
-        code, _, err = script("0Gaussian/attack_mhead.py", *flags, "--shard", shard, "--logs_dir", "shards")
-        assert code == 0, err
-    shards = sorted((tmp_path / "shards").rglob("*-attack-shard-*.log"))
-    code, _, err = script("merge_logs.py", shards[0])
-    assert code == 2 and "shard 2/2 is missing" in err
-    code, _, err = script("relog.py", shards[1], "--alpha", 0.01)
-    assert (code, err) == (0, ""), "a shard alone is a whole run"
-    code, out, err = script("merge_logs.py", *shards)
-    assert code == 0 and "empirical accuracy" in out, err
-    assert without_time(shards[0].with_name(whole.name)) == without_time(whole)
-    for path in (shards[1], beside(shards[1], "-counts.jsonl")):
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    code, _, err = script("relog.py", shards[1], "--alpha", 0.01, "--overwrite")
-    assert code == 0 and "is unfinished: 2 of 3 images" in err
-    code, _, err = script("merge_logs.py", *shards, "--overwrite")
-    assert code == 2 and "is not whole: it holds 2 of 3 images" in err
-
-
-def test_a_log_without_configuration_at_another_sigma_is_a_warning(certify, script, digits_models, tmp_path):
-    log = certify("logs", "--max", 30)
-    elsewhere = tmp_path / "noise-0.25" / log.name
-    elsewhere.parent.mkdir()
-    log.rename(elsewhere)
-    code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], elsewhere, "--radii", 0.5))
-    assert code == 0 and "is not checked, and its path says sigma 0.25, not 0.5" in err
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -336,18 +212,6 @@ def test_selection_votes_are_needed(certify, script):
     )
     code, _, err = script("relog.py", log, "--certificate", "all-votes")
     assert code == 2 and "holds no selection votes" in err
-
-
-@pytest.mark.parametrize("content", ["", "idx\tlabel\nx\ty\n", "no log at all\n"])
-def test_an_attacks_log_that_was_changed_is_one_line_or_made_again(certify, script, digits_models, tmp_path, content):
-    log = certify("logs", "--max", 30)
-    flags = attack_flags(digits_models[0], log, "--radii", 0.5)
-    assert script("0Gaussian/attack_mhead.py", *flags)[0] == 0
-    (path,) = tmp_path.rglob("*-attack.log")
-    before = without_time(path)
-    path.write_text(content)
-    code, _, err = script("0Gaussian/attack_mhead.py", *flags)
-    assert (code == 0 and without_time(path) == before) or (code == 2 and err.count("\n") == 1 and "belong" in err)
 
 
 def test_a_consensus_is_certified_as_the_classifier_that_it_is(certify, script, digits_models, tmp_path):
