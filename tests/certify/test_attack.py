@@ -96,7 +96,8 @@ def test_a_certificate_on_a_wrong_class_is_attacked_from_that_class(certify, scr
 
 
 def test_attacks_are_divided_and_merged_like_other_runs(certify, script, digits_models, tmp_path):
-    log = certify("logs", skip=60)
+    """Also those on the log of one shard, whose name says so, too."""
+    log = certify("logs", "--shard", "1/2", skip=30)
     flags = attack_flags(digits_models[0], log, "--radii", 0.5)
     assert script("0Gaussian/attack_mhead.py", *flags)[0] == 0
     (whole,) = tmp_path.rglob("*-attack.log")

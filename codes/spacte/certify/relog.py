@@ -53,7 +53,8 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
         counts |= {one.idx: one for one in part}
     if len(counts) != _number_of_images(first, flags[0] | {"shard": None}, shards[0]):
         raise UserError("the shards hold an image twice")
-    output = logs[0].with_name(logs[0].name.replace(shard_ending(flags[0]["shard"]), ""))
+    before, _, after = logs[0].name.rpartition(shard_ending(flags[0]["shard"]))  # an attacked shard's is there twice
+    output = logs[0].with_name(before + after)
     if output.resolve() in [log.resolve() for log in logs]:
         raise UserError(f"'{logs[0]}' was renamed: its name must hold '{shard_ending(flags[0]['shard'])}'")
     about = first["about"] | {"flags": flags[0] | {"shard": None}}
