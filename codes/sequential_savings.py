@@ -1,12 +1,12 @@
 """What sequential certification would have saved on certification logs of a fixed N, by simulation.
 
-    python codes/sequential_savings.py LOG... [--N 100000] [--alpha 0.001]
+    python codes/sequential_savings.py LOG...
 
 Each image's p_A is read off its radius (the votes that give that radius at N; 1/2 where it abstained), and its votes
 are drawn from that p_A under the rule that `certify_mhead.py --sequential` uses: once for the whole table of radii (0,
 0.25, ... below 3.5 sigma) and once for the single radius 1.5 sigma, each in 20 simulated runs. `mean off` is the
 largest change, at any of these radii, of the certified accuracy averaged over the 20 runs, `single off` the largest
-change in any single run; both in points.
+change in any single run; both in points. N and alpha are what the JSON beside a log says, or else 100,000 and 0.001.
 """
 
 import re
@@ -18,6 +18,7 @@ from scipy import stats
 
 from spacte import cli
 from spacte.logs.certlog import certified_accuracy, read_log
+from spacte.logs.runfiles import RunFiles
 from spacte.report.table import RADIUS_STEP, markdown
 from spacte.smooth.bounds import anytime_lower_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN
@@ -31,20 +32,18 @@ _REPEATS = 20  # simulated runs a log
 def _main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="logs; a folder noise-<sd> tells sigma")
-    parser.add_argument("--N", type=cli.positive_int, default=100_000, help="draws of the logs")
-    parser.add_argument("--alpha", type=cli.open_probability, default=0.001, help="of the logs")
     parser.add_argument("--batch_size", type=cli.positive_int, default=1000, help="noisy images a forward pass")
     parser.add_argument("--give_up", type=cli.open_probability, default=0.01, help="as of certify_mhead.py")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the simulated draws")
     args = parser.parse_args()
     rng, rows = np.random.default_rng(args.seed), []
     for path in args.logs:
-        log, sigma = read_log(path), _sigma(path)
+        log, sigma, (n, alpha) = read_log(path), _sigma(path), _draws(path)
         table = np.arange(0, 3.5 * sigma, RADIUS_STEP)
         row = {"log": f"{path.parts[0] if len(path.parts) == 1 else '/'.join(path.parts[-4:-1])}"}
         for name, radii in (("table", table), ("1.5 sigma", np.array([1.5 * sigma]))):
-            used, changes = _simulate(log, sigma, radii, args, rng)
-            row[f"{name}: draws"] = used / args.N
+            used, changes = _simulate(log, sigma, radii, n, alpha, args, rng)
+            row[f"{name}: draws"] = used / n
             row[f"{name}: mean off"] = 100 * np.abs(changes.mean(axis=0)).max()
             row[f"{name}: single off"] = 100 * np.abs(changes).max()
         rows.append(row)
@@ -63,19 +62,30 @@ def _sigma(path: Path) -> float:
     return float(match[1])
 
 
-def _simulate(log: pd.DataFrame, sigma: float, radii: np.ndarray, args, rng) -> tuple[float, np.ndarray]:
+def _draws(path: Path) -> tuple[int, float]:
+    """N and alpha of a log: what the JSON beside it says, or else the paper's. UserError where N was not fixed."""
+    files = RunFiles(path)
+    config = files.read_json()["config"] if files.json.exists() else {"N": 100_000, "alpha": 0.001}
+    if config.get("sequential") or config.get("certificate", "cohen") != "cohen":
+        raise UserError(f"'{path}': what is simulated are logs of a fixed N with the paper's certificate")
+    return config["N"], config["alpha"]
+
+
+def _simulate(
+    log: pd.DataFrame, sigma: float, radii: np.ndarray, most: int, alpha: float, args, rng
+) -> tuple[float, np.ndarray]:
     """Mean draws an image, and each run's change of certified accuracy at the radii: [_REPEATS, radii]."""
-    p = np.tile(_probabilities(log, sigma, args.N, args.alpha), _REPEATS)
-    rule = RadiiDecided(radii, args.N, args.alpha, sigma, args.give_up)
+    p = np.tile(_probabilities(log, sigma, most, alpha), _REPEATS)
+    rule = RadiiDecided(radii, most, alpha, sigma, args.give_up)
     votes, used = np.zeros(len(p), dtype=int), np.zeros(len(p), dtype=int)
     active, n = np.arange(len(p)), 0
-    while n < args.N:
-        size = portion(n, args.N, args.batch_size, looks=True)
+    while n < most:
+        size = portion(n, most, args.batch_size, looks=True)
         votes[active] += rng.binomial(size, p[active])
         n += size
         used[active] = n
         active = active[~rule(votes[active], n)]
-    bounds = anytime_lower_bound(votes, used, args.alpha)
+    bounds = anytime_lower_bound(votes, used, alpha)
     radius = np.array([radius_of(bound, sigma) or 0.0 for bound in bounds])
     correct = np.tile(log["correct"] == 1, _REPEATS) & (bounds >= 0.5)
     changes = []

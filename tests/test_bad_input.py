@@ -29,6 +29,7 @@ TRAIN = [
     (["--heads", "3"], "unrecognized arguments: --heads 3"),
     (["--dataset", "ImageFolder", "--data_dir", "nowhere"], "no images in 'nowhere/train'"),
     (["--save_dir", "/dev/null/save"], "cannot write to '/dev/null/save"),
+    (["--save_dir", "x", "--runs_dir", "./x"], "--save_dir and --runs_dir are both 'x': give two folders"),
 ]
 
 

@@ -65,6 +65,9 @@ def test_a_checkpoint_takes_the_fast_path_and_gives_its_scripts_log(digits, digi
     assert without_time(log) == without_time(other) and log.name == other.name
     both = certify_dataset([load_classifier(path) for path in digits_models], digits, **SETTINGS)
     assert json.loads(beside(both, ".json").read_text())["config"]["num_heads"] == [3, 1]
+    shifted = certify_dataset(load_classifier(digits_models[0]), digits, dataset="shifted", **SETTINGS)
+    assert shifted.is_relative_to("logs/shifted") and without_time(shifted) == without_time(log)
+    assert json.loads(beside(shifted, ".json").read_text())["config"]["dataset"] == "shifted"
 
 
 def test_images_may_be_bytes_or_pictures():

@@ -86,7 +86,8 @@ def test_the_stopping_rule_is_the_users(certify, flags):
 def test_stopping_rules_need_sequential_and_exclude_each_other(script, digits_models):
     for flags, message in (
         (("--radii", 0.5), "it needs --sequential"),
-        (("--sequential", "--radii", 0.5, "--tolerance", 0.1), "give one of them"),
+        (("--sequential", "--radii", 0.5, "--tolerance", 0.1), "--tolerance and --radii belong"),
+        (("--sequential", "--tolerance", 0.1, "--give_up", 0.1), "--tolerance and --give_up belong"),
     ):
         code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", digits_models[0], *flags)
         assert code == 2 and message in err

@@ -205,6 +205,13 @@ def test_each_log_against_a_baseline(script):
     assert set(table["b"]) == {"Gaussian, 5 heads, sigma 0.25"} and set(table["images"]) == {25}
 
 
+def test_rows_of_both_certificates_are_told_apart(script, digits_models, certify):
+    five, one = certify("a"), certify("b", models=digits_models[1:])
+    code, out, _ = script("report.py", "--compare", five, one, "--certificate", "both", "--format", "csv")
+    table = pd.read_csv(io.StringIO(out))
+    assert code == 0 and set(table["certificate"]) == {"cohen", "all-votes"} and not table.duplicated("value_a").all()
+
+
 def test_heads_alone_are_compared_with_a_baseline(script, digits_models, certify):
     five, one = certify("a"), certify("b", models=digits_models[1:])
     code, out, _ = script("report.py", five, "--heads", "--baseline", one, "--format", "json")

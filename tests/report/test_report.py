@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -149,6 +150,8 @@ def test_names_tell_runs_apart(tmp_path):
     assert [run.title for run in read_runs(logs)] == ["run (a)", "run (b)"]
     assert labels(read_runs(logs)) == ["sigma 0.25 (a)", "sigma 0.25 (b)"]
     assert labels(read_runs([EXCERPTS]))[0] == "Gaussian, 5 heads, sigma 0.25"
+    plain = [replace(run, training=({"no_teaching": True},)) for run in read_runs([EXCERPTS])]
+    assert labels(plain)[0] == "Gaussian, 5 heads, no teaching, sigma 0.25"
 
 
 def test_the_data_set_chooses_the_radii():
@@ -243,6 +246,22 @@ def test_savings_tell_the_largest_change_of_a_single_run(script):
     for name in ("table", "1.5 sigma"):
         mean, single = (table[f"{name}: {kind} off"].astype(float) for kind in ("mean", "single"))
         assert (single >= mean).all() and (single % 4 == 0).all()
+
+
+def test_savings_take_the_draws_from_the_configuration(script, tmp_path):
+    """The same radii, of N 200: so few draws leave little to save."""
+
+    def saved():
+        return float(re.search(r"table: mean draws N/([\d.]+),", script("sequential_savings.py", log)[1])[1])
+
+    log, config = tmp_path / "noise-0.25" / "x.log", {"N": 200, "alpha": 0.001, "certificate": "cohen"}
+    random_log(log, 10, 0)
+    assert saved() > 5
+    log.with_suffix(".json").write_text(json.dumps({"config": config, "about": {}}))
+    assert saved() < 2
+    log.with_suffix(".json").write_text(json.dumps({"config": config | {"certificate": "all-votes"}, "about": {}}))
+    code, _, err = script("sequential_savings.py", log)
+    assert code == 2 and "logs of a fixed N with the paper's certificate" in err
 
 
 # --- what is refused ---

@@ -54,9 +54,11 @@ class BaseClassifier:
 def joint_settings(networks: list[Loaded]) -> dict:
     """The settings of one checkpoint or of several that belong together; architectures and heads may differ.
 
-    Raises UserError where they do not, or where none says its noise_sd.
+    Raises UserError where they do not, or where one does not say its noise_sd.
     """
     first = networks[0]
+    if any(network.settings["noise_sd"] is None for network in networks):
+        raise UserError("the checkpoint does not say its noise_sd: give --noise_sd")
     for name in ("dataset", "noise_sd"):
         values = {network.settings[name] for network in networks}
         if len(values) > 1:
@@ -64,8 +66,6 @@ def joint_settings(networks: list[Loaded]) -> dict:
     for network in networks:
         if (network.spec.shape, network.spec.class_names) != (first.spec.shape, first.spec.class_names):
             raise UserError("the checkpoints were trained on different images or classes")
-    if first.settings["noise_sd"] is None:
-        raise UserError("the checkpoint does not say its noise_sd: give --noise_sd")
     return {
         "dataset": first.settings["dataset"],
         "arch": _joint_name([network.settings["arch"] for network in networks], repeats=False),

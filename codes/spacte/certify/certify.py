@@ -186,7 +186,8 @@ def check_stopping(settings: CertifySettings) -> None:
     if given and not settings.sequential:
         raise UserError(f"--{given[0]} says when to stop: it needs --sequential")
     if "tolerance" in given and len(given) > 1:
-        raise UserError(f"--tolerance and --{given[0]} belong to two rules for stopping: give one of them")
+        other = next(name for name in given if name != "tolerance")
+        raise UserError(f"--tolerance and --{other} belong to two rules for stopping: give one of them")
 
 
 def _stopping(settings: CertifySettings, limit: float, dataset: str) -> dict:

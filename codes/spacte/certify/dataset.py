@@ -30,7 +30,7 @@ _NOT_BY_NAME = {"model_path", "classifier", "classifier_args", "normalize", "arc
 
 def certify_dataset(
     classifier: Callable | Loaded | list[Loaded], data, *, noise_sd: float | None = None,
-    num_classes: int | None = None, dataset: str = "data", name: str | None = None, **settings,
+    num_classes: int | None = None, dataset: str | None = None, name: str | None = None, **settings,
 ) -> Path:  # fmt: skip
     """Certify images as certify_mhead.py does; returns the log, beside which counts, configuration and summary lie.
 
@@ -41,8 +41,9 @@ def certify_dataset(
     own (checked first), or what `load_classifier` returned, or a list of these: their ensemble.
     `data`: a torch Dataset whose items are an image and its label, or (images, labels); images [C, H, W] are uint8, or
     floating point in [0, 1].
-    `noise_sd` is sigma in units of [0, 1], `num_classes` is K; a checkpoint may know both. `dataset` and `name` are
-    what the log's path says: <logs_dir>/<dataset>/<arch>/noise-<sd>/certify-mhead/<name>-certify-skip-<k>.log.
+    `noise_sd` is sigma in units of [0, 1], `num_classes` is K; a checkpoint may know both. `dataset` (default: the
+    checkpoint's, or "data") and `name` are what the log's path says:
+    <logs_dir>/<dataset>/<arch>/noise-<sd>/certify-mhead/<name>-certify-skip-<k>.log.
     `settings` are flags of certify_mhead.py by name: N0, N, alpha, certificate, skip_wrong, sequential, radii,
     tolerance, give_up, skip, max, shard, logs_dir, overwrite, head, consensus, batch_size, images_per_pass, seed,
     exact_noise, device, precision, compile. Run by torchrun, the processes share the images.
@@ -91,7 +92,7 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
 
 
 def _base(
-    classifier, data, noise_sd: float | None, num_classes: int | None, dataset: str, name: str | None,
+    classifier, data, noise_sd: float | None, num_classes: int | None, dataset: str | None, name: str | None,
     computing: Computing,
 ) -> tuple[BaseClassifier, Split]:  # fmt: skip
     data = _dataset(data)
@@ -109,7 +110,8 @@ def _base(
                 raise UserError(f"{setting} {value} contradicts the checkpoint, which has {known}")
         split = Indexed(spec, data, computing.device)
         base = of_checkpoints(networks, split, computing)
-        return replace(base, run_name=printable_name(name or base.run_name)), split
+        config = base.config | ({} if dataset is None else {"dataset": printable_name(dataset)})
+        return replace(base, run_name=printable_name(name or base.run_name), config=config), split
     if not callable(classifier):
         raise UserError(
             f"the classifier is a {type(classifier).__name__}: it must be a module, another callable, or what "
@@ -119,6 +121,7 @@ def _base(
         raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
     if not isinstance(num_classes, Integral) or num_classes < 1:
         raise UserError(f"num_classes: {num_classes} must be an integer of at least 1")
+    dataset = dataset or "data"
     shape = tuple(read_item(data, 0)[0].shape) if len(data) else ()
     split = Indexed(DataSpec(dataset, shape, num_classes, (0.0,), (1.0,)), data, computing.device)
     kind = getattr(classifier, "__name__", type(classifier).__name__)

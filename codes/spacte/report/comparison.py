@@ -32,8 +32,8 @@ class Comparison:
     images, their difference and its 95 % interval, from `low` to `high`; NaN for an ACR of which too few images tell,
     see `acr_interval`. `different` is the number of images whose radii differ, `only_a` and `only_b` are the idx that
     the other run has not, `settings` is how their certifications differ, as far as their configurations tell, and
-    `certificates` what kind both are where that is not the paper's. `seeds` are the numbers of runs of two experiments;
-    None where two runs are compared.
+    `certificate` what kind both are ("": two kinds, or nothing tells). `seeds` are the numbers of runs of two
+    experiments; None where two runs are compared.
     """
 
     a: str
@@ -44,7 +44,7 @@ class Comparison:
     only_a: list[int]
     only_b: list[int]
     settings: str
-    certificates: str = ""
+    certificate: str = ""
     seeds: tuple[int, int] | None = None
 
     def sentences(self) -> str:
@@ -64,7 +64,7 @@ class Comparison:
         if not np.isnan(low):
             how = "paired t" if self.seeds is None else "t over images and seeds"
             interval = f"95 % interval {low:.3f} to {high:.3f} ({how})"
-        kind = f", certificates from {self.certificates}" if self.certificates else ""
+        kind = ", certificates from all votes" if self.certificate == "all-votes" else ""
         text = f"{says}, {interval}, on the same {self.images} images{kind}."
         if self.seeds:
             text += "\nThe means over {} and {} runs are compared.".format(*self.seeds)
@@ -91,10 +91,12 @@ class Comparison:
         return f"{lines}\n{markdown(table)}"
 
     def rows(self) -> pd.DataFrame:
-        """The table with the runs' names and the number of images in every row, to be put under others."""
+        """The table with the runs' names, numbers and certificate in every row, to be put under others."""
         table = self.table.rename(columns={"a": "value_a", "b": "value_b"})
         runs_a, runs_b = self.seeds or (1, 1)
-        return table.assign(a=self.a, b=self.b, images=self.images, runs_a=runs_a, runs_b=runs_b)
+        return table.assign(
+            a=self.a, b=self.b, certificate=self.certificate, images=self.images, runs_a=runs_a, runs_b=runs_b
+        )
 
     def record(self) -> dict:
         """All of it for JSON."""
@@ -103,7 +105,7 @@ class Comparison:
             "b": self.b,
             "images": self.images,
             "seeds": self.seeds,
-            "certificates": self.certificates,
+            "certificate": self.certificate,
             "different": self.different,
             "sentences": self.sentences(),
             "table": records(self.table),
@@ -160,7 +162,7 @@ def compare_experiments(a: list[Run], b: list[Run], radii=None) -> Comparison:
 
 def _settings(a: Run, b: Run) -> tuple[str, str]:
     """How the certifications differ, and what kind both are."""
-    return certification_differences(a, b), "all votes" * (a.certificate == b.certificate == "all-votes")
+    return certification_differences(a, b), (a.certificate or "") if a.certificate == b.certificate else ""
 
 
 def _shared_images(a: Run, b: Run) -> tuple[pd.Index, list[list[int]]]:

@@ -43,7 +43,7 @@ def draw_curves(axes, runs: list[Run]) -> None:
 def probabilities(runs: list[Run]) -> Figure:
     """The distribution of p: the share of images whose class has a probability of more than p under noise.
 
-    Unlike the ACR it does not depend on N and alpha. Source: Mueller et al. (arXiv 2410.06895), who argue for the
+    Unlike the ACR it does not depend on N and alpha. Source: Sun et al. (arXiv 2410.06895), who argue for the
     distribution function of p_A, of which this is 1 minus it.
     """
     figure, axes = _figure("probability p of the image's class under noise", "share of images above p")

@@ -48,6 +48,12 @@ class Run:
         return None if self.config is None else self.config["certificate"]
 
     @property
+    def ablations(self) -> tuple[str, ...]:
+        """What the training of a checkpoint left out: "no teaching", "no cosine"."""
+        names = ("no_teaching", "no_cosine")
+        return tuple(name.replace("_", " ") for name in names if any(one.get(name) for one in self.training))
+
+    @property
     def title(self) -> str:
         """The name, and the place where it takes that to tell two runs apart."""
         return f"{self.name} ({self.place})" if self.place else self.name

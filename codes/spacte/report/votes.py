@@ -54,21 +54,25 @@ def heads_alone(run: Run) -> list[Run]:
     return [replace(run, log=log_table(votes, one), heads=heads_of(one), config=one) for one in configs]
 
 
-def votes_of(run: Run) -> list[np.ndarray] | None:
-    """Each image's estimation votes [K] for the run's voter, in the log's order; None where no counts tell."""
+def votes_of(run: Run, or_selection: bool = False) -> list[np.ndarray] | None:
+    """Each image's estimation votes [K] for the run's voter, in the log's order; None where no counts tell.
+
+    `or_selection`: of an image that --skip_wrong drew none for, its selection votes.
+    """
     if run.config is None or wrong_fields(run.config, MAKES_CERTIFICATES) or not RunFiles(run.path).counts.exists():
         return None
-    return [counts.estimation[voter_of(run.config)] for counts in _counts_behind(run)]
+    voter, counts = voter_of(run.config), _counts_behind(run)
+    return [(one.selection if or_selection and not one.estimation.any() else one.estimation)[voter] for one in counts]
 
 
 def label_probabilities(run: Run) -> np.ndarray:
-    """Each image's probability under noise of its own class: the share of its estimation votes, [images].
+    """Each image's probability under noise of its own class: the share of its votes, [images].
 
     Without counts what the radius tells, a lower bound from 1/2 on, and 0 where the image is wrong or abstained.
     """
-    votes = votes_of(run)
+    votes = votes_of(run, or_selection=True)
     if votes is not None:
-        return np.array([one[label] / max(one.sum(), 1) for one, label in zip(votes, run.log["label"], strict=True)])
+        return np.array([one[label] / one.sum() for one, label in zip(votes, run.log["label"], strict=True)])
     if run.sigma is None:
         raise UserError(f"'{run.path}': neither votes nor sigma are known: its probabilities are not, either")
     right = run.log["correct"] == 1

@@ -22,7 +22,9 @@ class RunPaths:
 
     @classmethod
     def of(cls, recipe: Recipe, place: Place, run: str) -> "RunPaths":
-        """The paths of the run named `run` under the place's folders."""
+        """The paths of the run named `run` under the place's folders; UserError where two would be one folder."""
+        if Path(place.save_dir).resolve() == Path(place.runs_dir).resolve():
+            raise UserError(f"--save_dir and --runs_dir are both '{place.save_dir}': give two folders")
         tail = recipe.tail
         return cls(
             Path(place.save_dir) / tail / run,
