@@ -82,10 +82,10 @@ def _conclude(one: str, five: str) -> None:
     papers, ours = shown["cohen"], shown["all-votes"]
     verdict = "do not differ measurably"
     if papers["low"] > 0 or papers["high"] < 0:
-        verdict = f"differ: five heads certify {'more' if papers['difference'] > 0 else 'less'}"
+        verdict = f"differ: that of five heads is {'larger' if papers['difference'] > 0 else 'smaller'}"
     print(
         f"\nShown here: on the same {len(runs[0].log)} images the ACRs of five heads and of one, {papers['a']:.3f} and "
-        f"{papers['b']:.3f}, {verdict} (95 % interval of the difference {papers['low']:.3f} to {papers['high']:.3f}); "
+        f"{papers['b']:.3f}, {verdict} (95 % interval of the difference, for other images, {papers['low']:.3f} to {papers['high']:.3f}); "
         f"the certificate from all votes raises them to {ours['a']:.3f} and {ours['b']:.3f} without another draw.\n"
         "Not shown: whether heads help on real images, since digits are small and easy, and this is one seed: "
         "EXPERIMENTS.md has more seeds, the five networks that five heads stand for, and CIFAR-10.\n"

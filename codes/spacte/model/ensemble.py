@@ -61,7 +61,7 @@ def _own_sums(networks: Iterable[nn.Module], images: Tensor) -> Tensor:
 class Undecided:
     """Images among which are those that a consensus' first members disagree on: what the other members need of them.
 
-    `features` [M, ...], the first members' logits `early` [K, M, classes], the images' places `index` [M] in their
+    `features` [M, ...], the first members' logits `early` [first, M, K], the images' places `index` [M] in their
     batch (None: all of it, in its order).
     """
 
@@ -71,7 +71,7 @@ class Undecided:
 
 
 class Consensus:
-    """f_K: the class on which the first K members agree, or else the class of all members' summed logits.
+    """The class on which the first members agree, or else the class of all members' summed logits.
 
     It is a function of the image alone, so every certificate holds for it as for any classifier; the other members see
     only the images that the first ones disagree on. The members are a network's heads, or the networks of an ensemble.
@@ -87,14 +87,14 @@ class Consensus:
         self.seen = self.disagreed = 0  # images
 
     def begin(self, images: Tensor) -> tuple[Tensor, Undecided]:
-        """The first members' logits [K, N, classes], and what `finish` needs. Does not wait for a GPU."""
+        """The first members' logits [first, N, K], and what `finish` needs. Does not wait for a GPU."""
         early, features, index = self._members.early(images, self.first)
         self.seen += len(images)
         return early, Undecided(features, early if index is None else early[:, index], index)
 
     def finish(self, batches: list[Undecided]) -> list[tuple[Tensor, Tensor]]:
         """Of each batch the places [n] of the images that the first members disagree on, and the members' summed
-        logits there, [n, classes]. Waits for the device.
+        logits there, [n, K]. Waits for the device.
         """
         chosen = [disagree(one.early).nonzero().flatten() for one in batches]
         features = torch.cat([one.features[which] for one, which in zip(batches, chosen, strict=True)])

@@ -21,7 +21,7 @@ _POINTS = 600
 
 def curves(runs: list[Run]) -> Figure:
     """Certified accuracy over the radius, a line a run, with pointwise 95 % Wilson intervals over its images."""
-    figure, axes = _figure("L2 radius", "certified accuracy")
+    figure, axes = _figure("L2 radius", "certified accuracy, 95 % interval over images")
     draw_curves(axes, runs)
     _legend(figure)
     return figure

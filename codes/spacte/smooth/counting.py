@@ -26,7 +26,7 @@ class VotesOfAll:
 
 
 class VotesByConsensus:
-    """The votes of a consensus' first K members and, in the last row, its own.
+    """The votes of a consensus' first members and, in the last row, its own.
 
     A copy that they disagree on is counted in the last row when `settle` is called, before the votes are read: a GPU is
     waited for only then, and the other members' passes are full.
@@ -37,7 +37,7 @@ class VotesByConsensus:
         self._waiting: list[tuple[Undecided, Sequence[int], Tensor]] = []  # with the portions' sizes and votes
 
     def of(self, images: Tensor, sizes: Sequence[int], num_classes: int) -> Sequence[Tensor]:
-        """The votes of each portion of the images: [K + 1, classes + 1], see VotesOfAll; complete when settled."""
+        """The votes of each portion of the images: [first + 1, K + 1], see VotesOfAll; complete when settled."""
         early, undecided = self.consensus.begin(images)
         classes = _classes(early, num_classes)
         waits = num_classes + 1  # a column that nobody reads

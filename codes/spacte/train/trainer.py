@@ -37,14 +37,14 @@ class Trainer:
     ):  # fmt: skip
         self.recipe, self.device, self.objective = recipe, device, objective
         self.train_split, self.test_split = train_split, test_split
-        self.parts = objective.mini_batches()
+        self.mini_batches = objective.mini_batches()
         # fewer images cannot fill the mini-batches, nor give BatchNorm two values to compare
-        self.smallest = max(2, self.parts) * get_world_size()
-        self.steps = train_split.num_batches(recipe.batch_size, self.smallest) * self.parts
+        self.smallest = max(2, self.mini_batches) * get_world_size()
+        self.steps = train_split.num_batches(recipe.batch_size, self.smallest) * self.mini_batches
         if min(recipe.batch_size, len(train_split)) < self.smallest:
             raise UserError(
                 f"--batch_size {recipe.batch_size} of {len(train_split)} training images: both must be at least "
-                f"{self.smallest}, for {self.parts} mini-batches in each of {get_world_size()} processes"
+                f"{self.smallest}, for {self.mini_batches} mini-batches in each of {get_world_size()} processes"
             )
         classifier.to(device, memory_format=torch.channels_last)
         classifier.forward = autocast(device, recipe.precision)(classifier.forward)
@@ -133,8 +133,8 @@ class Trainer:
         meter, rates = LossMeter(epoch), {"lr": learning_rate, "lambda": f"{pace:.3f}"}
         batches = self.train_split.batches(recipe.batch_size, order, self.smallest, weights, self.targets)
         for images, labels, *targets in batches:
-            for part in range(self.parts):
-                mine = slice(part, None, self.parts)
+            for which in range(self.mini_batches):
+                mine = slice(which, None, self.mini_batches)
                 parts = self.step(images[mine], labels[mine], epoch, *(rows[mine] for rows in targets))
                 meter.add(parts, len(labels[mine]))
                 if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
