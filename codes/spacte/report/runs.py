@@ -27,7 +27,10 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
     logs = list({log.resolve(): log for path in paths for log in _logs_in(path)}.values())
     runs = []
     for path in logs:
-        run = Run(re.sub(r"-certify-skip-\d+", "", parts_of(path)[-1]), path, read_log(path), **description(path))
+        name, known = re.sub(r"-certify-skip-\d+", "", parts_of(path)[-1]), description(path)
+        if known["config"] is not None:  # which says what the certificate is; the row may be of another
+            name = name.removesuffix("-all-votes")
+        run = Run(name, path, read_log(path), **known)
         if certificate is not None:
             run = with_certificate(run, certificate)
         runs += [*(heads_alone(run) if heads else ()), run]
