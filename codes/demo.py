@@ -85,7 +85,8 @@ def _conclude(one: str, five: str) -> None:
         verdict = f"differ: that of five heads is {'larger' if papers['difference'] > 0 else 'smaller'}"
     print(
         f"\nShown here: on the same {len(runs[0].log)} images the ACRs of five heads and of one, {papers['a']:.3f} and "
-        f"{papers['b']:.3f}, {verdict} (95 % interval of the difference, for other images, {papers['low']:.3f} to {papers['high']:.3f}); "
+        f"{papers['b']:.3f}, {verdict} (95 % interval of the difference, for other images, "
+        f"{papers['low']:.3f} to {papers['high']:.3f}); "
         f"the certificate from all votes raises them to {ours['a']:.3f} and {ours['b']:.3f} without another draw.\n"
         "Not shown: whether heads help on real images, since digits are small and easy, and this is one seed: "
         "EXPERIMENTS.md has more seeds, the five networks that five heads stand for, and CIFAR-10.\n"

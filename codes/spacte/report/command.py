@@ -93,7 +93,8 @@ def _check(args: Namespace) -> None:
     if not args.logs:
         for name in ("baseline", "curves", "histogram", "ecdf", "html", "envelope", "heads", "over_seeds"):
             if getattr(args, name):
-                raise UserError(f"--{name} needs logs, or folders of logs" + ", also beside --compare" * bool(args.compare))
+                beside = ", also beside --compare" if args.compare else ""
+                raise UserError(f"--{name} needs logs, or folders of logs{beside}")
     pictures = [path for path in (args.curves, args.histogram, args.ecdf, args.training and args.training[1]) if path]
     for path in pictures:
         check_ending(path, plots.ENDINGS)

@@ -78,7 +78,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--noise_sd", type=cli.positive_float, help="sigma, in units of [0, 1]")
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors an image; m steps share a batch's images")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
-    add("--eps", type=cli.probability, help="the best head weighs 1 - eps in the loss, the others share eps; 0.8: all of 5 alike")
+    add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 0.8: all of 5 alike")
     add("--no_teaching", action="store_true", help="every sample weighs 1: the heads do not teach each other")
     add("--no_cosine", action="store_true", help="without the cosine constraint between the heads")
     add("--train_images", type=cli.positive_int, help="train on the first images of each class, this many in all")
