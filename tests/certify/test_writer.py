@@ -67,6 +67,14 @@ def test_a_run_goes_on_under_the_configuration_that_an_older_program_wrote(certi
     assert len(json.loads(beside(log, ".json").read_text())["about"]["commit"]) == 40
 
 
+def test_images_beyond_a_smaller_max_stay_and_are_named(certify, script, digits_models):
+    log = certify("a", "--max", 100)
+    before = log.read_bytes()
+    code, _, err = certify_again(script, digits_models[0], log, "--max", 31)
+    assert code == 0 and err.count("\n") == 1 and "holds images beyond --max (2): they stay in its summary" in err
+    assert log.read_bytes() == before
+
+
 def test_logits_that_are_not_finite_vote_for_nobody(script, certify, digits_models, tmp_path):
     """Weights that overflow: certify, predict and attack stop with a line that names the image."""
     contents = torch.load(digits_models[0], weights_only=True)

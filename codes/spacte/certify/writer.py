@@ -5,6 +5,7 @@ A kill at any moment loses at most the images under way.
 
 import re
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -50,6 +51,10 @@ class RunWriter:
             todo = self._files.plan_for(self.indices)
             if todo:  # a run that has nothing left to count stays about what it was about
                 self.files.write_json(self.plan.config, self.about, rows=len(self._files.done))
+            beyond = {one.idx for one in self._files.done}.difference(self.indices)
+            if beyond:
+                text = f"'{self.files.log}' holds images beyond --max ({len(beyond)}): they stay in its summary"
+                warnings.warn(text, stacklevel=2)
             self._progress = _Progress(len(self.indices), self._files.done, self.plan)
         except BaseException:
             self._files.unlock()
