@@ -1,4 +1,4 @@
-"""Reading logs: tables, comparisons, pictures, the page, and what is refused."""
+"""Reading logs: the table, the best of its columns, and what is refused."""
 
 import io
 import json
@@ -232,36 +232,6 @@ def test_a_log_of_another_kind_is_named(script, tmp_path, content, kind):
     (tmp_path / "x.log").write_text(content)
     code, out, err = script("report.py", "x.log")
     assert code == 2 and not out and err == f"report.py: error: 'x.log' is {kind} log: give a certification log\n"
-
-
-# --- what sequential certification saves ---
-
-
-def test_savings_tell_the_largest_change_of_a_single_run(script):
-    """Of 25 images, a run's certified accuracy changes by a multiple of 4 points, and no less than the mean does."""
-    code, out, err = script("sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
-    assert code == 0, err
-    header, _, *rows = [line.strip("|").split("|") for line in out.splitlines() if line.startswith("|")]
-    table = pd.DataFrame(rows, columns=[cell.strip() for cell in header])
-    for name in ("table", "1.5 sigma"):
-        mean, single = (table[f"{name}: {kind} off"].astype(float) for kind in ("mean", "single"))
-        assert (single >= mean).all() and (single % 4 == 0).all()
-
-
-def test_savings_take_the_draws_from_the_configuration(script, tmp_path):
-    """The same radii, of N 200: so few draws leave little to save."""
-
-    def saved():
-        return float(re.search(r"table: mean draws N/([\d.]+),", script("sequential_savings.py", log)[1])[1])
-
-    log, config = tmp_path / "noise-0.25" / "x.log", {"N": 200, "alpha": 0.001, "certificate": "cohen"}
-    random_log(log, 10, 0)
-    assert saved() > 5
-    log.with_suffix(".json").write_text(json.dumps({"config": config, "about": {}}))
-    assert saved() < 2
-    log.with_suffix(".json").write_text(json.dumps({"config": config | {"certificate": "all-votes"}, "about": {}}))
-    code, _, err = script("sequential_savings.py", log)
-    assert code == 2 and "logs of a fixed N with the paper's certificate" in err
 
 
 # --- what is refused ---
