@@ -8,6 +8,7 @@ from spacte.device import select_device, select_precision
 from spacte.logs.certlog import read_log
 from spacte.model import build_classifier
 from spacte.model.frozen import freeze
+from spacte.train.graph import GraphedStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 CUDA = (*TINY, "--device", "cuda")
@@ -28,14 +29,61 @@ def test_training_and_certification_run_on_a_gpu(script, tmp_path, own_flags, de
     assert len(read_log(log)) == 6
 
 
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_captured_steps_are_the_eager_ones_to_the_last_bit(script, tmp_path, own_flags, defence):
+    flags = (*CUDA, *own_flags(defence), "--num_heads", 3, "--epochs", 2, "--precision", "bf16")
+    found = []
+    for extra in ((), ("--no_cuda_graph",)):
+        code, _, err = script(f"{defence}/train.py", *flags, "--save_dir", f"save{len(found)}", *extra)
+        assert code == 0 and "CUDA graph" not in err, err
+        (path,) = (tmp_path / f"save{len(found)}").rglob("epoch2.pth")
+        found.append(torch.load(path, weights_only=False, map_location="cpu"))
+    captured, eager = found
+    assert captured["log"].split("images/s")[0] == eager["log"].split("images/s")[0]
+    for name, value in eager["state_dict"].items():
+        assert torch.equal(captured["state_dict"][name], value), name
+    for ours, theirs in zip(captured["rng"], eager["rng"], strict=True):
+        assert torch.equal(ours["cuda"], theirs["cuda"])
+
+
+class Waiting(torch.nn.Module):
+    """A classifier whose forward pass waits for the GPU."""
+
+    def forward(self, images):
+        return images + float(images.sum())
+
+
+@pytest.mark.parametrize("body", [Waiting(), None])
+def test_a_step_that_cannot_be_captured_stays_eager(capsys, body):
+    device = select_device("cuda")
+
+    def step(images, labels, epoch):
+        noise = torch.randn_like(images)
+        if body is not None:
+            body(images)
+        elif torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("made to fail\nsecond line")
+        return {"loss": (images + noise).mean()}
+
+    torch.cuda.manual_seed(3)
+    graphed, images = GraphedStep(step, 4, device), torch.rand(4, 3, device=device)
+    with graphed.in_stream():
+        found = [float(graphed(images, images[:, 0], 1)["loss"]) for _ in range(6)]
+    torch.cuda.manual_seed(3)
+    expected = [float(step(images, None, 1)["loss"]) for _ in range(6)]
+    assert graphed.stopped and found == expected
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no step becomes a CUDA graph" in line and ("made to fail" in line or "waits for the GPU in line" in line)
+
+
 def test_a_run_on_a_gpu_is_resumed(script, tmp_path):
     assert script("0Gaussian/train.py", *CUDA, "--num_heads", 2, "--epochs", 1)[0] == 0
     code, out, err = script("0Gaussian/train.py", *CUDA, "--num_heads", 2, "--epochs", 1, "--resume")
     assert code == 0 and "nothing is left to do" in out, err
 
 
-# what a logit may be off, against IEEE float32 on the CPU: TF32 has 10 bits behind the point, bfloat16 has 7
-APART = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
+# how far logits may lie from IEEE float32's on the CPU, relative to their norm
+APART = {"fp32": 3e-6, "tf32": 4e-3, "bf16": 4e-2}
 
 
 @torch.inference_mode()
@@ -44,8 +92,13 @@ APART = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
 def test_fast_logits_on_a_gpu_are_the_plain_ones(precision, compiled):
     classifier, device = build_classifier("R20", "CIFAR10", 3).eval(), select_device("cuda")
     select_precision(precision, device)
+    for module in classifier.modules():  # statistics that folding must not ignore
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.bias, -0.2, 0.2)
     images = torch.rand(70, 3, 32, 32)
     frozen = freeze(classifier, device, precision, batch_size=32, compiled=compiled)
     expected = classifier(images)
     for _ in range(2):  # the second time a CUDA graph is replayed
-        torch.testing.assert_close(frozen(images.to(device)).cpu(), expected, rtol=APART[precision], atol=APART[precision])
+        logits = frozen(images.to(device)).cpu()
+        assert float((logits - expected).norm() / expected.norm()) < APART[precision]

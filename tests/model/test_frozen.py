@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY
 
 from spacte.model import build_classifier
@@ -15,6 +16,7 @@ from spacte.model import frozen as frozen_module
 from spacte.model.checkpoint import load_classifier
 from spacte.model.ensemble import NetworkEnsemble
 from spacte.model.frozen import freeze
+from spacte.model.fused import fuse
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
 
 CPU = torch.device("cpu")
@@ -50,6 +52,46 @@ def test_fast_logits_are_the_plain_ones(arch, dataset, shape):
     expected, logits = plain(images), freeze(plain, CPU, batch_size=4)(images)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * max(1, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("widen", [False, True])
+@pytest.mark.parametrize(
+    ("arch", "dataset", "shape"),
+    [
+        ("R20", "CIFAR10", (3, 32, 32)),
+        ("R20", "CIFAR10", (3, 30, 22)),  # of these rows no four pixels, or no two, are one
+        ("R8", "digits", (1, 8, 8)),
+        ("R18", "ImageNet", (3, 64, 64)),
+        ("R50", "ImageNet", (3, 64, 64)),
+    ],
+)
+def test_a_gpus_fused_convolutions_are_the_plain_ones(monkeypatch, arch, dataset, shape, widen):
+    """With cuDNN's two operators as their definition says."""
+
+    def convolution_relu(x, weight, bias, *geometry):
+        assert x.is_contiguous(memory_format=torch.channels_last), "cuDNN would copy"
+        widths.add(weight.shape[0])
+        return F.conv2d(x, weight, bias, *geometry).relu().to(memory_format=torch.channels_last)
+
+    def convolution_add_relu(x, weight, z, alpha, bias, *geometry):
+        assert x.shape[-1] == z.shape[-1] and z.is_contiguous(memory_format=torch.channels_last)
+        widths.add(weight.shape[0])
+        return (F.conv2d(x, weight, bias, *geometry) + alpha * z).relu().to(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", convolution_relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", convolution_add_relu)
+    widths, frozen = set(), freeze(warmed_up(arch, dataset, shape), CPU, batch_size=4)
+    images = torch.rand(9, *shape, requires_grad=True)
+    before = frozen(images)
+    (wanted,) = torch.autograd.grad(before.sum(), images)
+    fuse(frozen.network, widen)
+    (gradient,) = torch.autograd.grad(frozen(images).sum(), images)
+    assert torch.equal(gradient, wanted) and not widths, "an attack's gradients are those of the plain convolutions"
+    with torch.inference_mode():
+        logits = frozen(images)
+    expected = before.detach()
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * max(1, float(expected.abs().max())))
+    assert (16 in widths) == (arch in ("R8", "R20") and not (widen and shape[-1] % 4 == 0))
 
 
 @torch.inference_mode()

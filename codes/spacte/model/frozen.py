@@ -1,5 +1,7 @@
 """Classifiers in fixed passes; a network of ours made fast: BatchNorm folded, channels_last, the user's precision.
 
+On a GPU a pass is a CUDA graph of fused convolutions (spacte.model.fused).
+
 A batch goes through the network in passes of one and the same shape, the last one padded: an image's logits then do
 not depend on how many images share its batch, nothing is compiled twice, and the network's memory is bounded.
 """
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spacte.model.ensemble import disagree
+from spacte.model.fused import fuse
 
 # of a pass on the CPU: which is the fastest depends on its cache and the network, by up to 1.5 times
 _CPU_PIXELS = 2**18  # R50 at 224x224 then needs 2 GB
@@ -37,8 +40,8 @@ def freeze(
 
     images [N, C, H, W] -> logits [L, N, K], float32. `precision` "bf16" computes in bfloat16 between the normalisation
     and the linear layers (fp32 and tf32 are settings of the device: spacte.device). A pass has at most `batch_size`
-    images, halved while they do not fit into a GPU's memory.
-    `compiled`: through torch.compile, with constants folded and, on a GPU, as a CUDA graph.
+    images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused convolutions.
+    `compiled`: through torch.compile, with constants folded.
     """
     normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)
     for module in list(network.modules()):
@@ -47,11 +50,15 @@ def freeze(
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.float()  # 8 bits of a logit would make ties
+    if device.type == "cuda" and not compiled:
+        fuse(network, widen=precision != "fp32")
     return Frozen(normalise.to(device), network, device, batch_size, compiled)
 
 
 class FixedPasses(nn.Module):
     """A classifier run in passes of one shape: images [N, C, H, W] -> logits [L, N, K]; subclasses define `logits`."""
+
+    graphed = False  # whether a pass on a GPU is a CUDA graph: its Python then runs once
 
     def __init__(self, device: torch.device, batch_size: int, compiled: bool):
         super().__init__()
@@ -89,8 +96,8 @@ class FixedPasses(nn.Module):
                 if self.most == 1 or not memory_is_short(error):
                     raise
             if self.compiled:
-                torch.compiler.reset()  # the graphs hold memory of their own
-                self.forget_functions()
+                torch.compiler.reset()
+            self.forget_functions()  # the graphs hold memory of their own
             torch.cuda.empty_cache()
             self.most, halved = (self.most + 1) // 2, True
         if halved:
@@ -119,13 +126,19 @@ class FixedPasses(nn.Module):
         key = (stage.__name__, *settings)
         if key not in self._functions:
             function = functools.partial(_call, stage, settings)
-            self._functions[key] = _compiled(function, self.device) if self.compiled else function
+            if self.compiled:
+                function = _compiled(function, self.device)
+            elif self.graphed and self.device.type == "cuda":
+                function = _Graph(function)
+            self._functions[key] = function
         logits, *others = self._functions[key](padded)
         return logits[:, : len(inputs)], *(one[: len(inputs)] for one in others)
 
 
 class Frozen(FixedPasses):
     """The network that `freeze` returns."""
+
+    graphed = True
 
     def __init__(self, normalise: nn.Module, network: nn.Module, device: torch.device, batch_size: int, compiled: bool):
         super().__init__(device, batch_size, compiled)
@@ -234,6 +247,31 @@ def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...
 def memory_is_short(error: BaseException) -> bool:
     """Whether a GPU's memory did not suffice; cuDNN then says that it finds no algorithm."""
     return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
+
+
+class _Graph:
+    """A stage without gradients as a CUDA graph, captured when it is called first, for inputs of one shape."""
+
+    def __init__(self, stage: Callable[[Tensor], tuple]):
+        self.stage, self.graph = stage, None
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the stage returns, in memory of its own: the next replay writes to the same place."""
+        with torch.inference_mode():
+            if self.graph is None:
+                self._capture(inputs)
+            else:
+                self.inputs.copy_(inputs)
+            self.graph.replay()
+        return tuple(one.clone() for one in self.outputs)
+
+    def _capture(self, inputs: Tensor) -> None:
+        self.stage(inputs)  # loads the libraries' kernels, and shows whether the memory suffices
+        self.inputs, graph = inputs.clone(), torch.cuda.CUDAGraph()
+        # other threads may go on, such as torchrun's that watches over NCCL
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.outputs = self.stage(self.inputs)
+        self.graph = graph
 
 
 def _compiled(stage: Callable[[Tensor], tuple], device: torch.device) -> Callable[[Tensor], tuple]:

@@ -1,9 +1,13 @@
 """One trunk, many heads: what the CIFAR and the ImageNet networks share."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import conv1x1
+
+from spacte.model.side_by_side import side_by_side
 
 
 def make_stage(block: type[nn.Module], in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
@@ -38,9 +42,7 @@ class MultiHeadResNet(nn.Module):
 
     def head_logits(self, features: Tensor, heads: slice = slice(None)) -> Tensor:
         """Logits of some heads, of all by default, from the trunk's features: [N, C', H', W'] -> [L, N, K]."""
-        chosen = self.heads[heads]
-        pooled = [_global_average(stage(features)) for stage, _ in chosen]
-        return torch.stack([linear(x.to(linear.weight.dtype)) for (_, linear), x in zip(chosen, pooled, strict=True)])
+        return torch.stack(side_by_side([functools.partial(_logits, *head) for head in self.heads[heads]], features))
 
     def cosine_loss(self) -> Tensor:
         """L_cos = sum over head pairs h < g of cos^2(theta_h, theta_g), a scalar; 0 for one head.
@@ -63,5 +65,7 @@ def _flat(parameter: Tensor) -> Tensor:
     return (parameter.permute(0, 2, 3, 1) if parameter.dim() == 4 else parameter).flatten()
 
 
-def _global_average(features: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(features, 1).flatten(1)  # [N, C]
+def _logits(stage: nn.Module, linear: nn.Linear, features: Tensor) -> Tensor:
+    """A head's logits: [N, C', H', W'] -> [N, K]."""
+    pooled = F.adaptive_avg_pool2d(stage(features), 1).flatten(1)  # [N, C]
+    return linear(pooled.to(linear.weight.dtype))

@@ -66,6 +66,7 @@ class Place:
     test_freq: int = 1
     device: str = "auto"
     workers: int = 4
+    no_cuda_graph: bool = False
     resume: bool = False
 
 
@@ -90,7 +91,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--wd", type=cli.non_negative_float, help="weight decay")
     add("--seed", type=cli.seed, help="of the weights, the order and the noise")
     add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
-    add("--compile", action="store_true", help="through torch.compile; no faster on the CPUs we tried")
+    add("--compile", action="store_true", help="through torch.compile: faster on a GPU, no faster on the CPUs we tried")
     parser.set_defaults(**cli.defaults_of(Recipe) | {"lbdlast": lbdlast, "precision": "auto"})
 
 
@@ -105,5 +106,7 @@ def add_place_flags(parser: cli.Parser) -> None:
     add("--test_freq", type=cli.positive_int, help="epochs between looks at the noisy test images")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     add("--workers", type=cli.non_negative_int, help="processes that read ImageNet's files")
+    graph = "launch a step's kernels one by one on a GPU; else a step is one CUDA graph, with the same values"
+    add("--no_cuda_graph", action="store_true", help=graph)
     add("--resume", action="store_true", help="go on after the newest whole checkpoint of this run, if there is one")
     parser.set_defaults(**cli.defaults_of(Place))

@@ -65,7 +65,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
 
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.arch, train_split.spec, recipe.num_heads)
-    trainer = Trainer(recipe, objective, classifier, device, train_split, test_split)
+    trainer = Trainer(recipe, objective, classifier, device, train_split, test_split, not place.no_cuda_graph)
     if resumed:
         trainer.restore(resumed)
     if trainer.epoch == recipe.epochs:

@@ -1,0 +1,119 @@
+"""Residual blocks as a GPU runs them fastest: bias, residual and ReLU within the convolution, few channels widened.
+
+A block of folded convolutions is bound by memory on a GPU, not by arithmetic. cuDNN's fused convolutions write each
+result once. And its kernels are made for 64 channels: with 16 or 32 they compute, and throw away, the rest. Two or four
+neighbouring pixels of a row, which lie side by side in memory, are therefore taken as the channels of one pixel:
+[N, H, W, C] is [N, H, W/2, 2C] without a copy. The convolution's weights are laid out to match, with zeros where two
+pixels do not meet, so the function stays what it was but for the order in which its sums round.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from spacte.model.heads import MultiHeadResNet
+
+_CHANNELS = 64  # what a convolution is widened to
+
+
+def fuse(network: MultiHeadResNet, widen: bool) -> None:
+    """Let the stem and the blocks of a network on a GPU, its BatchNorm folded, run as the module says.
+
+    Where gradients are enabled they run as before. `widen` only where matrix units compute: without them the products
+    with zeros cost what they save.
+    """
+    network.conv1 = _FusedConvolution(network.conv1, widen)  # the ReLU that follows it changes nothing any more
+    for parent in list(network.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, BasicBlock | Bottleneck):
+                setattr(parent, name, _FusedBlock(module, widen))
+
+
+class _FusedBlock(nn.Module):
+    """A BasicBlock or Bottleneck without BatchNorm."""
+
+    def __init__(self, block: nn.Module, widen: bool):
+        super().__init__()
+        self.block = block
+        convolutions = [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
+        self.convolutions = nn.ModuleList(_FusedConvolution(one, widen) for one in convolutions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W'], channels_last."""
+        if torch.is_grad_enabled():
+            return self.block(x)
+        y, shortcut = x, self.block.downsample
+        *others, last = self.convolutions
+        for convolution in others:
+            y = convolution(y)
+        return last(y, x if shortcut is None else shortcut(x))
+
+
+class _FusedConvolution(nn.Module):
+    """relu(convolution(x) + bias + residual); the convolution alone where gradients are enabled."""
+
+    def __init__(self, convolution: nn.Conv2d, widen: bool):
+        super().__init__()
+        self.convolution = convolution
+        self.pixels = _pixels(convolution) if widen else 1
+        if self.pixels > 1:
+            weight = widened(convolution.weight.detach(), self.pixels)
+            self.register_buffer("weight", weight.to(memory_format=torch.channels_last), persistent=False)
+            self.register_buffer("bias", convolution.bias.detach().repeat(self.pixels), persistent=False)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[N, C, H, W] and maybe a residual of the result's shape -> [N, C', H', W']."""
+        one, pixels = self.convolution, self.pixels
+        if torch.is_grad_enabled():
+            return one(x)
+        if pixels == 1 or x.shape[-1] % pixels:
+            return _fused(x, one.weight, one.bias, residual, one)
+        residual = None if residual is None else joined(residual, pixels)
+        return separated(_fused(joined(x, pixels), self.weight, self.bias, residual, one), pixels)
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, like: nn.Conv2d) -> Tensor:
+    geometry = (like.stride, like.padding, like.dilation, like.groups)
+    if residual is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+
+
+def _pixels(convolution: nn.Conv2d) -> int:
+    """How many pixels of a row become one: a power of 2, and 1 where the convolution is no 3x3 one of stride 1."""
+    plain = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+    if plain != ((3, 3), (1, 1), (1, 1), (1, 1)) or convolution.groups > 1:
+        return 1
+    return max(1, 2 ** (_CHANNELS // convolution.out_channels).bit_length() // 2)
+
+
+def joined(x: Tensor, pixels: int) -> Tensor:
+    """Each `pixels` neighbours of a row as one pixel: [N, C, H, W] -> [N, pixels * C, H, W / pixels], channels_last.
+
+    A view of a channels_last tensor. Channel i * C + c is channel c of the i-th of them.
+    """
+    n, c, height, width = x.shape
+    rows = x.to(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # [N, H, W, C]
+    return rows.reshape(n, height, width // pixels, pixels * c).permute(0, 3, 1, 2)
+
+
+def separated(x: Tensor, pixels: int) -> Tensor:
+    """The inverse of `joined`: [N, pixels * C, H, W] -> [N, C, H, pixels * W]."""
+    n, c, height, width = x.shape
+    rows = x.to(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    return rows.reshape(n, height, width * pixels, c // pixels).permute(0, 3, 1, 2)
+
+
+def widened(weight: Tensor, pixels: int) -> Tensor:
+    """Weights [O, C, 3, 3] for what `joined` returns: [pixels * O, pixels * C, 3, 3], the same function.
+
+    Pixel j of a joined one sees the neighbours j - 1, j and j + 1: they lie in the joined pixel itself, or at its
+    borders in the one before or after.
+    """
+    out, channels = weight.shape[:2]
+    wide = weight.new_zeros(pixels, out, pixels, channels, 3, 3)
+    for j in range(pixels):
+        for tap in range(3):
+            where, i = divmod(j + tap - 1, pixels)  # -1, 0 or 1: the joined pixel, and which of its pixels
+            wide[j, :, i, :, :, where + 1] = weight[..., tap]
+    return wide.view(pixels * out, pixels * channels, 3, 3)

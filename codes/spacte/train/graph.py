@@ -1,0 +1,104 @@
+"""A training step as a CUDA graph: its thousands of kernels are one launch, and no kernel waits for Python."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+# the first prepares the optimiser's state and the libraries, the second shows whether the step waits for the GPU
+_EAGER_STEPS = 2
+
+
+class GraphedStep:
+    """A trainer's step, (images, labels, epoch, *targets) -> losses by name, replayed as a CUDA graph where it can be.
+
+    The values are those of eager steps, for the draws are the same. Learning rate, lambda and all else that Python
+    computes are constants of a graph, so each epoch captures its own. Eager are the first steps, batches that are not
+    `full`, and every step where one waits for the GPU or cannot be captured, which is said once. The losses lie on the
+    device; the next step overwrites them.
+    """
+
+    def __init__(self, step: Callable[..., dict[str, Tensor]], full: int, device: torch.device):
+        self.step, self.full = step, full
+        self.stream = torch.cuda.Stream(device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.epoch: int | None = None  # the graph's
+        self.eager_left = _EAGER_STEPS
+        self.stopped = False
+        # a head's backward pass is in another stream than its parameters' cosine term; autograd waits where it must
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+
+    def __call__(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
+        """See the class."""
+        if len(images) != self.full:
+            with uncompiled():
+                return self.step(images, labels, epoch, *targets)
+        if self.stopped:
+            return self.step(images, labels, epoch, *targets)
+        if self.eager_left:
+            self.eager_left -= 1
+            step = self.step if self.eager_left else self._watched
+            return step(images, labels, epoch, *targets)
+        batch = (images, labels, *targets)
+        if self.epoch != epoch:
+            self._capture(batch, epoch)
+            if self.graph is None:
+                return self.step(images, labels, epoch, *targets)
+        else:
+            for held, new in zip(self.inputs, batch, strict=True):
+                held.copy_(new)
+        self.graph.replay()
+        return self.losses
+
+    @contextlib.contextmanager
+    def in_stream(self) -> Iterator[None]:
+        """In here everything is computed in the stream that graphs are captured in; steps must be called in here."""
+        around = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(around)
+        with torch.cuda.stream(self.stream):
+            yield
+        around.wait_stream(self.stream)
+
+    def _watched(self, *inputs) -> dict[str, Tensor]:
+        """An eager step, during which torch warns of whatever waits for the GPU: that cannot be captured."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                losses = self.step(*inputs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits = [one for one in caught if "called a synchronizing" in str(one.message)]
+        if waits:
+            self._stop(f"something waits for the GPU in line {waits[0].lineno} of '{waits[0].filename}'")
+        return losses
+
+    def _capture(self, batch: tuple[Tensor, ...], epoch: int) -> None:
+        self.graph = self.losses = None  # gives the last epoch's memory back
+        self.inputs = [one.clone() for one in batch]
+        graph = torch.cuda.CUDAGraph()
+        images, labels, *targets = self.inputs
+        try:
+            # other threads may go on with what they do, such as pinning the memory of the next batches
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.losses = self.step(images, labels, epoch, *targets)
+        except RuntimeError as error:
+            generator = torch.cuda.default_generators[self.stream.device_index]
+            generator.graphsafe_set_state(generator.clone_state())  # the old one would wait for the capture's end
+            self._stop(str(error).splitlines()[0])
+        else:
+            self.graph, self.epoch = graph, epoch
+
+    def _stop(self, why: str) -> None:
+        self.stopped = True
+        tqdm.write(f"no step becomes a CUDA graph, which slows training down: {why}", file=sys.stderr)
+
+
+def uncompiled() -> contextlib.AbstractContextManager:
+    """In here modules that torch.compile was asked for run as they are written: for sizes that come once an epoch."""
+    nothing_compiled = "torch._dynamo" not in sys.modules  # importing it takes a second
+    return contextlib.nullcontext() if nothing_compiled else torch.compiler.set_stance("force_eager")
