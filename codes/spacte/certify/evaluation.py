@@ -91,7 +91,8 @@ class Evaluation:
             run += f"-consensus-{settings.consensus}"
         smooth = Smooth(base.network, split.spec.num_classes, sigma, noise, settings.consensus)
         passes = settings.images_per_pass
-        return cls(smooth, split, computing.device, settings.batch_size, passes, run, config, base.training)
+        batch_size = computing.batch_size(split)
+        return cls(smooth, split, computing.device, batch_size, passes, run, config, base.training)
 
     def fix_passes(self, files: RunFiles, overwrite: bool) -> None:
         """Let passes on the CPU be as large as was asked, or the run's JSON says, or its other shards'; others measure.
@@ -140,6 +141,7 @@ class Evaluation:
             "command": sys.argv,
             "flags": {name: value for one in settings for name, value in dataclasses.asdict(one).items()},
             "device": device,
+            "batch_size": self.batch_size,
             "images_per_pass": pass_size(self.smooth.base_classifier, self.split[0][0]),
             "images": len(self.split),
             **source_state(),
