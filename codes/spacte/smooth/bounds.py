@@ -3,8 +3,7 @@
 import math
 
 import numpy as np
-from scipy import special, stats
-from statsmodels.stats.proportion import proportion_confint
+from scipy import special
 
 _PRIOR = 0.5  # both parameters of the anytime bound's Beta prior: Jeffreys'
 
@@ -17,7 +16,7 @@ def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
     """
     if not 0 <= n_a <= n or n < 1:
         raise ValueError(f"{n_a} successes in {n} draws: 0 <= n_a <= n and n >= 1 are needed")
-    return float(proportion_confint(n_a, n, alpha=2 * alpha, method="beta")[0])
+    return float(special.betaincinv(n_a, n - n_a + 1, alpha)) if n_a else 0.0
 
 
 def upper_confidence_bound(n_b, n: int, alpha: float, sequential: bool = False):
@@ -28,7 +27,7 @@ def upper_confidence_bound(n_b, n: int, alpha: float, sequential: bool = False):
     """
     if sequential:
         return 1 - anytime_lower_bound(n - n_b, n, alpha)
-    bound = proportion_confint(n_b, n, alpha=2 * alpha, method="beta")[1]
+    bound = np.where(n_b < n, special.betainccinv(n_b + 1, n - n_b, alpha), 1.0)
     return bound if np.ndim(n_b) else float(bound)
 
 
@@ -96,4 +95,4 @@ def _log_e_value(n_a, n, p):
 
 def radius_of(p_lower: float, sigma: float) -> float | None:
     """The certified L2 radius sigma * Phi^-1(p_lower), or None (abstain) where p_lower is below 1/2."""
-    return None if p_lower < 0.5 else sigma * float(stats.norm.ppf(p_lower))
+    return None if p_lower < 0.5 else sigma * float(special.ndtri(p_lower))
