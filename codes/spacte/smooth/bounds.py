@@ -1,6 +1,7 @@
 """Bounds on a Bernoulli probability from counts: pure functions."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import special
@@ -63,16 +64,27 @@ def anytime_lower_bound(n_a, n, alpha: float):
     Source: the method of mixtures (Robbins, 1970); Voracek (NeurIPS 2024, arXiv 2406.17830), whose released threshold
     log(1/(2 alpha)) is not valid one-sided; the truncation and its proof are ours.
     """
+    *_, (below, _) = anytime_brackets(n_a, n, alpha)
+    return float(below) if below.ndim == 0 else below
+
+
+def anytime_brackets(n_a, n, alpha: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ever narrower (below, above) with below <= anytime_lower_bound <= above; the last `below` is that bound itself.
+
+    They are the bisection that computes it, every fourth step. Each midpoint lies between the ends before it, in
+    floating point, too, and the last lower end is the bound, so that every pair of ends holds it between them.
+    """
     n_a, n = np.broadcast_arrays(np.asarray(n_a, dtype=float), np.asarray(n, dtype=float))
     if np.any((n_a < 0) | (n_a > n) | (n < 1)):
         raise ValueError("0 <= n_a <= n and n >= 1 are needed")
-    # Bisection; `below` always has E_n >= 1/alpha, so that what is returned is never above the root.
+    # `below` always has E_n >= 1/alpha, so that what is returned is never above the root
     below, above = np.zeros_like(n_a), n_a / n
-    for _ in range(60):
-        middle = (below + above) / 2
-        convincing = convinces(n_a, n, middle, alpha)
-        below, above = np.where(convincing, middle, below), np.where(convincing, above, middle)
-    return float(below) if below.ndim == 0 else below
+    for _ in range(15):
+        for _ in range(4):
+            middle = (below + above) / 2
+            convincing = convinces(n_a, n, middle, alpha)
+            below, above = np.where(convincing, middle, below), np.where(convincing, above, middle)
+        yield below, above
 
 
 def convinces(n_a, n, p, alpha: float):
