@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtri
@@ -61,8 +62,12 @@ class Certificate:
         if self.kind not in CERTIFICATES:
             raise ValueError(f"certificate '{self.kind}': choose from {', '.join(CERTIFICATES)}")
 
+    @lru_cache(maxsize=2**14)  # noqa: B019 (a value, like what it is computed from)
     def radius(self, n_a: float, n_b: float, n: int, classes: int) -> float | None:
-        """The L2 radius that n_a of n votes for a class and n_b for the strongest other one certify; None: none."""
+        """The L2 radius that n_a of n votes for a class and n_b for the strongest other one certify; None: none.
+
+        It is remembered: an image's row, its score and the summary all ask for it.
+        """
         if self.alpha <= 0:
             return None
         bound = anytime_lower_bound if self.sequential else lower_confidence_bound
