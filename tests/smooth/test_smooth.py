@@ -8,6 +8,7 @@ import torch
 from conftest import golden
 from scipy import stats
 
+from spacte.smooth import certificates
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate, prediction
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
@@ -183,3 +184,12 @@ def test_all_votes_rarely_exceed_the_true_distance_of_three_classes_and_reach_fu
 def test_logits_of_other_classes_are_not_counted():
     with pytest.raises(RunError, match="logits of 3 classes, not of 10"):
         Smooth(FixedLogits(), 10, 1.0).count_votes(torch.zeros(1, 2, 2), 25, 10)
+
+
+def test_radii_are_remembered_by_certificate_and_votes(monkeypatch):
+    asked, real = [], certificates.lower_confidence_bound
+    monkeypatch.setattr(certificates, "lower_confidence_bound", lambda *one: asked.append(one) or real(*one))
+    Certificate.radius.cache_clear()
+    votes = [(Certificate(alpha, sigma), n_a) for alpha in (0.001, 0.01) for sigma in (0.5, 1.0) for n_a in (80, 90)]
+    radii = [[rule.radius(n_a, 5, 100, 10) for rule, n_a in votes] for _ in range(2)]
+    assert len(asked) == 8 == len(set(radii[0])) and radii[0] == radii[1]
