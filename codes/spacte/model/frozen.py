@@ -211,6 +211,11 @@ def pass_size(network: nn.Module, image: Tensor) -> int:
     return _in_passes(network)[0].pass_size(image)
 
 
+def most_per_pass(network) -> tuple[int, ...]:
+    """How many images a pass of the network, or of each of an ensemble's, can hold: fewer once memory was short."""
+    return tuple(one.most for one in _in_passes(network)) if isinstance(network, nn.Module) else ()
+
+
 def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
     """How many images [C, H, W] a pass had best hold on this CPU, by a short measurement; None on a GPU.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from spacte.model.ensemble import Consensus
+from spacte.model.frozen import most_per_pass
 from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
 from spacte.smooth.counting import VotesByConsensus, VotesOfAll
 from spacte.smooth.noise import GaussianNoise
@@ -83,9 +84,12 @@ class Smooth:
 
         Batches of at most `batch_size` noisy copies are filled in the samples' order, with whole portions; a new one
         is begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
-        depend on which images share its batches, and the votes are counted on the device.
+        depend on which images share its batches, and the votes are counted on the device. Where the network's passes
+        are halved for want of memory, it rounds differently: images under way are drawn anew, with the same noise, for
+        a certificate is about one function.
         """
         active: list[Sample] = []
+        passes = most_per_pass(self.base_classifier)
 
         def begin() -> Iterator[Sample]:
             """The samples, each active from when it is taken."""
@@ -112,6 +116,11 @@ class Smooth:
             for sample, votes in zip(batch, self._votes.of(_joined(copies), sizes, self.num_classes), strict=True):
                 sample.add(votes)
             self._read([sample for sample in batch if sample.due])
+            passes_before, passes = passes, most_per_pass(self.base_classifier)
+            if passes != passes_before:
+                for sample in active:
+                    sample.begin_anew()
+                continue
             finished = [sample for sample in batch if not sample.wanted]
             if finished:  # they have waited for the device: the time since the last wait is shared by copies
                 seconds, drawn = time.monotonic() - since, sum(sample.unpaid for sample in active)
@@ -162,7 +171,19 @@ class Sample:
 
     def begin(self, batch_size: int) -> None:
         """Want the first portion, of at most `batch_size` copies."""
-        self._batch_size, self._counts, self._drawn = batch_size, [], 0
+        self._batch_size = batch_size
+        self._at_begin = None if self.generator is None else self.generator.get_state()
+        self._begin()
+
+    def begin_anew(self) -> None:
+        """Forget all votes and want the first portion again, with the same noise if the generator is its own."""
+        if self.generator is not None:
+            self.generator.set_state(self._at_begin)
+        self.selection = self.estimation = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._counts, self._drawn = [], 0
         self._selects = self.draws.n0 > 0
         self._want_next()
 
