@@ -1,4 +1,4 @@
-"""The device that networks run on, the arithmetic on it, and its random numbers."""
+"""The device that networks run on, the arithmetic on it, its random numbers, its memory."""
 
 import importlib.util
 import os
@@ -99,3 +99,15 @@ def restore_rng_state(states: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def memory_is_short(error: BaseException) -> bool:
+    """Whether a GPU's memory did not suffice, by whichever part of torch says so.
+
+    torch's allocator has an error of its own, CUDA itself reports one AcceleratorError among others,
+    cuBLAS and cuDNN as a status, and cuDNN may say that it finds no algorithm.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spacte.device import memory_is_short
 from spacte.model.ensemble import disagree
 
 # of a pass on the CPU: which is the fastest depends on its cache and the network, by up to 1.5 times
@@ -229,11 +230,6 @@ def _in_passes(network: nn.Module) -> list[FixedPasses]:
 
 def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...]:
     return stage(inputs, *settings)
-
-
-def memory_is_short(error: BaseException) -> bool:
-    """Whether a GPU's memory did not suffice; cuDNN then says that it finds no algorithm."""
-    return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
 
 
 def _compiled(stage: Callable[[Tensor], tuple], device: torch.device) -> Callable[[Tensor], tuple]:
