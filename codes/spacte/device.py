@@ -6,15 +6,16 @@ import warnings
 
 import torch
 
-from spacte.distributed import get_world_size
+from spacte.distributed import all_gather_object, get_world_size
 from spacte.utils import UserError
 
 
 def select_device(name: str, compiled: bool = False) -> torch.device:
-    """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; torchrun's own GPU for cuda.
+    """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; for cuda, the process's GPU.
 
-    cuDNN chooses deterministic algorithms from here on. Raises UserError for a device that does not exist, and where
-    networks are to be `compiled` for it but there is no compiler.
+    Of several processes each has a GPU of its own: the one that LOCAL_RANK numbers, or the only one that it sees. cuDNN
+    chooses deterministic algorithms from here on. Raises UserError for a device that does not exist or that another
+    process has, and where networks are to be `compiled` for it but there is no compiler.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,17 +29,38 @@ def select_device(name: str, compiled: bool = False) -> torch.device:
         if device.index is not None and get_world_size() > 1:
             raise UserError(f"--device {name} would put every process on one GPU: give --device cuda")
         if device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        count = torch.cuda.device_count()
-        if device.index >= count:
-            wanted = f"{device}, for torchrun's process {device.index}," if "LOCAL_RANK" in os.environ else f"'{name}'"
-            raise UserError(f"there is no device {wanted} here: {count} CUDA devices are visible; use --device cpu")
+            device = torch.device("cuda", _own_index())
+    _check_gpu(device, name)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     if compiled:
         _check_compiler(device)
     return device
+
+
+def _own_index() -> int:
+    """Of the GPUs that are visible, this process's: of several the one that LOCAL_RANK numbers."""
+    # torchrun lets its processes see all GPUs; srun --gpus-per-task=1 lets each see its own, which is number 0 to all
+    return int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.device_count() > 1 else 0
+
+
+def _check_gpu(device: torch.device, name: str) -> None:
+    """UserError where the device is not there, or another process has it, too; every process must ask."""
+    count = torch.cuda.device_count()
+    there = device.type == "cuda" and device.index < count
+    # No variable tells two GPUs, each the only one that its process sees, from one that both see: their UUIDs do.
+    uuids = all_gather_object(str(torch.cuda.get_device_properties(device).uuid) if there else None)
+    if device.type == "cuda" and not there:
+        wanted = f"{device}, for torchrun's process {device.index}," if "LOCAL_RANK" in os.environ else f"'{name}'"
+        raise UserError(f"there is no device {wanted} here: {count} CUDA devices are visible; use --device cpu")
+    shared = [rank for rank, uuid in enumerate(uuids) if uuid is not None and uuids.count(uuid) > 1]
+    if shared:
+        raise UserError(
+            f"processes {shared[0]} and {shared[1]} would share a GPU: start one process for each GPU that is visible, "
+            "or use --device cpu"
+        )
 
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
