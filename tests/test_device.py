@@ -30,6 +30,17 @@ def test_auto_is_the_authors_arithmetic_and_fp32_is_ieee(name, device, settled, 
     assert arithmetic()["cudnn_allow_tf32"] is tf32 and arithmetic()["float32_matmul_precision"] == "highest"
 
 
+@pytest.mark.parametrize("newer", [torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv])
+def test_what_was_set_before_by_newer_names_does_not_hold_beside_a_precision(newer):
+    newer.fp32_precision = "tf32"
+    select_precision("fp32", CPU)
+    assert arithmetic().keys() == {
+        "float32_matmul_precision", "cudnn_allow_tf32", "cudnn_deterministic", "cudnn_benchmark",
+    }  # fmt: skip
+    assert arithmetic()["cudnn_allow_tf32"] is False and arithmetic()["float32_matmul_precision"] == "highest"
+    assert "tf32" not in (torch.backends.cudnn.conv.fp32_precision, torch.backends.mkldnn.conv.fp32_precision)
+
+
 def test_tf32_is_a_gpus():
     with pytest.raises(UserError, match="choose fp32 or bf16 on the CPU"):
         select_precision("tf32", CPU)

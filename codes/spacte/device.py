@@ -70,12 +70,14 @@ def select_precision(name: str, device: torch.device) -> str:
     """fp32, tf32 or bf16; "auto" is torch's default and the authors' arithmetic: tf32 on CUDA, fp32 on the CPU.
 
     fp32 is IEEE float32; tf32 lets a GPU's convolutions round their float32 inputs to TF32; bf16 computes convolutions
-    and products in bfloat16. From here on float32 is computed so: the precision in a log is the one that ran. Raises
-    UserError for tf32 on the CPU, which has none.
+    and products in bfloat16. From here on float32 is computed so, whatever was set before: the precision in a log is
+    the one that ran. Raises UserError for tf32 on the CPU, which has none.
     """
     if name == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 is a GPU's: choose fp32 or bf16 on the CPU")
     precision = name if name != "auto" else "tf32" if device.type == "cuda" else "fp32"
+    for of_others in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv):
+        of_others.fp32_precision = "none"  # torch's newer settings would hold beside these two
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return precision
@@ -95,12 +97,33 @@ def _check_compiler(device: torch.device) -> None:
 
 def arithmetic() -> dict[str, bool | str]:
     """The settings that decide how the network's arithmetic rounds, as they are in force, for the record."""
-    return {
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+    settings = {
+        "float32_matmul_precision": _matmul_precision(),
+        "cudnn_allow_tf32": _cudnn_allow_tf32(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
     }
+    on_cpu = torch.backends.mkldnn.conv.fp32_precision
+    if on_cpu not in ("none", "ieee"):  # otherwise left out: older runs have not recorded it, and go on
+        settings["mkldnn_conv_fp32_precision"] = on_cpu
+    return settings
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's older setting, asked for, is at odds with its newer ones, which hold
+        return (
+            f"{torch.backends.cuda.matmul.fp32_precision} on CUDA, {torch.backends.mkldnn.matmul.fp32_precision} on CPU"
+        )
+
+
+def _cudnn_allow_tf32() -> bool | str:
+    cudnn = torch.backends.cudnn
+    try:
+        return cudnn.allow_tf32
+    except RuntimeError:  # as above
+        return f"{cudnn.conv.fp32_precision} in convolutions, {cudnn.rnn.fp32_precision} in recurrent layers"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -165,7 +165,8 @@ def _check_consensus(settings: ClassifierSettings, members: int) -> None:
 def computing_of(settings: ClassifierSettings) -> Computing:
     """The device and the arithmetic that the settings name. Raises UserError for what is not there."""
     device = select_device(settings.device, settings.compile)
-    return Computing(device, select_precision(settings.precision, device), settings.batch_size, settings.compile)
+    precision = select_precision(settings.precision, device)
+    return Computing(device, precision, settings.batch_size, settings.compile, arithmetic())
 
 
 def _test_split(dataset: str, settings: ClassifierSettings, computing: Computing, spec: DataSpec | None) -> Split:
