@@ -4,6 +4,7 @@ import importlib
 import re
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 
+from spacte import cli
+from spacte.device import memory_is_short
 from spacte.model import build_classifier
 from spacte.model import frozen as frozen_module
 from spacte.model.checkpoint import load_classifier
@@ -181,6 +184,33 @@ def test_passes_are_halved_while_memory_is_short(capsys):
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         frozen(images)
+
+
+WAYS_OF_SAYING_SO = {
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 MiB"): True,
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"): True,
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"): True,
+    RuntimeError("GET was unable to find an engine to execute this computation"): True,
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"): False,
+    torch.AcceleratorError("CUDA error: device-side assert triggered"): False,
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"): False,
+    ValueError("CUDA error: out of memory, says a function of the user's"): False,
+}
+
+
+@pytest.mark.parametrize(("error", "short"), WAYS_OF_SAYING_SO.items(), ids=str)
+def test_short_memory_is_told_from_other_errors_of_a_gpu(monkeypatch, capsys, error, short):
+    """Short memory ends a script with one line; `passes` catches it only if it is a RuntimeError."""
+    assert memory_is_short(error) is short
+    assert not short or isinstance(error, RuntimeError)
+
+    def command():
+        raise error
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back what cli.run replaces
+    with pytest.raises(SystemExit if short else type(error)):
+        cli.run(command)
+    assert ("give a smaller --batch_size" in capsys.readouterr().err) is short
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")

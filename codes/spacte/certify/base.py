@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spacte.certify.contract import check_contract
 from spacte.data.splits import Split
+from spacte.device import arithmetic
 from spacte.distributed import is_main_process
 from spacte.model.checkpoint import Loaded
 from spacte.model.ensemble import NetworkEnsemble
@@ -31,12 +32,15 @@ _GPU_PIXELS = 2**22  # of a batch on a GPU: an H200 certified R110 a quarter fas
 
 @dataclass(frozen=True)
 class Computing:
-    """Where and how networks run; `asked` is the batch size that was asked for."""
+    """Where and how networks run: `asked` is the batch size that was asked for, `arithmetic` the settings that the
+    precision stands for (spacte.device).
+    """
 
     device: torch.device
     precision: str
     asked: int | None
     compiled: bool
+    arithmetic: dict[str, bool | str]
 
     def batch_size(self, split: Split) -> int:
         """How many noisy copies of the split's images a batch has: as many as was asked for, else 1,000 on the CPU.
@@ -149,9 +153,23 @@ def of_callable(
     batch_size = computing.batch_size(split)
     classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
     heads = check_contract(classifier, noised_images(split, noise_sd, 32), split.spec.num_classes)
+    _warn_of_other_arithmetic(computing)
     joint = {"dataset": config["dataset"], "arch": config["arch"], "num_heads": [heads], "noise_sd": noise_sd}
     identity = {"defence": None, "checkpoint_sha256": [], **config, "parameters_sha256": parameters}
     return BaseClassifier(classifier, run, joint | identity, [None])
+
+
+def _warn_of_other_arithmetic(computing: Computing) -> None:
+    """Warn where the user's code, which has run by now, has changed torch's settings that the precision stands for."""
+    now = arithmetic()
+    before = dict.fromkeys(now, "none") | computing.arithmetic
+    changed = [f"{name} {now[name]}, not {before[name]}" for name in now if now[name] != before[name]]
+    if changed and is_main_process():
+        warnings.warn(
+            f"the classifier sets torch's arithmetic ({'; '.join(changed)}): the log's JSON says so under arithmetic, "
+            f"beside its precision {computing.precision}",
+            stacklevel=2,
+        )
 
 
 def noised_images(split: Split, noise_sd: float, count: int) -> Tensor:

@@ -65,7 +65,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--batch_size", type=cli.positive_int, help="noisy images a batch (1000; on a GPU 4096, fewer if large)")
     passes = "of a batch, how many go through the network at once on a CPU (as the run began; a new one measures)"
     add("--images_per_pass", type=cli.positive_int, help=passes)
-    add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed and idx alone")
+    add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed, idx and, on a GPU, its model")
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spacte.device import memory_is_short
 from spacte.model.ensemble import disagree, named_classes, voters
 from spacte.model.fused import fuse
 
@@ -267,11 +268,6 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...]:
     return stage(inputs, *settings)
-
-
-def memory_is_short(error: BaseException) -> bool:
-    """Whether a GPU's memory did not suffice; cuDNN then says that it finds no algorithm."""
-    return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
 
 
 class _Graph:
