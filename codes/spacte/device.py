@@ -150,8 +150,8 @@ def memory_is_short(error: BaseException) -> bool:
     """Whether a GPU's memory did not suffice, by whichever part of torch says so.
 
     torch's allocator has an error of its own, CUDA itself reports one AcceleratorError among others,
-    cuBLAS and cuDNN as a status, and cuDNN may say that it finds no algorithm. While a CUDA graph is captured, the error
-    that this ends with may hide the one that ended it.
+    cuBLAS and cuDNN as a status, and cuDNN may say that it finds no algorithm. The error with which a CUDA graph's
+    capture ends may hide the one that ended it.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True
