@@ -17,7 +17,7 @@ from spacte.device import memory_is_short
 from spacte.model import build_classifier
 from spacte.model import frozen as frozen_module
 from spacte.model.checkpoint import load_classifier
-from spacte.model.ensemble import NetworkEnsemble
+from spacte.model.ensemble import NetworkEnsemble, named_classes, voters
 from spacte.model.frozen import freeze
 from spacte.model.fused import fuse
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
@@ -95,6 +95,18 @@ def test_a_gpus_fused_convolutions_are_the_plain_ones(monkeypatch, arch, dataset
     expected = before.detach()
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * max(1, float(expected.abs().max())))
     assert (16 in widths) == (arch in ("R8", "R20") and not (widen and shape[-1] % 2 == 0))
+
+
+@torch.inference_mode()
+def test_classes_are_those_of_the_logits():
+    """What a GPU's graphs compute in place of the logits, in passes of 4 of 9 images."""
+    frozen, images = freeze(warmed_up("R8", "digits", (1, 8, 8)), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
+    logits = voters(frozen(images))
+    assert frozen.classes(images, 10).tolist() == logits.argmax(-1).tolist()
+    for place, wrong in enumerate((torch.nan, torch.inf, -torch.inf)):
+        logits[1, place, 2] = wrong
+    named = named_classes(logits, 10)
+    assert (named == 10).nonzero().tolist() == [[1, 0], [1, 1], [1, 2]]
 
 
 @torch.inference_mode()
