@@ -3,6 +3,7 @@
     python codes/bench.py                                       # R20 and R110 at 32x32, R8 on digits, 5 heads
     python codes/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096 --json out.json
     python codes/bench.py --task table --model_path save/<...>/epoch150.pth         # its flags: --task table --help
+    python codes/bench.py --task sweep --seconds 100 --device cuda --json out.json  # its flags: --task sweep --help
 
 `plain` is the authors' way: eager float32 with torch's own settings (on a GPU, TF32 convolutions), contiguous tensors,
 BatchNorm unfolded; in certification batches of 128 noisy images, their default, noise on a repeated image, and votes
@@ -28,6 +29,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import bench_sweep
 import bench_table
 from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, speed
 from spacte import cli
@@ -35,6 +37,7 @@ from spacte.device import PRECISIONS, select_device, select_precision
 from spacte.report.table import markdown
 from spacte.utils import UserError, make_folder, replace_file
 
+_OWN_FLAGS = {"table": bench_table.main, "sweep": bench_sweep.main}  # tasks that have flags of their own
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
 
 
@@ -44,9 +47,9 @@ def _flags() -> argparse.Namespace:
     add(
         "--task",
         nargs="+",
-        choices=("certify", "train", "table"),
+        choices=("certify", "train", *_OWN_FLAGS),
         default=["certify", "train"],
-        help="what is measured; table alone",
+        help=f"what is measured; {' and '.join(_OWN_FLAGS)} alone",
     )
     add("--arch", nargs="+", help="architectures, with --dataset (R20 and R110 on CIFAR10, R8 on digits)")
     add("--dataset", default="CIFAR10", help="whose image size and classes are used; no data are read")
@@ -66,12 +69,13 @@ def _main() -> None:
     tasks = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     tasks.add_argument("--task", nargs="*")
     asked, others = tasks.parse_known_args()
-    if asked.task == ["table"]:
-        bench_table.main(others)  # what it needs of a checkpoint and of images has flags of its own
+    if asked.task and len(asked.task) == 1 and asked.task[0] in _OWN_FLAGS:
+        _OWN_FLAGS[asked.task[0]](others)
         return
     args = _flags()
-    if "table" in args.task:
-        raise UserError("--task table has flags of its own: give it alone")
+    for task in args.task:
+        if task in _OWN_FLAGS:
+            raise UserError(f"--task {task} has flags of its own: give it alone")
     device = select_device(args.device, args.compile)
     args.precision = select_precision(args.precision, device)
     if args.json:
