@@ -30,7 +30,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -90,17 +90,20 @@ def main(given: list[str]) -> None:
     print(f"\n{markdown(found.convert_dtypes())}")
 
 
-def rows(device: torch.device, tiny: bool) -> Iterator[Row]:
+def rows(device: torch.device, tiny: bool) -> list[Row]:
     """What is measured, what matters most first."""
-    for row in _all_rows():
-        if device.type != "cuda" and (row.way in ("eager", "compiled") or row.channels):
-            continue  # they differ from `ours` on a GPU alone
-        if not tiny:
-            yield row
-        elif row.arch in _SMALLER:
-            small = _SMALLER[row.arch]
-            yield Row(row.task, row.way, small.arch, small.dataset, min(row.heads, small.heads), row.precision,
-                      max(16, row.batch_size // 64), row.channels)  # fmt: skip
+    found = [_small(row) for row in _all_rows() if row.arch in _SMALLER] if tiny else list(_all_rows())
+    if device.type != "cuda":  # where a CPU computes, `ours` is eager, nothing is widened, and tf32 is fp32
+        found = [row for row in found if row.way not in ("eager", "compiled") and row.channels is None]
+        found = [replace(row, precision="fp32") if row.precision == "tf32" else row for row in found]
+    return list(dict.fromkeys(found))
+
+
+def _small(row: Row) -> Row:
+    small = _SMALLER[row.arch]
+    batch_size = row.batch_size if row.task == "train" else max(16, row.batch_size // 64)
+    heads = min(row.heads, small.heads)
+    return replace(row, arch=small.arch, dataset=small.dataset, heads=heads, batch_size=batch_size)
 
 
 def _all_rows() -> Iterator[Row]:
@@ -180,8 +183,8 @@ class _Sweep:
 
     def _needed(self, row: Row) -> float:
         """The most seconds that a row like it took, or a guess."""
-        like = [one for one in self.rows if (one["task"], one["way"]) == (row.task, row.way)]
-        took = [one["seconds"] for one in like if "speed" in one]
+        like = {name: value for name, value in asdict(row).items() if name in ("task", "way", "arch")}
+        took = [one["seconds"] for one in self.rows if "speed" in one and like.items() <= one.items()]
         return max(took, default=_GUESSED_SECONDS.get(row.way, _GUESS))
 
 
