@@ -190,7 +190,7 @@ def _ours(
         """Choose the size of a pass, and compile it."""
         network = evaluation.smooth.base_classifier
         fix_passes(network, fastest_pass(network, image))
-        evaluation.smooth.count_votes(image, args.batch_size, args.batch_size)
+        evaluation.smooth.count_votes(image, evaluation.batch_size, evaluation.batch_size)
 
     _, first = _timed(begin)
     with tempfile.TemporaryDirectory() as folder:

@@ -42,6 +42,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spacte import cli
+from spacte.jobs.gpus import visible_gpus
 from spacte.jobs.job import Job, is_finished, state
 from spacte.jobs.queue import Queue, Running
 from spacte.jobs.queue_file import read_queue
@@ -53,8 +54,9 @@ CODES = Path(__file__).resolve().parent
 def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
     """As the only queue in the work folder; exit code 1 where jobs have failed."""
     taken = f"another queue, or a command that one started, is still at work in '{work}'"
+    gpus = visible_gpus() if args.processes > 1 else []
     with lock(work / "lock", taken) as held:
-        _run(jobs, args.processes, lambda job: Running(job, args.threads, nice=19, locks=[held]))
+        _run(jobs, args.processes, lambda job, slot: Running(job, args.threads, 19, [held], slot, gpus))
 
 
 def _work_off_one(job: Job, work: Path, args: Namespace) -> None:
@@ -66,10 +68,10 @@ def _work_off_one(job: Job, work: Path, args: Namespace) -> None:
         lock(work / "lock", f"a queue is at work in '{work}'", shared=True) as shared,
         lock(make_folder(job.folder) / "lock", f"another process is at work on {job.name}") as own,
     ):
-        _run([job], 1, lambda job: Running(job, args.threads, nice=0, locks=[shared, own]))
+        _run([job], 1, lambda job, slot: Running(job, args.threads, nice=0, locks=[shared, own]))
 
 
-def _run(jobs: list[Job], processes: int, start: Callable[[Job], Running]) -> None:
+def _run(jobs: list[Job], processes: int, start: Callable[[Job, int], Running]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         queue = Queue(jobs, processes, start)
@@ -118,7 +120,8 @@ def _parse() -> Namespace:
     add = parser.add_argument
     add("queue", type=Path, metavar="QUEUE.toml", help="the file of runs")
     add("--work", type=Path, required=True, metavar="DIR", help="checkpoints and logs go there; not in the checkout")
-    add("--processes", type=cli.positive_int, default=1, help="jobs at a time")
+    dealt = "jobs at a time; of several visible GPUs each sees one, in turns, unless its --device is cuda:<index>"
+    add("--processes", type=cli.positive_int, default=1, help=dealt)
     add("--threads", type=cli.positive_int, default=1, help="CPU threads a job")
     order = (
         "seeds: each run's first seed, then each run's second, ..., so that a whole table is there early; runs: by run"

@@ -1,9 +1,13 @@
-"""The arithmetic that a precision's name stands for; no GPU is needed to set it."""
+"""Which GPU a process takes, and the arithmetic that a precision's name stands for; no GPU is needed for either."""
+
+import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from children import Children
 
-from spacte.device import arithmetic, select_precision
+from spacte.device import arithmetic, select_device, select_precision
 from spacte.utils import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -26,6 +30,75 @@ def test_auto_is_the_authors_arithmetic_and_fp32_is_ieee(name, device, settled, 
     assert arithmetic()["cudnn_allow_tf32"] is tf32 and arithmetic()["float32_matmul_precision"] == "highest"
 
 
+@pytest.mark.parametrize("newer", [torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv])
+def test_what_was_set_before_by_newer_names_does_not_hold_beside_a_precision(newer):
+    newer.fp32_precision = "tf32"
+    select_precision("fp32", CPU)
+    assert arithmetic().keys() == {
+        "float32_matmul_precision", "cudnn_allow_tf32", "cudnn_deterministic", "cudnn_benchmark",
+    }  # fmt: skip
+    assert arithmetic()["cudnn_allow_tf32"] is False and arithmetic()["float32_matmul_precision"] == "highest"
+    assert "tf32" not in (torch.backends.cudnn.conv.fp32_precision, torch.backends.mkldnn.conv.fp32_precision)
+
+
 def test_tf32_is_a_gpus():
     with pytest.raises(UserError, match="choose fp32 or bf16 on the CPU"):
         select_precision("tf32", CPU)
+
+
+# --- which GPU ---
+
+PROCESS = """
+import json, os, sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from spacte.device import select_device
+from spacte.distributed import init_distributed
+from spacte.utils import UserError
+
+rank, visible = int(os.environ["RANK"]), json.loads(sys.argv[1])
+init_distributed()
+torch.cuda.is_available = lambda: bool(visible[rank])
+torch.cuda.device_count = lambda: len(visible[rank])
+torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid=visible[rank][device.index])
+torch.cuda.set_device = lambda device: None
+try:
+    found = str(select_device("auto"))
+except UserError as error:
+    found = str(error)
+Path(f"{rank}.txt").write_text(found)
+"""
+
+
+@pytest.mark.parametrize(("visible", "found"), [
+    ([["a"], ["b"]], ["cuda:0", "cuda:0"]),  # srun --gpus-per-task=1
+    ([["a", "b"], ["a", "b"]], ["cuda:0", "cuda:1"]),  # torchrun
+    ([["a"], []], ["cuda:0", "cpu"]),
+    ([["a"], ["a"]], ["processes 0 and 1 would share a GPU"] * 2),
+])  # fmt: skip
+def test_each_process_has_a_gpu_of_its_own(tmp_path, visible, found):
+    """Processes whose GPUs are made up, by their UUIDs; what they agree on goes through gloo."""
+    (tmp_path / "process.py").write_text(PROCESS)
+    with Children(tmp_path, tmp_path / "process.py", json.dumps(visible), world=2) as children:
+        assert children.exit_codes() == [0, 0]
+    for rank, expected in enumerate(found):
+        assert (tmp_path / f"{rank}.txt").read_text().startswith(expected)
+
+
+@pytest.mark.parametrize(("local_rank", "count", "found"), [
+    ("3", 1, "cuda:0"), ("3", 4, "cuda:3"), (None, 4, "cuda:0"),
+    ("4", 4, "there is no device cuda:4, for torchrun's process 4, here: 4 CUDA devices are visible"),
+])  # fmt: skip
+def test_the_only_gpu_that_is_visible_is_the_process_own(monkeypatch, local_rank, count, found):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="x"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    if local_rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    try:
+        assert str(select_device("cuda")) == found
+    except UserError as error:
+        assert str(error).startswith(found)

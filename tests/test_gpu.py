@@ -1,5 +1,6 @@
 """The same runs on a CUDA device, where there is one."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import DEFENCES, TINY
@@ -46,40 +47,56 @@ def test_captured_steps_are_the_eager_ones_to_the_last_bit(script, tmp_path, own
         assert torch.equal(ours["cuda"], theirs["cuda"])
 
 
-class Waiting(torch.nn.Module):
-    """A classifier whose forward pass waits for the GPU."""
-
-    def forward(self, images):
-        return images + float(images.sum())
+def waits(images, counter):
+    return images + float(images.sum())
 
 
-@pytest.mark.parametrize("body", [Waiting(), None])
-def test_a_step_that_cannot_be_captured_stays_eager(capsys, body):
-    device = select_device("cuda")
+def draws_on_the_cpu(images, counter):
+    return images * torch.rand(())
+
+
+def draws_with_numpy(images, counter):
+    return images * float(np.random.beta(1, 1))
+
+
+def counts(images, counter):
+    counter["steps"] += 1
+    return images * counter["steps"]
+
+
+def fails(images, counter):
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("made to fail\nsecond line")
+    return images
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (waits, "something waits for the GPU in line"),
+        (draws_on_the_cpu, "changes torch's generator on the CPU"),
+        (draws_with_numpy, "changes numpy's generator on the CPU"),
+        (counts, "changes steps on the CPU"),
+        (fails, "made to fail"),
+    ],
+)
+def test_a_step_that_cannot_be_captured_stays_eager(capsys, body, reason):
+    device, counter = select_device("cuda"), {"steps": 0}
 
     def step(images, labels, epoch):
-        noise = torch.randn_like(images)
-        if body is not None:
-            body(images)
-        elif torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("made to fail\nsecond line")
-        return {"loss": (images + noise).mean()}
+        return {"loss": (body(images, counter) + torch.randn_like(images)).mean()}
 
-    torch.cuda.manual_seed(3)
-    graphed, images = GraphedStep(step, 4, device), torch.rand(4, 3, device=device)
-    with graphed.in_stream():
-        found = [float(graphed(images, images[:, 0], 1)["loss"]) for _ in range(6)]
-    torch.cuda.manual_seed(3)
-    expected = [float(step(images, None, 1)["loss"]) for _ in range(6)]
-    assert graphed.stopped and found == expected
+    graphed, images = GraphedStep(step, 4, device, lambda: counter), torch.rand(4, 3, device=device)
+    found = []
+    for run in (graphed, step):
+        torch.manual_seed(3)
+        np.random.seed(3)
+        counter["steps"] = 0
+        with graphed.in_stream():
+            found.append([float(run(images, images[:, 0], 1)["loss"]) for _ in range(6)])
+    assert graphed.stopped and found[0] == found[1]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no step becomes a CUDA graph" in line and ("made to fail" in line or "waits for the GPU in line" in line)
-
-
-def test_a_run_on_a_gpu_is_resumed(script, tmp_path):
-    assert script("0Gaussian/train.py", *CUDA, "--num_heads", 2, "--epochs", 1)[0] == 0
-    code, out, err = script("0Gaussian/train.py", *CUDA, "--num_heads", 2, "--epochs", 1, "--resume")
-    assert code == 0 and "nothing is left to do" in out, err
+    assert "no step becomes a CUDA graph" in line and reason in line
 
 
 # how far logits may lie from IEEE float32's on the CPU, relative to their norm

@@ -55,6 +55,7 @@ class ACRWeakness(Objective):
             raise UserError(f"--ds_epoch {self.ds_epoch} is never over: it must lie in 0..{last}, below --epochs")
         weights(np.zeros(1, dtype=int), self.num_noise_dataset_weight)
         self.weights = None  # [n], 0 for an image that is left out
+        self.kept = 1.0  # the share of images that are not
 
     def run_suffix(self):
         """When and which images are left out, and the attack."""
@@ -79,6 +80,8 @@ class ACRWeakness(Objective):
             right = self._right_votes("weighed", smooth, split, chosen, self.num_noise_dataset_weight, epoch)
             self.weights = torch.zeros(len(split), dtype=torch.float64)
             self.weights[chosen] = torch.from_numpy(weights(right, self.num_noise_dataset_weight))
+        if self.weights is not None:
+            self.kept = float((self.weights > 0).float().mean())  # a number: a step would wait for a tensor's copy
         return self.weights
 
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):
@@ -103,8 +106,8 @@ class ACRWeakness(Objective):
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps)
         cos = self.cosine_loss(classifier)
-        share = torch.ones(()) if self.weights is None else (self.weights > 0).float().mean()
-        return loss.total + cos, loss_dict(loss, cos=cos, kept=share.to(images.device))
+        kept = torch.full((), self.kept, device=images.device)
+        return loss.total + cos, loss_dict(loss, cos=cos, kept=kept)
 
 
 if __name__ == "__main__":

@@ -114,12 +114,18 @@ def run(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _stop("interrupted; what is on disk is whole", 130)
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's; not every script imports torch
+        if "torch" in sys.modules and _memory_is_short(error):  # not every script imports torch
             _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
         if not _is_one_of_several():
             raise
         traceback.print_exc()
         _leave(1)
+
+
+def _memory_is_short(error: Exception) -> bool:
+    from spacte.device import memory_is_short
+
+    return memory_is_short(error)
 
 
 def _stop(message: str, code: int):

@@ -1,4 +1,4 @@
-"""The device that networks run on, the arithmetic on it, and its random numbers."""
+"""The device that networks run on, the arithmetic on it, its random numbers, its memory."""
 
 import importlib.util
 import os
@@ -6,15 +6,16 @@ import warnings
 
 import torch
 
-from spacte.distributed import get_world_size
+from spacte.distributed import all_gather_object, get_world_size
 from spacte.utils import UserError
 
 
 def select_device(name: str, compiled: bool = False) -> torch.device:
-    """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; torchrun's own GPU for cuda.
+    """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; for cuda, the process's GPU.
 
-    cuDNN chooses deterministic algorithms from here on. Raises UserError for a device that does not exist, and where
-    networks are to be `compiled` for it but there is no compiler.
+    Of several processes each has a GPU of its own: the one that LOCAL_RANK numbers, or the only one that it sees. cuDNN
+    chooses deterministic algorithms from here on. Raises UserError for a device that does not exist or that another
+    process has, and where networks are to be `compiled` for it but there is no compiler.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,17 +29,38 @@ def select_device(name: str, compiled: bool = False) -> torch.device:
         if device.index is not None and get_world_size() > 1:
             raise UserError(f"--device {name} would put every process on one GPU: give --device cuda")
         if device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        count = torch.cuda.device_count()
-        if device.index >= count:
-            wanted = f"{device}, for torchrun's process {device.index}," if "LOCAL_RANK" in os.environ else f"'{name}'"
-            raise UserError(f"there is no device {wanted} here: {count} CUDA devices are visible; use --device cpu")
+            device = torch.device("cuda", _own_index())
+    _check_gpu(device, name)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     if compiled:
         _check_compiler(device)
     return device
+
+
+def _own_index() -> int:
+    """Of the GPUs that are visible, this process's: of several the one that LOCAL_RANK numbers."""
+    # torchrun lets its processes see all GPUs; srun --gpus-per-task=1 lets each see its own, which is number 0 to all
+    return int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.device_count() > 1 else 0
+
+
+def _check_gpu(device: torch.device, name: str) -> None:
+    """UserError where the device is not there, or another process has it, too; every process must ask."""
+    count = torch.cuda.device_count()
+    there = device.type == "cuda" and device.index < count
+    # No variable tells two GPUs, each the only one that its process sees, from one that both see: their UUIDs do.
+    uuids = all_gather_object(str(torch.cuda.get_device_properties(device).uuid) if there else None)
+    if device.type == "cuda" and not there:
+        wanted = f"{device}, for torchrun's process {device.index}," if "LOCAL_RANK" in os.environ else f"'{name}'"
+        raise UserError(f"there is no device {wanted} here: {count} CUDA devices are visible; use --device cpu")
+    shared = [rank for rank, uuid in enumerate(uuids) if uuid is not None and uuids.count(uuid) > 1]
+    if shared:
+        raise UserError(
+            f"processes {shared[0]} and {shared[1]} would share a GPU: start one process for each GPU that is visible, "
+            "or use --device cpu"
+        )
 
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -48,12 +70,14 @@ def select_precision(name: str, device: torch.device) -> str:
     """fp32, tf32 or bf16; "auto" is torch's default and the authors' arithmetic: tf32 on CUDA, fp32 on the CPU.
 
     fp32 is IEEE float32; tf32 lets a GPU's convolutions round their float32 inputs to TF32; bf16 computes convolutions
-    and products in bfloat16. From here on float32 is computed so: the precision in a log is the one that ran. Raises
-    UserError for tf32 on the CPU, which has none.
+    and products in bfloat16. From here on float32 is computed so, whatever was set before: the precision in a log is
+    the one that ran. Raises UserError for tf32 on the CPU, which has none.
     """
     if name == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 is a GPU's: choose fp32 or bf16 on the CPU")
     precision = name if name != "auto" else "tf32" if device.type == "cuda" else "fp32"
+    for of_others in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv):
+        of_others.fp32_precision = "none"  # torch's newer settings would hold beside these two
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return precision
@@ -73,12 +97,33 @@ def _check_compiler(device: torch.device) -> None:
 
 def arithmetic() -> dict[str, bool | str]:
     """The settings that decide how the network's arithmetic rounds, as they are in force, for the record."""
-    return {
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+    settings = {
+        "float32_matmul_precision": _matmul_precision(),
+        "cudnn_allow_tf32": _cudnn_allow_tf32(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
     }
+    on_cpu = torch.backends.mkldnn.conv.fp32_precision
+    if on_cpu not in ("none", "ieee"):  # otherwise left out: older runs have not recorded it, and go on
+        settings["mkldnn_conv_fp32_precision"] = on_cpu
+    return settings
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's older setting, asked for, is at odds with its newer ones, which hold
+        return (
+            f"{torch.backends.cuda.matmul.fp32_precision} on CUDA, {torch.backends.mkldnn.matmul.fp32_precision} on CPU"
+        )
+
+
+def _cudnn_allow_tf32() -> bool | str:
+    cudnn = torch.backends.cudnn
+    try:
+        return cudnn.allow_tf32
+    except RuntimeError:  # as above
+        return f"{cudnn.conv.fp32_precision} in convolutions, {cudnn.rnn.fp32_precision} in recurrent layers"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -99,3 +144,18 @@ def restore_rng_state(states: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def memory_is_short(error: BaseException) -> bool:
+    """Whether a GPU's memory did not suffice, by whichever part of torch says so.
+
+    torch's allocator has an error of its own, CUDA itself reports one AcceleratorError among others,
+    cuBLAS and cuDNN as a status, and cuDNN may say that it finds no algorithm. The error with which a CUDA graph's
+    capture ends may hide the one that ended it.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if error.__context__ is not None and memory_is_short(error.__context__):
+        return True
+    said = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)

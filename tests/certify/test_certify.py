@@ -6,8 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from conftest import RUN_FLAGS, beside, golden, without_time
 
+from spacte.certify.base import Computing
+from spacte.data.spec import DataSpec
+from spacte.data.splits import InMemory
 from spacte.logs import certlog
 from spacte.logs.certlog import average_certified_radius, certified_accuracy, format_row, read_log, round_down
 from spacte.logs.from_votes import log_table
@@ -210,3 +214,13 @@ def test_golden_radii_survive_the_log():
     for case in golden("losses")["certify_cases"]:
         if case["radius"]:
             assert math.isclose(float(round_down(case["radius"])), case["radius"], rel_tol=1e-5)
+
+
+def test_a_batch_on_a_gpu_has_as_many_images_as_keep_it_busy():
+    def size(asked, device, shape):
+        images = torch.zeros(1, *shape, dtype=torch.uint8)
+        split = InMemory(DataSpec("data", shape, 2, (0.0,), (1.0,)), images, torch.zeros(1, dtype=torch.long))
+        return Computing(torch.device(device), "bf16", asked, False, {}).batch_size(split)
+
+    assert [size(None, "cuda", (3, side, side)) for side in (8, 32, 64, 224)] == [4096, 4096, 1024, 256]
+    assert size(None, "cpu", (3, 32, 32)) == 1000 and size(64, "cuda", (3, 32, 32)) == 64

@@ -10,6 +10,7 @@ from conftest import CODES, DIGITS, RUN_FLAGS, beside, without_time
 from PIL import Image
 
 from spacte.data.sources import open_split
+from spacte.device import select_precision
 from spacte.logs.certlog import read_log
 from spacte.logs.votes import read_counts
 from spacte.model.foreign import parameters_sha256
@@ -79,6 +80,30 @@ def nothing():
 
 def ends():
     raise SystemExit(2)
+
+def settings(old="", new="", benchmark=False):
+    network = net()
+    def classifier(images):
+        if old:
+            torch.set_float32_matmul_precision(old)
+        if new:
+            name, value = new.split()
+            getattr(torch.backends, name).conv.fp32_precision = value
+        torch.backends.cudnn.benchmark = benchmark
+        return network(images)
+    return classifier
+
+def general():
+    torch.backends.fp32_precision = "tf32"
+    return net()
+
+def old_name():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    return net()
+
+def new_name():
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    return net()
 
 def missing():
     return torch.load("weights.pth")
@@ -194,6 +219,44 @@ def test_the_contract_is_checked_before_anything_is_written(script, models, tmp_
     errors = [line for line in err.splitlines() if "warning: no parameters" not in line]
     assert code == 2 and len(errors) == 1 and message in errors[0], err
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.fixture
+def as_it_was():
+    """torch's settings, which are the whole process'."""
+    before = torch.backends.cudnn.allow_tf32
+    yield
+    select_precision("fp32", torch.device("cpu"))
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before, False
+
+
+CHANGED = [
+    (("old_name",), "float32_matmul_precision", "high", "highest"),
+    (("new_name",), "float32_matmul_precision", "tf32 on CUDA, ieee on CPU", "highest"),
+    (("general",), "cudnn_allow_tf32", "tf32 in convolutions, tf32 in recurrent layers", "False"),
+    (("settings", "old=medium"), "float32_matmul_precision", "medium", "highest"),
+    (("settings", "new=cudnn tf32"), "cudnn_allow_tf32", "tf32 in convolutions, none in recurrent layers", "False"),
+    (("settings", "new=mkldnn bf16"), "mkldnn_conv_fp32_precision", "bf16", "none"),
+    (("settings", "benchmark=True"), "cudnn_benchmark", True, "False"),
+]
+
+
+@pytest.mark.parametrize(("function", "name", "value", "before"), CHANGED, ids=[str(case[0]) for case in CHANGED])
+def test_settings_of_the_arithmetic_that_a_classifier_changes_are_warned_of(
+    script, models, tmp_path, as_it_was, function, name, value, before
+):
+    """Also where torch's older settings, at odds with its newer ones, cannot be read; nobody's are left to the next."""
+    arguments = ("--classifier_args", *function[1:]) if function[1:] else ()
+    flags = (*DIGITS, "--skip", 120, *RUN_FLAGS, *arguments)
+    code, _, err = script("certify_mhead.py", "--classifier", f"my_models.py:{function[0]}", *flags)
+    (line,) = [line for line in err.splitlines() if "arithmetic" in line]
+    start, end = line.split(f"({name} {value}, not {before}")
+    assert code == 0 and start == "certify_mhead.py: warning: the classifier sets torch's arithmetic "
+    assert end.endswith("): the log's JSON says so under arithmetic, beside its precision fp32")
+    (path,) = tmp_path.rglob("*.json")
+    assert json.loads(path.read_text())["config"]["arithmetic"][name] == value
+    code, _, err = script("certify_mhead.py", "--classifier", "my_models.py:build", *flags[: -len(arguments) or None])
+    assert code == 0 and "arithmetic" not in err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import importlib
 import re
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 
+from spacte import cli
+from spacte.device import memory_is_short
 from spacte.model import build_classifier
 from spacte.model import frozen as frozen_module
 from spacte.model.checkpoint import load_classifier
-from spacte.model.ensemble import NetworkEnsemble
+from spacte.model.ensemble import NetworkEnsemble, named_classes, voters
 from spacte.model.frozen import freeze
 from spacte.model.fused import fuse
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
@@ -92,6 +95,18 @@ def test_a_gpus_fused_convolutions_are_the_plain_ones(monkeypatch, arch, dataset
     expected = before.detach()
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * max(1, float(expected.abs().max())))
     assert (16 in widths) == (arch in ("R8", "R20") and not (widen and shape[-1] % 2 == 0))
+
+
+@torch.inference_mode()
+def test_classes_are_those_of_the_logits():
+    """What a GPU's graphs compute in place of the logits, in passes of 4 of 9 images."""
+    frozen, images = freeze(warmed_up("R8", "digits", (1, 8, 8)), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
+    logits = voters(frozen(images))
+    assert frozen.classes(images, 10).tolist() == logits.argmax(-1).tolist()
+    for place, wrong in enumerate((torch.nan, torch.inf, -torch.inf)):
+        logits[1, place, 2] = wrong
+    named = named_classes(logits, 10)
+    assert (named == 10).nonzero().tolist() == [[1, 0], [1, 1], [1, 2]]
 
 
 @torch.inference_mode()
@@ -181,6 +196,33 @@ def test_passes_are_halved_while_memory_is_short(capsys):
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         frozen(images)
+
+
+WAYS_OF_SAYING_SO = {
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 MiB"): True,
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"): True,
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"): True,
+    RuntimeError("GET was unable to find an engine to execute this computation"): True,
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"): False,
+    torch.AcceleratorError("CUDA error: device-side assert triggered"): False,
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"): False,
+    ValueError("CUDA error: out of memory, says a function of the user's"): False,
+}
+
+
+@pytest.mark.parametrize(("error", "short"), WAYS_OF_SAYING_SO.items(), ids=str)
+def test_short_memory_is_told_from_other_errors_of_a_gpu(monkeypatch, capsys, error, short):
+    """Short memory ends a script with one line; `passes` catches it only if it is a RuntimeError."""
+    assert memory_is_short(error) is short
+    assert not short or isinstance(error, RuntimeError)
+
+    def command():
+        raise error
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back what cli.run replaces
+    with pytest.raises(SystemExit if short else type(error)):
+        cli.run(command)
+    assert ("give a smaller --batch_size" in capsys.readouterr().err) is short
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")

@@ -1,10 +1,12 @@
 """The anytime-valid bound and the rules that stop a count."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from spacte.smooth.bounds import (
     _log_e_value,
@@ -12,6 +14,7 @@ from spacte.smooth.bounds import (
     convinces,
     lower_confidence_bound,
     radius_of,
+    upper_confidence_bound,
 )
 from spacte.smooth.stopping import RadiiDecided, RadiusKnown
 
@@ -116,3 +119,15 @@ def test_a_tolerance_is_met_by_the_bounds_on_both_sides():
     assert not rule(900, 1000) and rule(90_000, 100_000)
     assert rule(300, 1000)  # below 1/2: nothing to be known
     assert not rule(1000, 1000) and rule(80_000, 80_000)  # all votes: at most what N of them certify
+
+
+def test_bounds_of_a_fixed_number_of_draws_are_statsmodels():
+    rng = np.random.default_rng(0)
+    for alpha, most in itertools.product((1e-9, 0.0005, 0.01, 0.3), (1, 5, 1000, 10_000_000)):
+        n = rng.integers(1, most + 1, 50)
+        votes = (rng.random(50) * (n + 1)).astype(int)
+        low, high = proportion_confint(votes, n, alpha=2 * alpha, method="beta")
+        ours = [lower_confidence_bound(int(k), int(draws), alpha) for k, draws in zip(votes, n, strict=True)]
+        assert ours == pytest.approx(low.tolist(), rel=1e-12)
+        assert upper_confidence_bound(votes, n, alpha) == pytest.approx(high, rel=1e-12)
+        assert upper_confidence_bound(int(votes[0]), int(n[0]), alpha) == pytest.approx(high[0], rel=1e-12)

@@ -8,6 +8,8 @@ import torch
 from conftest import golden
 from scipy import stats
 
+from spacte.model.frozen import FixedPasses
+from spacte.smooth import certificates
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate, prediction
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
@@ -183,3 +185,40 @@ def test_all_votes_rarely_exceed_the_true_distance_of_three_classes_and_reach_fu
 def test_logits_of_other_classes_are_not_counted():
     with pytest.raises(RunError, match="logits of 3 classes, not of 10"):
         Smooth(FixedLogits(), 10, 1.0).count_votes(torch.zeros(1, 2, 2), 25, 10)
+
+
+def test_radii_are_remembered_by_certificate_and_votes(monkeypatch):
+    asked, real = [], certificates.lower_confidence_bound
+    monkeypatch.setattr(certificates, "lower_confidence_bound", lambda *one: asked.append(one) or real(*one))
+    Certificate.radius.cache_clear()
+    votes = [(Certificate(alpha, sigma), n_a) for alpha in (0.001, 0.01) for sigma in (0.5, 1.0) for n_a in (80, 90)]
+    radii = [[rule.radius(n_a, 5, 100, 10) for rule, n_a in votes] for _ in range(2)]
+    assert len(asked) == 8 == len(set(radii[0])) and radii[0] == radii[1]
+
+
+class RoundsByPass(FixedPasses):
+    """It names the number of images that a pass can hold, as if it rounded that badly; its memory is short once."""
+
+    def __init__(self, most, passes_until_short):
+        super().__init__(torch.device("cpu"), most, compiled=False)
+        self.passes_left, self.images_per_pass = passes_until_short, most
+
+    def logits(self, images):
+        self.passes_left -= 1
+        if self.passes_left == 0:
+            raise torch.OutOfMemoryError
+        return torch.eye(65)[self.most].expand(1, len(images), 65)
+
+
+def test_an_images_votes_are_all_of_passes_of_one_size(capsys):
+    def votes(network):
+        images = (
+            Sample(torch.zeros(1, 4, 4), torch.Generator().manual_seed(idx), Draws(20, 200), idx) for idx in range(6)
+        )
+        smooth = Smooth(network, 65, 0.5)
+        return {one.idx: (one.selection.tolist(), one.estimation.tolist()) for one in smooth.sample(images, 64)}
+
+    found, large, small = votes(RoundsByPass(64, 9)), votes(RoundsByPass(64, -1)), votes(RoundsByPass(32, -1))
+    assert all(found[idx] in (large[idx], small[idx]) for idx in range(6))
+    assert found[0] == large[0] and found[5] == small[5]
+    assert "from here on 32 images a pass" in capsys.readouterr().err

@@ -61,6 +61,8 @@ def test_acrweakness_leaves_images_out_once_and_weighs_the_others_again(network,
     assert weights[0] is None and weights[1] is None
     out = [(weight == 0).numpy() for weight in weights[2:]]
     assert 0 < out[0].sum() < 200 and all((out[0] == one).all() for one in out)
+    _, parts = objective(network, torch.rand(4, 1, 8, 8), torch.arange(4), 9)
+    assert torch.equal(parts["kept"], (weights[8] > 0).float().mean())
     changed = [not torch.equal(*pair) for pair in itertools.pairwise(weights[2:])]
     assert changed == [False, False, True, False, False, True]
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from conftest import DEFENCES, TINY, load_module
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from spacte.data.spec import DataSpec
 from spacte.data.splits import InMemory
 from spacte.model import build_classifier
 from spacte.train.objective import Objective
 from spacte.train.settings import Recipe
-from spacte.train.trainer import Trainer
+from spacte.train.trainer import LossMeter, Trainer
 from spacte.train.training import parse
 
 CPU = torch.device("cpu")
@@ -44,6 +46,34 @@ def test_the_loss_is_the_sum_of_its_parts(defence):
     assert parts["cos"] > 0.01 and all(parts[name] > 0.001 for name in counted if name != "high")
     torch.testing.assert_close(loss, parts["cos"] + sum(weight * parts[name] for name, weight in counted.items()))
     torch.testing.assert_close(parts["cos"], classifier[1].cosine_loss())
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Fails where an operation meets a tensor that is not on the meta device, which holds no values to wait for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.binomial.default:  # it has no shape without values
+            return torch.empty_like(args[1])
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, out)):
+            assert not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta", f"{function} copies"
+        return out
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_a_step_copies_nothing_to_the_device_and_waits_for_none_of_its_values(defence):
+    """Of a GPU, too: a step could be captured as a CUDA graph."""
+    objective, _ = objective_of(defence, *(("--ds_epoch", 1) if defence == "6ACRWeakness" else ()))
+    objective.weights = torch.ones(20)  # what ACR-weakness knows of the training images
+    classifier = build_classifier("R8", "digits", 3).to("meta").train()
+    optimizer = torch.optim.SGD(classifier.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, foreach=True)
+    targets = (torch.rand(8, 10, device="meta"),) if defence == "5CATRS" else ()
+    images, labels = torch.rand(8, 1, 8, 8, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")
+    with OnOneDevice():
+        loss, parts = objective(classifier, images, labels, 3, *targets)
+        loss.backward()
+        optimizer.step()
+        LossMeter(3).add(parts, 8)
 
 
 def test_the_noise_vectors_of_an_image_are_independent():

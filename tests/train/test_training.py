@@ -1,5 +1,6 @@
 """Training runs on digits with the smallest network: resume, files, what stops a run."""
 
+import os
 import re
 
 import pandas as pd
@@ -10,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from spacte.model import checkpoint
 from spacte.train.objective import Objective
-from spacte.train.settings import Place, Recipe
+from spacte.train.settings import Place, Recipe, available_workers
 from spacte.train.trainer import LossMeter
 from spacte.train.training import parse
 from spacte.utils import RunError, lock
@@ -268,3 +269,19 @@ def test_flags_default_to_what_the_settings_default_to():
     """But for the precision: the flag's "auto" is settled by the device, older checkpoints had float32."""
     recipe, place, own = parse(Objective, "", 1.2, [])
     assert recipe == Recipe(precision="auto") and place == Place() and own == {}
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [
+    (6, None, 6), (32, None, 16), (64, 8, 8), (256, 8, 16), (2, 4, 1),
+])  # fmt: skip
+def test_files_are_read_by_as_many_processes_as_there_are_cores(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert available_workers() == workers
+
+
+def test_a_checkpoint_says_how_many_processes_read_files(trained):
+    """The random crops of images that are read from files depend on it."""
+    assert torch.load(trained, weights_only=True)["args"]["workers"] == available_workers()

@@ -91,7 +91,8 @@ class Evaluation:
             run += f"-consensus-{settings.consensus}"
         smooth = Smooth(base.network, split.spec.num_classes, sigma, noise, settings.consensus)
         passes = settings.images_per_pass
-        return cls(smooth, split, computing.device, settings.batch_size, passes, run, config, base.training)
+        batch_size = computing.batch_size(split)
+        return cls(smooth, split, computing.device, batch_size, passes, run, config, base.training)
 
     def fix_passes(self, files: RunFiles, overwrite: bool) -> None:
         """Let passes on the CPU be as large as was asked, or the run's JSON says, or its other shards'; others measure.
@@ -117,7 +118,9 @@ class Evaluation:
         return Path(logs_dir) / run_tail(self.config["dataset"], self.config["arch"], self.smooth.sigma) / kind
 
     def generator(self, purpose: str, idx: int) -> torch.Generator:
-        """The generator of image idx's noise: a function of (purpose, seed, idx) alone."""
+        """The generator of image idx's noise: a function of (purpose, seed, idx) alone. What it draws on CUDA also
+        depends on the card's number of multiprocessors.
+        """
         return torch.Generator(self.device).manual_seed(derived_seed(purpose, self.config["seed"], idx))
 
     def sample(self, purpose: str, indices: Iterable[int], draws_of: Callable[[int], Draws]) -> Iterator[VoteCounts]:
@@ -134,12 +137,16 @@ class Evaluation:
             yield VoteCounts(done.idx, labels.pop(done.idx), done.seconds, done.selection, done.estimation)
 
     def about(self, *settings) -> dict:
-        """What a run's JSON records beside its configuration: what may change when it goes on."""
+        """What a run's JSON records beside its configuration: what may change when it goes on.
+
+        Of these a log depends on the device: only the same model of card draws the same noise as a GPU did.
+        """
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {
             "command": sys.argv,
             "flags": {name: value for one in settings for name, value in dataclasses.asdict(one).items()},
             "device": device,
+            "batch_size": self.batch_size,
             "images_per_pass": pass_size(self.smooth.base_classifier, self.split[0][0]),
             "images": len(self.split),
             **source_state(),
@@ -160,7 +167,8 @@ def _check_consensus(settings: ClassifierSettings, members: int) -> None:
 def computing_of(settings: ClassifierSettings) -> Computing:
     """The device and the arithmetic that the settings name. Raises UserError for what is not there."""
     device = select_device(settings.device, settings.compile)
-    return Computing(device, select_precision(settings.precision, device), settings.batch_size, settings.compile)
+    precision = select_precision(settings.precision, device)
+    return Computing(device, precision, settings.batch_size, settings.compile, arithmetic())
 
 
 def _test_split(dataset: str, settings: ClassifierSettings, computing: Computing, spec: DataSpec | None) -> Split:

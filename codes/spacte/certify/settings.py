@@ -30,7 +30,7 @@ class ClassifierSettings:
     head: int | None = None
     consensus: int | None = None
     data_dir: str = "./data"
-    batch_size: int = 1000
+    batch_size: int | None = None
     images_per_pass: int | None = None
     seed: int = 0
     exact_noise: bool = False
@@ -62,10 +62,10 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     few = "the first K heads (networks, of an ensemble) vote; the others see only noisy copies on which these disagree"
     add("--consensus", type=cli.positive_int, metavar="K", help=few)
     add = parser.add_argument_group("how its logits are computed").add_argument
-    add("--batch_size", type=cli.positive_int, help="noisy images a batch")
+    add("--batch_size", type=cli.positive_int, help="noisy images a batch (1000; on a GPU 4096, fewer if large)")
     passes = "of a batch, how many go through the network at once on a CPU (as the run began; a new one measures)"
     add("--images_per_pass", type=cli.positive_int, help=passes)
-    add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed and idx alone")
+    add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed, idx and, on a GPU, its model")
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")

@@ -50,8 +50,8 @@ class Split:
         if targets is None:
             yield from batches
         else:
-            for (images, labels), chunk in zip(batches, mine, strict=True):
-                yield images, labels, targets[chunk.to(targets.device)].to(self.device)
+            for (images, labels), chosen in zip(batches, _together(mine, targets.device), strict=True):
+                yield images, labels, targets[chosen].to(self.device)
 
     def keep_first_of_each_class(self, images: int) -> None:
         """Keep the first images / K of each of the K classes, in the split's order: the same ones in every run.
@@ -144,9 +144,7 @@ class InMemory(Split):
         self.images, self.labels = self.images[indices], self.labels[indices]
 
     def _load(self, chunks):
-        sizes = [len(chunk) for chunk in chunks]
-        indices = torch.cat([torch.empty(0, dtype=torch.int64), *chunks]).to(self.device)  # once: a copy waits
-        for chosen in indices.split(sizes):
+        for chosen in _together(chunks, self.device):
             images = self.images[chosen]
             if self.crop:
                 images = random_crop(images, self.crop)
@@ -196,6 +194,12 @@ class Streamed(Split):
         for images, labels in _with_one_line_errors(loader):
             images = images.to(self.device, non_blocking=True)
             yield self._scaled(images), labels.to(self.device, non_blocking=True)
+
+
+def _together(chunks: list[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """The chunks of indices on the device, copied all at once: a copy waits for what the device has still to do."""
+    indices = torch.cat([torch.empty(0, dtype=torch.int64), *chunks])
+    return indices.to(device).split([len(chunk) for chunk in chunks])
 
 
 def _with_one_line_errors(loader: DataLoader) -> Iterator:

@@ -11,12 +11,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
 from tqdm import tqdm
 
+from spacte.jobs.gpus import gpu_of
 from spacte.jobs.job import Job, check_unchanged, commands, is_finished, record, recorded, remove_old_checkpoints
 from spacte.jobs.processes import set_priority_and_end
 from spacte.utils import RunError, UserError, make_folder, replace_file
@@ -29,13 +30,16 @@ _JOBS_OWN = (RunError, UserError, OSError)  # what ends a job, and not the queue
 class Running:
     """A job that is being run: one of its commands at a time, their output appended to output.txt.
 
-    The commands are nicer than this process by `nice`, hold the `locks` while they live and, on Linux, die with it.
+    The commands are nicer than this process by `nice`, hold the `locks` while they live and, on Linux, die with it. Of
+    several `gpus` they see the one of the job's `slot` alone (spacte.jobs.gpus).
     """
 
-    def __init__(self, job: Job, threads: int, nice: int, locks: list):
+    def __init__(self, job: Job, threads: int, nice: int, locks: list, slot: int = 0, gpus: Sequence[str] = ()):
         check_unchanged(job)
-        self.job, self.nice, self.locks, self.started = job, nice, locks, time.monotonic()
-        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        self.job, self.nice, self.locks, self.slot, self.started = job, nice, locks, slot, time.monotonic()
+        gpu = gpu_of(job, slot, gpus)
+        self.own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | self.own
         self.output = job.folder / "output.txt"
         self.anew = not self.output.exists()  # otherwise its time says nothing of other jobs'
         self.steps = commands(job)
@@ -57,7 +61,8 @@ class Running:
             record(self.job, finished=True, seconds=self.seconds() if self.anew else None)
             return True
         with open(self.output, "a") as output:
-            output.write(f"$ cd {shlex.quote(str(self.job.scripts))}; {shlex.join(command)}\n")
+            own = [f"{name}={value}" for name, value in self.own.items()]
+            output.write(f"$ cd {shlex.quote(str(self.job.scripts))}; {shlex.join(own + command)}\n")
             output.flush()
             self.child = subprocess.Popen(
                 command,
@@ -103,9 +108,12 @@ class Running:
 
 
 class Queue:
-    """Every job that is not finished, run in their order, `processes` at a time; an ensemble waits for its members."""
+    """Every job that is not finished, run in their order, `processes` at a time; an ensemble waits for its members.
 
-    def __init__(self, jobs: list[Job], processes: int, start: Callable[[Job], Running]):
+    `start(job, slot)` starts one; the slots of those that run are different numbers below `processes`.
+    """
+
+    def __init__(self, jobs: list[Job], processes: int, start: Callable[[Job, int], Running]):
         self.jobs, self.processes, self.start = jobs, processes, start
         self.done = {job.name for job in jobs if is_finished(job)}
         self.failed: set[str] = set()
@@ -141,7 +149,9 @@ class Queue:
                 (job.folder / "failed.txt").unlink(missing_ok=True)
                 if lost:
                     raise RunError(f"it needs {lost[0]}, which has failed")
-                self.running.append(self.start(job))
+                taken = {one.slot for one in self.running}
+                slot = next(slot for slot in range(self.processes) if slot not in taken)
+                self.running.append(self.start(job, slot))
             except _JOBS_OWN as error:
                 self._fail(job, str(error))
             else:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spacte.utils import RunError
+
 
 def ensemble_logits(logits: Tensor) -> Tensor:
     """The ensemble's logits, the sum over heads: [L, ..., K] -> [..., K]. Source: arXiv 2211.10882, section 3."""
@@ -23,6 +25,15 @@ def voters(logits: Tensor) -> Tensor:
     if logits.dim() == 2:
         return logits.unsqueeze(0)
     return torch.cat([logits, ensemble_logits(logits).unsqueeze(0)]) if len(logits) > 1 else logits
+
+
+def named_classes(logits: Tensor, num_classes: int) -> Tensor:
+    """The class of the largest logit, or K where they are not finite: [..., K] -> [...]. RunError for another K."""
+    if logits.shape[-1] != num_classes:
+        raise RunError(f"the classifier returned logits of {logits.shape[-1]} classes, not of {num_classes}")
+    logits = logits.float()
+    largest = torch.linalg.vector_norm(logits, torch.inf, dim=-1)  # of what is not finite: inf or NaN
+    return torch.where(largest < torch.inf, logits.argmax(-1), num_classes)
 
 
 class NetworkEnsemble(nn.Module):

@@ -18,8 +18,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from spacte.device import autocast
-from spacte.model.frozen import FixedPasses, memory_is_short
+from spacte.device import autocast, memory_is_short
+from spacte.model.frozen import FixedPasses
 from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure
 
 

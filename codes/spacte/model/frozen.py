@@ -12,14 +12,15 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spacte.model.ensemble import disagree
+from spacte.device import memory_is_short
+from spacte.model.ensemble import disagree, named_classes, voters
 from spacte.model.fused import fuse
 
 # of a pass on the CPU: which is the fastest depends on its cache and the network, by up to 1.5 times
@@ -75,7 +76,22 @@ class FixedPasses(nn.Module):
         """Logits of every head: [N, C, H, W] -> [L, N, K]. Where gradients are enabled, in one pass as it is."""
         if torch.is_grad_enabled():
             return self.logits(images)
-        return torch.cat(self.passes(self._whole, images, reduce=lambda logits: logits), dim=1)
+        return _joined(self.passes(self._whole, images, reduce=lambda logits: logits))
+
+    def classes(self, images: Tensor, num_classes: int) -> Tensor:
+        """What each head and the ensemble name on each image, within the graph of a pass: [N, C, H, W] -> [V, N].
+
+        See `named_classes`.
+        """
+        return _joined(self.passes(self._classes, images, num_classes, reduce=lambda classes: classes))
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether a pass is a CUDA graph."""
+        return self.graphed and self.device.type == "cuda" and not self.compiled
+
+    def _classes(self, images: Tensor, num_classes: int) -> tuple[Tensor]:
+        return (named_classes(voters(self.logits(images).float()), num_classes),)
 
     def _whole(self, images: Tensor) -> tuple[Tensor]:
         return (self.logits(images),)
@@ -128,7 +144,7 @@ class FixedPasses(nn.Module):
             function = functools.partial(_call, stage, settings)
             if self.compiled:
                 function = _compiled(function, self.device)
-            elif self.graphed and self.device.type == "cuda":
+            elif self.is_graph:
                 function = _Graph(function)
             self._functions[key] = function
         logits, *others = self._functions[key](padded)
@@ -168,11 +184,11 @@ class Frozen(FixedPasses):
 
         logits, features, needed = zip(*self.passes(self._early, images, first, reduce=kept), strict=True)
         index = torch.cat(needed).nonzero().flatten() if sparing else None
-        return torch.cat(logits, dim=1), torch.cat(features), index
+        return _joined(logits), torch.cat(features), index
 
     def late(self, features: Tensor, first: int) -> Tensor:
         """See Consensus; in passes of the size that the images' passes had."""
-        return torch.cat(self.passes(self._late, features, first, reduce=lambda logits: logits), dim=1)
+        return _joined(self.passes(self._late, features, first, reduce=lambda logits: logits))
 
     def _early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         features = self.network.trunk(self._normalised(images))
@@ -194,6 +210,11 @@ def fix_passes(network: nn.Module, images_per_pass: int | None) -> None:
 def pass_size(network: nn.Module, image: Tensor) -> int:
     """How many such images [C, H, W] a pass holds, of an ensemble one of its networks'."""
     return _in_passes(network)[0].pass_size(image)
+
+
+def most_per_pass(network) -> tuple[int, ...]:
+    """How many images a pass of the network, or of each of an ensemble's, can hold: fewer once memory was short."""
+    return tuple(one.most for one in _in_passes(network)) if isinstance(network, nn.Module) else ()
 
 
 def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
@@ -240,13 +261,13 @@ def _in_passes(network: nn.Module) -> list[FixedPasses]:
     return [one for one in network.modules() if isinstance(one, FixedPasses)]
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """What passes made of their images, [L, n, ...] each, as one: [L, N, ...]."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...]:
     return stage(inputs, *settings)
-
-
-def memory_is_short(error: BaseException) -> bool:
-    """Whether a GPU's memory did not suffice; cuDNN then says that it finds no algorithm."""
-    return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
 
 
 class _Graph:

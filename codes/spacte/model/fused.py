@@ -1,8 +1,8 @@
 """Residual blocks as a GPU runs them fastest: bias, residual and ReLU within the convolution, few channels widened.
 
 A block of folded convolutions is bound by memory on a GPU, not by arithmetic. cuDNN's fused convolutions write each
-result once. With 16 channels it has but a slow kernel: it took half of R110's time on an H200. Two neighbouring pixels of
-a row, which lie side by side in memory, are therefore taken as one of twice the channels: [N, H, W, C] is
+result once. For 16 channels it has but a slow kernel, which took half of R110's time on an H200. Two neighbouring
+pixels of a row, which lie side by side in memory, are therefore taken as one of twice the channels: [N, H, W, C] is
 [N, H, W/2, 2C] without a copy. The convolution's weights are laid out to match, with zeros where two pixels do not
 meet, so the function stays what it was but for the order in which its sums round.
 """

@@ -1,10 +1,10 @@
 """Bounds on a Bernoulli probability from counts: pure functions."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
-from scipy import special, stats
-from statsmodels.stats.proportion import proportion_confint
+from scipy import special
 
 _PRIOR = 0.5  # both parameters of the anytime bound's Beta prior: Jeffreys'
 
@@ -17,7 +17,7 @@ def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
     """
     if not 0 <= n_a <= n or n < 1:
         raise ValueError(f"{n_a} successes in {n} draws: 0 <= n_a <= n and n >= 1 are needed")
-    return float(proportion_confint(n_a, n, alpha=2 * alpha, method="beta")[0])
+    return float(special.betaincinv(n_a, n - n_a + 1, alpha)) if n_a else 0.0
 
 
 def upper_confidence_bound(n_b, n: int, alpha: float, sequential: bool = False):
@@ -28,7 +28,7 @@ def upper_confidence_bound(n_b, n: int, alpha: float, sequential: bool = False):
     """
     if sequential:
         return 1 - anytime_lower_bound(n - n_b, n, alpha)
-    bound = proportion_confint(n_b, n, alpha=2 * alpha, method="beta")[1]
+    bound = np.where(n_b < n, special.betainccinv(n_b + 1, n - n_b, alpha), 1.0)
     return bound if np.ndim(n_b) else float(bound)
 
 
@@ -64,16 +64,27 @@ def anytime_lower_bound(n_a, n, alpha: float):
     Source: the method of mixtures (Robbins, 1970); Voracek (NeurIPS 2024, arXiv 2406.17830), whose released threshold
     log(1/(2 alpha)) is not valid one-sided; the truncation and its proof are ours.
     """
+    *_, (below, _) = anytime_brackets(n_a, n, alpha)
+    return float(below) if below.ndim == 0 else below
+
+
+def anytime_brackets(n_a, n, alpha: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ever narrower (below, above) with below <= anytime_lower_bound <= above; the last `below` is that bound itself.
+
+    They are the bisection that computes it, every fourth step. Each midpoint lies between the ends before it, in
+    floating point, too, and the last lower end is the bound, so that every pair of ends holds it between them.
+    """
     n_a, n = np.broadcast_arrays(np.asarray(n_a, dtype=float), np.asarray(n, dtype=float))
     if np.any((n_a < 0) | (n_a > n) | (n < 1)):
         raise ValueError("0 <= n_a <= n and n >= 1 are needed")
-    # Bisection; `below` always has E_n >= 1/alpha, so that what is returned is never above the root.
+    # `below` always has E_n >= 1/alpha, so that what is returned is never above the root
     below, above = np.zeros_like(n_a), n_a / n
-    for _ in range(60):
-        middle = (below + above) / 2
-        convincing = convinces(n_a, n, middle, alpha)
-        below, above = np.where(convincing, middle, below), np.where(convincing, above, middle)
-    return float(below) if below.ndim == 0 else below
+    for _ in range(15):
+        for _ in range(4):
+            middle = (below + above) / 2
+            convincing = convinces(n_a, n, middle, alpha)
+            below, above = np.where(convincing, middle, below), np.where(convincing, above, middle)
+        yield below, above
 
 
 def convinces(n_a, n, p, alpha: float):
@@ -96,4 +107,4 @@ def _log_e_value(n_a, n, p):
 
 def radius_of(p_lower: float, sigma: float) -> float | None:
     """The certified L2 radius sigma * Phi^-1(p_lower), or None (abstain) where p_lower is below 1/2."""
-    return None if p_lower < 0.5 else sigma * float(stats.norm.ppf(p_lower))
+    return None if p_lower < 0.5 else sigma * float(special.ndtri(p_lower))

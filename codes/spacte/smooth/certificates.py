@@ -1,11 +1,20 @@
 """How votes become predictions and certificates: pure functions of arrays, no torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.special import ndtri
+from scipy.stats import binomtest
 
-from spacte.smooth.bounds import anytime_lower_bound, lower_confidence_bound, radius_of, upper_confidence_bound
+from spacte.smooth.bounds import (
+    anytime_brackets,
+    anytime_lower_bound,
+    lower_confidence_bound,
+    radius_of,
+    upper_confidence_bound,
+)
 
 ABSTAIN = -1
 CERTIFICATES = ("cohen", "all-votes")
@@ -53,8 +62,12 @@ class Certificate:
         if self.kind not in CERTIFICATES:
             raise ValueError(f"certificate '{self.kind}': choose from {', '.join(CERTIFICATES)}")
 
+    @lru_cache(maxsize=2**14)  # noqa: B019 (a value, like what it is computed from)
     def radius(self, n_a: float, n_b: float, n: int, classes: int) -> float | None:
-        """The L2 radius that n_a of n votes for a class and n_b for the strongest other one certify; None: none."""
+        """The L2 radius that n_a of n votes for a class and n_b for the strongest other one certify; None: none.
+
+        It is remembered: an image's row, its score and the summary all ask for it.
+        """
         if self.alpha <= 0:
             return None
         bound = anytime_lower_bound if self.sequential else lower_confidence_bound
@@ -62,7 +75,30 @@ class Certificate:
             return radius_of(bound(n_a, n, self.alpha), self.sigma)
         low = bound(n_a, n, self.alpha / 2)
         high = min(1 - low, upper_confidence_bound(n_b, n, self.alpha / 2, self.sequential))
-        return self.sigma / 2 * float(norm.ppf(low) - norm.ppf(high)) if low > high else None
+        return self.sigma / 2 * float(ndtri(low) - ndtri(high)) if low > high else None
+
+    def radius_brackets(self, n_a, n_b, n, classes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ever narrower (least, most) with least <= radius <= most, for arrays of votes; the last pair is the radius.
+
+        Any negative number stands for no radius. This is for who asks on which side of a number the radius lies: mostly
+        the first pairs tell, at a small part of what the radius costs.
+
+        Both radii are written sigma/2 (Phi^-1(L) - Phi^-1(U)) with U = min(1 - L, 1 - M): for the certificate from all
+        votes M is the lower bound on the probability of all classes but the strongest other one, for Cohen et al.'s M
+        is L. This grows with L and with M, so their brackets bound it, up to rounding errors, which are far below the
+        1e-9 sigma by which the pairs are widened.
+        """
+        n_a, n_b, n = (np.asarray(votes, dtype=float) for votes in (n_a, n_b, n))
+        if self.sequential and self.alpha > 0:
+            alone = self.kind == "cohen" or classes == 2
+            votes, alpha = ([n_a], self.alpha) if alone else ([n_a, n - n_b], self.alpha / 2)
+            for ends in anytime_brackets(np.stack(votes), n, alpha):
+                # [2 or 1, ...]: L and, with all the votes, M
+                least, most = (self.sigma / 2 * (ndtri(end[0]) - ndtri(1 - end.max(axis=0))) for end in ends)
+                yield least - 1e-9 * self.sigma, most + 1e-9 * self.sigma
+        radii = [self.radius(*votes, classes) for votes in zip(n_a.flat, n_b.flat, n.flat, strict=True)]
+        exact = np.reshape([-1.0 if radius is None else radius for radius in radii], n_a.shape)
+        yield exact, exact
 
     def __call__(self, selection: np.ndarray, estimation: np.ndarray) -> tuple[int, float]:
         """(class, radius) from the votes [K] of the selection draws and of independent estimation draws.

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from spacte.model.ensemble import Consensus
+from spacte.model.frozen import most_per_pass
 from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
 from spacte.smooth.counting import VotesByConsensus, VotesOfAll
 from spacte.smooth.noise import GaussianNoise
@@ -83,14 +84,17 @@ class Smooth:
 
         Batches of at most `batch_size` noisy copies are filled in the samples' order, with whole portions; a new one
         is begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
-        depend on which images share its batches, and the votes are counted on the device.
+        depend on which images share its batches, and the votes are counted on the device. Where the network's passes
+        are halved for want of memory, it rounds differently: images under way are drawn anew, with the same noise, for
+        a certificate is about one function.
         """
         active: list[Sample] = []
+        passes = most_per_pass(self.base_classifier)
 
         def begin() -> Iterator[Sample]:
             """The samples, each active from when it is taken."""
             for sample in samples:
-                sample.begin(batch_size, self._votes.settle)
+                sample.begin(batch_size)
                 active.append(sample)
                 yield sample
 
@@ -111,6 +115,12 @@ class Smooth:
             copies = [self.noise(sample.x, sample.wanted, sample.generator) for sample in batch]
             for sample, votes in zip(batch, self._votes.of(_joined(copies), sizes, self.num_classes), strict=True):
                 sample.add(votes)
+            self._read([sample for sample in batch if sample.due])
+            passes_before, passes = passes, most_per_pass(self.base_classifier)
+            if passes != passes_before:
+                for sample in active:
+                    sample.begin_anew()
+                continue
             finished = [sample for sample in batch if not sample.wanted]
             if finished:  # they have waited for the device: the time since the last wait is shared by copies
                 seconds, drawn = time.monotonic() - since, sum(sample.unpaid for sample in active)
@@ -120,6 +130,14 @@ class Smooth:
                 active[:] = [sample for sample in active if sample.wanted]
                 since += seconds
                 yield from finished
+
+    def _read(self, samples: list["Sample"]) -> None:
+        """Let the samples read their votes so far. The device is waited for once, however many they are."""
+        if samples:
+            self._votes.settle()
+            counts = torch.stack([sample.counts() for sample in samples]).cpu().numpy()  # [S, V, K + 1]
+            for sample, own in zip(samples, counts, strict=True):
+                sample.read(own)
 
 
 @dataclass(frozen=True)
@@ -151,53 +169,74 @@ class Sample:
         self.selection = self.estimation = None
         self.wanted, self.seconds, self.unpaid = 0, 0.0, 0  # unpaid: copies whose time is not in `seconds` yet
 
-    def begin(self, batch_size: int, settle: Callable[[], None]) -> None:
-        """Want the first portion, of at most `batch_size` copies; `settle` completes the votes that were added."""
-        self._batch_size, self._settle, self._counts, self._drawn = batch_size, settle, [], 0
+    def begin(self, batch_size: int) -> None:
+        """Want the first portion, of at most `batch_size` copies."""
+        self._batch_size = batch_size
+        self._at_begin = None if self.generator is None else self.generator.get_state()
+        self._begin()
+
+    def begin_anew(self) -> None:
+        """Forget all votes and want the first portion again, with the same noise if the generator is its own."""
+        if self.generator is not None:
+            self.generator.set_state(self._at_begin)
+        self.selection = self.estimation = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._counts, self._drawn = [], 0
         self._selects = self.draws.n0 > 0
-        self._want(self.draws.n0 if self._selects else self.draws.n)
+        self._want_next()
 
     def add(self, votes: Tensor) -> None:
-        """Take the votes [V, K + 1] of the copies that it wanted. Raises RunError where logits were not finite.
-
-        The device is waited for only where a phase ends or `should_stop` is asked.
-        """
+        """Take the votes [V, K + 1] of the copies that it wanted, without waiting for the device."""
         self.unpaid += self.wanted
         self._counts.append(votes)
         self._drawn += self.wanted
+        self._want_next()
+
+    @property
+    def due(self) -> bool:
+        """Whether it must `read` its votes before more are drawn: a phase ends or `should_stop` is asked."""
+        return not self.wanted or self._looks
+
+    def counts(self) -> Tensor:
+        """The phase's votes so far on the device, [V, K + 1]; all of them must be complete."""
+        self._counts = [torch.stack(self._counts).sum(0)]
+        return self._counts[0]
+
+    def read(self, counts: np.ndarray) -> None:
+        """Go on as its `counts`, fetched from the device, say. Raises RunError where logits were not finite."""
+        votes = self._finite(counts)
         if self._selects:
-            self._want(self.draws.n0)
-            if not self.wanted:
-                self._end_selection()
-        else:
-            self._want(self.draws.n)
-            if not self.wanted or (self.draws.should_stop and self._should_stop()):
-                self.wanted, self.estimation = 0, self._fetched()
-                if self.selection is None:
-                    self.selection = np.zeros_like(self.estimation)
+            self._end_selection(votes)
+        elif not self.wanted or self._should_stop(votes):
+            self.wanted, self.estimation = 0, votes
+            if self.selection is None:
+                self.selection = np.zeros_like(votes)
 
-    def _end_selection(self) -> None:
-        self.selection, self._selects = self._fetched(), False
+    def _end_selection(self, votes: np.ndarray) -> None:
+        self.selection, self._selects = votes, False
         self._counts, self._drawn = [], 0
-        if self.draws.only_class in (None, int(self.selection[self.draws.voter].argmax())):
-            self._want(self.draws.n)
+        if self.draws.only_class in (None, int(votes[self.draws.voter].argmax())):
+            self._want_next()
         else:
-            self.estimation = np.zeros_like(self.selection)
+            self.estimation = np.zeros_like(votes)
 
-    def _want(self, n: int) -> None:
-        looks = not self._selects and self.draws.should_stop is not None
-        self.wanted = portion(self._drawn, n, self._batch_size, looks)
+    @property
+    def _looks(self) -> bool:
+        return not self._selects and self.draws.should_stop is not None
 
-    def _should_stop(self) -> bool:
+    def _want_next(self) -> None:
+        n = self.draws.n0 if self._selects else self.draws.n
+        self.wanted = portion(self._drawn, n, self._batch_size, self._looks)
+
+    def _should_stop(self, votes: np.ndarray) -> bool:
         voter = self.draws.voter
         selection = None if self.selection is None else self.selection[voter]
-        return bool(self.draws.should_stop(selection, self._fetched()[voter]))
+        return bool(self.draws.should_stop(selection, votes[voter]))
 
-    def _fetched(self) -> np.ndarray:
-        """The votes so far on the CPU, [V, K]."""
-        self._settle()
-        self._counts = [torch.stack(self._counts).sum(0)]
-        counts = self._counts[0].cpu().numpy()
+    def _finite(self, counts: np.ndarray) -> np.ndarray:
+        """The votes [V, K] of the counts, whose last column is for logits that are not finite."""
         if counts[:, -1].any():
             name = "an image" if self.idx is None else f"image idx {self.idx}"
             wrong = f"{counts[:, -1].max()} of {self._drawn} noisy copies"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from spacte.model.ensemble import Consensus, Undecided, disagree, voters
-from spacte.utils import RunError
+from spacte.model.ensemble import Consensus, Undecided, disagree, named_classes, voters
+from spacte.model.frozen import FixedPasses
 
 _WAITING_BYTES = 2**30  # of the features of copies that are still to be counted
 
@@ -19,7 +19,12 @@ class VotesOfAll:
 
     def of(self, images: Tensor, sizes: Sequence[int], num_classes: int) -> Sequence[Tensor]:
         """The votes of each portion of the images: [V, K + 1], the last column for logits that are not finite."""
-        return _counted(_classes(voters(self.classifier(images).float()), num_classes), sizes, num_classes + 1)
+        return _counted(self._classes(images, num_classes), sizes, num_classes + 1)
+
+    def _classes(self, images: Tensor, num_classes: int) -> Tensor:
+        if isinstance(self.classifier, FixedPasses) and self.classifier.is_graph:
+            return self.classifier.classes(images, num_classes)
+        return named_classes(voters(self.classifier(images).float()), num_classes)
 
     def settle(self) -> None:
         """Nothing waits."""
@@ -39,7 +44,7 @@ class VotesByConsensus:
     def of(self, images: Tensor, sizes: Sequence[int], num_classes: int) -> Sequence[Tensor]:
         """The votes of each portion of the images: [first + 1, K + 1], see VotesOfAll; complete when settled."""
         early, undecided = self.consensus.begin(images)
-        classes = _classes(early, num_classes)
+        classes = named_classes(early, num_classes)
         waits = num_classes + 1  # a column that nobody reads
         last = torch.where(disagree(early), waits, classes[0])
         counts = _counted(torch.cat([classes, last.unsqueeze(0)]), sizes, waits + 1)[..., :waits]
@@ -54,16 +59,8 @@ class VotesByConsensus:
         decided = self.consensus.finish([undecided for undecided, *_ in waiting]) if waiting else []
         for (_, sizes, counts), (index, logits) in zip(waiting, decided, strict=True):
             portions = torch.searchsorted(torch.tensor(sizes, device=index.device).cumsum(0), index, right=True)
-            classes = _classes(logits, counts.shape[-1] - 1)
+            classes = named_classes(logits, counts.shape[-1] - 1)
             counts[:, -1].index_put_((portions, classes), torch.ones_like(classes), accumulate=True)
-
-
-def _classes(logits: Tensor, num_classes: int) -> Tensor:
-    """The class of the largest logit, or K where they are not finite: [..., K] -> [...]. RunError for another K."""
-    if logits.shape[-1] != num_classes:
-        raise RunError(f"the classifier returned logits of {logits.shape[-1]} classes, not of {num_classes}")
-    logits = logits.float()
-    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), num_classes)
 
 
 def _counted(classes: Tensor, sizes: Sequence[int], columns: int) -> Tensor:

@@ -44,14 +44,20 @@ class RadiusKnown:
     """
 
     def __init__(self, tolerance: float, n_max: int, alpha: float, sigma: float):
-        self.tolerance, self.alpha, self.sigma = tolerance, alpha, sigma
+        self.tolerance, self.sigma = tolerance, sigma
+        self.certificate = Certificate(alpha, sigma, sequential=True)
         self.most = anytime_lower_bound(n_max, n_max, alpha)
 
     def __call__(self, n_a: int, n: int) -> bool:
         """Whether n_a votes of n are enough to stop."""
         upper = radius_of(min(upper_confidence_bound(n_a, n, 0.01), self.most), self.sigma)
-        lower = radius_of(anytime_lower_bound(n_a, n, self.alpha), self.sigma) or 0.0
-        return upper is None or upper - lower <= self.tolerance
+        if upper is None:
+            return True
+        for least, most in self.certificate.radius_brackets(n_a, n - n_a, n, 2):
+            known = [bool(upper - max(lower, 0.0) <= self.tolerance) for lower in (least, most)]
+            if known[0] == known[1]:  # hence for every radius in between: the larger it is, the sooner it is known
+                break
+        return known[0]
 
 
 class AllVotesDecided:
@@ -60,6 +66,10 @@ class AllVotesDecided:
     Stop once each of `radii` is certified or given up or, where a `tolerance` stands in their place, once the radius is
     known to within it. What may still be hoped for is the radius after all `n_max` draws if p_A were its 1 - give_up
     upper confidence bound and the other class's probability its lower one.
+
+    The radii are not computed, only bracketed, until the answer is the same at both ends of the brackets. It then is
+    the radii' own, since it is monotone: larger certified radii or smaller hoped ones never turn "stop" into "go on".
+    The last bracket is the radii themselves, so that there always is an answer.
     """
 
     def __init__(self, certificate: Certificate, n_max: int, radii=(), tolerance=None, give_up: float = 0.01):
@@ -72,15 +82,18 @@ class AllVotesDecided:
         n_a, n_b, left = int(estimation[chosen]), int(np.delete(estimation, chosen).max()), self.n_max - n
         hoped_a = min(self.n_max, n_a + left * upper_confidence_bound(n_a, n, self.give_up))
         hoped_b = n_b + left * lower_confidence_bound(n_b, n, self.give_up)
-        now = self._radius(n_a, n_b, n, len(estimation))
-        hoped = self._radius(hoped_a, min(hoped_b, self.n_max - hoped_a), self.n_max, len(estimation))
-        if self.tolerance is not None:
-            return hoped < 0 or hoped - max(now, 0.0) <= self.tolerance
-        return bool(np.all((self.radii <= now) | (self.radii > hoped)))
+        votes = ([n_a, hoped_a], [n_b, min(hoped_b, self.n_max - hoped_a)], [n, self.n_max])
+        for least, most in self.certificate.radius_brackets(*votes, len(estimation)):
+            decided = self._decided(least[0], most[1]), self._decided(most[0], least[1])
+            if decided[0] == decided[1]:  # hence for all radii in between
+                break
+        return decided[0]
 
-    def _radius(self, n_a: float, n_b: float, n: int, classes: int) -> float:
-        radius = self.certificate.radius(n_a, n_b, n, classes)
-        return -1.0 if radius is None else radius
+    def _decided(self, now: float, hoped: float) -> bool:
+        """Whether nothing is left to draw for, where `now` is certified; a negative radius is none."""
+        if self.tolerance is not None:
+            return bool(hoped < 0 or hoped - max(now, 0.0) <= self.tolerance)
+        return bool(np.all((self.radii <= now) | (self.radii > hoped)))
 
 
 def _votes_needed(p: float, n: int, alpha: float) -> int:

@@ -1,10 +1,13 @@
 """A training step as a CUDA graph: its thousands of kernels are one launch, and no kernel waits for Python."""
 
 import contextlib
+import pickle
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,12 +21,16 @@ class GraphedStep:
 
     The values are those of eager steps, for the draws are the same. Learning rate, lambda and all else that Python
     computes are constants of a graph, so each epoch captures its own. Eager are the first steps, batches that are not
-    `full`, and every step where one waits for the GPU or cannot be captured, which is said once. The losses lie on the
-    device; the next step overwrites them.
+    `full`, and every step where one waits for the GPU, draws or counts on the CPU, or cannot be captured, which is said
+    once. The losses lie on the device; the next step overwrites them. `numbers` returns what a step might count with:
+    the objective's attributes.
     """
 
-    def __init__(self, step: Callable[..., dict[str, Tensor]], full: int, device: torch.device):
-        self.step, self.full = step, full
+    def __init__(
+        self, step: Callable[..., dict[str, Tensor]], full: int, device: torch.device,
+        numbers: Callable[[], dict] = dict,
+    ):  # fmt: skip
+        self.step, self.full, self.numbers = step, full, numbers
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.epoch: int | None = None  # the graph's
@@ -64,7 +71,10 @@ class GraphedStep:
         around.wait_stream(self.stream)
 
     def _watched(self, *inputs) -> dict[str, Tensor]:
-        """An eager step, during which torch warns of whatever waits for the GPU: that cannot be captured."""
+        """An eager step that shows what a graph could not do: wait for the GPU, of which torch warns here, or draw
+        other numbers and count on in Python at every replay.
+        """
+        before = self._on_cpu()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
@@ -75,7 +85,17 @@ class GraphedStep:
         waits = [one for one in caught if "called a synchronizing" in str(one.message)]
         if waits:
             self._stop(f"something waits for the GPU in line {waits[0].lineno} of '{waits[0].filename}'")
+        changed = [name for name, value in self._on_cpu().items() if before.get(name) != value]
+        if changed:
+            self._stop(f"a step changes {', '.join(changed)} on the CPU")
         return losses
+
+    def _on_cpu(self) -> dict[str, bytes]:
+        """The states of the CPU's generators, and the numbers."""
+        generators = {"torch's generator": torch.get_rng_state().tolist(), "Python's generator": random.getstate()}
+        generators["numpy's generator"] = np.random.get_state()
+        numbers = {name: value for name, value in self.numbers().items() if isinstance(value, int | float | str)}
+        return {name: pickle.dumps(value) for name, value in (generators | numbers).items()}
 
     def _capture(self, batch: tuple[Tensor, ...], epoch: int) -> None:
         self.graph = self.losses = None  # gives the last epoch's memory back

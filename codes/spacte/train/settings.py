@@ -1,5 +1,6 @@
 """What a training run computes (Recipe) and where it does so (Place), and the flags that say both."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +66,18 @@ class Place:
     save_freq: int = 10
     test_freq: int = 1
     device: str = "auto"
-    workers: int = 4
+    workers: int | None = None  # None: `available_workers`
     no_cuda_graph: bool = False
     resume: bool = False
+
+
+_MOST_WORKERS = 16  # read about 5,000 of ImageNet's files a second, faster than a GPU trains on them
+
+
+def available_workers() -> int:
+    """How many processes this one had best read files with: its cores, shared with torchrun's others on the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), _MOST_WORKERS))
 
 
 def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
@@ -105,7 +115,8 @@ def add_place_flags(parser: cli.Parser) -> None:
     add("--save_freq", type=cli.positive_int, help="epochs between checkpoints")
     add("--test_freq", type=cli.positive_int, help="epochs between looks at the noisy test images")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
-    add("--workers", type=cli.non_negative_int, help="processes that read ImageNet's files")
+    files = f"that read ImageNet's files, and draw their crops (one for each core, {_MOST_WORKERS} at most)"
+    add("--workers", type=cli.non_negative_int, help=f"processes {files}")
     graph = "launch a step's kernels one by one on a GPU; else a step is one CUDA graph, with the same values"
     add("--no_cuda_graph", action="store_true", help=graph)
     add("--resume", action="store_true", help="go on after the newest whole checkpoint of this run, if there is one")

@@ -67,7 +67,8 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_step_size, recipe.gamma)
         full = math.ceil(recipe.batch_size / self.mini_batches)
-        self.graphed = GraphedStep(self.step, full, device) if graphs and _has_one_gpu(device) else None
+        graphs = graphs and _has_one_gpu(device)
+        self.graphed = GraphedStep(self.step, full, device, lambda: vars(objective)) if graphs else None
         self.epoch = 0  # epochs done
         self.targets: Tensor | None = None  # what the objective needs of each training image beside its label
         self.fingerprint = train_split.fingerprint()

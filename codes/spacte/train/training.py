@@ -16,7 +16,7 @@ from spacte.distributed import broadcast_object, init_distributed, is_main_proce
 from spacte.model import build_classifier, checkpoint
 from spacte.train.objective import Objective
 from spacte.train.runlog import RunLog, RunPaths
-from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags
+from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags, available_workers
 from spacte.train.trainer import Trainer, is_due
 from spacte.utils import UserError, source_state
 
@@ -56,6 +56,8 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     init_distributed()
     device = select_device(place.device, recipe.compile)
     recipe = dataclasses.replace(recipe, precision=select_precision(recipe.precision, device))
+    if place.workers is None:
+        place = dataclasses.replace(place, workers=available_workers())
     train_split, test_split = _open_splits(recipe, place, device)
     objective = objective_type(recipe, train_split.spec.num_classes, **own)
     run = recipe.name + objective.run_suffix() + recipe.variant
