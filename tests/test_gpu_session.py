@@ -57,7 +57,7 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     before, speeds = state(output), (output / "bench/sweep.json").read_bytes()
     assert list(before["steps"]) == STEPS[:2] and before["plan"]["epochs"] == 4
     assert json.loads(speeds)["rows"]
-    assert "33 skipped" in (output / "output/tests.txt").read_text() or torch.cuda.is_available()
+    assert " skipped in " in (output / "output/tests.txt").read_text() or torch.cuda.is_available()
     assert "| speed " in (output / "summary.md").read_text()
 
     wait_for(lambda: is_free(output / "lock"), 200)  # its command ends with it
