@@ -3,6 +3,7 @@
     python codes/bench.py                                       # R20 and R110 at 32x32, R8 on digits, 5 heads
     python codes/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096 --json out.json
     python codes/bench.py --task table --model_path save/<...>/epoch150.pth         # its flags: --task table --help
+    python codes/bench.py --task sweep --seconds 100 --device cuda --json out.json  # its flags: --task sweep --help
 
 `plain` is the authors' way: eager float32 with torch's own settings (on a GPU, TF32 convolutions), contiguous tensors,
 BatchNorm unfolded; in certification batches of 128 noisy images, their default, noise on a repeated image, and votes
@@ -20,7 +21,6 @@ speed of a large copy, over the time it took. All speeds are the best that were 
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,25 +29,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import bench_sweep
 import bench_table
-from bench_plain import plain_step, plain_votes
+from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, speed
 from spacte import cli
-from spacte.data.spec import data_spec
-from spacte.data.splits import InMemory
 from spacte.device import PRECISIONS, select_device, select_precision
-from spacte.model import build_classifier
-from spacte.model.frozen import fastest_pass, fix_passes, freeze
-from spacte.model.noisy import noisy_logits
 from spacte.report.table import markdown
-from spacte.smooth.core_mhead import Smooth
-from spacte.train.objective import Objective, loss_dict
-from spacte.train.settings import Recipe
-from spacte.train.teaching import taught_cross_entropy
-from spacte.train.trainer import Trainer
 from spacte.utils import UserError, make_folder, replace_file
 
+_OWN_FLAGS = {"table": bench_table.main, "sweep": bench_sweep.main}  # tasks that have flags of their own
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
-_SIGMA, _NOISES = 0.25, 2
 
 
 def _flags() -> argparse.Namespace:
@@ -56,9 +47,9 @@ def _flags() -> argparse.Namespace:
     add(
         "--task",
         nargs="+",
-        choices=("certify", "train", "table"),
+        choices=("certify", "train", *_OWN_FLAGS),
         default=["certify", "train"],
-        help="what is measured; table alone",
+        help=f"what is measured; {' and '.join(_OWN_FLAGS)} alone",
     )
     add("--arch", nargs="+", help="architectures, with --dataset (R20 and R110 on CIFAR10, R8 on digits)")
     add("--dataset", default="CIFAR10", help="whose image size and classes are used; no data are read")
@@ -78,12 +69,13 @@ def _main() -> None:
     tasks = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     tasks.add_argument("--task", nargs="*")
     asked, others = tasks.parse_known_args()
-    if asked.task == ["table"]:
-        bench_table.main(others)  # what it needs of a checkpoint and of images has flags of its own
+    if asked.task and len(asked.task) == 1 and asked.task[0] in _OWN_FLAGS:
+        _OWN_FLAGS[asked.task[0]](others)
         return
     args = _flags()
-    if "table" in args.task:
-        raise UserError("--task table has flags of its own: give it alone")
+    for task in args.task:
+        if task in _OWN_FLAGS:
+            raise UserError(f"--task {task} has flags of its own: give it alone")
     device = select_device(args.device, args.compile)
     args.precision = select_precision(args.precision, device)
     if args.json:
@@ -96,7 +88,12 @@ def _main() -> None:
         for arch, dataset in cases:
             batch_size = args.batch_size or (1000 if task == "certify" else 256)
             plain_batch_size = args.plain_batch_size if task == "certify" else batch_size
-            ways = (_certify_ways if task == "certify" else _train_ways)(arch, dataset, batch_size, device, args)
+            network = Network(arch, dataset, args.num_heads)
+            plain, ours = (authors_votes, OurVotes) if task == "certify" else (authors_step, OurStep)
+            ways = (
+                plain(network, plain_batch_size, device),
+                ours(network, batch_size, device, args.precision, args.compile),
+            )
             row = {"task": task, "arch": arch, "dataset": dataset, "heads": args.num_heads}
             row |= {"device": device.type, "device_name": name, "precision": args.precision, "batch_size": batch_size}
             row["plain_batch_size"] = plain_batch_size
@@ -106,7 +103,7 @@ def _main() -> None:
     flops, copied = (max(speeds) for speeds in zip(*limits, strict=True))  # other programs only slow it down
     print(f"limit: {flops / 1e9:.0f} GFLOP/s in {args.precision}, {copied / 1e9:.0f} GB/s copied")
     for row in rows:
-        cost = _work(row["arch"], row["dataset"], args.num_heads, args.precision)
+        cost = _work(Network(row["arch"], row["dataset"], row["heads"]), args.precision)
         passes = 3 if row["task"] == "train" else 1  # the backward pass costs twice the forward one
         row["gflops"] = passes * cost["flop"] * row["fast"] / 1e9
         row["ceiling_fraction"] = passes * max(cost["flop"] / flops, cost["bytes"] / copied) * row["fast"]
@@ -121,82 +118,12 @@ def _compare(plain: Callable, fast: Callable, sizes: tuple[int, int], device: to
         for _ in range(3):  # warm up: allocations, the library's choice of kernels, recording a CUDA graph
             way()
     turns = [
-        [_speed(way, size, device, args.seconds) for way, size in zip((plain, fast), sizes, strict=True)]
+        [speed(way, size, device, args.seconds) for way, size in zip((plain, fast), sizes, strict=True)]
         for _ in range(args.turns)
     ]
     ratios = [fast_speed / plain_speed for plain_speed, fast_speed in turns]
     figures = {"plain": statistics.median(t[0] for t in turns), "fast": statistics.median(t[1] for t in turns)}
     return figures | {"ratio": statistics.median(ratios), "spread": f"{min(ratios):.2f}-{max(ratios):.2f}"}
-
-
-def _speed(way: Callable, batch_size: int, device: torch.device, seconds: float) -> float:
-    """Noisy images a second over about that many seconds; the device is waited for only before and after."""
-    once = _seconds(way, 1, device)
-    calls = max(1, round(seconds / once))
-    return calls * batch_size / _seconds(way, calls, device)
-
-
-def _seconds(way: Callable, calls: int, device: torch.device) -> float:
-    _wait(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        way()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-# --- certification ---
-
-
-def _certify_ways(arch: str, dataset: str, batch_size: int, device: torch.device, args) -> tuple[Callable, Callable]:
-    spec = data_spec(dataset)
-    classifier = build_classifier(arch, dataset, args.num_heads).to(device).eval()
-    image = torch.rand(spec.shape, device=device)
-    frozen = freeze(classifier, device, args.precision, batch_size, args.compile)
-    fix_passes(frozen, fastest_pass(frozen, image))
-    smooth = Smooth(frozen, spec.num_classes, _SIGMA)
-    return (
-        lambda: plain_votes(classifier, image, _SIGMA, args.plain_batch_size, spec.num_classes),
-        lambda: smooth.count_votes(image, batch_size, batch_size),
-    )
-
-
-# --- training ---
-
-
-class _Gaussian(Objective):
-    """The objective of 0Gaussian, which lives outside the library."""
-
-    def __call__(self, classifier, images, labels, epoch):
-        logits = noisy_logits(classifier, images, self.draw_noises(images))
-        loss = taught_cross_entropy(logits, labels, self.threshold(epoch), self.recipe.eps, explore=0.01)
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos, loss_dict(loss, cos=cos)
-
-
-def _train_ways(arch: str, dataset: str, batch_size: int, device: torch.device, args) -> tuple[Callable, Callable]:
-    spec = data_spec(dataset)
-    images = torch.randint(0, spec.levels + 1, (batch_size // _NOISES, *spec.shape), dtype=torch.uint8)
-    split = InMemory(spec, images, torch.randint(spec.num_classes, (len(images),)), device=device)
-    recipe = Recipe(
-        noise_sd=_SIGMA, num_noise_vec=_NOISES, batch_size=batch_size, num_heads=args.num_heads,
-        precision=args.precision, compile=args.compile,
-    )  # fmt: skip
-    objective = _Gaussian(recipe, spec.num_classes)
-    trainer = Trainer(recipe, objective, build_classifier(arch, dataset, args.num_heads), device, split, split)
-    trainer.classifier.train()
-    plain = build_classifier(arch, dataset, args.num_heads).to(device).train()
-    optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, foreach=False)
-    x, y = next(split.batches(len(split)))
-    return (
-        lambda: plain_step(plain, optimizer, x, y, _SIGMA, _NOISES, objective.threshold(50)),
-        lambda: trainer.step(x, y, 50),
-    )
 
 
 # --- the hardware's limit ---
@@ -219,14 +146,14 @@ def _ceilings(device: torch.device, precision: str, seconds: float) -> tuple[flo
         (lambda: convolution(x), 2 * convolution.weight.numel() * x.numel() // 256),
     )
     with torch.inference_mode():
-        products = max(_speed(way, flop, device, seconds) for way, flop in ways for _ in range(3))
-    copies = max(_speed(lambda: target.copy_(source), 2 * source.nbytes, device, seconds) for _ in range(3))
+        products = max(speed(way, flop, device, seconds) for way, flop in ways for _ in range(3))
+    copies = max(speed(lambda: target.copy_(source), 2 * source.nbytes, device, seconds) for _ in range(3))
     return products, copies
 
 
-def _work(arch: str, dataset: str, num_heads: int, precision: str) -> dict[str, float]:
+def _work(network: Network, precision: str) -> dict[str, float]:
     """FLOP of one image's forward pass, and the bytes of every layer's input, weights and output moved once."""
-    classifier, spec = build_classifier(arch, dataset, num_heads).eval(), data_spec(dataset)
+    classifier = network.build().eval()
     bytes_per_number, moved, batch = (2 if precision == "bf16" else 4), 0, 16
 
     def note(module, inputs, output):
@@ -239,7 +166,7 @@ def _work(arch: str, dataset: str, num_heads: int, precision: str) -> dict[str, 
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(note)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        classifier(torch.rand(batch, *spec.shape))
+        classifier(torch.rand(batch, *network.spec.shape))
     return {"flop": counter.get_total_flops() / batch, "bytes": moved * bytes_per_number / batch}
 
 

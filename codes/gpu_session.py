@@ -1,36 +1,42 @@
-"""Use a GPU that is there for a limited time: its tests, its speed, a training run, the run's certificates and files.
+"""Use a GPU that is there for a limited time: its tests, its speed, two training runs, their certificates and files.
 
-    python codes/gpu_session.py --dataset ImageFolder --data_dir D --output O --minutes 25
+    python codes/gpu_session.py --dataset CIFAR10 --data_dir D --output O --minutes 15
     python codes/gpu_session.py --dataset digits --arch R8 --epochs 4 --N 500 --output O --minutes 9 --device cpu --tiny
 
 The second one tries it out without a GPU. The steps come in this order, and which are finished stands in O. Started
-again with the same O, the session goes on: what is finished is skipped, training goes on after its last epoch,
-certification after its last image. It may be killed at any moment.
+again with the same O, the session goes on: what is finished is skipped, speeds that are measured stay, training goes on
+after its last checkpoint, certification after its last image. It may be killed at any moment.
 
-    tests      tests/test_gpu.py
-    bench-...  bench.py for certification and training: R110 with 5 heads at 32x32 and R50 with 2 heads at 224x224,
-               tf32 and bf16, with and without --compile, batches of 1000 to 8192 (training: 256, the paper's)
-    train      train.py of --defence, for as many epochs as the time allows, at most --epochs. A run's first two epochs
-               are trained before for their time on this machine; the number that fits into --training_share of the time
-               left is written down, and the learning rate drops after each third of it, as the paper's does
-    release    the checkpoint without its optimiser, in parts below 16 MiB: before what may take all the time left
-    certify    certify_mhead.py on every --skip-th test image
+    tests                 tests/test_gpu.py, by up to 12 processes where pytest-xdist is installed: a tenth of the time,
+                          and at least 90 s, at most
+    speed                 bench.py --task sweep: all speeds in one process, in --speed_seconds
+    train-5-heads         train.py of --defence with --num_heads
+    release-5-heads       the checkpoint without its optimiser, in parts below 16 MiB
+    train-1-head, release-1-head    the same with one head: what the heads are compared with
+    certify-5-heads, certify-1-head    certify_mhead.py on every --skip-th test image, in the precision of training
 
-A step that the time left cannot hold is not begun and is named, and one that is under way when the time is over is
-ended: training and certification lose no more than an epoch or a few images. How long a step takes is what those like
-it took, else a guess. A step that fails is reported, the next one goes on, and the exit code is 1.
+Both networks are trained for the same number of epochs, as many as the time allows and at most --epochs. It follows
+from the speeds, and is written down when training begins; where the speed of a network like this one was not measured,
+a run's first two epochs are trained before for their time. Steps are compiled (train.py --compile) where that pays
+within these epochs. The learning rate drops after each third of them, as the paper's does.
 
+A step that the time left cannot hold is not begun and is named, and one that is under way when its time is over is
+ended: training loses no more than an epoch or half a minute, certification a few images. How long a step takes is what
+those like it took, else a guess. A step that fails is reported, the next one goes on, and the exit code is 1.
+
+    O/summary.md                         after each step: machine, seconds, speeds, ACR and certified accuracy
     O/session.json                       settings, steps, the number of epochs
     O/output/<step>.txt                  what each step has printed
-    O/bench/<step>.json                  speeds
+    O/bench/sweep.json                   speeds
     O/logs/                              logs of training and certification, with every vote
-    O/release/                           the checkpoint's parts, its SHA-256, and in join.sh the command that joins them
+    O/release/                           the checkpoints' parts, their SHA-256, and in join.sh what joins them
     O/work/                              checkpoints: what a session needs to go on
 """
 
 import contextlib
-import itertools
+import importlib.util
 import math
+import os
 import re
 import shlex
 import shutil
@@ -39,57 +45,32 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from gpu_plan import Pace, certification_seconds, epochs_within, paces_of, read_speeds, rows_of
+from gpu_summary import page
+from release import release
 from spacte import cli
+from spacte.certify.certify import CertifySettings
+from spacte.data.sources import open_split
+from spacte.device import PRECISIONS
 from spacte.jobs.job import Job, check_unchanged, commands, record, remove_old_checkpoints
 from spacte.jobs.session import OutOfTimeError, Session, Step, say
 from spacte.train.settings import Recipe
-from spacte.utils import RunError, UserError, lock, make_folder, sha256
+from spacte.utils import RunError, UserError, lock, make_folder, replace_file, sha256
 
 _CODES = Path(__file__).resolve().parent
 # what a session that goes on may change
-_FREE = ("data_dir", "device", "output", "minutes", "bench_minutes", "training_share")
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """How large the steps are, beside what flags say."""
-
-    networks: tuple[tuple[str, str, int], ...]  # what bench.py measures: architecture, data set, heads
-    precisions: tuple[str, ...]
-    compiled: tuple[bool, ...]
-    certify_batches: tuple[int, ...]
-    train_batches: tuple[int, ...]
-    turns: int  # of bench.py
-    seconds: float
-    batch_size: int  # of certification
-    part: int  # bytes of a part of the released checkpoint
-
-
-_FULL = _Scale(
-    networks=(("R110", "CIFAR10", 5), ("R50", "ImageNet", 2)),
-    precisions=("tf32", "bf16"),
-    compiled=(False, True),
-    certify_batches=(1000, 2048, 4096, 8192),
-    train_batches=(256,),
-    turns=3,
-    seconds=1.0,
-    batch_size=4096,
-    part=15 * 2**20,
-)
-_TINY = _Scale(
-    networks=(("R8", "digits", 2),),
-    precisions=("fp32",),
-    compiled=(False,),
-    certify_batches=(32,),
-    train_batches=(32,),
-    turns=1,
-    seconds=0.05,
-    batch_size=1000,
-    part=2**17,
-)
+_FREE = ("data_dir", "device", "output", "minutes", "speed_seconds", "training_share")
+_CPU = torch.device("cpu")
+_PAPERS_PACE = {("0Gaussian", 0.5): 0.8, ("0Gaussian", 1.0): 0.8}  # --lbdlast, where it is not the defence's default
+_PROCESSES = 12  # of the tests, which are bound by their start
+_START = 30  # seconds that a sweep may take beyond its own: its start, a last row that is slower than those before
+_BETWEEN_CHECKPOINTS = 20  # seconds
+_PART = {False: 15 * 2**20, True: 2**17}  # bytes of a part of a released checkpoint; True: --tiny
+_COPIES = {False: 4096, True: 1000}  # of an image in a batch of certification
 
 
 def _flags() -> Namespace:
@@ -97,25 +78,25 @@ def _flags() -> Namespace:
     add, recipe = parser.add_argument, cli.defaults_of(Recipe)
     add("--output", type=Path, required=True, metavar="O", help="where everything goes")
     add("--minutes", type=cli.positive_float, required=True, help="how long the GPU is there, from now on")
-    add("--bench_minutes", type=cli.positive_float, default=8, help="of these, at most for speed")
-    share = "of the time left after tests and speed, what training may plan for; the rest is certification's"
+    add("--speed_seconds", type=cli.positive_float, help="of these, at most for speed (a ninth)")
+    share = "of the time left after tests and speed, what training may plan for at least; the rest is certification's"
     add("--training_share", type=cli.open_probability, default=0.6, help=share)
     add("--dataset", default=recipe["dataset"], help="what is trained on and certified")
     add("--data_dir", type=Path, default=Path("data"), help="where its files are")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
-    add("--tiny", action="store_true", help="speed of a tiny network alone: to try a session out on a CPU")
+    add("--tiny", action="store_true", help="speed of tiny networks: to try a session out on a CPU")
     add("--defence", default="0Gaussian", help="the folder of the base defence")
-    add("--arch", default=recipe["arch"], help="of the network that is trained")
-    add("--num_heads", type=cli.positive_int, default=recipe["num_heads"], help="L")
-    add("--noise_sd", type=cli.positive_float, default=recipe["noise_sd"], help="sigma, in units of [0, 1]")
-    add("--lbdlast", type=cli.pace, help="lambda in the last epoch (the defence's own)")
+    add("--arch", default=recipe["arch"], help="of the networks that are trained")
+    add("--num_heads", type=cli.positive_int, default=recipe["num_heads"], help="L, beside 1")
+    add("--noise_sd", type=cli.positive_float, default=0.5, help="sigma, in units of [0, 1]")
+    add("--lbdlast", type=cli.pace, help="lambda in the last epoch (the paper's)")
+    add("--precision", choices=PRECISIONS, default="bf16", help="of training and certification")
     add("--lr_init", type=cli.positive_float, default=recipe["lr_init"], help="first learning rate")
     add("--epochs", type=cli.positive_int, default=recipe["epochs"], help="at most")
     add("--seed", type=cli.seed, default=recipe["seed"], help="of the training")
     add("--train_flags", default="", metavar="'FLAGS'", help="further flags of the defence's train.py")
-    add("--compile", action="store_true", help="train and certify through torch.compile")
     add("--skip", type=cli.positive_int, default=20, help="every skip-th test image is certified")
-    add("--N", type=cli.positive_int, default=100_000, help="draws an image, at most if --sequential")
+    add("--N", type=cli.positive_int, default=10_000, help="draws an image, at most if --sequential")
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
     return parser.parse_args()
 
@@ -129,60 +110,84 @@ class _Steps:
 
     def __init__(self, session: Session, args: Namespace):
         self.session, self.args, self.output = session, args, args.output
-        self.scale = _TINY if args.tiny else _FULL
+        self.networks = {_named(heads): heads for heads in (args.num_heads, 1)}
 
     def __iter__(self) -> Iterator[Step]:
-        yield Step("tests", self._test, like="tests", guess=180)
-        yield from self._bench_steps()
-        yield Step("train", self._train)
-        yield Step("release", self._release, like="release", guess=20, after="train")
-        yield Step("certify", self._certify, after="train")
+        yield Step("tests", self._test, like="tests", guess=60, budget="tests")
+        yield Step("speed", self._measure, guess=20, budget="speed")
+        for name in self.networks:
+            train = f"train-{name}"
+            yield Step(train, lambda name=name: self._train(name))
+            yield Step(f"release-{name}", lambda name=name: self._release(name), guess=5, after=train)
+        for name in self.networks:
+            yield Step(f"certify-{name}", lambda name=name: self._certify(name), guess=30, after=f"train-{name}")
+
+    # --- tests and speed ---
 
     def _test(self) -> None:
         command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-v", "-p", "no:cacheprovider"]
+        if importlib.util.find_spec("xdist") and self.args.device != "cpu":  # there they are skipped
+            command += ["-n", min(_PROCESSES, os.cpu_count() or 1)]
         self.session.run("tests", command, _CODES.parent)
 
-    def _bench_steps(self) -> Iterator[Step]:
-        """What is quick to measure first, of all networks."""
-        scale = self.scale
-        tasks = (("certify", scale.certify_batches), ("train", scale.train_batches))
-        for compiled, network, (task, batches), precision in itertools.product(
-            scale.compiled, scale.networks, tasks, scale.precisions
-        ):
-            for batch_size in batches:
-                yield self._bench_step(task, *network, precision, compiled, batch_size)
+    def _measure(self) -> None:
+        command = [sys.executable, _CODES / "bench.py", "--task", "sweep", "--device", self.args.device]
+        command += ["--seconds", self.args.speed_seconds, "--json", self._speeds, *["--tiny"] * self.args.tiny]
+        self.session.run("speed", command, _CODES)
 
-    def _bench_step(
-        self, task: str, arch: str, dataset: str, heads: int, precision: str, compiled: bool, batch_size: int
-    ) -> Step:
-        name = f"bench-{task}-{arch}-{heads}-heads-{precision}{'-compiled' * compiled}-{batch_size}"
-        command = [sys.executable, _CODES / "bench.py", "--task", task, "--arch", arch, "--dataset", dataset]
-        command += ["--num_heads", heads, "--device", self.args.device, "--precision", precision]
-        command += [*["--compile"] * compiled, "--batch_size", batch_size]
-        command += ["--turns", self.scale.turns, "--seconds", self.scale.seconds]
-        command += ["--json", self.output / "bench" / f"{name}.json"]
-        like, guess = f"bench {arch}{', compiled' * compiled}", 150 if compiled else 45
-        return Step(name, lambda: self.session.run(name, command, _CODES), like, guess, budget="bench")
+    @property
+    def _speeds(self) -> Path:
+        return self.output / "bench" / "sweep.json"
 
-    def _train(self) -> None:
-        if "plan" not in self.session.state:
-            self.session.remember("plan", self._plan())
-        job = self._job()
-        make_folder(job.folder)
-        check_unchanged(job)
-        record(job, finished=False)
-        command = next(commands(job))
-        try:
-            self.session.run("train", command, job.scripts, lambda line: remove_old_checkpoints(job, keep=2))
-        finally:
-            self._copy_logs(job)
+    # --- the number of epochs ---
 
     def _plan(self) -> dict:
-        """How many epochs fit, and when the learning rate drops: from a run that is ended after its second epoch."""
+        """How many epochs fit, when the learning rate drops, and whether each network is compiled."""
+        args, (_, rows) = self.args, read_speeds(self._speeds)
+        paces = [self._paces(name, rows) for name in self.networks]
+        left = self.session.left()
+        planned = left - min(self._certification(rows, left), (1 - args.training_share) * left)
+        epochs, chosen = epochs_within(0.95 * planned, paces, args.epochs)
+        if epochs < min(3, args.epochs):
+            epoch = sum(pace.epoch for pace in chosen)
+            minutes = f"{max(planned, 0) / 60:.1f} minutes hold less than 3"
+            raise OutOfTimeError(f"an epoch of {' and of '.join(self.networks)} takes {epoch:.1f} s: {minutes}")
+        networks = {}
+        for name, pace in zip(self.networks, chosen, strict=True):
+            seconds = round(pace.start + epochs * pace.epoch, 1)
+            networks[name] = {"compiled": pace.compiled, "seconds": seconds, "seconds_an_epoch": round(pace.epoch, 2)}
+            say(f"{name}: an epoch takes {pace.epoch:.1f} s{', compiled' * pace.compiled}; {epochs} epochs")
+        return {"epochs": epochs, "lr_step_size": math.ceil(epochs / 3), "networks": networks}
+
+    def _paces(self, name: str, rows: list[dict]) -> list[Pace]:
+        """From the speeds, where they are those of this training, else from two epochs."""
+        args, recipe = self.args, Recipe()
+        measured = rows_of(rows, task="train", batch_size=recipe.batch_size, **self._described(name))
+        if not measured or args.defence != "0Gaussian" or args.train_flags:
+            return [self._try(name)]
+        split = open_split(args.dataset, args.data_dir, True, _CPU)
+        return paces_of(measured, split.num_batches(recipe.batch_size) * recipe.num_noise_vec)
+
+    def _described(self, name: str) -> dict:
+        """A network as the speeds' rows describe it."""
+        described = {key: getattr(self.args, key) for key in ("arch", "dataset", "precision")}
+        return described | {"heads": self.networks[name]}
+
+    def _certification(self, rows: list[dict], otherwise: float) -> float:
+        """The seconds that certifying takes with all networks; `otherwise` where no speed is known."""
+        args = self.args
+        images = math.ceil(len(open_split(args.dataset, args.data_dir, False, _CPU)) / args.skip)
+        draws = images * (CertifySettings.N0 + args.N)
+        measured = [rows_of(rows, task="certify", **self._described(name)) for name in self.networks]
+        each = [certification_seconds(own, draws) for own in measured]
+        return otherwise if None in each else sum(each)
+
+    def _try(self, name: str) -> Pace:
+        """The pace of a run that is ended after its second epoch."""
         args, folder, times = self.args, self.output / "work" / "two-epochs", [time.monotonic()]
         shutil.rmtree(folder, ignore_errors=True)
         folders = [part for kind in ("save", "logs", "runs") for part in (f"--{kind}_dir", folder / kind)]
-        flags = [*self._train_flags(args.epochs, math.ceil(args.epochs / 3)), "--seed", args.seed, *folders]
+        flags = [*self._train_flags(name, args.epochs, math.ceil(args.epochs / 3)), "--seed", args.seed, *folders]
 
         def notice(line: str) -> None:
             """Take the time of an epoch's end."""
@@ -198,49 +203,59 @@ class _Steps:
             raise RunError("train.py did not say when its first two epochs ended")
         started, first, *second = times
         epoch = second[0] - first if second else first - started
-        planned = args.training_share * self.session.left() - max(first - started - epoch, 0)
-        epochs = min(args.epochs, int(0.95 * planned / epoch))
-        if epochs < min(3, args.epochs):
-            raise OutOfTimeError(f"an epoch takes {epoch:.0f} s: {max(planned, 0) / 60:.1f} minutes hold less than 3")
-        say(f"train: an epoch takes {epoch:.1f} s, so {epochs} epochs")
-        return {"epochs": epochs, "lr_step_size": math.ceil(epochs / 3), "seconds_an_epoch": round(epoch, 2)}
+        return Pace(max(first - started - epoch, 0), epoch)
 
-    def _train_flags(self, epochs: int, lr_step_size: int) -> list:
+    # --- training ---
+
+    def _train(self, name: str) -> None:
+        if "plan" not in self.session.state:
+            self.session.remember("plan", self._plan())
+        job = self._job(name)
+        make_folder(job.folder)
+        check_unchanged(job)
+        record(job, finished=False)
+        command = next(commands(job))
+        try:
+            self.session.run(f"train-{name}", command, job.scripts, lambda line: remove_old_checkpoints(job, keep=2))
+        finally:
+            self._copy_logs(job)
+
+    def _train_flags(self, name: str, epochs: int, lr_step_size: int) -> list:
         args = self.args
         flags = ["--dataset", args.dataset, "--data_dir", args.data_dir, "--arch", args.arch]
-        flags += ["--num_heads", args.num_heads, "--noise_sd", args.noise_sd, "--lr_init", args.lr_init]
+        flags += ["--num_heads", self.networks[name], "--noise_sd", args.noise_sd, "--lr_init", args.lr_init]
         flags += ["--lbdlast", args.lbdlast] if args.lbdlast is not None else []
-        flags += ["--epochs", epochs, "--lr_step_size", lr_step_size, "--save_freq", 1, "--device", args.device]
-        return flags + ["--compile"] * args.compile + shlex.split(args.train_flags)
+        flags += ["--epochs", epochs, "--lr_step_size", lr_step_size, "--precision", args.precision]
+        return [*flags, "--test_freq", 5, "--device", args.device, *shlex.split(args.train_flags)]
 
-    def _certify_flags(self) -> list:
-        args = self.args
-        flags = ["--data_dir", args.data_dir, "--skip", args.skip, "--N", args.N, "--device", args.device]
-        flags += ["--batch_size", self.scale.batch_size]
-        return flags + ["--sequential"] * args.sequential + ["--compile"] * args.compile
-
-    def _job(self) -> Job:
+    def _job(self, name: str) -> Job:
         """Training and certification as a queue runs them: see experiments.py."""
         args, plan = self.args, self.session.state["plan"]
-        train = self._train_flags(plan["epochs"], plan["lr_step_size"])
-        flags = [tuple(map(str, own)) for own in (train, self._certify_flags())]
-        name = f"{args.defence}/session/seed-{args.seed}"
-        return Job(name, _CODES, self.output / "work", args.seed, *flags)
+        own = plan["networks"][name]
+        train = self._train_flags(name, plan["epochs"], plan["lr_step_size"]) + ["--compile"] * own["compiled"]
+        train += ["--save_freq", max(1, round(_BETWEEN_CHECKPOINTS / own["seconds_an_epoch"]))]
+        certify = ["--data_dir", args.data_dir, "--skip", args.skip, "--N", args.N, "--device", args.device]
+        certify += ["--batch_size", _COPIES[args.tiny], "--precision", args.precision]
+        certify += ["--sequential"] * args.sequential
+        flags = [tuple(map(str, one)) for one in (train, certify)]
+        return Job(f"{args.defence}/{name}/seed-{args.seed}", _CODES, self.output / "work", args.seed, *flags)
 
-    def _release(self) -> None:
-        args, checkpoint = self.args, self._certify_command(self._job())[-1]
-        name = f"{args.defence[1:]}-{args.dataset}-{args.arch}-{args.noise_sd}-{args.num_heads}-heads.pth".lower()
-        whole, folder = self.output / "work" / name, self.output / "release"
-        whole.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, _CODES / "release.py", checkpoint, "--output", whole]
-        self.session.run("release", command, _CODES)
-        say(f"the command that joins the parts: {cut(whole, make_folder(folder), self.scale.part)}")
+    # --- what training leaves ---
 
-    def _certify(self) -> None:
-        job = self._job()
+    def _release(self, name: str) -> None:
+        args, checkpoint = self.args, Path(self._certify_command(self._job(name))[-1])
+        released = f"{args.defence[1:]}-{args.dataset}-{args.arch}-{args.noise_sd}-{name}.pth".lower()
+        whole, folder = self.output / "work" / released, make_folder(self.output / "release")
+        for old in (whole, *folder.glob(f"{released}.*")):
+            old.unlink(missing_ok=True)
+        release(checkpoint, whole)
+        cut(whole, folder, _PART[args.tiny])
+        say(f"'{folder}' holds {released} in parts; join.sh joins them")
+
+    def _certify(self, name: str) -> None:
+        job = self._job(name)
         try:
-            self.session.run("certify", self._certify_command(job), job.scripts)
+            self.session.run(f"certify-{name}", self._certify_command(job), job.scripts)
         finally:
             self._copy_logs(job)
 
@@ -253,19 +268,29 @@ class _Steps:
         if (job.folder / "logs").exists():
             shutil.copytree(job.folder / "logs", self.output / "logs", dirs_exist_ok=True)
 
+    def write_summary(self) -> None:
+        """O/summary.md, as things stand."""
+        unfinished = self.session.left_out | {name: f"failed: {why}" for name, why in self.session.failed.items()}
+        text = page(self.output, self.session.state, unfinished)
+        replace_file(self.output / "summary.md", lambda temporary: temporary.write_text(text))
 
-def cut(path: Path, folder: Path, size: int) -> str:
-    """Cut a file into parts of at most `size` bytes, <name>.part-000, ...; returns the command that joins them.
 
-    Beside the parts lie <name>.sha256, by which the command checks the result, and join.sh, which holds the command.
+def _named(heads: int) -> str:
+    return f"{heads}-head{'s' * (heads > 1)}"
+
+
+def cut(path: Path, folder: Path, size: int) -> None:
+    """Cut a file into parts of at most `size` bytes, <name>.part-000, ..., beside which lies <name>.sha256.
+
+    The folder's join.sh joins all files that were cut into it, and checks the results.
     """
     with open(path, "rb") as file:
         for number, part in enumerate(iter(lambda: file.read(size), b"")):
             (folder / f"{path.name}.part-{number:03}").write_bytes(part)
     (folder / f"{path.name}.sha256").write_text(f"{sha256(path)}  {path.name}\n")
-    command = f"cat {path.name}.part-* > {path.name}; sha256sum -c {path.name}.sha256"
-    (folder / "join.sh").write_text(command + "\n")
-    return command
+    names = sorted(one.name.removesuffix(".sha256") for one in folder.glob("*.sha256"))
+    lines = [f"cat {name}.part-* > {name}; sha256sum -c {name}.sha256\n" for name in names]
+    (folder / "join.sh").write_text("".join(lines))
 
 
 def _main() -> None:
@@ -277,14 +302,19 @@ def _main() -> None:
         shlex.split(args.train_flags)
     except ValueError as error:
         raise UserError(f"--train_flags '{args.train_flags}': {error}") from error
+    if args.lbdlast is None:
+        args.lbdlast = _PAPERS_PACE.get((args.defence, args.noise_sd))
+    args.speed_seconds = args.speed_seconds or 60 * args.minutes / 9
     args.output, args.data_dir = (path.expanduser().resolve() for path in (args.output, args.data_dir))
     make_folder(args.output)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     taken = f"another session, or a command that one started, is still at work in '{args.output}'"
     with lock(args.output / "lock", taken) as held:
         settings = {name: value for name, value in vars(args).items() if name not in _FREE}
-        session = Session(args.output, settings, args.minutes, {"bench": 60 * args.bench_minutes}, held)
-        session.work_off(list(_Steps(session, args)))
+        budgets = {"tests": max(90, 6 * args.minutes), "speed": args.speed_seconds + _START}
+        session = Session(args.output, settings, args.minutes, budgets, held)
+        steps = _Steps(session, args)
+        session.work_off(list(steps), steps.write_summary)
     if session.failed:
         sys.exit(1)
 

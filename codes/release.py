@@ -27,22 +27,27 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.pth", help="the file to write")
     parser.add_argument("--half", action="store_true", help="weights as float16")
     args = parser.parse_args()
-    check_ending(args.output, (".pth",))
-    contents = checkpoint.read(args.checkpoint)
-    if args.output.exists():
-        raise UserError(f"'{args.output}' exists: choose another --output")
+    release(args.checkpoint, args.output, args.half)
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(args.output)}")
+
+
+def release(path: Path, output: Path, half: bool = False) -> None:
+    """Write of the checkpoint at `path` what certifying needs to `output`; UserError where that cannot be done."""
+    check_ending(output, (".pth",))
+    contents = checkpoint.read(path)
+    if output.exists():
+        raise UserError(f"'{output}' exists: choose another --output")
     if contents.keys() >= set(_KEPT) and "optimizer" not in contents:
-        raise UserError(f"'{args.checkpoint}' holds no optimiser: it has been released already")
+        raise UserError(f"'{path}' holds no optimiser: it has been released already")
     if not {*_KEPT, "optimizer"} <= contents.keys():
-        raise UserError(f"'{args.checkpoint}' is no checkpoint of train.py")
+        raise UserError(f"'{path}' is no checkpoint of train.py")
     released = {name: contents[name] for name in _KEPT}
     places = {field.name for field in dataclasses.fields(Place)}
     released["args"] = {name: value for name, value in contents["args"].items() if name not in places}
-    if args.half:
+    if half:
         released["state_dict"] = {name: _half(name, value) for name, value in contents["state_dict"].items()}
-    make_folder(args.output.absolute().parent)
-    checkpoint.save(args.output, released)
-    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(args.output)}")
+    make_folder(output.absolute().parent)
+    checkpoint.save(output, released)
 
 
 def _half(name: str, value: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from conftest import CODES
 from spacte.logs.certlog import read_log
 from spacte.utils import UserError, lock
 
-SMALL = ("--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--epochs", 5, "--skip", 60, "--N", 300)
-SMALL += ("--device", "cpu", "--tiny", "--train_flags=--wd 0.001")
+SMALL = ("--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--epochs", 4, "--skip", 60, "--N", 300)
+SMALL += ("--device", "cpu", "--tiny", "--precision", "fp32", "--speed_seconds", 12)
+NAMES = ("2-heads", "1-head")
+TRAINED = [f"{step}-{name}" for name in NAMES for step in ("train", "release")]
+STEPS = ["tests", "speed", *TRAINED, *(f"certify-{name}" for name in NAMES)]
 
 
 def is_free(path):
@@ -38,78 +42,145 @@ def finish(output, *names):
     (output / "session.json").write_text(json.dumps(content))
 
 
-BENCH = [f"bench-{task}-R8-2-heads-fp32-32" for task in ("certify", "train")]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed session's command goes on for a while")
 def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     output = tmp_path / "o"
     command = [sys.executable, CODES / "gpu_session.py", *SMALL, "--output", output, "--minutes", 10]
-    saved = "work/0Gaussian/session/seed-666/save/*/*/*/*/epoch2.pth"
+    saved = "work/0Gaussian/2-heads/seed-666/save/*/*/*/*/epoch1.pth"
     with open(tmp_path / "said.txt", "w") as said:
         child = subprocess.Popen(list(map(str, command)), stdout=said, stderr=said, start_new_session=True)
         try:
-            wait_for(lambda: list(output.glob(saved)) or child.poll() is not None, 200)
+            wait_for(lambda: list(output.glob(saved)) or child.poll() is not None, 300)
         finally:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    before, figures = state(output), [path.read_bytes() for path in sorted(output.glob("bench/*"))]
-    assert list(before["steps"]) == ["tests", *BENCH] and before["plan"]["epochs"] == 5 and len(figures) == 2
-    assert "19 skipped" in (output / "output/tests.txt").read_text() or torch.cuda.is_available()
+    before, speeds = state(output), (output / "bench/sweep.json").read_bytes()
+    assert list(before["steps"]) == STEPS[:2] and before["plan"]["epochs"] == 4
+    assert json.loads(speeds)["rows"]
+    assert " skipped in " in (output / "output/tests.txt").read_text() or torch.cuda.is_available()
+    assert "| speed " in (output / "summary.md").read_text()
 
     wait_for(lambda: is_free(output / "lock"), 200)  # its command ends with it
     code, out, err = script("gpu_session.py", *SMALL, "--output", output, "--minutes", 10)
-    assert code == 0 and "3 of 6 steps are finished" in out and "6 of 6 steps are finished" in out, err
+    assert code == 0 and "2 of 8 steps are finished" in out and "8 of 8 steps are finished" in out, err
     after = state(output)
-    assert after["plan"] == before["plan"] and list(after["steps"]) == ["tests", *BENCH, "train", "release", "certify"]
-    assert figures == [path.read_bytes() for path in sorted(output.glob("bench/*"))]
-    log = next((output / "logs").rglob("*-train.log")).read_text().splitlines()
-    assert [line.split("\t")[0] for line in log] == ["epoch", "1", "2", "3", "4", "5"]
-    assert [line.split("\t")[1] for line in log[1:]] == ["0.1", "0.1", "0.01", "0.01", "0.001"]
-    assert len(read_log(next((output / "logs").rglob("*-certify-skip-60.log")))) == 6
-    trained = (output / "output/train.txt").read_text()
-    assert "--wd 0.001" in trained and trained.count("epoch 1/5") == 1, "what was trained is not trained again"
+    assert after["plan"] == before["plan"] and list(after["steps"]) == STEPS
+    assert (output / "bench/sweep.json").read_bytes() == speeds
+    for heads in (2, 1):
+        run = f"h-{heads}-eps-0.8-m-2-lbdlast-0.8"
+        log = (output / f"logs/digits/R8/noise-0.50/train/{run}-train.log").read_text().splitlines()
+        assert [line.split("\t")[:2] for line in log[1:]] == [["1", "0.1"], ["2", "0.1"], ["3", "0.01"], ["4", "0.01"]]
+        assert len(read_log(next((output / "logs").rglob(f"{run}-certify-skip-60.log")))) == 6
+    trained = (output / "output/train-2-heads.txt").read_text()
+    assert trained.count("epoch 1/4") == 1, "what was trained is not trained again"
+    written = (output / "summary.md").read_text()
+    assert all(f"| {step} " in written for step in STEPS) and written.count("| Gaussian ") == 2
 
     folder = output / "release"
-    (name,) = (path.name.removesuffix(".sha256") for path in folder.glob("*.sha256"))
-    assert len(list(folder.glob(f"{name}.part-*"))) > 1
-    assert subprocess.run(["sh", "join.sh"], cwd=folder, capture_output=True, text=True).stdout == f"{name}: OK\n"
-    assert "optimizer" not in torch.load(folder / name, weights_only=True)
+    names = sorted(path.name.removesuffix(".sha256") for path in folder.glob("*.sha256"))
+    assert names == [f"gaussian-digits-r8-0.5-{name}.pth" for name in sorted(NAMES)]
+    assert all(len(list(folder.glob(f"{name}.part-*"))) > 1 for name in names)
+    joined = subprocess.run(["sh", "join.sh"], cwd=folder, capture_output=True, text=True)
+    assert joined.stdout == "".join(f"{name}: OK\n" for name in names)
+    assert "optimizer" not in torch.load(folder / names[0], weights_only=True)
 
     code, out, _ = script("gpu_session.py", *SMALL, "--output", output, "--minutes", 10)
-    assert code == 0 and out == "== 6 of 6 steps are finished\n" * 2
+    assert code == 0 and out == "== 8 of 8 steps are finished\n" * 2
 
 
 def test_what_the_time_cannot_hold_is_named_and_not_begun(script, tmp_path):
     code, out, err = script("gpu_session.py", *SMALL, "--output", "o", "--minutes", 0.1)
-    assert code == 0 and "0 of 6 steps are finished" in out, err
+    assert code == 0 and "0 of 8 steps are finished" in out, err
     named = re.findall(r"^== not finished: (\S+): ", out, re.MULTILINE)
-    assert named == ["tests", *BENCH, "train", "release", "certify"] and "$ cd" not in out
-    assert "certify: it needs train" in out and not (tmp_path / "o/output").exists()
+    assert named == STEPS and "$ cd" not in out
+    assert "certify-1-head: it needs train-1-head" in out and not (tmp_path / "o/output").exists()
+    assert "| tests " in (tmp_path / "o/summary.md").read_text()
 
 
-def test_too_few_epochs_are_not_begun(script, tmp_path):
-    flags = (*SMALL, "--output", "o", "--training_share", 0.001)
-    script("gpu_session.py", *flags, "--minutes", 0.01)
-    finish(tmp_path / "o", "tests", *BENCH)
-    code, out, err = script("gpu_session.py", *flags, "--minutes", 5)
-    assert code == 0 and re.search(r"not finished: train: an epoch takes \d+ s: 0.0 minutes hold less than 3", out), err
-    assert "plan" not in state(tmp_path / "o")
+@pytest.fixture
+def plan(monkeypatch, tmp_path):
+    """plan(rows, seconds, *flags) -> the plan of a session with these speeds and so much time left."""
+    monkeypatch.syspath_prepend(str(CODES))
+    import gpu_session
+
+    def of(rows, seconds, *flags, run=None):
+        given = ("--output", tmp_path, "--minutes", 15, "--dataset", "digits", "--arch", "R8", *flags)
+        monkeypatch.setattr(sys, "argv", ["gpu_session.py", *map(str, given)])
+        args = gpu_session._flags()
+        steps = gpu_session._Steps(SimpleNamespace(left=lambda: seconds, run=run), args)
+        (tmp_path / "bench").mkdir(exist_ok=True)
+        (tmp_path / "bench/sweep.json").write_text(json.dumps({"device_name": "a card", "rows": rows}))
+        return steps._plan()
+
+    return of
+
+
+def speed_row(task, way, heads, ms, first_seconds=2.0):
+    network = {"arch": "R8", "dataset": "digits", "heads": heads, "precision": "bf16", "channels": None}
+    figures = {"batch_size": 256, "ms": ms, "speed": 256e3 / ms}
+    return network | figures | {"task": task, "way": way, "first_seconds": first_seconds, "next_epoch_seconds": 0.0}
+
+
+ROWS = [speed_row("train", "ours", 5, 100.0), speed_row("train", "ours", 1, 50.0)]
+ROWS += [speed_row("certify", "ours", heads, 25.6) for heads in (5, 1)]  # 10,000 noisy images a second
+
+
+def test_epochs_follow_from_the_speeds(plan):
+    """12 steps an epoch, 1.9 s for both networks, and two starts of 14 s; 18 images take 2 * (12 + 18 s)."""
+    found = plan(ROWS, 300, "--skip", 20)
+    assert found["epochs"] == int((0.95 * (300 - 2 * (12 + 18 * 1.01)) - 28) / 1.908) == 104
+    assert found["lr_step_size"] == 35 and list(found["networks"]) == ["5-heads", "1-head"]
+    assert plan(ROWS, 300, "--skip", 1)["epochs"] == int((0.95 * 0.6 * 300 - 28) / 1.908) == 74
+    assert plan(ROWS, 3000, "--skip", 20)["epochs"] == 150
+
+
+def test_steps_are_compiled_where_that_pays_within_the_epochs(plan):
+    rows = [*ROWS, speed_row("train", "compiled", 5, 50.0, first_seconds=42.0)]
+    compiled = {seconds: plan(rows, seconds, "--skip", 20)["networks"]["5-heads"]["compiled"] for seconds in (150, 600)}
+    assert compiled == {150: False, 600: True}
+
+
+def test_too_few_epochs_are_not_begun(plan):
+    from spacte.jobs.session import OutOfTimeError
+
+    with pytest.raises(OutOfTimeError, match=r"an epoch of 5-heads and of 1-head takes 1.9 s: 0.5 minutes hold less"):
+        plan(ROWS, 50, "--skip", 20)
+
+
+@pytest.mark.parametrize("flags", [(), ("--train_flags=--wd 0.001",), ("--defence", "1Consistency")])
+def test_two_epochs_are_tried_where_no_speed_is_known(plan, monkeypatch, tmp_path, flags):
+    """Of a fake run, whose epochs take 2 s each and whose start takes 5."""
+    clock, tried = [0.0], []
+    monkeypatch.setattr("gpu_session.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def run(name, command, folder, notice):
+        """Print two epochs, and no third one."""
+        tried.append(command[command.index("--num_heads") + 1])
+        (tmp_path / "work/two-epochs").mkdir(parents=True)
+        for line, seconds in (("begin", 5), ("epoch 1/150 loss", 2), ("epoch 2/150 loss", 2), ("epoch 3/150", 2)):
+            clock[0] += seconds
+            notice(line)
+
+    found = plan(ROWS[1:3] if flags == () else ROWS, 150, "--skip", 20, *flags, run=run)
+    assert tried == [5] if flags == () else tried == [5, 1]
+    assert found["networks"]["5-heads"]["seconds_an_epoch"] == 2.0
 
 
 def test_a_step_that_fails_is_reported_and_the_next_goes_on(script, tmp_path):
     flags = (*SMALL[2:], "--dataset", "ImageFolder", "--data_dir", "nothing", "--output", "o")
     script("gpu_session.py", *flags, "--minutes", 0.01)
-    finish(tmp_path / "o", "tests", BENCH[0])
+    finish(tmp_path / "o", "tests")
     code, out, err = script("gpu_session.py", *flags, "--minutes", 5)
-    assert code == 1 and "failed: train: exit code 2: train.py: error: no images in" in out, err
-    assert BENCH[1] in state(tmp_path / "o")["steps"] and "not finished: certify: it needs train" in out
+    assert code == 1 and "failed: train-2-heads: exit code 2: train.py: error: no images in" in out, err
+    assert "speed" in state(tmp_path / "o")["steps"] and "not finished: certify-1-head: it needs train-1-head" in out
+    assert (
+        "| train-1-head " in (written := (tmp_path / "o/summary.md").read_text()) and "failed: exit code 2" in written
+    )
 
 
 def test_a_command_ends_with_the_time(script, tmp_path):
     flags = (*SMALL, "--output", "o")
     script("gpu_session.py", *flags, "--minutes", 0.01)
-    finish(tmp_path / "o", *BENCH)
     content = state(tmp_path / "o")
     content["steps"]["earlier"] = {"like": "tests", "seconds": 0.1}
     (tmp_path / "o/session.json").write_text(json.dumps(content))
@@ -134,8 +205,8 @@ def test_a_file_is_cut_into_parts_that_join_to_it(monkeypatch, tmp_path):
     content = os.urandom(2500)
     (tmp_path / "a.pth").write_bytes(content)
     (tmp_path / "parts").mkdir()
-    command = cut(tmp_path / "a.pth", tmp_path / "parts", 1000)
+    cut(tmp_path / "a.pth", tmp_path / "parts", 1000)
     assert [path.stat().st_size for path in sorted(tmp_path.glob("parts/*.part-*"))] == [1000, 1000, 500]
-    done = subprocess.run(command, shell=True, cwd=tmp_path / "parts", capture_output=True, text=True)
+    done = subprocess.run(["sh", "join.sh"], cwd=tmp_path / "parts", capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "a.pth: OK\n"
     assert (tmp_path / "parts/a.pth").read_bytes() == content

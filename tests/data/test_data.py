@@ -147,6 +147,79 @@ def test_torchvision_sets_are_read_as_uint8_channels_first(tmp_path, monkeypatch
         assert split.images.shape == expected and split.labels.tolist() == [3, 9]
 
 
+class Official:
+    """What torchvision's CIFAR10 returns, without its files."""
+
+    def __init__(self, root, download, train):
+        rng = np.random.default_rng(train)
+        self.data = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+        self.targets = rng.integers(0, 10, 5).tolist()
+
+
+Official.__name__ = "CIFAR10"
+
+
+@pytest.fixture
+def official(monkeypatch):
+    source = data.SOURCES["CIFAR10"]
+    monkeypatch.setitem(data.SOURCES, "CIFAR10", replace(source, read=partial(data._fixed_size, Official, "files")))
+
+
+def arrays_of(splits):
+    """What an .npz file holds of a training and a test split."""
+    images = {part: split.images.numpy() for part, split in splits.items()}
+    return images | {f"{part}_labels": split.labels.numpy() for part, split in splits.items()}
+
+
+def test_saved_arrays_are_the_official_files_images(tmp_path, official):
+    splits = {part: open_split("CIFAR10", tmp_path, part == "train", CPU) for part in ("train", "test")}
+    np.savez_compressed(tmp_path / "CIFAR10.npz", **arrays_of(splits))
+    for part, split in splits.items():
+        saved = open_split("CIFAR10", tmp_path, part == "train", CPU)
+        assert saved.fingerprint() == split.fingerprint()
+        assert (saved.crop, saved.flip, saved.spec) == (split.crop, split.flip, split.spec)
+        assert saved.labels.dtype == torch.int64
+
+
+def test_greyscale_arrays_need_no_channel(tmp_path):
+    images, labels = np.zeros((2, 28, 28), dtype=np.uint8), np.array([3, 9], dtype=np.uint8)
+    np.savez(tmp_path / "MNIST.npz", train=images, train_labels=labels, test=images, test_labels=labels)
+    split = open_split("MNIST", tmp_path, False, CPU)
+    assert split.images.shape == (2, 1, 28, 28) and split.labels.tolist() == [3, 9]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": None, "test_labels": None}, "lacks test, test_labels: it must hold train, train_labels, test, "),
+        ({"train": np.zeros((5, 3, 32, 32))}, r"train must be uint8 .*, not float64 \[5, 3, 32, 32\]"),
+        ({"train": np.zeros((5, 32), dtype=np.uint8)}, r"train must be uint8 .*, not uint8 \[5, 32\]"),
+        ({"train": np.zeros((5, 3, 28, 28), dtype=np.uint8)}, "images should be 32x32 pixels in 3 channels"),
+        ({"train_labels": np.zeros(5)}, r"train_labels must be 5 integers, not float64 \[5\]"),
+        ({"train_labels": np.zeros(4, dtype=int)}, r"train_labels must be 5 integers, not int64 \[4\]"),
+        ({"train_labels": np.full(5, 10)}, r"labels must lie in 0\.\.9"),
+        ({"train": np.array([None] * 5)}, "is no readable .npz file: it must hold train, train_labels, test, "),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused(tmp_path, official, changes, message):
+    arrays = arrays_of({part: open_split("CIFAR10", tmp_path, True, CPU) for part in ("train", "test")}) | changes
+    np.savez(tmp_path / "CIFAR10.npz", **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(UserError, match=message) as error:
+        open_split("CIFAR10", tmp_path, True, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, **dict.fromkeys(("train", "train_labels", "test", "test_labels"), np.zeros(9)))
+    array = tmp_path / "array.npy"
+    np.save(array, np.zeros(9))
+    for content in (b"", b"no archive", whole.read_bytes()[:300], array.read_bytes()):
+        (tmp_path / "CIFAR10.npz").write_bytes(content)
+        with pytest.raises(UserError, match=r"CIFAR10.npz' is no readable .npz file"):
+            open_split("CIFAR10", tmp_path, True, CPU)
+
+
 def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(tmp_path, monkeypatch):
     def offline(root, **_):
         raise OSError("no network")

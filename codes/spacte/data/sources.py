@@ -3,6 +3,8 @@
 import shutil
 import tempfile
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,6 +47,37 @@ def _digits(data_dir: Path, train: bool) -> Arrays:
     halves = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
     chosen = halves[0 if train else 1]
     return images[chosen], labels[chosen]
+
+
+def _fixed_size(dataset: type, files: str, data_dir: Path, train: bool) -> Arrays:
+    """A torchvision set: from <name>.npz in `data_dir` where that is, else from `files`, downloaded when missing."""
+    arrays = data_dir / f"{dataset.__name__}.npz"
+    return _saved_arrays(arrays, train) if arrays.exists() else _torchvision(dataset, files, data_dir, train)
+
+
+def _saved_arrays(path: Path, train: bool) -> Arrays:
+    """A split of an .npz file that holds images and labels of both; UserError that says what is wrong with it."""
+    part = "train" if train else "test"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in _SAVED if name not in file]
+            images, labels = (None, None) if missing else (file[part], file[f"{part}_labels"])
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"'{path}' is no readable .npz file: it must hold {', '.join(_SAVED)}") from error
+    if missing:
+        raise UserError(f"'{path}' lacks {', '.join(missing)}: it must hold {', '.join(_SAVED)}")
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UserError(f"'{path}': {part} must be uint8 [n, C, H, W] or [n, H, W], not {_described(images)}")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+        raise UserError(f"'{path}': {part}_labels must be {len(images)} integers, not {_described(labels)}")
+    return images, labels.astype(np.int64)
+
+
+_SAVED = ("train", "train_labels", "test", "test_labels")
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
 
 
 def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arrays:
@@ -106,12 +139,12 @@ def _put(file: Path, target: Path, how: Callable) -> None:
 
 SOURCES = {
     "digits": Source(_digits),
-    "CIFAR10": Source(partial(_torchvision, datasets.CIFAR10, "the folder 'cifar-10-batches-py'"), crop=4, flip=True),
-    "CIFAR100": Source(partial(_torchvision, datasets.CIFAR100, "the folder 'cifar-100-python'"), crop=4, flip=True),
-    "SVHN": Source(partial(_torchvision, datasets.SVHN, "'train_32x32.mat' and 'test_32x32.mat'"), crop=4),
-    "MNIST": Source(partial(_torchvision, datasets.MNIST, "'MNIST/raw' with the four idx-ubyte files")),
+    "CIFAR10": Source(partial(_fixed_size, datasets.CIFAR10, "the folder 'cifar-10-batches-py'"), crop=4, flip=True),
+    "CIFAR100": Source(partial(_fixed_size, datasets.CIFAR100, "the folder 'cifar-100-python'"), crop=4, flip=True),
+    "SVHN": Source(partial(_fixed_size, datasets.SVHN, "'train_32x32.mat' and 'test_32x32.mat'"), crop=4),
+    "MNIST": Source(partial(_fixed_size, datasets.MNIST, "'MNIST/raw' with the four idx-ubyte files")),
     "FashionMNIST": Source(
-        partial(_torchvision, datasets.FashionMNIST, "'FashionMNIST/raw' with the four idx-ubyte files")
+        partial(_fixed_size, datasets.FashionMNIST, "'FashionMNIST/raw' with the four idx-ubyte files")
     ),
 }
 
@@ -121,8 +154,9 @@ def open_split(
 ) -> Split:
     """The training or test split of a data set by name.
 
-    Fixed-size sets are downloaded to `data_dir` when missing. An ImageFolder's spec is measured on the split that is
-    read; give the training split's `spec` for the test split, which must then agree with it.
+    Fixed-size sets are read from <data_dir>/<name>.npz where that is, and else downloaded to `data_dir` when missing.
+    An ImageFolder's spec is measured on the split that is read; give the training split's `spec` for the test split,
+    which must then agree with it.
     Raises UserError for an unknown name, missing or unreadable files, an empty split, data outside [0, 1].
     """
     data_dir = Path(data_dir)

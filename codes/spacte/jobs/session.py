@@ -45,6 +45,8 @@ class Step:
 class Session:
     """The steps of an output folder, of which `state` says what is finished, and the time that is left.
 
+    `state["spent"]` are each step's seconds, of all sessions but those that were killed.
+
     `settings` decide what the steps compute: UserError where the folder holds a session with others. `budgets` are
     seconds by name. The commands hold the lock `held` on the folder while they live.
     """
@@ -84,13 +86,14 @@ class Session:
 
     # --- the steps ---
 
-    def work_off(self, steps: list[Step]) -> None:
+    def work_off(self, steps: list[Step], after_each: Callable[[], None] = lambda: None) -> None:
         """Every step that is not finished, as far as the time goes; prints what is missing then."""
         self.remember("steps", self.state["steps"])
         self._say_how_many(steps)
         for step in steps:
             if not self.is_finished(step.name):
                 self._work_off(step)
+                after_each()
         self._say_how_many(steps)
         for name, reason in self.failed.items():
             say(f"failed: {name}: {reason}")
@@ -122,8 +125,11 @@ class Session:
             seconds = round(time.monotonic() - started, 1)
             self.remember("steps", self.state["steps"] | {step.name: {"like": step.like, "seconds": seconds}})
             say(f"{step.name} finished in {seconds:.0f} s")
+        spent = time.monotonic() - started
         if step.budget:
-            self.budgets[step.budget] -= time.monotonic() - started
+            self.budgets[step.budget] -= spent
+        before = self.state.get("spent", {})
+        self.remember("spent", before | {step.name: round(before.get(step.name, 0) + spent, 1)})
 
     def is_finished(self, name: str) -> bool:
         """Whether the step is written down as finished."""
