@@ -15,8 +15,8 @@ Training steps of R110 with 5 heads and with 1 (256 noisy images), and votes on 
 library's own number. A row's `speed`, noisy images a second, is the median of three short measurements, `ms` what a
 step or a batch takes, `gib` the most memory that was in use. Of a training step `first_seconds` is what the steps take
 up to the first one that is fast, the graph's first replay, with all that is compiled; `next_epoch_seconds` what the
-first step of the next epoch takes, which is captured anew; `captured` whether it is a graph. Of certification `error`
-is the relative error of the logits against those that the CPU computes in float32.
+first two steps of the next epoch take, an eager one and the capture; `captured` whether it is a graph. Of certification
+`error` is the relative error of the logits against those that the CPU computes in float32.
 
 A row that fails, or that the time left cannot hold, says so under `failed` or `left_out`, and the others go on. The
 JSON is written after every row. Where it is there already, of the same machine, versions and --tiny, its measured rows
@@ -45,7 +45,7 @@ from spacte.model import fused
 from spacte.report.table import markdown
 from spacte.utils import make_folder, replace_file
 
-_STEPS_TO_THE_FIRST_REPLAY = 3  # two are eager, see spacte.train.graph
+_STEPS_TO_THE_FIRST_REPLAY = 3  # of an epoch; one or two are eager, see spacte.train.graph
 _GUESSED_SECONDS = {"compiled": 40}  # of a row, where none like it has been measured
 _GUESS = 6
 _TURNS = 3
@@ -212,7 +212,7 @@ def _train(row: Row, device: torch.device, seconds: float) -> dict:
     first = seconds_of(step, _STEPS_TO_THE_FIRST_REPLAY, device)
     figures = _measured(step, row, device, seconds)
     step.epoch += 1
-    figures |= {"first_seconds": first, "next_epoch_seconds": seconds_of(step, 1, device)}
+    figures |= {"first_seconds": first, "next_epoch_seconds": seconds_of(step, 2, device)}
     return figures | {"captured": step.captured}
 
 

@@ -119,3 +119,22 @@ def test_fast_logits_on_a_gpu_are_the_plain_ones(precision, compiled):
     for _ in range(2):  # the second time a CUDA graph is replayed
         logits = frozen(images.to(device)).cpu()
         assert float((logits - expected).norm() / expected.norm()) < APART[precision]
+
+
+@torch.inference_mode()
+def test_passes_are_halved_where_memory_is_short_in_a_head_that_is_captured(capsys):
+    device, failures = select_device("cuda"), [torch.OutOfMemoryError(), torch.OutOfMemoryError()]
+
+    def run_out_of_memory(module, inputs):
+        if failures and torch.cuda.is_current_stream_capturing():
+            raise failures.pop()
+
+    select_precision("fp32", device)
+    frozen, images = freeze(build_classifier("R8", "digits", 4).eval(), device, batch_size=64), torch.rand(64, 1, 8, 8)
+    expected = frozen(images.to(device))
+    frozen.forget_functions()
+    frozen.network.heads[2][0].register_forward_pre_hook(run_out_of_memory)
+    for _ in range(2):
+        torch.testing.assert_close(frozen(images.to(device)), expected, rtol=1e-4, atol=1e-4)
+    assert frozen.most == 16 and torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert "from here on 16 images a pass" in capsys.readouterr().err

@@ -80,6 +80,7 @@ class ACRWeakness(Objective):
             right = self._right_votes("weighed", smooth, split, chosen, self.num_noise_dataset_weight, epoch)
             self.weights = torch.zeros(len(split), dtype=torch.float64)
             self.weights[chosen] = torch.from_numpy(weights(right, self.num_noise_dataset_weight))
+            frozen.forget_functions()  # a GPU's graphs have memory of their own
         if self.weights is not None:
             self.kept = float((self.weights > 0).float().mean())  # a number: a step would wait for a tensor's copy
         return self.weights

@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from spacte.device import memory_is_short
 from spacte.model.ensemble import disagree, named_classes, voters
 from spacte.model.fused import fuse
+from spacte.model.side_by_side import capture
 
 # of a pass on the CPU: which is the fastest depends on its cache and the network, by up to 1.5 times
 _CPU_PIXELS = 2**18  # R50 at 224x224 then needs 2 GB
@@ -139,7 +140,7 @@ class FixedPasses(nn.Module):
     def _pass(self, stage: Callable, inputs: Tensor, size: int, settings: tuple) -> tuple[Tensor, ...]:
         missing = size - len(inputs)
         padded = F.pad(inputs, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else inputs
-        key = (stage.__name__, *settings)
+        key = (stage.__name__, *settings, *padded.shape)
         if key not in self._functions:
             function = functools.partial(_call, stage, settings)
             if self.compiled:
@@ -289,8 +290,7 @@ class _Graph:
     def _capture(self, inputs: Tensor) -> None:
         self.stage(inputs)  # loads the libraries' kernels, and shows whether the memory suffices
         self.inputs, graph = inputs.clone(), torch.cuda.CUDAGraph()
-        # other threads may go on, such as torchrun's that watches over NCCL
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with capture(graph):
             self.outputs = self.stage(self.inputs)
         self.graph = graph
 

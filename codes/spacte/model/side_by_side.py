@@ -1,10 +1,13 @@
-"""Parts of a network that do not wait for each other, side by side on a GPU."""
+"""Parts of a network that do not wait for each other, side by side on a GPU, and the capture that makes them so."""
 
-import functools
-from collections.abc import Callable, Iterable
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+
+_STREAMS: dict[int, list[torch.cuda.Stream]] = defaultdict(list)  # of each GPU, for the parts
 
 
 def side_by_side(parts: Iterable[Callable[[Tensor], Tensor]], inputs: Tensor) -> list[Tensor]:
@@ -17,19 +20,31 @@ def side_by_side(parts: Iterable[Callable[[Tensor], Tensor]], inputs: Tensor) ->
     parts = list(parts)
     if torch.compiler.is_compiling() or not inputs.is_cuda or not torch.cuda.is_current_stream_capturing():
         return [part(inputs) for part in parts]
-    main, found = torch.cuda.current_stream(), []
-    streams = _streams(inputs.device.index, len(parts))
-    for part, stream in zip(parts, streams, strict=True):
+    main, found, streams = torch.cuda.current_stream(), [], _STREAMS[inputs.device.index]
+    streams += [torch.cuda.Stream(inputs.device) for _ in range(len(parts) - len(streams))]
+    for part, stream in zip(parts, streams, strict=False):
         stream.wait_stream(main)
         inputs.record_stream(stream)  # the allocator must not reuse memory that this stream still reads
         with torch.cuda.stream(stream):
             found.append(part(inputs))
         found[-1].record_stream(main)
-    for stream in streams:
+    for stream in streams[: len(parts)]:
         main.wait_stream(stream)
     return found
 
 
-@functools.cache
-def _streams(index: int, count: int) -> list[torch.cuda.Stream]:
-    return [torch.cuda.Stream(index) for _ in range(count)]
+@contextlib.contextmanager
+def capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
+    """What is computed in here becomes the graph. An error that is raised in here ends the capture cleanly."""
+    # other threads may go on: pinning the memory of the next batches, say, or watching over NCCL
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        try:
+            yield
+        except BaseException:
+            main = torch.cuda.current_stream()
+            for one in _STREAMS[main.device_index]:  # a capture that streams have left cannot end, nor free its memory
+                with torch.cuda.stream(one):
+                    left = torch.cuda.is_current_stream_capturing()
+                if left:
+                    main.wait_stream(one)
+            raise

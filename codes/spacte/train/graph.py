@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-# the first prepares the optimiser's state and the libraries, the second shows whether the step waits for the GPU
-_EAGER_STEPS = 2
+from spacte.model.side_by_side import capture
 
 
 class GraphedStep:
     """A trainer's step, (images, labels, epoch, *targets) -> losses by name, replayed as a CUDA graph where it can be.
 
     The values are those of eager steps, for the draws are the same. Learning rate, lambda and all else that Python
-    computes are constants of a graph, so each epoch captures its own. Eager are the first steps, batches that are not
-    `full`, and every step where one waits for the GPU, draws or counts on the CPU, or cannot be captured, which is said
-    once. The losses lie on the device; the next step overwrites them. `numbers` returns what a step might count with:
-    the objective's attributes.
+    computes are constants of a graph, so each epoch captures its own. Eager are an epoch's first step, batches that are
+    not `full`, and every step where one waits for the GPU, draws or counts on the CPU, or cannot be captured, which is
+    said once. The losses lie on the device; the next step overwrites them. `numbers` returns what a step might count
+    with: the objective's attributes.
     """
 
     def __init__(
@@ -34,7 +33,8 @@ class GraphedStep:
         self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.epoch: int | None = None  # the graph's
-        self.eager_left = _EAGER_STEPS
+        self.fit: int | None = None  # the epoch whose steps can be captured
+        self.suspected: int | None = None  # the epoch of which one step could not
         self.stopped = False
         # a head's backward pass is in another stream than its parameters' cosine term; autograd waits where it must
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
@@ -46,10 +46,8 @@ class GraphedStep:
                 return self.step(images, labels, epoch, *targets)
         if self.stopped:
             return self.step(images, labels, epoch, *targets)
-        if self.eager_left:
-            self.eager_left -= 1
-            step = self.step if self.eager_left else self._watched
-            return step(images, labels, epoch, *targets)
+        if self.fit != epoch:
+            return self._watched(images, labels, epoch, *targets)
         batch = (images, labels, *targets)
         if self.epoch != epoch:
             self._capture(batch, epoch)
@@ -66,27 +64,42 @@ class GraphedStep:
         """In here everything is computed in the stream that graphs are captured in; steps must be called in here."""
         around = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(around)
-        with torch.cuda.stream(self.stream):
-            yield
-        around.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            around.wait_stream(self.stream)
 
-    def _watched(self, *inputs) -> dict[str, Tensor]:
+    def forget(self) -> None:
+        """Give the graph's memory back."""
+        self.graph = self.losses = self.inputs = self.epoch = None
+
+    def _watched(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """An eager step that shows what a graph could not do: wait for the GPU, of which torch warns here, or draw
         other numbers and count on in Python at every replay.
+
+        An epoch's first step may do so while something is compiled or begun; the second must not.
         """
         before = self._on_cpu()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                losses = self.step(*inputs)
+                losses = self.step(images, labels, epoch, *targets)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         waits = [one for one in caught if "called a synchronizing" in str(one.message)]
-        if waits:
-            self._stop(f"something waits for the GPU in line {waits[0].lineno} of '{waits[0].filename}'")
+        for one in caught:
+            if one not in waits and "debug mode is a prototype" not in str(one.message):
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         changed = [name for name, value in self._on_cpu().items() if before.get(name) != value]
-        if changed:
+        if not waits and not changed:
+            self.fit = epoch
+        elif self.suspected != epoch:
+            self.suspected = epoch
+        elif waits:
+            self._stop(f"something waits for the GPU in line {waits[0].lineno} of '{waits[0].filename}'")
+        else:
             self._stop(f"a step changes {', '.join(changed)} on the CPU")
         return losses
 
@@ -98,13 +111,12 @@ class GraphedStep:
         return {name: pickle.dumps(value) for name, value in (generators | numbers).items()}
 
     def _capture(self, batch: tuple[Tensor, ...], epoch: int) -> None:
-        self.graph = self.losses = None  # gives the last epoch's memory back
+        self.forget()
         self.inputs = [one.clone() for one in batch]
         graph = torch.cuda.CUDAGraph()
         images, labels, *targets = self.inputs
         try:
-            # other threads may go on with what they do, such as pinning the memory of the next batches
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with capture(graph, self.stream):
                 self.losses = self.step(images, labels, epoch, *targets)
         except RuntimeError as error:
             generator = torch.cuda.default_generators[self.stream.device_index]

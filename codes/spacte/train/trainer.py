@@ -127,6 +127,8 @@ class Trainer:
             while self.epoch < self.recipe.epochs:
                 with self.graphed.in_stream() if self.graphed else contextlib.nullcontext():
                     row = self._train_epoch(bar)
+                if self.graphed:
+                    self.graphed.forget()  # the next epoch captures its own
                 looks = is_due(self.epoch, test_freq, self.recipe.epochs)
                 row |= self.noisy_accuracy() if looks else self._accuracies([math.nan] * self._voters)
                 done = (self.epoch - first) / (self.recipe.epochs - first)
@@ -175,6 +177,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # gradients would keep the memory of a graph that is gone
         return {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
 
     @torch.no_grad()
