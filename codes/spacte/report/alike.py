@@ -13,7 +13,7 @@ from spacte.utils import UserError
 CERTIFICATION = ("certificate", "N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise", "precision")
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
 _OF_A_SEED = ("seed", "data_dir", "save_dir", "logs_dir", "runs_dir", "save_freq", "test_freq", "device", "workers")
-_OF_A_SEED += ("resume", "pretrained_model", "votes_dir")
+_OF_A_SEED += ("no_cuda_graph", "resume", "pretrained_model", "votes_dir")
 
 
 def check_same_images(runs: list[Run]) -> None:
