@@ -34,6 +34,7 @@ those like it took, else a guess. A step that fails is reported, the next one go
 """
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
@@ -51,7 +52,7 @@ import torch
 
 from gpu_plan import Pace, certification_seconds, epochs_within, paces_of, read_speeds, rows_of
 from gpu_summary import page
-from release import release
+from release import cut, release
 from spacte import cli
 from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
@@ -59,7 +60,7 @@ from spacte.device import PRECISIONS
 from spacte.jobs.job import Job, check_unchanged, commands, record, remove_old_checkpoints
 from spacte.jobs.session import OutOfTimeError, Session, Step, say
 from spacte.train.settings import Recipe
-from spacte.utils import RunError, UserError, lock, make_folder, replace_file, sha256
+from spacte.utils import RunError, UserError, lock, make_folder, replace_file
 
 _CODES = Path(__file__).resolve().parent
 # what a session that goes on may change
@@ -70,7 +71,6 @@ _PROCESSES = 12  # of the tests, which are bound by their start
 _START = 30  # seconds that a sweep may take beyond its own: its start, a last row that is slower than those before
 _BETWEEN_CHECKPOINTS = 20  # seconds
 _PART = {False: 15 * 2**20, True: 2**17}  # bytes of a part of a released checkpoint; True: --tiny
-_COPIES = {False: 4096, True: 1000}  # of an image in a batch of certification
 
 
 def _flags() -> Namespace:
@@ -165,8 +165,12 @@ class _Steps:
         measured = rows_of(rows, task="train", batch_size=recipe.batch_size, **self._described(name))
         if not measured or args.defence != "0Gaussian" or args.train_flags:
             return [self._try(name)]
-        split = open_split(args.dataset, args.data_dir, True, _CPU)
-        return paces_of(measured, split.num_batches(recipe.batch_size) * recipe.num_noise_vec)
+        return paces_of(measured, self._batches * recipe.num_noise_vec)
+
+    @functools.cached_property
+    def _batches(self) -> int:
+        """Of an epoch."""
+        return open_split(self.args.dataset, self.args.data_dir, True, _CPU).num_batches(Recipe().batch_size)
 
     def _described(self, name: str) -> dict:
         """A network as the speeds' rows describe it."""
@@ -176,9 +180,11 @@ class _Steps:
     def _certification(self, rows: list[dict], otherwise: float) -> float:
         """The seconds that certifying takes with all networks; `otherwise` where no speed is known."""
         args = self.args
+        measured = [rows_of(rows, task="certify", **self._described(name)) for name in self.networks]
+        if not all(measured):
+            return otherwise
         images = math.ceil(len(open_split(args.dataset, args.data_dir, False, _CPU)) / args.skip)
         draws = images * (CertifySettings.N0 + args.N)
-        measured = [rows_of(rows, task="certify", **self._described(name)) for name in self.networks]
         each = [certification_seconds(own, draws) for own in measured]
         return otherwise if None in each else sum(each)
 
@@ -235,8 +241,7 @@ class _Steps:
         train = self._train_flags(name, plan["epochs"], plan["lr_step_size"]) + ["--compile"] * own["compiled"]
         train += ["--save_freq", max(1, round(_BETWEEN_CHECKPOINTS / own["seconds_an_epoch"]))]
         certify = ["--data_dir", args.data_dir, "--skip", args.skip, "--N", args.N, "--device", args.device]
-        certify += ["--batch_size", _COPIES[args.tiny], "--precision", args.precision]
-        certify += ["--sequential"] * args.sequential
+        certify += ["--precision", args.precision, *["--sequential"] * args.sequential]
         flags = [tuple(map(str, one)) for one in (train, certify)]
         return Job(f"{args.defence}/{name}/seed-{args.seed}", _CODES, self.output / "work", args.seed, *flags)
 
@@ -277,20 +282,6 @@ class _Steps:
 
 def _named(heads: int) -> str:
     return f"{heads}-head{'s' * (heads > 1)}"
-
-
-def cut(path: Path, folder: Path, size: int) -> None:
-    """Cut a file into parts of at most `size` bytes, <name>.part-000, ..., beside which lies <name>.sha256.
-
-    The folder's join.sh joins all files that were cut into it, and checks the results.
-    """
-    with open(path, "rb") as file:
-        for number, part in enumerate(iter(lambda: file.read(size), b"")):
-            (folder / f"{path.name}.part-{number:03}").write_bytes(part)
-    (folder / f"{path.name}.sha256").write_text(f"{sha256(path)}  {path.name}\n")
-    names = sorted(one.name.removesuffix(".sha256") for one in folder.glob("*.sha256"))
-    lines = [f"cat {name}.part-* > {name}; sha256sum -c {name}.sha256\n" for name in names]
-    (folder / "join.sh").write_text("".join(lines))
 
 
 def _main() -> None:
