@@ -14,8 +14,9 @@ from bench_plain import plain_step, plain_votes
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import InMemory
 from spacte.model import build_classifier
-from spacte.model.frozen import fastest_pass, fix_passes, freeze
+from spacte.model.frozen import freeze
 from spacte.model.noisy import noisy_logits
+from spacte.model.passes import fastest_pass, fix_passes
 from spacte.smooth.core_mhead import Smooth
 from spacte.train.objective import Objective, loss_dict
 from spacte.train.settings import Recipe

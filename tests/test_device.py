@@ -1,13 +1,15 @@
-"""Which GPU a process takes, and the arithmetic that a precision's name stands for; no GPU is needed for either."""
+"""Which GPU a process takes, what a precision's name stands for, when memory is short; no GPU is needed for any."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from children import Children
 
-from spacte.device import arithmetic, select_device, select_precision
+from spacte import cli
+from spacte.device import arithmetic, memory_is_short, select_device, select_precision
 from spacte.utils import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -44,6 +46,35 @@ def test_what_was_set_before_by_newer_names_does_not_hold_beside_a_precision(new
 def test_tf32_is_a_gpus():
     with pytest.raises(UserError, match="choose fp32 or bf16 on the CPU"):
         select_precision("tf32", CPU)
+
+
+# --- memory ---
+
+WAYS_OF_SAYING_SO = {
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 MiB"): True,
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"): True,
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"): True,
+    RuntimeError("GET was unable to find an engine to execute this computation"): True,
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"): False,
+    torch.AcceleratorError("CUDA error: device-side assert triggered"): False,
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"): False,
+    ValueError("CUDA error: out of memory, says a function of the user's"): False,
+}
+
+
+@pytest.mark.parametrize(("error", "short"), WAYS_OF_SAYING_SO.items(), ids=str)
+def test_short_memory_is_told_from_other_errors_of_a_gpu(monkeypatch, capsys, error, short):
+    """Short memory ends a script with one line; `passes` catches it only if it is a RuntimeError."""
+    assert memory_is_short(error) is short
+    assert not short or isinstance(error, RuntimeError)
+
+    def command():
+        raise error
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back what cli.run replaces
+    with pytest.raises(SystemExit if short else type(error)):
+        cli.run(command)
+    assert ("give a smaller --batch_size" in capsys.readouterr().err) is short
 
 
 # --- which GPU ---

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_frozen import CPU, warmed_up
 
-from spacte.model import frozen as frozen_module
+from spacte.model import passes as passes_module
 from spacte.model.ensemble import Consensus, NetworkEnsemble, voters
 from spacte.model.frozen import freeze
 from spacte.smooth import counting
@@ -47,7 +47,7 @@ def images_of(n=70):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_frozen_networks_consensus_is_that_of_all_its_logits(monkeypatch, precision):
     """To the last bit, whatever the batch, although the other heads see only what the first two disagree on."""
-    monkeypatch.setattr(frozen_module, "_CPU_PIXELS", 8 * 32 * 32)
+    monkeypatch.setattr(passes_module, "_CPU_PIXELS", 8 * 32 * 32)
     classifier = warmed_up("R20", "CIFAR10", (3, 32, 32), heads=4)
     like, other = classifier[1].heads[:2]
     like[1].bias.data -= classifier(images_of())[0].mean(0)  # every class is named

@@ -3,8 +3,6 @@
 import importlib
 import re
 import shutil
-import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,9 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 
-from spacte import cli
-from spacte.device import memory_is_short
 from spacte.model import build_classifier
-from spacte.model import frozen as frozen_module
 from spacte.model.checkpoint import load_classifier
-from spacte.model.ensemble import NetworkEnsemble, named_classes, voters
+from spacte.model.ensemble import named_classes, voters
 from spacte.model.frozen import freeze
 from spacte.model.fused import fuse
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
@@ -133,96 +128,6 @@ def test_logits_do_not_depend_on_the_company(precision):
     assert torch.equal(frozen(images.roll(7, dims=0)), together.roll(7, dims=1))
     for first, last in ((0, 1), (119, 120), (3, 5), (40, 103)):
         assert torch.equal(frozen(images[first:last]), together[:, first:last])
-
-
-def test_passes_have_one_shape_that_fits(monkeypatch):
-    monkeypatch.setattr(frozen_module, "_CPU_PIXELS", 3000)
-    frozen, seen = freeze(build_classifier("R8", "digits", 1), CPU, batch_size=100), []
-    frozen.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    with torch.inference_mode():
-        assert frozen(torch.rand(70, 1, 8, 8)).shape == (1, 70, 10)
-    assert seen == [34, 34, 34]  # ceil(100 / ceil(100 * 64 / 3000)), at most 3000 pixels each
-
-
-class Slow(frozen_module.FixedPasses):
-    """Fast in passes of 25 images alone."""
-
-    def logits(self, images):
-        self.seen = len(images)
-        time.sleep(0.0001 * len(images) * (1 if len(images) == 25 else 3))
-        return torch.zeros(2, len(images), 10)
-
-
-def test_the_fastest_pass_is_measured_without_compiling(monkeypatch):
-    """Although what has run before is compiled."""
-    monkeypatch.setattr(frozen_module, "_SECONDS_OF_MEASURING", 0)
-    monkeypatch.setattr(
-        frozen_module, "_compiled", lambda stage, device: lambda images: calls.append(1) or stage(images)
-    )
-    slow, calls = Slow(CPU, 100, compiled=True), []
-    with torch.inference_mode():
-        slow(torch.rand(10, 3, 32, 32))
-    assert len(calls) == 1
-    frozen_module.fastest_pass(slow, torch.rand(3, 32, 32))
-    assert len(calls) == 1
-
-
-def test_the_fastest_pass_is_measured_and_fixed(monkeypatch):
-    monkeypatch.setattr(frozen_module, "_SECONDS_OF_MEASURING", 0)
-    slow, small = (Slow(CPU, size, compiled=False) for size in (100, 50))
-    assert (
-        frozen_module.fastest_pass(slow, torch.rand(3, 32, 32)) == 25 and slow.pass_size(torch.rand(3, 32, 32)) == 100
-    )
-    assert frozen_module.fastest_pass(small, torch.rand(3, 32, 32)) == 50 and not hasattr(small, "seen"), "fits anyway"
-    both = NetworkEnsemble([slow, Slow(CPU, 20, compiled=False)])
-    frozen_module.fix_passes(both, 25)
-    with torch.inference_mode():
-        both(torch.rand(60, 3, 32, 32))
-    assert [one.seen for one in both.networks] == [25, 20], "never more than a batch"
-
-
-@torch.inference_mode()
-def test_passes_are_halved_while_memory_is_short(capsys):
-    frozen, images = freeze(build_classifier("R8", "digits", 2), CPU, batch_size=64), torch.rand(64, 1, 8, 8)
-    expected, limit = frozen(images), 10
-
-    def run_out_of_memory(module, inputs):
-        if len(inputs[0]) > limit:
-            raise torch.OutOfMemoryError
-
-    frozen.network.register_forward_pre_hook(run_out_of_memory)
-    assert torch.equal(frozen(images), expected) and torch.equal(frozen(images), expected)
-    assert capsys.readouterr().err == "the GPU's memory is short: from here on 8 images a pass\n"
-    limit = 0
-    with pytest.raises(torch.OutOfMemoryError):
-        frozen(images)
-
-
-WAYS_OF_SAYING_SO = {
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 MiB"): True,
-    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"): True,
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"): True,
-    RuntimeError("GET was unable to find an engine to execute this computation"): True,
-    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"): False,
-    torch.AcceleratorError("CUDA error: device-side assert triggered"): False,
-    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"): False,
-    ValueError("CUDA error: out of memory, says a function of the user's"): False,
-}
-
-
-@pytest.mark.parametrize(("error", "short"), WAYS_OF_SAYING_SO.items(), ids=str)
-def test_short_memory_is_told_from_other_errors_of_a_gpu(monkeypatch, capsys, error, short):
-    """Short memory ends a script with one line; `passes` catches it only if it is a RuntimeError."""
-    assert memory_is_short(error) is short
-    assert not short or isinstance(error, RuntimeError)
-
-    def command():
-        raise error
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back what cli.run replaces
-    with pytest.raises(SystemExit if short else type(error)):
-        cli.run(command)
-    assert ("give a smaller --batch_size" in capsys.readouterr().err) is short
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")

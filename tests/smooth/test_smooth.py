@@ -8,7 +8,7 @@ import torch
 from conftest import golden
 from scipy import stats
 
-from spacte.model.frozen import FixedPasses
+from spacte.model.passes import FixedPasses
 from spacte.smooth import certificates
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate, prediction

@@ -23,7 +23,7 @@ from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
 from spacte.model import foreign
 from spacte.model.checkpoint import load_classifier
-from spacte.model.frozen import fastest_pass, fix_passes, pass_size
+from spacte.model.passes import fastest_pass, fix_passes, pass_size
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.utils import UserError, deciding_versions, derived_seed, package_versions, run_tail, sha256, source_state

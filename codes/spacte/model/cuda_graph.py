@@ -1,4 +1,4 @@
-"""Parts of a network that do not wait for each other, side by side on a GPU, and the capture that makes them so."""
+"""What a GPU computes as one CUDA graph, and the parts of a network that run side by side within it."""
 
 import contextlib
 from collections import defaultdict
@@ -33,8 +33,27 @@ def side_by_side(parts: Iterable[Callable[[Tensor], Tensor]], inputs: Tensor) ->
     return found
 
 
+class Graph:
+    """A function of tensors, captured for these inputs; a call replays it for others of their shapes.
+
+    What it returns lies where every replay writes it.
+    """
+
+    def __init__(self, function: Callable, *inputs: Tensor, stream: torch.cuda.Stream | None = None):
+        self.inputs, self.graph = [one.clone() for one in inputs], torch.cuda.CUDAGraph()
+        with _capture(self.graph, stream):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, *inputs: Tensor):
+        """What the function returns for the inputs."""
+        for held, new in zip(self.inputs, inputs, strict=True):
+            held.copy_(new)
+        self.graph.replay()
+        return self.outputs
+
+
 @contextlib.contextmanager
-def capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
+def _capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None) -> Iterator[None]:
     """What is computed in here becomes the graph. An error that is raised in here ends the capture cleanly."""
     # other threads may go on: pinning the memory of the next batches, say, or watching over NCCL
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spacte.device import autocast, memory_is_short
-from spacte.model.frozen import FixedPasses
+from spacte.model.passes import FixedPasses
 from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure
 
 

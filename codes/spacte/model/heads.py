@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import conv1x1
 
-from spacte.model.side_by_side import side_by_side
+from spacte.model.cuda_graph import side_by_side
 
 
 def make_stage(block: type[nn.Module], in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from spacte.model.ensemble import Consensus
-from spacte.model.frozen import most_per_pass
+from spacte.model.passes import concatenated, in_passes
 from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
 from spacte.smooth.counting import VotesByConsensus, VotesOfAll
 from spacte.smooth.noise import GaussianNoise
@@ -89,7 +89,8 @@ class Smooth:
         a certificate is about one function.
         """
         active: list[Sample] = []
-        passes = most_per_pass(self.base_classifier)
+        parts = in_passes(self.base_classifier)
+        passes = [one.most for one in parts]
 
         def begin() -> Iterator[Sample]:
             """The samples, each active from when it is taken."""
@@ -113,10 +114,12 @@ class Smooth:
                 return
             sizes = [sample.wanted for sample in batch]
             copies = [self.noise(sample.x, sample.wanted, sample.generator) for sample in batch]
-            for sample, votes in zip(batch, self._votes.of(_joined(copies), sizes, self.num_classes), strict=True):
+            for sample, votes in zip(
+                batch, self._votes.of(concatenated(copies, 0), sizes, self.num_classes), strict=True
+            ):
                 sample.add(votes)
             self._read([sample for sample in batch if sample.due])
-            passes_before, passes = passes, most_per_pass(self.base_classifier)
+            passes_before, passes = passes, [one.most for one in parts]
             if passes != passes_before:
                 for sample in active:
                     sample.begin_anew()
@@ -248,7 +251,3 @@ def portion(drawn: int, n: int, batch_size: int, looks: bool) -> int:
     """How many of n draws come next: a batch; for a rule that `looks` in between, 100 first, then a quarter more."""
     size = min(batch_size, n - drawn)
     return min(size, max(_FIRST_LOOK, drawn // 4)) if looks else size
-
-
-def _joined(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

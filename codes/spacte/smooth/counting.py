@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spacte.model.ensemble import Consensus, Undecided, disagree, named_classes, voters
-from spacte.model.frozen import FixedPasses
+from spacte.model.passes import FixedPasses
 
 _WAITING_BYTES = 2**30  # of the features of copies that are still to be counted
 

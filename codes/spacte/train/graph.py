@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spacte.model.side_by_side import capture
+from spacte.model.cuda_graph import Graph
 
 
 class GraphedStep:
@@ -31,9 +31,8 @@ class GraphedStep:
     ):  # fmt: skip
         self.step, self.full, self.numbers = step, full, numbers
         self.stream = torch.cuda.Stream(device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.epoch: int | None = None  # the graph's
         self.fit: int | None = None  # the epoch whose steps can be captured
+        self.graph: Graph | None = None  # of a step of that epoch
         self.suspected: int | None = None  # the epoch of which one step could not
         self.stopped = False
         # a head's backward pass is in another stream than its parameters' cosine term; autograd waits where it must
@@ -47,17 +46,13 @@ class GraphedStep:
         if self.stopped:
             return self.step(images, labels, epoch, *targets)
         if self.fit != epoch:
+            self.forget()
             return self._watched(images, labels, epoch, *targets)
-        batch = (images, labels, *targets)
-        if self.epoch != epoch:
-            self._capture(batch, epoch)
-            if self.graph is None:
-                return self.step(images, labels, epoch, *targets)
-        else:
-            for held, new in zip(self.inputs, batch, strict=True):
-                held.copy_(new)
-        self.graph.replay()
-        return self.losses
+        if self.graph is None:
+            self._capture(images, labels, epoch, *targets)
+        if self.graph is None:
+            return self.step(images, labels, epoch, *targets)
+        return self.graph(images, labels, *targets)
 
     @contextlib.contextmanager
     def in_stream(self) -> Iterator[None]:
@@ -72,7 +67,7 @@ class GraphedStep:
 
     def forget(self) -> None:
         """Give the graph's memory back."""
-        self.graph = self.losses = self.inputs = self.epoch = None
+        self.graph = None
 
     def _watched(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """An eager step that shows what a graph could not do: wait for the GPU, of which torch warns here, or draw
@@ -110,20 +105,16 @@ class GraphedStep:
         numbers = {name: value for name, value in self.numbers().items() if isinstance(value, int | float | str)}
         return {name: pickle.dumps(value) for name, value in (generators | numbers).items()}
 
-    def _capture(self, batch: tuple[Tensor, ...], epoch: int) -> None:
-        self.forget()
-        self.inputs = [one.clone() for one in batch]
-        graph = torch.cuda.CUDAGraph()
-        images, labels, *targets = self.inputs
+    def _capture(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> None:
+        def step(images: Tensor, labels: Tensor, *targets: Tensor) -> dict[str, Tensor]:
+            return self.step(images, labels, epoch, *targets)
+
         try:
-            with capture(graph, self.stream):
-                self.losses = self.step(images, labels, epoch, *targets)
+            self.graph = Graph(step, images, labels, *targets, stream=self.stream)
         except RuntimeError as error:
             generator = torch.cuda.default_generators[self.stream.device_index]
             generator.graphsafe_set_state(generator.clone_state())  # the old one would wait for the capture's end
             self._stop(str(error).splitlines()[0])
-        else:
-            self.graph, self.epoch = graph, epoch
 
     def _stop(self, why: str) -> None:
         self.stopped = True

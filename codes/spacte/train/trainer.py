@@ -67,7 +67,7 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_step_size, recipe.gamma)
         full = math.ceil(recipe.batch_size / self.mini_batches)
-        graphs = graphs and _has_one_gpu(device)
+        graphs = graphs and device.type == "cuda" and get_world_size() == 1
         self.graphed = GraphedStep(self.step, full, device, lambda: vars(objective)) if graphs else None
         self.epoch = 0  # epochs done
         self.targets: Tensor | None = None  # what the objective needs of each training image beside its label
@@ -174,7 +174,7 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """One optimiser step on a mini-batch; returns the loss's parts on the device, without waiting for them."""
         loss, parts = self.objective(self.classifier, images, labels, epoch, *targets)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)  # a step whose capture failed may have left some
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # gradients would keep the memory of a graph that is gone
@@ -204,10 +204,6 @@ class Trainer:
 
     def _accuracies(self, shares: list[float]) -> dict[str, float]:
         return {"acc": shares[-1], **{f"acc{h}": share for h, share in enumerate(shares[: self.recipe.num_heads])}}
-
-
-def _has_one_gpu(device: torch.device) -> bool:
-    return device.type == "cuda" and get_world_size() == 1
 
 
 def _compile(classifier: nn.Sequential, device: torch.device) -> None:
