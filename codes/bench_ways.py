@@ -78,10 +78,11 @@ class _Gaussian(Objective):
     """The objective of 0Gaussian, which lives outside the library."""
 
     def __call__(self, classifier, images, labels, epoch):
-        logits = noisy_logits(classifier, images, self.draw_noises(images))
+        noises = self.draw_noises(images)
+        logits = noisy_logits(classifier, images, noises)
         loss = taught_cross_entropy(logits, labels, self.threshold(epoch), self.recipe.eps, explore=0.01)
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos, loss_dict(loss, cos=cos)
+        others = self.other_losses(classifier, loss, logits, images, noises)
+        return loss.total + sum(others.values()), loss_dict(loss, **others)
 
 
 def authors_step(network: Network, batch_size: int, device: torch.device) -> Callable[[], object]:

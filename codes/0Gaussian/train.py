@@ -17,8 +17,8 @@ class Gaussian(Objective):
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps)
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos, loss_dict(loss, cos=cos)
+        others = self.other_losses(classifier, loss, logits, images, noises)
+        return loss.total + sum(others.values()), loss_dict(loss, **others)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ class Consistency(Objective):
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         mean_grad = {"auto": None, "yes": True, "no": False}[self.mean_grad]
         loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps, self.lbd, self.eta, mean_grad)
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos, loss_dict(loss, cos=cos, con=loss.consistency)
+        others = self.other_losses(classifier, loss, logits, images, noises)
+        return loss.total + sum(others.values()), loss_dict(loss, **others, con=loss.consistency)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ from spacte.train.teaching import CircularLoss, taught_cross_entropy
 
 @dataclass
 class SmoothMixLoss(CircularLoss):
-    """A circular loss whose `total` is `ce`; the caller adds `mix` with its weight."""
+    """A circular loss whose `total` is `ce`; the caller adds `mix` with its weight.
+
+    `logits` [L, m, B, K] are the clean side's.
+    """
 
     mix: Tensor
+    logits: Tensor
 
 
 def ct_loss(
@@ -48,4 +52,4 @@ def ct_loss(
     u = u.view(-1, 1, 1, 1)
     mixed = noisy_logits(classifier, (1 - u) * clean + u * adversary, noises)
     divergence = F.kl_div(F.log_softmax(mixed, -1).mean(1), target.expand(len(mixed), -1, -1), reduction="none").sum(-1)
-    return SmoothMixLoss(**vars(loss), mix=loss.in_ring(divergence))
+    return SmoothMixLoss(**vars(loss), mix=loss.in_ring(divergence), logits=logits)

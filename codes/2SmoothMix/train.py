@@ -53,8 +53,9 @@ class SmoothMix(Objective):
             self.num_steps, self.mix_step, self.attack_alpha, maxnorm_s * warm, self.maxnorm,
         )  # fmt: skip
         loss = ct_loss(classifier, clean, adversary, noises, labels, self.threshold(epoch), self.recipe.eps)
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos + self.eta * warm * loss.mix, loss_dict(loss, cos=cos, mix=loss.mix)
+        others = self.other_losses(classifier, loss, loss.logits, clean, noises)
+        total = loss.total + sum(others.values()) + self.eta * warm * loss.mix
+        return total, loss_dict(loss, **others, mix=loss.mix)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ class SmoothAdv(Objective):
         adversary = attack(unwrapped(classifier), images, labels, noises, self.num_steps, epsilon)
         logits = noisy_logits(classifier, adversary, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps)
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos, loss_dict(loss, cos=cos)
+        others = self.other_losses(classifier, loss, logits, adversary, noises)
+        return loss.total + sum(others.values()), loss_dict(loss, **others)
 
 
 if __name__ == "__main__":

@@ -49,13 +49,14 @@ class MACER(Objective):
     def __call__(self, classifier, images, labels, epoch):
         """The loss and its parts; see Objective."""
         lbd = 0.0 if self.deferred and epoch <= self.recipe.lr_step_size else self.lbd
-        logits = noisy_logits(classifier, images, self.draw_noises(images))  # [L, m, B, K]
+        noises = self.draw_noises(images)  # [m, B, C, H, W]
+        logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(
             logits, labels, self.threshold(epoch), self.recipe.eps,
             self.recipe.noise_sd, lbd, self.beta, self.margin,
         )  # fmt: skip
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos, loss_dict(loss, cos=cos, cl=loss.cl, rl=loss.rl)
+        others = self.other_losses(classifier, loss, logits, images, noises)
+        return loss.total + sum(others.values()), loss_dict(loss, **others, cl=loss.cl, rl=loss.rl)
 
 
 if __name__ == "__main__":

@@ -88,8 +88,9 @@ class CATRS(Objective):
             logits, noisy_logits(classifier, images, adversary), labels, soft_votes,
             self.threshold(epoch), self.recipe.eps, self.lbd, self.confidence_mask,
         )  # fmt: skip
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos, loss_dict(loss, cos=cos, low=loss.low, high=loss.high, mask=loss.mask)
+        others = self.other_losses(classifier, loss, logits, images, noises)
+        own = {"low": loss.low, "high": loss.high, "mask": loss.mask}
+        return loss.total + sum(others.values()), loss_dict(loss, **others, **own)
 
 
 if __name__ == "__main__":

@@ -106,9 +106,9 @@ class ACRWeakness(Objective):
             noises = attack(unwrapped(classifier), images, labels, noises, self.attack_steps, self.epsilon)
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps)
-        cos = self.cosine_loss(classifier)
+        others = self.other_losses(classifier, loss, logits, images, noises)
         kept = torch.full((), self.kept, device=images.device)
-        return loss.total + cos, loss_dict(loss, cos=cos, kept=kept)
+        return loss.total + sum(others.values()), loss_dict(loss, **others, kept=kept)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,11 @@ class Stability(Objective):
     def __call__(self, classifier, images, labels, epoch):
         """The loss and its parts; see Objective."""
         clean = classifier(images).float()  # [L, B, K]; a pass of its own: BatchNorm sees clean and noisy images apart
-        noisy = noisy_logits(classifier, images, self.draw_noises(images))  # [L, m, B, K]
+        noises = self.draw_noises(images)  # [m, B, C, H, W]
+        noisy = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(clean, noisy, labels, self.threshold(epoch), self.recipe.eps, self.lbd)
-        cos = self.cosine_loss(classifier)
-        return loss.total + cos, loss_dict(loss, cos=cos, stability=loss.stability)
+        others = self.other_losses(classifier, loss, noisy, images, noises)
+        return loss.total + sum(others.values()), loss_dict(loss, **others, stability=loss.stability)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ class Parser(argparse.ArgumentParser):
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         """The flag's help, and its default where it has one."""
-        without = any(action.default is nothing for nothing in (None, False, (), argparse.SUPPRESS))
+        without = action.nargs == 0 or any(
+            action.default is nothing for nothing in (None, False, (), argparse.SUPPRESS)
+        )
         return action.help if without else f"{action.help} (%(default)s)"
 
 
@@ -87,6 +89,7 @@ positive_float = _number(float, "a number above 0", lambda value: 0 < value < _I
 non_negative_float = _number(float, "a number of at least 0", lambda value: 0 <= value < _INFINITY)
 pace = _number(float, "a number from 0 to 300", lambda value: 0 <= value <= 300)  # 10^-300 is still a double
 probability = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+share = _number(float, "above 0 and at most 1", lambda value: 0 < value <= 1)
 image_norm = _number(float, "above 0 and below 64, in units of [0, 1] and not of 1/256", lambda value: 0 < value < 64)
 seed = _number(int, "an integer from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
 open_probability = _number(float, "above 0 and below 1", lambda value: 0 < value < 1)

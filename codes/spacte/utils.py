@@ -159,3 +159,11 @@ def run_tail(dataset: str, arch: str, noise_sd: float) -> Path:
     """The part that all of a run's folders share: <dataset>/<arch>/noise-<sd>, sd with at least two decimals."""
     two_decimals = f"{noise_sd:.2f}"
     return Path(dataset, arch, f"noise-{two_decimals if float(two_decimals) == noise_sd else noise_sd}")
+
+
+def as_named_today(training: dict) -> dict:
+    """The settings of a training run, as an older version may have recorded them, by today's names."""
+    training = dict(training)
+    if training.pop("no_teaching", False):
+        training["paced_by"] = "none"
+    return training

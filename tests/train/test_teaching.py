@@ -5,7 +5,14 @@ import pytest
 import torch
 from conftest import golden
 
-from spacte.train.teaching import head_weights, pace_threshold, received_weights, teaching_weights
+from spacte.train.teaching import (
+    Pace,
+    class_quantiles,
+    head_weights,
+    pace_threshold,
+    received_weights,
+    teaching_weights,
+)
 
 
 @pytest.mark.parametrize("case", golden("losses")["pace_threshold"])
@@ -85,3 +92,72 @@ def test_exploration_draws_every_head_at_its_rate():
     for head, count in enumerate(torch.bincount(favoured, minlength=4).tolist()):
         p = explore / 4 + (1 - explore) * (head == 1)
         assert abs(count - draws * p) < 6 * math.sqrt(draws * p * (1 - p))
+
+
+# --- beyond the paper: who paces, and a lambda for each class ---
+
+
+def test_a_head_that_paces_itself_is_a_ring_of_its_twins():
+    """With L = 1 the ring's formula is the head's own weight; agreeing heads weigh alike in both."""
+    losses, threshold = torch.rand(1, 50, generator=torch.Generator().manual_seed(3)) * 4, 1.3
+    twins = received_weights(losses.expand(3, -1), threshold)
+    own = received_weights(losses, threshold, "self")
+    assert torch.equal(own.expand(3, -1), twins) and 0 < float((own < 1).float().mean()) < 1
+    assert torch.equal(received_weights(losses.expand(3, -1), threshold, "self"), twins)
+
+
+def test_a_head_that_paces_itself_does_not_look_at_its_neighbours():
+    losses = torch.rand(3, 50, generator=torch.Generator().manual_seed(4)) * 4
+    together = received_weights(losses, 1.0, "self")
+    alone = torch.cat([received_weights(row.unsqueeze(0), 1.0, "self") for row in losses])
+    assert torch.equal(together, alone) and not torch.equal(together, received_weights(losses, 1.0))
+
+
+def test_where_nobody_paces_every_weight_is_1():
+    losses = torch.tensor([[0.1, math.inf], [3e38, 2.0]])
+    assert torch.equal(received_weights(losses, 0.5, "none"), torch.ones(2, 2))
+
+
+def test_the_weights_of_a_head_that_paces_itself_are_the_gradient_of_a_bounded_loss():
+    """phi of the module's docstring, by central differences; at lambda .8 it stays below 1.805."""
+    lam = 0.8
+
+    def phi(loss):
+        u = loss - lam
+        hard = lam + (1 + math.exp(-lam)) * (u - torch.log1p(torch.exp(u)) + math.log(2))
+        return torch.where(loss <= lam, loss, hard)
+
+    losses = torch.cat([torch.linspace(0.05, lam - 0.05, 20), torch.linspace(lam + 0.05, 9, 60)]).double()
+    slopes = (phi(losses + 1e-5) - phi(losses - 1e-5)) / 2e-5
+    torch.testing.assert_close(received_weights(losses.unsqueeze(0), lam, "self")[0], slopes, rtol=1e-6, atol=1e-8)
+    bound = lam + (1 + math.exp(-lam)) * math.log(2)
+    assert bound == pytest.approx(1.805, abs=5e-4) and float(phi(torch.tensor(30.0).double())) == pytest.approx(bound)
+
+
+def test_a_lambda_for_each_class_is_the_samples_own():
+    losses, labels = torch.rand(3, 40, generator=torch.Generator().manual_seed(5)) * 4, torch.arange(40) % 2
+    by_class = Pace(torch.tensor([0.7, 2.1])).of(labels)
+    assert by_class.tolist()[:2] == pytest.approx([0.7, 2.1])
+    weights = received_weights(losses, by_class)
+    for k, lam in enumerate((0.7, 2.1)):
+        torch.testing.assert_close(weights[:, labels == k], received_weights(losses[:, labels == k], lam))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.75])
+def test_a_share_of_each_class_is_easy(share):
+    """Of 2 heads and 500 samples a class, one class ten times as hard as the other."""
+    labels = torch.arange(1000) % 2
+    losses = torch.rand(2, 1000, generator=torch.Generator().manual_seed(6)) * (1 + 9.0 * labels)
+    found = class_quantiles(losses, labels, share, 3)
+    for k in (0, 1):
+        easy = (losses[:, labels == k] <= found[k]).float().mean()
+        assert float(easy) == pytest.approx(share, abs=0.002)
+    assert float(found[1] / found[0]) == pytest.approx(10, rel=0.1)
+    assert found[2] == math.inf, "of a class without samples everything is easy"
+
+
+@pytest.mark.parametrize("by", ["neighbour", "self"])
+def test_a_share_of_1_weighs_every_sample_1(by):
+    losses, labels = torch.rand(3, 30) * 50, torch.arange(30) % 4
+    pace = Pace(class_quantiles(losses, labels, 1.0, 4), by)
+    assert torch.equal(received_weights(losses * 2, pace.of(labels), by), torch.ones(3, 30))

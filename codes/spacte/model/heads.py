@@ -27,14 +27,37 @@ class MultiHeadResNet(nn.Module):
     Subclasses build the stem and the shared stages and define `trunk`. A head is `Sequential(stage, linear)`
     with global average pooling in between, so that its keys are `heads.{h}.0.{block}...` and `heads.{h}.1.weight`.
 
+    With `whole_gradient` the parameters of a head get L times their gradient, the trunk's get theirs. A loss that is
+    the mean over L heads gives each head's own parameters 1/L of the gradient that a network of one head would give
+    them, as if they had 1/L of its learning rate; the trunk, which all heads move, gets as much as there.
+
     Source: arXiv 2211.10882, section 3; weights are initialised as in He et al. (2015), fan-out.
     """
 
     min_size: int  # the smallest image side, in pixels, that leaves the last stage something to see
+    whole_gradient = False
+    frozen_trunk = False
 
     def trunk(self, images: Tensor) -> Tensor:
         """Features that all heads read: [N, C, H, W] -> [N, C', H', W']."""
         raise NotImplementedError
+
+    def freeze_trunk(self) -> None:
+        """Let training leave everything but the heads as it is: parameters and BatchNorm's statistics."""
+        self.frozen_trunk = True
+        for module in self._trunk_modules():
+            module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True):
+        """Switch to training mode, but for a frozen trunk."""
+        super().train(mode)
+        if self.frozen_trunk:
+            for module in self._trunk_modules():
+                module.eval()
+        return self
+
+    def _trunk_modules(self) -> list[nn.Module]:
+        return [module for module in self.children() if module is not self.heads]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every head: [N, C, H, W] -> [L, N, K]."""
@@ -42,7 +65,10 @@ class MultiHeadResNet(nn.Module):
 
     def head_logits(self, features: Tensor, heads: slice = slice(None)) -> Tensor:
         """Logits of some heads, of all by default, from the trunk's features: [N, C', H', W'] -> [L, N, K]."""
-        return torch.stack(side_by_side([functools.partial(_logits, *head) for head in self.heads[heads]], features))
+        if self.whole_gradient:
+            features = _ScaledGradient.apply(features, 1 / len(self.heads))
+        logits = torch.stack(side_by_side([functools.partial(_logits, *head) for head in self.heads[heads]], features))
+        return _ScaledGradient.apply(logits, len(self.heads)) if self.whole_gradient else logits
 
     def cosine_loss(self) -> Tensor:
         """L_cos = sum over head pairs h < g of cos^2(theta_h, theta_g), a scalar; 0 for one head.
@@ -58,6 +84,19 @@ class MultiHeadResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is `factor` times what it gets."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
 
 
 def _flat(parameter: Tensor) -> Tensor:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from spacte.data.splits import Split
+from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
-from spacte.train.teaching import CircularLoss, pace_threshold
+from spacte.train.teaching import CircularLoss, Pace, pace_threshold
+
+_TEACHERS_WEIGHT = 0.5
 
 
 @dataclass
@@ -28,6 +31,9 @@ class Objective:
 
     recipe: Recipe
     num_classes: int
+
+    teachers: ClassVar[Teachers | None] = None  # set where there are some
+    class_thresholds: ClassVar[Tensor | None] = None  # lambda [K] of the epoch with --pace_share, set before it
 
     @classmethod
     def name(cls) -> str:
@@ -78,11 +84,38 @@ class Objective:
         """The loss to minimise and its parts by name; see the class."""
         raise NotImplementedError
 
-    def threshold(self, epoch: int) -> float:
-        """lambda(epoch), the pace of circular teaching; infinite, so that every weight is 1, with --no_teaching."""
-        if self.recipe.no_teaching:
-            return math.inf
-        return pace_threshold(epoch, self.recipe.epochs, self.num_classes, self.recipe.lbdlast)
+    def threshold(self, epoch: int) -> float | Pace:
+        """The pace of the epoch, for the loss: lambda(epoch) of the paper's ring, a number, or a Pace with other flags.
+
+        With --pace_share lambda is each class's, infinite until it has been measured.
+        """
+        recipe = self.recipe
+        if recipe.paced_by == "none":
+            return Pace(math.inf, "none")
+        if recipe.pace_share is not None:
+            return Pace(math.inf if self.class_thresholds is None else self.class_thresholds, recipe.paced_by)
+        lam = pace_threshold(epoch, recipe.epochs, self.num_classes, recipe.lbdlast)
+        return lam if recipe.paced_by == "neighbour" else Pace(lam, recipe.paced_by)
+
+    def easy_share(self, epoch: int) -> float:
+        """q(epoch): the share of each class's samples that is to be easy, from 1 in a straight line to --pace_share."""
+        last, epochs = self.recipe.pace_share, self.recipe.epochs
+        if last is None or epochs == 1:
+            return 1.0
+        return 1 - (1 - last) * (epoch - 1) / (epochs - 1)
+
+    def other_losses(
+        self, classifier, loss: CircularLoss, logits: Tensor, images: Tensor, noises: Tensor
+    ) -> dict[str, Tensor]:
+        """What every defence adds to its loss, scalars by name: "cos", L_cos, and with --teachers "distil".
+
+        "distil" is 1/2 sum_h c_h mean_i w[h-1,i] mean_j KL(teacher || head h), on the noisy copies that the heads'
+        `logits` [L, m, B, K] are of: images [B, C, H, W] plus noises [m, B, C, H, W].
+        """
+        others = {"cos": self.cosine_loss(classifier)}
+        if self.teachers:
+            others["distil"] = _TEACHERS_WEIGHT * loss.in_ring(self.teachers.divergences(logits, images, noises))
+        return others
 
     def cosine_loss(self, classifier: nn.Module) -> Tensor:
         """L_cos of the classifier's network, a scalar; 0 with --no_cosine."""

@@ -1,5 +1,6 @@
 """What a training run computes (Recipe) and where it does so (Place), and the flags that say both."""
 
+import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from spacte import cli
 from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
 from spacte.model import ARCHITECTURES
-from spacte.utils import run_tail
+from spacte.train.teaching import PACED_BY
+from spacte.utils import UserError, run_tail
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,11 @@ class Recipe:
     num_noise_vec: int = 2
     lbdlast: float = 1.2
     eps: float = 0.8
-    no_teaching: bool = False
+    paced_by: str = "neighbour"
+    pace_share: float | None = None
+    whole_gradient: bool = False
+    teachers: tuple[str, ...] = ()
+    frozen_trunk: str | None = None
     no_cosine: bool = False
     train_images: int | None = None
     epochs: int = 150
@@ -37,6 +43,25 @@ class Recipe:
     seed: int = 666
     precision: str = "fp32"
     compile: bool = False
+
+    def __post_init__(self):
+        """UserError where a setting has nothing to act on."""
+        object.__setattr__(self, "teachers", tuple(self.teachers))
+        heads = self.num_heads
+        if self.pace_share is not None and (self.paced_by == "none" or (self.paced_by == "neighbour" and heads == 1)):
+            whose = "nobody paces" if self.paced_by == "none" else "one head has no neighbour"
+            raise UserError(f"--pace_share {self.pace_share}: {whose}, give --paced_by self")
+        if self.teachers and heads not in (1, len(self.teachers)):
+            raise UserError(
+                f"--teachers names {len(self.teachers)} checkpoints for {heads} heads: give one for each head, or any "
+                "number with --num_heads 1"
+            )
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """The checkpoints that the training takes something from, by setting; a resumed run may have moved them."""
+        named = {"teachers": self.teachers, "frozen_trunk": (self.frozen_trunk,) if self.frozen_trunk else ()}
+        return {name: paths for name, paths in named.items() if paths}
 
     @property
     def tail(self) -> Path:
@@ -51,8 +76,14 @@ class Recipe:
     @property
     def variant(self) -> str:
         """What the run's name ends in where the recipe is not the paper's."""
-        images = "" if self.train_images is None else f"-images-{self.train_images}"
-        return "-no-teaching" * self.no_teaching + "-no-cosine" * self.no_cosine + images
+        parts = {"neighbour": [], "self": ["paced-by-self"], "none": ["no-teaching"]}[self.paced_by]
+        parts += [] if self.pace_share is None else [f"pace-share-{self.pace_share}"]
+        parts += ["whole-gradient"] * self.whole_gradient
+        parts += [f"teachers-{len(self.teachers)}"] if self.teachers else []
+        parts += [] if self.frozen_trunk is None else ["frozen-trunk"]
+        parts += ["no-cosine"] * self.no_cosine
+        parts += [] if self.train_images is None else [f"images-{self.train_images}"]
+        return "".join(f"-{part}" for part in parts)
 
 
 @dataclass(frozen=True)
@@ -90,7 +121,20 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors an image; m steps share a batch's images")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
     add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 0.8: all of 5 alike")
-    add("--no_teaching", action="store_true", help="every sample weighs 1: the heads do not teach each other")
+    paced = (
+        "whose loss weighs what a head learns: its neighbour's (circular teaching), its own, nobody's (weights of 1)"
+    )
+    add("--paced_by", choices=PACED_BY, help=paced)
+    without = "--paced_by none: the heads do not teach each other"
+    add("--no_teaching", action="store_const", const="none", dest="paced_by", default=argparse.SUPPRESS, help=without)
+    share = "lambda by class: falling to the loss that this share of the class's noisy images has; instead of --lbdlast"
+    add("--pace_share", type=cli.share, metavar="Q", help=share)
+    whole = "a head's own parameters get the whole gradient of its loss, not 1/L of it; the trunk the mean over heads"
+    add("--whole_gradient", action="store_true", help=whole)
+    taught = "networks that heads also learn the predictions of: one for each head, or with one head their mean"
+    add("--teachers", nargs="+", metavar="CHECKPOINT", help=taught)
+    trunk = "heads alone are trained, on the trunk of this network"
+    add("--frozen_trunk", metavar="CHECKPOINT", help=trunk)
     add("--no_cosine", action="store_true", help="without the cosine constraint between the heads")
     add("--train_images", type=cli.positive_int, help="train on the first images of each class, this many in all")
     add("--epochs", type=cli.positive_int, help="passes over the training images")

@@ -1,7 +1,14 @@
 """Self-paced circular teaching: the pace lambda, the sample weights, the head weights.
 
 Functions on tensors; only the head weights are drawn, and agreed on by the processes of torchrun.
-Source: arXiv 2211.10882, section 3.2.
+Source: arXiv 2211.10882, section 3.2. Heads that pace themselves and a lambda for each class are not in the paper.
+
+Where heads agree, or pace themselves, the weights are the gradient of a bounded loss,
+
+    phi(l) = l up to lambda, then lambda + (1 + e^-lambda) (u - ln(1 + e^u) + ln 2) with u = l - lambda,
+
+of at most lambda + (1 + e^-lambda) ln 2: no image costs more, however wrong. Where one lambda serves all classes, it
+can be cheap to give up a hard class whole. `class_quantiles` prevents that.
 """
 
 import math
@@ -33,24 +40,74 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.view(heads, noises, batch).mean(1)
 
 
-def teaching_weights(losses: Tensor, threshold: float) -> Tensor:
+PACED_BY = ("neighbour", "self", "none")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How samples are weighed: the threshold lambda, of each class where it is a tensor [K], and who weighs them.
+
+    `by` is "neighbour" (head h - 1 weighs what head h learns: the paper's ring; one head has none, its weights are 1),
+    "self" (each head by its own loss; with one head self-paced learning) or "none" (every weight is 1).
+    """
+
+    threshold: float | Tensor
+    by: str = "neighbour"
+
+    def of(self, labels: Tensor) -> float | Tensor:
+        """Each sample's lambda: a number for all of them, or [B]."""
+        return self.threshold[labels] if isinstance(self.threshold, Tensor) else self.threshold
+
+
+def teaching_weights(losses: Tensor, threshold: float | Tensor) -> Tensor:
     """What each head teaches of each sample: [L, B] smoothed losses -> [L, B] weights in [0, 1], without gradient.
 
     Row h holds the weights that head h gives its neighbour h + 1: 1 where head h finds the sample easy (loss <=
     threshold), otherwise (1 + e^-lambda) / (1 + e^(loss of h+1 - lambda)). The second is computed as a sigmoid, so
-    that no loss, however large, overflows. A single head has no neighbour: its weights are 1.
+    that no loss, however large, overflows. A single head has no neighbour: its weights are 1. `threshold` is lambda,
+    [B] where each sample has its own.
     """
     losses = losses.detach()
     if len(losses) == 1:
         return torch.ones_like(losses)
-    neighbours = losses.roll(-1, dims=0)
-    hard = ((1 + math.exp(-threshold)) * torch.sigmoid(threshold - neighbours)).clamp(max=1)
-    return torch.where(losses <= threshold, 1.0, hard)
+    return _weights(losses, losses.roll(-1, dims=0), threshold)
 
 
-def received_weights(losses: Tensor, threshold: float) -> Tensor:
-    """w[h-1, i]: the weight that head h learns sample i with; [L, B] -> [L, B], without gradient."""
+def own_weights(losses: Tensor, threshold: float | Tensor) -> Tensor:
+    """The weights that heads give themselves, as each would get them from a neighbour of its own losses: [L, B]."""
+    return _weights(losses.detach(), losses.detach(), threshold)
+
+
+def _weights(teachers: Tensor, pupils: Tensor, threshold: float | Tensor) -> Tensor:
+    """1 where the teacher finds a sample easy, else by the pupil's loss; losses [L, B] of both."""
+    scale = 1 + (torch.exp(-threshold) if isinstance(threshold, Tensor) else math.exp(-threshold))
+    hard = (scale * torch.sigmoid(threshold - pupils)).clamp(max=1)
+    return torch.where(teachers <= threshold, 1.0, hard)
+
+
+def received_weights(losses: Tensor, threshold: float | Tensor, by: str = "neighbour") -> Tensor:
+    """The weight that head h learns sample i with, w[h-1, i] in the ring: [L, B] -> [L, B], without gradient.
+
+    `by` is one of PACED_BY, see Pace.
+    """
+    if by == "none":
+        return torch.ones_like(losses.detach())
+    if by == "self":
+        return own_weights(losses, threshold)
     return teaching_weights(losses, threshold).roll(1, dims=0)
+
+
+def class_quantiles(losses: Tensor, labels: Tensor, share: float, num_classes: int) -> Tensor:
+    """lambda of each class such that a `share` of its samples is easy: the quantile of its losses over all heads, [K].
+
+    losses [L, n] >= 0 and labels [n]. From a share of 1 on, and for a class without samples, lambda is infinite: every
+    sample is easy. A class that is harder than others has a larger lambda, so that none is given up whole.
+    """
+    found = torch.full((num_classes,), math.inf, dtype=losses.dtype, device=losses.device)
+    if share < 1:
+        for k in labels.unique().tolist():
+            found[k] = torch.quantile(losses[:, labels == k], share)
+    return found
 
 
 def head_weights(head_losses: Tensor, eps: float, explore: float = 0.01, generator: Generator | None = None) -> Tensor:
@@ -91,13 +148,18 @@ class CircularLoss:
         return self.head_weights @ (self.sample_weights * losses).mean(1)
 
 
-def taught_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, eps: float, explore: float) -> CircularLoss:
+def taught_cross_entropy(
+    logits: Tensor, labels: Tensor, threshold: float | Pace, eps: float, explore: float
+) -> CircularLoss:
     """L_ce = sum_h c_h CE_h with CE_h = mean_i w[h-1,i] l[h,i]: logits [L, m, B, K], labels [B]; `total` is `ce`.
 
-    Under torchrun the head weights are those of the whole batch, the same in every process.
+    A number as `threshold` is the lambda of the paper's ring. Under torchrun the head weights are those of the whole
+    batch, the same in every process.
     """
+    pace = threshold if isinstance(threshold, Pace) else Pace(threshold)
+    threshold = pace.of(labels)
     losses = smoothed_cross_entropy(logits, labels)  # [L, B]
-    weights = received_weights(losses, threshold)
+    weights = received_weights(losses, threshold, pace.by)
     heads = (weights * losses).mean(1)
     c = broadcast(head_weights(all_reduce_mean(heads.detach()), eps, explore))
     ce = c @ heads

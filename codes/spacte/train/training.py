@@ -15,10 +15,11 @@ from spacte.device import select_device, select_precision
 from spacte.distributed import broadcast_object, init_distributed, is_main_process, main_process_first
 from spacte.model import build_classifier, checkpoint
 from spacte.train.objective import Objective
+from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
 from spacte.train.runlog import RunLog, RunPaths
 from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags, available_workers
 from spacte.train.trainer import Trainer, is_due
-from spacte.utils import UserError, source_state
+from spacte.utils import UserError, as_named_today, source_state
 
 
 def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults) -> None:
@@ -67,6 +68,11 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
 
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.arch, train_split.spec, recipe.num_heads)
+    classifier[1].whole_gradient = recipe.whole_gradient
+    if recipe.frozen_trunk:
+        take_trunk(classifier, recipe, train_split.spec)
+    if recipe.teachers:
+        objective.teachers = Teachers(recipe, train_split.spec, device)
     trainer = Trainer(recipe, objective, classifier, device, train_split, test_split, not place.no_cuda_graph)
     if resumed:
         trainer.restore(resumed)
@@ -79,6 +85,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     text = resumed.get("log") if resumed else ""
     log = RunLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
+    about |= {"inputs": inputs_sha256(recipe)} if recipe.inputs else {}
     about |= source_state(inspect.getfile(objective_type))
     for row in trainer.epochs(place.test_freq):
         if log:
@@ -132,9 +139,13 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
     defence, there = objective.name(), contents["defence"]
     if there != defence:
         raise UserError(f"the run in '{paths.checkpoints}' was trained by {there}, not by {defence}")
-    known = cli.defaults_of(Recipe) | objective.own_defaults() | contents["args"]
+    known = cli.defaults_of(Recipe) | objective.own_defaults() | as_named_today(contents["args"])
     for name, value in settings.items():
-        if name not in objective.places and known[name] != value:
+        if name not in (*objective.recipe.inputs, *objective.places) and known[name] != value:
             raise UserError(
                 f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} {known[name]}"
             )
+    began_with = contents.get("inputs", {})
+    for name, hashes in inputs_sha256(objective.recipe).items():
+        if began_with.get(name) != hashes:
+            raise UserError(f"--{name} {settings[name]}: the run in '{paths.checkpoints}' began with other networks")

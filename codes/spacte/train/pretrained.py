@@ -1,0 +1,68 @@
+"""Trained networks that a training takes something from: what teachers predict, and a trunk."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spacte.data.spec import DataSpec
+from spacte.device import autocast
+from spacte.model.checkpoint import Loaded, load_classifier
+from spacte.train.settings import Recipe
+from spacte.utils import UserError, sha256
+
+
+class Teachers:
+    """Trained networks, which stay as they are: head h learns the prediction of the h-th, one head that of their mean.
+
+    A network's prediction is the mean softmax of its heads. Raises UserError, which names the file, where one is no
+    readable checkpoint or of other data than `spec`.
+    """
+
+    def __init__(self, recipe: Recipe, spec: DataSpec, device: torch.device):
+        self.networks = [_loaded(path, recipe, spec).classifier.to(device) for path in recipe.teachers]
+        for network in self.networks:
+            network.to(memory_format=torch.channels_last).requires_grad_(False)
+            network.forward = autocast(device, recipe.precision)(network.forward)
+        self.mean = recipe.num_heads == 1
+
+    @torch.no_grad()
+    def predictions(self, images: Tensor) -> Tensor:
+        """What each head is to learn of images [N, C, H, W]: probabilities [L, N, K], without gradient."""
+        every = torch.stack([network(images).float().softmax(-1).mean(0) for network in self.networks])
+        return every.mean(0, keepdim=True) if self.mean else every
+
+    def divergences(self, logits: Tensor, images: Tensor, noises: Tensor) -> Tensor:
+        """mean_j KL(teacher || softmax z[h,j,i]) on the noisy copies that the heads' logits z [L, m, B, K] are of.
+
+        images [B, C, H, W], noises [m, B, C, H, W] -> [L, B]; 0 where a head predicts what its teacher does.
+        """
+        taught = self.predictions((images + noises).flatten(0, 1)).unflatten(1, noises.shape[:2])  # [L, m, B, K]
+        return F.kl_div(F.log_softmax(logits, -1), taught, reduction="none").sum(-1).mean(1)
+
+
+def take_trunk(classifier: nn.Sequential, recipe: Recipe, spec: DataSpec) -> None:
+    """Give the classifier the trunk of the recipe's `frozen_trunk`, which the training leaves as it is."""
+    loaded = _loaded(recipe.frozen_trunk, recipe, spec)
+    if loaded.settings["arch"] != recipe.arch:
+        raise UserError(
+            f"--frozen_trunk '{recipe.frozen_trunk}' is of {loaded.settings['arch']}, the network here of {recipe.arch}"
+        )
+    trunk = {key: value for key, value in loaded.classifier[1].state_dict().items() if not key.startswith("heads.")}
+    classifier[1].load_state_dict(trunk, strict=False)
+    classifier[1].freeze_trunk()
+
+
+def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
+    """The hashes of the files that the training takes something from, by the setting that names them."""
+    return {name: [sha256(path) for path in paths] for name, paths in recipe.inputs.items()}
+
+
+def _loaded(path: str, recipe: Recipe, spec: DataSpec) -> Loaded:
+    """The network of a checkpoint. UserError where it is not of the training's data."""
+    loaded = load_classifier(path, dataset=recipe.dataset)
+    if loaded.normalize is None:
+        raise UserError(f"'{path}' is a published network, whose normalisation is not known: train one of train.py's")
+    if (loaded.spec.shape, loaded.spec.num_classes) != (spec.shape, spec.num_classes):
+        there, here = (f"{one.name}, {one.num_classes} classes" for one in (loaded.spec, spec))
+        raise UserError(f"'{path}' was trained on other data ({there}) than the run ({here})")
+    return loaded
