@@ -31,6 +31,10 @@ the others' checkpoints. A queue file:
     [[ensemble]]
     label = "five-networks"
     of = "one-head"                # that run's networks of all seeds, certified as one classifier
+    [[ensemble]]
+    label = "two-networks"
+    of = "one-head"
+    seeds = [[1, 2], [3, 4]]       # two such classifiers, in folders seeds-1-2 and seeds-3-4
 """
 
 import gzip

@@ -143,6 +143,13 @@ def test_the_last_checkpoints_are_certified_and_kept(queue, work):
     assert epochs(work) == ["epoch3.pth"] * 4
 
 
+def test_an_entry_can_be_several_ensembles(queue, work):
+    several = QUEUE + "seeds = [[2, 1], [2]]\n"
+    assert said(queue(several)[1], "finished")[4:] == ["1Stub/both/seeds-2-1", "1Stub/both/seeds-2"]
+    found = {path.relative_to(work).parts[2]: path.read_text() for path in (work / "1Stub/both").rglob("*-ACR.log")}
+    assert found == {"seeds-2-1": "epoch3.pth 2\nepoch3.pth 1\n", "seeds-2": "epoch3.pth 2\n"}
+
+
 def test_what_is_finished_is_not_begun_again(queue, work):
     queue(QUEUE)
     code, out, _ = queue(QUEUE)
@@ -477,6 +484,13 @@ def test_a_command_that_outlives_its_queue_holds_the_folder(queue, work, stub):
         ("--num_heads 5", "num_heads 5", "must begin with a flag, --..."),
         ("--num_heads 5", "--num_heads '5", "No closing quotation"),
         ('of = "one"', 'of = "two"', "of = 'two' must be the label of a run: five, one"),
+        (
+            'of = "one"',
+            'of = "one"\nseeds = [[1, 2], [3]]',
+            "of its run (1, 2), each list an ensemble in which no seed",
+        ),
+        ('of = "one"', 'of = "one"\nseeds = [1]', "ensemble 'both': seeds must be lists of seeds of its run (1, 2)"),
+        ('of = "one"', 'of = "one"\nseeds = [[2, 2]]', "in which no seed comes twice; one is [2, 2]"),
         (QUEUE, "[defaults]", "has no [[run]]"),
         (QUEUE, "run = [1]", "run must be tables, [[run]]"),
     ],

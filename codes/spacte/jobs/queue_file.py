@@ -38,14 +38,14 @@ def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
         jobs = [run[k] for k in range(max(map(len, runs.values()))) for run in runs.values() if k < len(run)]
     labels = list(runs)
     for entry in content.get("ensemble", []):
-        keys = {"label": str, "of": str, "certify": str}
+        keys = {"label": str, "of": str, "seeds": list, "certify": str}
         where = _check_entry(path, "ensemble", entry, keys, ("label", "of"), taken=labels)
         if entry["of"] not in runs:
             raise UserError(f"{where}: of = '{entry['of']}' must be the label of a run: {', '.join(runs)}")
-        members = tuple(runs[entry["of"]])
         labels.append(entry["label"])
-        name = f"{members[0].scripts.name}/{entry['label']}"
-        jobs.append(Job(name, codes, work, None, None, _flags(where, "certify", defaults, entry), members))
+        certify = _flags(where, "certify", defaults, entry)
+        for name, members in _ensembles(where, entry, runs[entry["of"]]).items():
+            jobs.append(Job(name, codes, work, None, None, certify, members))
     return jobs
 
 
@@ -94,6 +94,23 @@ def _jobs_of_run(where: str, entry: dict, defaults: dict, codes: Path, work: Pat
     certify = None if entry.get("certify") is False else _flags(where, "certify", defaults, entry)
     folder = f"{entry['defence']}/{entry['label']}"
     return [Job(f"{folder}/seed-{seed}", codes, work, seed, train, certify) for seed in seeds]
+
+
+def _ensembles(where: str, entry: dict, jobs: list[Job]) -> dict[str, tuple[Job, ...]]:
+    """An entry's ensembles by name, each with its members: of all of the run's seeds, or of those of each list."""
+    name, of_seed = f"{jobs[0].scripts.name}/{entry['label']}", {job.seed: job for job in jobs}
+    if "seeds" not in entry:
+        return {name: tuple(jobs)}
+    found = {}
+    for seeds in entry["seeds"] or [None]:
+        legal = isinstance(seeds, list) and seeds and all(type(seed) is int and seed in of_seed for seed in seeds)
+        if not legal or len(set(seeds)) < len(seeds):
+            raise UserError(
+                f"{where}: seeds must be lists of seeds of its run ({', '.join(map(str, of_seed))}), each list an "
+                f"ensemble in which no seed comes twice; one is {seeds}"
+            )
+        found[f"{name}/seeds-{'-'.join(map(str, seeds))}"] = tuple(of_seed[seed] for seed in seeds)
+    return found
 
 
 def _flags(where: str, step: str, defaults: dict, entry: dict) -> tuple[str, ...]:
