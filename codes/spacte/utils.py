@@ -161,9 +161,18 @@ def run_tail(dataset: str, arch: str, noise_sd: float) -> Path:
     return Path(dataset, arch, f"noise-{two_decimals if float(two_decimals) == noise_sd else noise_sd}")
 
 
-def as_named_today(training: dict) -> dict:
-    """The settings of a training run, as an older version may have recorded them, by today's names."""
+_LATER_SETTINGS = {  # of a training run, with what runs did before they were recorded
+    "paced_by": "neighbour",
+    "pace_share": None,
+    "whole_gradient": False,
+    "teachers": (),
+    "frozen_trunk": None,
+}
+
+
+def as_recorded_today(training: dict) -> dict:
+    """The settings of a training run, as any version recorded them, by today's names."""
     training = dict(training)
     if training.pop("no_teaching", False):
         training["paced_by"] = "none"
-    return training
+    return _LATER_SETTINGS | training if training else training

@@ -150,7 +150,7 @@ def test_names_tell_runs_apart(tmp_path):
     assert [run.title for run in read_runs(logs)] == ["run (a)", "run (b)"]
     assert labels(read_runs(logs)) == ["sigma 0.25 (a)", "sigma 0.25 (b)"]
     assert labels(read_runs([EXCERPTS]))[0] == "Gaussian, 5 heads, sigma 0.25"
-    plain = [replace(run, training=({"no_teaching": True},)) for run in read_runs([EXCERPTS])]
+    plain = [replace(run, training=({"paced_by": "none"},)) for run in read_runs([EXCERPTS])]
     assert labels(plain)[0] == "Gaussian, 5 heads, no teaching, sigma 0.25"
 
 

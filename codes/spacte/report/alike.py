@@ -13,7 +13,7 @@ from spacte.utils import UserError
 CERTIFICATION = ("certificate", "N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise", "precision")
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
 _OF_A_SEED = ("seed", "data_dir", "save_dir", "logs_dir", "runs_dir", "save_freq", "test_freq", "device", "workers")
-_OF_A_SEED += ("no_cuda_graph", "resume", "pretrained_model", "votes_dir")
+_OF_A_SEED += ("no_cuda_graph", "resume", "pretrained_model", "votes_dir", "teachers", "frozen_trunk")
 
 
 def check_same_images(runs: list[Run]) -> None:
@@ -57,6 +57,22 @@ def experiments(runs: list[Run]) -> list[str]:
         particular = [name for name in recipe if any(other and other.get(name) != recipe[name] for other in others)]
         names.append(", ".join([run.name, *(f"{name} {recipe[name]}" for name in particular)]))
     return names
+
+
+def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
+    """The rows of a table with their names: each run, or with `over_seeds` the runs of each experiment.
+
+    Raises UserError where the runs of an experiment differ by more than their seed, see `check_seeds`.
+    """
+    if not over_seeds:
+        return [(run.title, [run]) for run in runs]
+    found: dict[tuple, list[Run]] = {}
+    names = experiments(runs)
+    for run, name in zip(runs, names, strict=True):
+        found.setdefault((*run.described, name), []).append(run)
+    for some in found.values():
+        check_seeds(some)
+    return [(f"{key[-1]}, {len(some)} run{'s' * (len(some) > 1)}", some) for key, some in found.items()]
 
 
 def _recipe(run: Run) -> dict[str, str]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from spacte import cli
-from spacte.report import page, plots
+from spacte.report import classes, members, page, plots
 from spacte.report.alike import check_same_images
 from spacte.report.comparison import Comparison, compare, compare_experiments
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
-from spacte.report.table import FORMATS, envelope, over_seeds, reached_radii, records, render, summary
+from spacte.report.table import FORMATS, Part, envelope, over_seeds, reached_radii, records, render, summary
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError, check_ending
 
@@ -28,7 +28,7 @@ def _flags(description: str) -> cli.Parser:
         type=cli.non_negative_float,
         help="of the columns; default: multiples of 0.25 (ImageNet: 0.5)",
     )
-    formats = "of the table and the comparisons; csv: one table, that of the comparisons where there are some"
+    formats = "of the tables; csv: one table, that of the comparisons, members or classes where they are asked for"
     add("--format", choices=FORMATS, default="markdown", help=formats)
     anew = "make all certificates anew from the counts, or two rows a log (as each log's own)"
     add("--certificate", choices=(*CERTIFICATES, "both"), help=anew)
@@ -36,6 +36,9 @@ def _flags(description: str) -> cli.Parser:
     add(
         "--over_seeds", action="store_true", help="one row for the seeds of one run: mean, standard deviation over them"
     )
+    add("--members", action="store_true", help="also what an ensemble's heads or networks are alone, and the vote adds")
+    by_class = "also each class's certified accuracy at 0 and at the radius R (0.5 where it is not given)"
+    add("--by_class", nargs="?", const=0.5, type=cli.non_negative_float, metavar="R", help=by_class)
     add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
     compared = "the difference of two logs, image by image, or of the runs in two folders"
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help=compared)
@@ -74,7 +77,8 @@ def _report(args: Namespace) -> None:
         table = (over_seeds if args.over_seeds else summary)(runs, radii)
         if args.envelope:
             table = envelope(table, radii)
-    _print(table, comparisons, args.format)
+    parts = _parts(runs, args)
+    _print(table, comparisons, parts, args.format)
     if args.curves:
         _save(plots.curves(runs), args.curves)
     if args.histogram:
@@ -82,7 +86,7 @@ def _report(args: Namespace) -> None:
     if args.ecdf:
         _save(plots.probabilities(runs), args.ecdf)
     if args.html:
-        page.write(runs, table, comparisons, args.html)
+        page.write(runs, table, comparisons, args.html, parts)
         print(f"wrote {args.html}", file=sys.stderr)
 
 
@@ -91,8 +95,9 @@ def _check(args: Namespace) -> None:
     if not (args.logs or args.compare or args.training):
         raise UserError("nothing to read: give logs, folders of logs, --compare A B or --training FOLDER FILE")
     if not args.logs:
-        for name in ("baseline", "curves", "histogram", "ecdf", "html", "envelope", "heads", "over_seeds"):
-            if getattr(args, name):
+        needing = ("baseline", "curves", "histogram", "ecdf", "html", "envelope", "heads", "over_seeds", "members")
+        for name in (*needing, "by_class"):
+            if getattr(args, name) not in (None, False):
                 beside = ", also beside --compare" if args.compare else ""
                 raise UserError(f"--{name} needs logs, or folders of logs{beside}")
     pictures = [path for path in (args.curves, args.histogram, args.ecdf, args.training and args.training[1]) if path]
@@ -100,6 +105,8 @@ def _check(args: Namespace) -> None:
         check_ending(path, plots.ENDINGS)
     if len(set(pictures)) < len(pictures):
         raise UserError("two pictures cannot be written to one file")
+    if args.format == "csv" and args.members and args.by_class is not None:
+        raise UserError("--format csv is one table: give --members and --by_class in two calls")
     if args.html:
         check_ending(args.html, page.ENDINGS)
         if args.over_seeds:
@@ -108,16 +115,30 @@ def _check(args: Namespace) -> None:
         args.radii = list(dict.fromkeys(args.radii))
 
 
-def _print(table: pd.DataFrame | None, comparisons: list[Comparison], style: str) -> None:
+def _parts(runs: list[Run], args: Namespace) -> list[Part]:
+    """The tables of members and of classes, where they are asked for."""
+    parts = []
+    if args.members and len(found := members.table(runs, args.over_seeds)):
+        parts.append(Part("members", "What the vote adds to its members", found, members.remarks(found)))
+    if args.by_class is not None:
+        found = classes.table(runs, args.by_class, args.over_seeds)
+        parts.append(Part("by_class", "Certified accuracy by class", found, classes.given_up(runs)))
+    return parts
+
+
+def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: list[Part], style: str) -> None:
     if style == "json":
-        logs = [] if table is None else records(table)
-        print(json.dumps({"logs": logs, "comparisons": [one.record() for one in comparisons]}, indent=2))
-    elif style == "csv" and comparisons:  # one table, for programs; the sentences are for people
-        for one in comparisons:
-            print(one.sentences(), file=sys.stderr)
-        print(pd.concat(one.rows() for one in comparisons).to_csv(index=False), end="")
+        found = {"logs": [] if table is None else records(table)}
+        found |= {"comparisons": [one.record() for one in comparisons]}
+        print(json.dumps(found | {part.name: records(part.table) for part in parts}, indent=2))
+    elif style == "csv" and (comparisons or parts):  # one table, for programs; the sentences are for people
+        for line in [one.sentences() for one in comparisons] + [line for part in parts for line in part.remarks]:
+            print(line, file=sys.stderr)
+        tables = [one.rows() for one in comparisons] or [part.table for part in parts]
+        print(pd.concat(tables).to_csv(index=False), end="")
     else:
         texts = [] if table is None else [render(table, style)]
+        texts += [part.text(style) for part in parts]
         texts += [one.text(style) for one in comparisons]
         if texts:
             print("\n\n".join(texts))

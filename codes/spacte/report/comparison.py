@@ -10,7 +10,7 @@ from spacte.logs.certlog import certified_at, certified_radius
 from spacte.report.alike import certification_differences, check_seeds
 from spacte.report.run import Run
 from spacte.report.runs import labels
-from spacte.report.table import latex, markdown, radius_names, reached_radii, records
+from spacte.report.table import plain, radius_names, reached_radii, records
 from spacte.utils import UserError
 
 _LEVEL = 0.95
@@ -84,11 +84,8 @@ class Comparison:
         """The sentences and the table as markdown or LaTeX; there, the sentences are comments."""
         comment = "% " if style == "latex" else ""
         lines = "".join(f"{comment}{line}\n" for line in self.sentences().splitlines())
-        name = latex if style == "latex" else str
-        table = self.table.rename(columns={"a": name(self.a), "b": name(self.b)})
-        if style == "latex":
-            return lines + table.to_latex(index=False, float_format="%.3f", na_rep="-").rstrip("\n")
-        return f"{lines}\n{markdown(table)}"
+        table = plain(self.table.rename(columns={"a": self.a, "b": self.b}), style)
+        return lines + table if style == "latex" else f"{lines}\n{table}"
 
     def rows(self) -> pd.DataFrame:
         """The table with the runs' names, numbers and certificate in every row, to be put under others."""

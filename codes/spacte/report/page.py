@@ -2,16 +2,18 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from spacte.report import plots
 from spacte.report.comparison import Comparison
 from spacte.report.run import Run, printable
 from spacte.report.runs import labels
-from spacte.report.table import TEXTS, best, records, without_single_group
+from spacte.report.table import TEXTS, Part, best, records, without_single_group
 from spacte.report.votes import votes_of, with_certificate
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import check_ending, replace_file
@@ -21,8 +23,10 @@ _TOP_CLASSES = 3  # of an image's votes are on the page
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], path: Path) -> None:
-    """Write the page; `table` is the runs' summary. UserError where this is not possible."""
+def write(
+    runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], path: Path, parts: Sequence[Part] = ()
+) -> None:
+    """Write the page; `table` is the runs' summary, `parts` further tables. UserError where this is not possible."""
     check_ending(path, ENDINGS)
     marks = best(table)
     table = without_single_group(table[["run", *table.columns.drop("run")]])
@@ -34,6 +38,7 @@ def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], p
             "best": marks[table.columns].to_numpy().tolist(),
         },
         "comparisons": [one.record() for one in comparisons],
+        "parts": [_part(part) for part in parts],
         "runs": [{"label": label, "log": printable(run.path), "config": run.config}
                  for label, run in zip(labels(runs), runs, strict=True)],
         "images": _images(runs),
@@ -45,6 +50,20 @@ def write(runs: list[Run], table: pd.DataFrame, comparisons: list[Comparison], p
         .replace("/* data */ null", embedded)
     )
     replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+
+
+def _part(part: Part) -> dict:
+    """A further table as the page shows it, its run first; `shaded` are the columns that are a heat map."""
+    table = part.read()
+    table = table[["run", *table.columns.drop("run")]]
+    return {
+        "title": part.title,
+        "remarks": part.remarks,
+        "columns": list(table),
+        "texts": [name for name in table if not is_numeric_dtype(table[name])],
+        "shaded": [name for name in table if name.isdecimal() or name in ("mean", "smallest")],
+        "rows": [list(row.values()) for row in records(table)],
+    }
 
 
 def _images(runs: list[Run]) -> list[list]:

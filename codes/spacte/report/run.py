@@ -11,7 +11,7 @@ import pandas as pd
 
 from spacte.data.spec import DATASETS
 from spacte.logs.runfiles import RunFiles
-from spacte.utils import UserError
+from spacte.utils import UserError, as_recorded_today
 
 # the fields of a run that say which one it is
 DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma", "certificate")
@@ -48,10 +48,17 @@ class Run:
         return None if self.config is None else self.config["certificate"]
 
     @property
-    def ablations(self) -> tuple[str, ...]:
-        """What the training of a checkpoint left out: "no teaching", "no cosine"."""
-        names = ("no_teaching", "no_cosine")
-        return tuple(name.replace("_", " ") for name in names if any(one.get(name) for one in self.training))
+    def variant(self) -> tuple[str, ...]:
+        """What a checkpoint's training did otherwise than the paper: "no teaching", "no cosine", "5 teachers", ..."""
+        found: dict[str, None] = {}
+        for one in self.training:
+            names = {"none": "no teaching", "self": "paced by self"}
+            found |= {names[one["paced_by"]]: None} if one.get("paced_by") in names else {}
+            found |= {f"pace share {one['pace_share']}": None} if one.get("pace_share") is not None else {}
+            found |= {f"{len(one['teachers'])} teachers": None} if one.get("teachers") else {}
+            flags = ("whole_gradient", "frozen_trunk", "no_cosine")
+            found |= {name.replace("_", " "): None for name in flags if one.get(name)}
+        return tuple(found)
 
     @property
     def title(self) -> str:
@@ -79,7 +86,9 @@ def description(path: Path) -> dict:
         "heads": heads_of(config),
         "sigma": config["noise_sd"],
         "config": {"certificate": "cohen"} | config,  # older runs do not name it
-        "training": tuple(one for one in training if isinstance(one, dict)) if isinstance(training, list) else (),
+        "training": tuple(as_recorded_today(one) for one in training if isinstance(one, dict))
+        if isinstance(training, list)
+        else (),
     }
 
 

@@ -97,7 +97,7 @@ def labels(runs: list[Run]) -> list[str]:
     short = []
     for run in runs:
         heads = run.heads and (run.heads if "head" in run.heads else _heads_in_words(run.heads))
-        parts = [run.defence, heads, *run.ablations, run.sigma and f"sigma {run.sigma:g}"]
+        parts = [run.defence, heads, *run.variant, run.sigma and f"sigma {run.sigma:g}"]
         for name in ("arch", "dataset", "certificate"):
             if len({getattr(other, name) for other in runs}) > 1:
                 parts.append(getattr(run, name))

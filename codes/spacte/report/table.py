@@ -4,6 +4,7 @@ runs -> summary -> text
 """
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from spacte.utils import UserError
 
 RADIUS_STEP = 0.25
 _MOST_RADII = 100
+_MOST_CLASSES = 20  # that a table has a column each for
 _RADIUS_STEPS = {"ImageNet": 0.5}
 FORMATS = ("markdown", "csv", "latex", "json")
 TEXTS = ("defence", "dataset", "arch", "heads", "certificate", "run")  # the columns of a summary that hold no number
@@ -129,6 +131,38 @@ def markdown(table: pd.DataFrame) -> str:
     """Any table as markdown; numbers that are not whole have three decimals, "-" stands where there is none."""
     cells = table.astype(object).where(table.notna(), None)
     return cells.to_markdown(index=False, floatfmt=".3f", missingval="-")
+
+
+def plain(table: pd.DataFrame, style: str) -> str:
+    """Any table as markdown, as LaTeX with three decimals, or as CSV with every digit."""
+    if style == "csv":
+        return table.to_csv(index=False).rstrip("\n")
+    if style == "latex":
+        texts = table.map(lambda value: latex(value) if isinstance(value, str) else value).rename(columns=latex)
+        return texts.to_latex(index=False, float_format="%.3f", na_rep="-").rstrip("\n")
+    return markdown(table)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A further table of a report, with what its reader must know; `name` is its key in JSON."""
+
+    name: str
+    title: str
+    table: pd.DataFrame
+    remarks: list[str]
+
+    def read(self) -> pd.DataFrame:
+        """The table as people read it: without what nothing is known of, or is alike in all rows, or is too much."""
+        table = self.table.dropna(axis=1, how="all")
+        alike = [name for name in DESCRIPTION if name in table and table[name].nunique(dropna=False) == 1]
+        classes = [name for name in table if name.isdecimal()]
+        return table.drop(columns=alike + (classes if len(classes) > _MOST_CLASSES else []))
+
+    def text(self, style: str) -> str:
+        """The table and its remarks as markdown or LaTeX; there, the remarks are comments."""
+        lines = "".join(f"\n{'% ' if style == 'latex' else ''}{line}" for line in self.remarks)
+        return plain(self.read(), style) + ("\n" + lines if lines else "")
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:

@@ -30,17 +30,11 @@ def heads_alone(run: Run) -> list[Run]:
 
     Raises UserError where the heads were not counted on every image.
     """
-    files = RunFiles(run.path)
     if run.heads == "1" or (run.heads or "").startswith("head"):
         return []
-    if not files.counts.exists():
-        warnings.warn(f"no vote counts lie beside '{run.path}': its heads alone are left out", stacklevel=2)
+    votes, config = counts_of(run, "its heads alone are left out"), run.config
+    if votes is None:
         return []
-    config = run.config
-    if config is None:
-        warnings.warn(f"no configuration lies beside '{run.path}': its heads alone are left out", stacklevel=2)
-        return []
-    votes = _counts_behind(run)
     if config["skip_wrong"]:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
     if config.get("consensus"):
@@ -52,6 +46,22 @@ def heads_alone(run: Run) -> list[Run]:
         warnings.warn(f"'{run.path}': {error}", stacklevel=2)
         return []
     return [replace(run, log=log_table(votes, one), heads=heads_of(one), config=one) for one in configs]
+
+
+def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
+    """The vote counts beside a log, in its order; None, with a warning that says so, where they do not tell.
+
+    Raises UserError where they or the configuration are not this log's.
+    """
+    lacking = None
+    if not RunFiles(run.path).counts.exists():
+        lacking = "no vote counts lie"
+    elif run.config is None:
+        lacking = "no configuration lies"
+    if lacking:
+        warnings.warn(f"{lacking} beside '{run.path}': {otherwise}", stacklevel=3)
+        return None
+    return _counts_behind(run)
 
 
 def votes_of(run: Run, or_selection: bool = False) -> list[np.ndarray] | None:

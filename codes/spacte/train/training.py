@@ -19,7 +19,7 @@ from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
 from spacte.train.runlog import RunLog, RunPaths
 from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags, available_workers
 from spacte.train.trainer import Trainer, is_due
-from spacte.utils import UserError, as_named_today, source_state
+from spacte.utils import UserError, as_recorded_today, source_state
 
 
 def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults) -> None:
@@ -139,7 +139,7 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
     defence, there = objective.name(), contents["defence"]
     if there != defence:
         raise UserError(f"the run in '{paths.checkpoints}' was trained by {there}, not by {defence}")
-    known = cli.defaults_of(Recipe) | objective.own_defaults() | as_named_today(contents["args"])
+    known = cli.defaults_of(Recipe) | objective.own_defaults() | as_recorded_today(contents["args"])
     for name, value in settings.items():
         if name not in (*objective.recipe.inputs, *objective.places) and known[name] != value:
             raise UserError(

@@ -1,0 +1,136 @@
+"""Before a run: how many images and draws an interval of the wanted width takes, and what they cost.
+
+    python codes/power.py --width 0.02 A.log B.log         # of the difference of two ACRs, from a pilot of both
+    python codes/power.py --width 0.02 A.log               # of one ACR
+    python codes/power.py --width 0.02 --deviation 0.25    # from a guess of the deviation over images
+    python codes/power.py --width 0.02 --deviation 0.25 A.log    # and its cost at the log's speed
+
+The width is that of the whole 95 % interval over images, from its lower to its upper end. A pilot needs its vote counts
+beside the log. For each number of draws its votes are drawn anew from the shares that it counted, and certified; the
+deviation over images is that of the radii, or of their differences image by image. More draws make radii larger, and
+the spread with them: what makes an interval narrow is images. The seeds of a training vary, too, which no image can
+tell: see report.py --compare with two folders. The time is that of one certification of each log.
+"""
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from spacte import cli
+from spacte.logs.certlog import certified_radius
+from spacte.logs.from_votes import largest_radius, log_table
+from spacte.logs.votes import VoteCounts
+from spacte.report.alike import check_same_images
+from spacte.report.run import Run
+from spacte.report.runs import read_runs
+from spacte.report.table import markdown
+from spacte.report.votes import counts_of
+from spacte.utils import UserError
+
+_DRAWS = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_NORMAL = stats.norm.ppf(0.975)
+
+
+def _main() -> None:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("logs", nargs="*", type=Path, metavar="LOG", help="one pilot, or two whose difference is to be measured")
+    add("--width", type=cli.positive_float, required=True, help="of the 95 %% interval, in units of the ACR")
+    add("--deviation", type=cli.positive_float, metavar="SD", help="over images, in place of the pilot's")
+    add(
+        "--N",
+        nargs="+",
+        type=cli.positive_int,
+        metavar="N",
+        help=f"draws to choose from ({', '.join(map(str, _DRAWS))})",
+    )
+    add("--seed", type=cli.seed, default=0, help="of the votes that are drawn anew")
+    args = parser.parse_args()
+    if len(args.logs) > 2 or not (args.logs or args.deviation):
+        raise UserError("give one log, two logs, or --deviation")
+    runs = [run for path in args.logs for run in read_runs([path])]
+    if len(runs) != len(args.logs):
+        raise UserError("give logs, one or two, and no folders of several")
+    check_same_images(runs)
+    draws = sorted(set(args.N or _DRAWS))
+    table = plan(runs, args.width, draws, args.deviation, args.seed)
+    times = [None if math.isnan(s) else str(timedelta(seconds=round(s))) for s in table.pop("seconds")]
+    print(markdown(table.assign(time=times).dropna(axis=1, how="all")))
+    print(f"\n{_advice(table, args.width)}")
+
+
+def plan(runs: list[Run], width: float, draws: list[int], deviation: float | None, seed: int = 0) -> pd.DataFrame:
+    """A row for each number of draws N: largest radius, deviation over images, images for the width, draws, seconds.
+
+    The draws in all are those of each log, selection included; an image that --skip_wrong leaves out takes no others.
+    Without a log the selection's 100 are added, and the seconds are not known (NaN).
+    """
+    rng, rows = np.random.default_rng(seed), []
+    pilots = [_Pilot.of(run) for run in runs]
+    shared = sorted(set.intersection(*(set(pilot.idx) for pilot in pilots))) if pilots else []
+    for n in draws:
+        spread = deviation
+        if spread is None:
+            radii = [pilot.radii(n, shared, rng) for pilot in pilots]
+            spread = float(np.std(radii[0] - (radii[1] if len(radii) > 1 else 0), ddof=1))
+        images = math.ceil((2 * _NORMAL * spread / width) ** 2)
+        of_each = [pilot.draws(n) for pilot in pilots] or [100.0 + n]
+        seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
+        limit = min((largest_radius(run.config | {"N": n}) for run in runs), default=math.nan)
+        row = {"N": n, "largest radius": limit, "deviation": spread, "images": images}
+        rows.append(row | {"draws in all": round(images * max(of_each)), "seconds": seconds})
+    return pd.DataFrame(rows)
+
+
+class _Pilot:
+    """A run's votes, from which those of another number of draws are drawn."""
+
+    def __init__(self, run: Run, counts: list[VoteCounts]):
+        self.run, self.counts = run, counts
+        self.idx = [one.idx for one in counts]
+        self.drawn = np.array([one.estimation.any() for one in counts])
+        self.selection = int(counts[0].selection[-1].sum())
+        used = sum(int(one.selection[-1].sum() + one.estimation[-1].sum()) for one in counts)
+        self.seconds_per_draw = sum(one.seconds for one in counts) / used
+
+    @classmethod
+    def of(cls, run: Run) -> "_Pilot":
+        """UserError where no counts, or not of a fixed N, lie beside the log."""
+        counts = counts_of(run, "nothing can be planned with it")
+        if counts is None:
+            raise UserError(f"'{run.path}' has no vote counts or no configuration beside it: give --deviation alone")
+        if run.config["sequential"]:
+            raise UserError(f"'{run.path}' stopped early (--sequential): a pilot has a fixed N")
+        return cls(run, counts)
+
+    def draws(self, n: int) -> float:
+        """The mean draws per image at N draws."""
+        return self.selection + n * float(self.drawn.mean())
+
+    def radii(self, n: int, idx: list[int], rng) -> np.ndarray:
+        """Certified radii of the images `idx` from n votes drawn anew; 0 where none were counted."""
+        of_idx, again = {one.idx: one for one in self.counts}, []
+        for one in (of_idx[number] for number in idx):
+            total = one.estimation.sum(-1, keepdims=True)
+            votes = rng.multinomial(n, one.estimation / np.maximum(total, 1)) if total.any() else one.estimation
+            again.append(replace(one, estimation=votes))
+        drawn = np.array([one.estimation.any() for one in again])
+        return certified_radius(log_table(again, self.run.config | {"N": n})) * drawn
+
+
+def _advice(table: pd.DataFrame, width: float) -> str:
+    best = table.iloc[table["draws in all"].argmin()]
+    images, n, millions = int(best["images"]), int(best["N"]), best["draws in all"] / 1e6
+    return (
+        f"Fewest draws for a width of {width:g}: {images:,} images at N {n:,}, {millions:.3g} million for each "
+        "classifier. A smaller N costs radius: compare at one N."
+    )
+
+
+if __name__ == "__main__":
+    cli.run(_main)

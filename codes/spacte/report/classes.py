@@ -1,0 +1,45 @@
+"""Certified accuracy class by class: which classes a classifier gives up so that the others fare better."""
+
+import numpy as np
+import pandas as pd
+
+from spacte.logs.certlog import certified_at
+from spacte.report.alike import rows_of
+from spacte.report.run import DESCRIPTION, Run
+from spacte.report.runs import labels
+
+
+def table(runs: list[Run], radius: float, over_seeds: bool = False) -> pd.DataFrame:
+    """Two rows for each run, or for the seeds of each experiment (their means): at radius 0 and at `radius`.
+
+    Columns: what the run is, the radius, mean (certified accuracy over all images), smallest (that of the worst class),
+    then each class's, titled with its label.
+    """
+    rows = []
+    for name, some in rows_of(runs, over_seeds):
+        for at in dict.fromkeys((0.0, radius)):
+            mean = np.mean([certified_at(run.log, [at])[0].mean() for run in some])
+            classes = pd.concat([_by_class(run, at) for run in some], axis=1).mean(axis=1).sort_index()
+            row = {column: getattr(some[0], column) for column in DESCRIPTION}
+            row |= {"radius": at, "mean": float(mean), "smallest": float(classes.min())}
+            row |= {str(label): float(share) for label, share in classes.items()}
+            rows.append(row | {"run": name})
+    return pd.DataFrame(rows)
+
+
+def _by_class(run: Run, radius: float) -> pd.Series:
+    """The certified accuracy of each class that the log has images of, by label."""
+    return pd.Series(certified_at(run.log, [radius])[0].astype(float)).groupby(run.log["label"].to_numpy()).mean()
+
+
+def given_up(runs: list[Run]) -> list[str]:
+    """A line for each run in which a class is given up: none of its images is right at radius 0."""
+    lines = []
+    for run, name in zip(runs, labels(runs), strict=True):
+        shares, images = _by_class(run, 0.0), run.log["label"].value_counts().to_dict()
+        gone = [label for label, share in shares.items() if share == 0]
+        if gone:
+            named = ", ".join(f"{label} ({images[label]} image{'s' * (images[label] > 1)})" for label in gone)
+            classes = "class" if len(gone) == 1 else "classes"
+            lines.append(f"'{name}' gives up {classes} {named}: none is right even at radius 0")
+    return lines

@@ -1,0 +1,142 @@
+"""What the members of an ensemble (the heads of a network, or networks) are alone, and what their vote adds."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from spacte.logs.certlog import certified_radius
+from spacte.logs.from_votes import log_table, of_head
+from spacte.report.alike import rows_of
+from spacte.report.comparison import acr_interval, experiments_interval
+from spacte.report.run import DESCRIPTION, Run
+from spacte.report.votes import counts_of
+
+TEXTS = ("each ACR", "each clean")  # the columns of the table with a figure for each member
+
+
+@dataclass(frozen=True)
+class Members:
+    """What an ensemble's vote and each of its M members certify on a log's I images.
+
+    `vote` [I] and `alone` [M, I] are certified radii, `right` [I] and `right_alone` [M, I] whether they are correct.
+    `drawn` [I] says which images' votes were counted: with --skip_wrong those that the vote's selection got right. On
+    the others a member counts as wrong like the vote, so that its figures are then lower bounds. Of the D drawn ones,
+    `deviation` [D] is the deviation over the members of the label's share of votes, and `variation` [D] the total
+    variation between the votes of two members, a mean over pairs; both are NaN where there is one member.
+    """
+
+    vote: np.ndarray
+    alone: np.ndarray
+    right: np.ndarray
+    right_alone: np.ndarray
+    drawn: np.ndarray
+    deviation: np.ndarray
+    variation: np.ndarray
+
+    @property
+    def adds(self) -> np.ndarray:
+        """The vote's radius less its members' mean on each image, [I]."""
+        return self.vote - self.alone.mean(axis=0)
+
+
+def members_of(run: Run) -> Members | None:
+    """The members of the run's ensemble; None, with a warning, where no counts tell. One head is its own member."""
+    counts = counts_of(run, "its members are left out")
+    if counts is None:
+        return None
+    config = run.config
+    if config.get("consensus"):
+        text = f"'{run.path}': of a consensus' heads not all voted on every noisy copy: its members are left out"
+        warnings.warn(text, stacklevel=2)
+        return None
+    drawn = np.array([one.estimation.any() for one in counts])
+    if not drawn.any():
+        warnings.warn(f"'{run.path}': no image's votes were counted: its members are left out", stacklevel=2)
+        return None
+    voters = len(counts[0].selection)
+    single = voters == 1 or config["head"] is not None
+    alone = [config] if single else [of_head(config, head) for head in range(voters - 1)]
+    tables = [log_table(counts, one) for one in (config, *alone)]
+    radii = np.stack([certified_radius(one) for one in tables]) * drawn
+    right = np.stack([one["correct"].to_numpy(bool) for one in tables]) & drawn
+    some = [one for one, is_drawn in zip(counts, drawn, strict=True) if is_drawn]
+    shares = np.stack([_shares(one.estimation, config, single) for one in some], axis=1)  # [M, D, K]
+    of_label = np.stack([shares[:, number, one.label] for number, one in enumerate(some)], axis=1)  # [M, D]
+    pairs = [np.abs(shares[a] - shares[b]).sum(-1) / 2 for a in range(len(shares)) for b in range(a)]
+    nothing = np.full(len(some), np.nan)
+    deviation = nothing if single else of_label.std(axis=0, ddof=1)
+    variation = nothing if single else np.mean(pairs, axis=0)
+    return Members(radii[0], radii[1:], right[0], right[1:], drawn, deviation, variation)
+
+
+def _shares(estimation: np.ndarray, config: dict, single: bool) -> np.ndarray:
+    """The members' shares of votes for each class, [M, K]."""
+    rows = estimation[[-1 if config["head"] is None else config["head"]]] if single else estimation[:-1]
+    return rows / rows.sum(-1, keepdims=True)
+
+
+def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
+    """A row for each run of which counts tell, or for the seeds of each experiment: their means.
+
+    Columns: what the run is; images, and drawn, those whose votes were counted; ACR and clean of the vote, mean ACR and
+    mean clean of its members; adds, what the vote adds to the mean ACR, with its 95 % interval low to high (over
+    images, or over images and seeds); sd p, the deviation over members of the label's share of votes, and TV, the total
+    variation between two members' votes, both means over the drawn images; each member's ACR and clean, ascending.
+    """
+    every = [members_of(run) for run in runs]
+    known = [run for run, one in zip(runs, every, strict=True) if one is not None]
+    of_run = {id(run): one for run, one in zip(runs, every, strict=True)}
+    rows = []
+    for name, some in rows_of(known, over_seeds):
+        figures = _figures([of_run[id(run)] for run in some])
+        rows.append({column: getattr(some[0], column) for column in DESCRIPTION} | figures | {"run": name})
+    return pd.DataFrame(rows)
+
+
+def _figures(seeds: list[Members]) -> dict:
+    """A row's figures: means over the seeds."""
+    low, high = _interval(seeds)
+
+    def mean(figure) -> float:
+        return float(np.mean([figure(one) for one in seeds]))
+
+    each = [np.mean([np.sort(part(one).mean(axis=1)) for one in seeds], axis=0) for part in
+            (lambda one: one.alone, lambda one: one.right_alone)]  # fmt: skip
+    return {
+        "images": len(seeds[0].drawn),
+        "drawn": round(mean(lambda one: one.drawn.sum())),
+        "ACR": mean(lambda one: one.vote.mean()),
+        "mean ACR": mean(lambda one: one.alone.mean()),
+        "adds": mean(lambda one: one.adds.mean()),
+        "low": low,
+        "high": high,
+        "clean": mean(lambda one: one.right.mean()),
+        "mean clean": mean(lambda one: one.right_alone.mean()),
+        "sd p": mean(lambda one: one.deviation.mean()),
+        "TV": mean(lambda one: one.variation.mean()),
+        **{name: " ".join(f"{value:.3f}" for value in values) for name, values in zip(TEXTS, each, strict=True)},
+    }
+
+
+def _interval(seeds: list[Members]) -> tuple[float, float]:
+    """The 95 % interval of what the vote adds: over images, and over seeds where there are several."""
+    adds = np.stack([one.adds for one in seeds])  # [S, I]
+    if len(seeds[0].alone) < 2 or adds.shape[1] < 2:
+        return np.nan, np.nan
+    if len(seeds) == 1:
+        low, high = acr_interval(adds)
+    else:
+        low, high = experiments_interval(adds[None], np.zeros((1, 1, adds.shape[1])))
+    return float(low[0]), float(high[0])
+
+
+def remarks(found: pd.DataFrame) -> list[str]:
+    """What a reader of the table must know of logs made with --skip_wrong."""
+    if (found["drawn"] == found["images"]).all():
+        return []
+    return [
+        "drawn: images whose votes were counted. On the others (--skip_wrong) the vote is wrong and its members count "
+        "as wrong: their figures are lower bounds, and what the vote adds is an upper bound."
+    ]

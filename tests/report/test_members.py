@@ -1,0 +1,209 @@
+"""What the vote adds to its members, each class's certified accuracy, and what a measurement takes: known votes."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import load_file
+
+from spacte.cli import defaults_of
+from spacte.logs.certlog import HEADER, average_certified_radius, certified_accuracy, read_log
+from spacte.logs.from_votes import certificate_row
+from spacte.logs.votes import VoteCounts
+from spacte.report.comparison import compare
+from spacte.report.runs import read_runs
+from spacte.smooth.bounds import lower_confidence_bound, radius_of
+from spacte.train.settings import Recipe
+from spacte.utils import _LATER_SETTINGS, as_recorded_today
+
+N, SIGMA = 1000, 0.5
+CONFIG = {
+    "kind": "certify", "dataset": "CIFAR10", "arch": "R8", "num_heads": [2], "noise_sd": SIGMA, "head": None,
+    "defence": "Gaussian", "alpha": 0.001, "noise_slack": 0, "sequential": None, "skip_wrong": False, "N0": 100, "N": N,
+    "certificate": "cohen",
+}  # fmt: skip
+
+
+def votes(*of_voters):
+    """Votes for classes 0, 1 and 2 of each voter, as [V, 3]."""
+    return np.array([[a, b, N - a - b] for a, b in of_voters])
+
+
+def run_with(path, images, seed=0, **config):
+    """A log with its counts: `images` are (label, estimation [V, 3] or None for one that was not drawn)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config, rows, lines = CONFIG | config, [], []
+    for idx, (label, estimation) in enumerate(images):
+        shown = votes(*[(0, 0)] * 3) if estimation is None else estimation
+        one = VoteCounts(idx, label, 0.5, shown // 10, 0 * shown if estimation is None else estimation)
+        rows.append(certificate_row(one, config))
+        lines.append(one.to_line())
+    path.write_text(HEADER + "".join(rows))
+    path.with_name(f"{path.stem}-counts.jsonl").write_text("".join(lines))
+    path.with_suffix(".json").write_text(json.dumps({"config": config, "about": {"training": [{"seed": seed}]}}))
+    return path
+
+
+def radius(n):
+    return float(radius_of(lower_confidence_bound(n, N, 0.001), SIGMA))
+
+
+def shown(script, *flags):
+    code, out, err = script("report.py", *flags, "--format", "csv")
+    assert code == 0, err
+    return pd.read_csv(io.StringIO(out)), err
+
+
+# --- --members ---
+
+
+def test_the_vote_its_members_and_what_it_adds(script, tmp_path):
+    """Two heads on two images: radii, total variation and deviations worked out by hand."""
+    images = [(0, votes((900, 50), (800, 200), (950, 50))), (1, votes((100, 700), (600, 300), (300, 650)))]
+    log = run_with(tmp_path / "1.log", images)
+    table, _ = shown(script, log, "--members")
+    (row,) = table.to_dict("records")
+    of_vote = (radius(950) + radius(650)) / 2
+    first, second = (radius(900) + radius(700)) / 2, radius(800) / 2  # the second head is wrong on the second image
+    assert row["ACR"] == pytest.approx(of_vote, abs=1e-5)
+    assert row["mean ACR"] == pytest.approx((first + second) / 2, abs=1e-5)
+    assert row["adds"] == pytest.approx(of_vote - (first + second) / 2, abs=1e-5)
+    assert (row["clean"], row["mean clean"], row["images"], row["drawn"]) == (1, 0.75, 2, 2)
+    assert row["each ACR"] == f"{second:.3f} {first:.3f}" and row["each clean"] == "0.500 1.000"
+    shares = np.array([[[0.9, 0.05, 0.05], [0.8, 0.2, 0]], [[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]])
+    variation = np.abs(shares[:, 0] - shares[:, 1]).sum(1).mean() / 2
+    assert row["TV"] == pytest.approx(variation)
+    assert row["sd p"] == pytest.approx((np.std([0.9, 0.8], ddof=1) + np.std([0.7, 0.3], ddof=1)) / 2)
+    assert np.isnan(row["low"]), "two images tell no interval"
+
+
+def test_what_the_vote_adds_has_an_interval_over_images_and_over_seeds(script, tmp_path):
+    """60 images on which the vote certifies more than either head: the interval lies around the mean and above 0."""
+    rng = np.random.default_rng(0)
+    for seed in (1, 2, 3):
+        draws = rng.integers(700, 850, 60)
+        images = [(0, votes((n, 50), (n - 20, 50), (n + 60, 20))) for n in draws]
+        run_with(tmp_path / f"seed-{seed}" / "run.log", images, seed)
+    each, _ = shown(script, tmp_path, "--members")
+    together, _ = shown(script, tmp_path, "--members", "--over_seeds")
+    assert len(each) == 3 and len(together) == 1 and together["run"][0] == "run, 3 runs"
+    for name in ("ACR", "mean ACR", "adds", "TV"):
+        assert together[name][0] == pytest.approx(each[name].mean())
+    for table in (each, together):
+        assert ((table["low"] > 0) & (table["low"] < table["adds"]) & (table["adds"] < table["high"])).all()
+
+
+def test_images_that_were_not_drawn_are_wrong_for_all_and_said_so(script, tmp_path):
+    drawn = votes((900, 50), (800, 200), (950, 50))
+    log = run_with(tmp_path / "1.log", [(0, drawn), (0, None), (0, None)], skip_wrong=True)
+    table, err = shown(script, log, "--members")
+    assert (table["images"][0], table["drawn"][0]) == (3, 1) and "upper bound" in err
+    assert table["ACR"][0] == pytest.approx(average_certified_radius(read_log(log)), abs=1e-6)
+    assert table["mean ACR"][0] == pytest.approx((radius(900) + radius(800)) / 2 / 3, abs=1e-5)
+    assert table["TV"][0] == pytest.approx(0.15), "of the image that was drawn"
+
+
+def test_one_head_is_its_own_member(script, tmp_path):
+    log = run_with(tmp_path / "1.log", [(0, votes((900, 50))), (1, votes((100, 800)))], num_heads=[1])
+    table, _ = shown(script, log, "--members")
+    assert table["ACR"][0] == table["mean ACR"][0] and table["adds"][0] == 0 and np.isnan(table["TV"][0])
+    assert "TV" not in script("report.py", log, "--members")[1], "no column of which nothing is known"
+
+
+def test_a_log_without_counts_and_a_consensus_are_left_out(script, tmp_path):
+    images = [(0, votes((900, 50), (800, 200), (950, 50)))]
+    log, other = run_with(tmp_path / "1.log", images), run_with(tmp_path / "2.log", images, consensus=2)
+    (tmp_path / "1-counts.jsonl").unlink()
+    code, out, err = script("report.py", log, other, "--members")
+    assert code == 0 and "adds" not in out
+    assert "no vote counts lie beside" in err and "consensus" in err and "members are left out" in err
+
+
+# --- --by_class ---
+
+
+def test_each_class_stands_alone_beside_the_mean(script, tmp_path):
+    images = [(0, votes((900, 50), (900, 50), (990, 10))), (0, votes((900, 50), (900, 50), (600, 10))),
+              (1, votes((100, 800), (100, 800), (100, 800))), (2, votes((900, 50), (900, 50), (990, 10)))]  # fmt: skip
+    log = run_with(tmp_path / "1.log", images)
+    table, err = shown(script, log, "--by_class", "0.3")
+    assert table["radius"].tolist() == [0, 0.3]
+    assert table[["0", "1", "2"]].to_numpy().tolist() == [[1, 1, 0], [0.5, 1, 0]]
+    assert table["mean"].tolist() == certified_accuracy(read_log(log), [0, 0.3]).tolist()
+    assert table["smallest"].tolist() == [0, 0]
+    assert "gives up class 2 (1 image): none is right even at radius 0" in err
+    assert "gives up class 2" in script("report.py", log, "--by_class")[1], "a line below the table"
+
+
+def test_the_tables_of_members_and_classes_are_on_the_page_and_in_json(script, tmp_path):
+    log = run_with(tmp_path / "1.log", [(0, votes((900, 50), (800, 200), (950, 50)))] * 3)
+    page = tmp_path / "page.html"
+    code, out, err = script("report.py", log, "--members", "--by_class", "--format", "json", "--html", page)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["members"][0]["images"] == 3 and [row["radius"] for row in found["by_class"]] == [0, 0.5]
+    text = page.read_text()
+    data = json.loads(text[text.index("const data = ") + 13 : text.index(";\nconst PAGE")])
+    members, classes = data["parts"]
+    assert members["title"] == "What the vote adds to its members" and members["shaded"] == []
+    assert classes["title"] == "Certified accuracy by class" and classes["shaded"] == ["mean", "smallest", "0"]
+
+
+def test_csv_is_one_table(script, tmp_path):
+    log = run_with(tmp_path / "1.log", [(0, votes((900, 50), (800, 200), (950, 50)))])
+    code, _, err = script("report.py", log, "--members", "--by_class", "--format", "csv")
+    assert code == 2 and "give --members and --by_class in two calls" in err
+    code, _, err = script("report.py", "--members")
+    assert code == 2 and "nothing to read" in err
+
+
+# --- power.py ---
+
+
+@pytest.fixture
+def power(tmp_path):
+    return load_file("power.py", tmp_path / "power_copy.py")
+
+
+def test_the_images_give_an_interval_of_the_wanted_width(script, tmp_path, power):
+    """At the pilots' own N and images: the planned width is that of their comparison; new votes add little to it."""
+    rng, logs = np.random.default_rng(1), []
+    for name in "ab":
+        images = [(0, votes(*[(int(N * share), 0)] * 3)) for share in rng.uniform(0.3, 0.95, 300)]
+        logs.append(run_with(tmp_path / name / "1.log", images))
+    runs = [run for log in logs for run in read_runs([log])]
+    acr = compare(*runs, [0.5]).table.iloc[0]
+    (row,) = power.plan(runs, acr["high"] - acr["low"], [N], None).to_dict("records")
+    assert row["images"] == pytest.approx(300, rel=0.1)
+    assert row["draws in all"] == row["images"] * (N + 100)
+    assert row["seconds"] == pytest.approx(2 * 0.5 * row["images"], rel=1e-6)
+
+
+def test_a_guess_of_the_deviation_needs_no_log(power):
+    (row,) = power.plan([], 0.02, [2000], 0.25).to_dict("records")
+    assert row["images"] == np.ceil((2 * 1.959964 * 0.25 / 0.02) ** 2) == 2401
+    assert row["draws in all"] == 2401 * 2100 and np.isnan(row["seconds"])
+
+
+def test_a_power_that_cannot_be_said_is_one_line(script, tmp_path):
+    log = run_with(tmp_path / "1.log", [(0, votes((900, 50), (800, 200), (950, 50)))] * 3)
+    for flags, message in (
+        ((), "give one log, two logs, or --deviation"),
+        ((log, log, log), "give one log, two logs"),
+        ((run_with(tmp_path / "2.log", [(0, votes((900, 50)))], sequential={"radii": [0.5]}),), "stopped early"),
+    ):
+        code, _, err = script("power.py", "--width", 0.02, *flags)
+        assert code == 2 and message in err
+    code, out, err = script("power.py", "--width", 0.02, log, "--N", 1000)
+    assert code == 0 and "Fewest draws for a width of 0.02" in out, err
+
+
+# --- what older versions recorded ---
+
+
+def test_older_trainings_are_known_by_todays_names():
+    assert as_recorded_today({"no_teaching": True})["paced_by"] == "none"
+    assert as_recorded_today({"no_teaching": False, "lr": 1}) == _LATER_SETTINGS | {"lr": 1}
+    assert defaults_of(Recipe) | _LATER_SETTINGS == defaults_of(Recipe)
