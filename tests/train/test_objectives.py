@@ -60,12 +60,15 @@ class OnOneDevice(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("more", [(), ("--pace_share", 0.5, "--paced_by", "self")])
 @pytest.mark.parametrize("defence", DEFENCES)
-def test_a_step_copies_nothing_to_the_device_and_waits_for_none_of_its_values(defence):
+def test_a_step_copies_nothing_to_the_device_and_waits_for_none_of_its_values(defence, more):
     """Of a GPU, too: a step could be captured as a CUDA graph."""
-    objective, _ = objective_of(defence, *(("--ds_epoch", 1) if defence == "6ACRWeakness" else ()))
+    objective, _ = objective_of(defence, *more, *(("--ds_epoch", 1) if defence == "6ACRWeakness" else ()))
+    objective.class_thresholds = torch.ones(10, device="meta")
     objective.weights = torch.ones(20)  # what ACR-weakness knows of the training images
     classifier = build_classifier("R8", "digits", 3).to("meta").train()
+    classifier[1].whole_gradient = bool(more)
     optimizer = torch.optim.SGD(classifier.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, foreach=True)
     targets = (torch.rand(8, 10, device="meta"),) if defence == "5CATRS" else ()
     images, labels = torch.rand(8, 1, 8, 8, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")
