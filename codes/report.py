@@ -2,6 +2,8 @@
 
 python codes/report.py LOG... [FOLDER...]                       # a table; a folder stands for all logs in it
 python codes/report.py FOLDER --envelope --format latex         # for a paper, with the best over sigma
+python codes/report.py FOLDER --members                         # what an ensemble's vote adds to its heads or networks
+python codes/report.py FOLDER --by_class 0.5                    # each class's certified accuracy at 0 and at 0.5
 python codes/report.py FOLDER --over_seeds                      # runs of one name as one row: mean and deviation
 python codes/report.py --compare A.log B.log                    # what the same images say of the difference
 python codes/report.py --compare FOLDER_A FOLDER_B              # of two experiments: the runs of their seeds
