@@ -147,6 +147,30 @@ def test_measuring_the_pace_moves_no_draw_and_no_statistic(tmp_path):
     assert {module.momentum for module in classifier.modules() if hasattr(module, "momentum")} == {0.1}
 
 
+def test_a_run_with_a_lambda_for_each_class_is_resumed_to_the_bit(script, tmp_path):
+    flags = (
+        *TINY,
+        "--num_heads",
+        2,
+        "--pace_share",
+        0.5,
+        "--save_freq",
+        1,
+        "--resume",
+        "--save_dir",
+        tmp_path / "save",
+    )
+    assert script("0Gaussian/train.py", *flags, "--epochs", 4)[0] == 0
+    (last,) = tmp_path.rglob("epoch4.pth")
+    whole = torch.load(last, weights_only=True)["state_dict"]
+    for epoch in (3, 4):
+        last.with_name(f"epoch{epoch}.pth").unlink()
+    code, _, err = script("0Gaussian/train.py", *flags, "--epochs", 4)
+    assert code == 0, err
+    again = torch.load(last, weights_only=True)["state_dict"]
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
 @pytest.mark.parametrize("flags", [("--paced_by", "none"), ("--num_heads", 1), ("--no_teaching",)])
 def test_a_share_that_nobody_paces_by_is_refused(flags):
     with pytest.raises(UserError, match="give --paced_by self"):
