@@ -65,10 +65,11 @@ class MultiHeadResNet(nn.Module):
 
     def head_logits(self, features: Tensor, heads: slice = slice(None)) -> Tensor:
         """Logits of some heads, of all by default, from the trunk's features: [N, C', H', W'] -> [L, N, K]."""
-        if self.whole_gradient:
+        whole = self.whole_gradient and torch.is_grad_enabled()
+        if whole:
             features = _ScaledGradient.apply(features, 1 / len(self.heads))
         logits = torch.stack(side_by_side([functools.partial(_logits, *head) for head in self.heads[heads]], features))
-        return _ScaledGradient.apply(logits, len(self.heads)) if self.whole_gradient else logits
+        return _ScaledGradient.apply(logits, len(self.heads)) if whole else logits
 
     def cosine_loss(self) -> Tensor:
         """L_cos = sum over head pairs h < g of cos^2(theta_h, theta_g), a scalar; 0 for one head.

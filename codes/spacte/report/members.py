@@ -13,7 +13,7 @@ from spacte.report.comparison import acr_interval, experiments_interval
 from spacte.report.run import DESCRIPTION, Run
 from spacte.report.votes import counts_of
 
-TEXTS = ("each ACR", "each clean")  # the columns of the table with a figure for each member
+_OF_EACH = ("each ACR", "each clean")  # columns with a figure for each member
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _figures(seeds: list[Members]) -> dict:
         "mean clean": mean(lambda one: one.right_alone.mean()),
         "sd p": mean(lambda one: one.deviation.mean()),
         "TV": mean(lambda one: one.variation.mean()),
-        **{name: " ".join(f"{value:.3f}" for value in values) for name, values in zip(TEXTS, each, strict=True)},
+        **{name: " ".join(f"{value:.3f}" for value in values) for name, values in zip(_OF_EACH, each, strict=True)},
     }
 
 

@@ -50,15 +50,14 @@ class Run:
     @property
     def variant(self) -> tuple[str, ...]:
         """What a checkpoint's training did otherwise than the paper: "no teaching", "no cosine", "5 teachers", ..."""
-        found: dict[str, None] = {}
+        words = []
         for one in self.training:
-            names = {"none": "no teaching", "self": "paced by self"}
-            found |= {names[one["paced_by"]]: None} if one.get("paced_by") in names else {}
-            found |= {f"pace share {one['pace_share']}": None} if one.get("pace_share") is not None else {}
-            found |= {f"{len(one['teachers'])} teachers": None} if one.get("teachers") else {}
+            words.append({"none": "no teaching", "self": "paced by self"}.get(one.get("paced_by")))
+            words.append(f"pace share {one['pace_share']}" if one.get("pace_share") is not None else None)
+            words.append(f"{len(one['teachers'])} teachers" if one.get("teachers") else None)
             flags = ("whole_gradient", "frozen_trunk", "no_cosine")
-            found |= {name.replace("_", " "): None for name in flags if one.get(name)}
-        return tuple(found)
+            words += [name.replace("_", " ") for name in flags if one.get(name)]
+        return tuple(dict.fromkeys(filter(None, words)))
 
     @property
     def title(self) -> str:

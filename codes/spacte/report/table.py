@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy, certified_radius
-from spacte.report.alike import check_seeds, comparable_groups, experiments
+from spacte.report.alike import comparable_groups, rows_of
 from spacte.report.run import DESCRIPTION, Run
 from spacte.smooth.certificates import ABSTAIN
 from spacte.utils import UserError
@@ -62,14 +62,13 @@ def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
     In place of SE stands SD, the standard deviation of the runs' ACRs (n - 1 in the denominator); none where there is
     one run. Raises UserError where its runs differ by more than their seed, see `check_seeds`.
     """
-    table = summary(runs, radii).assign(run=experiments(runs))
-    rows = []
-    for _, group in table.groupby([*DESCRIPTION, "run"], dropna=False, sort=False):
-        check_seeds([runs[number] for number in group.index])
+    table, rows = summary(runs, radii), []
+    place = {id(run): number for number, run in enumerate(runs)}
+    for name, some in rows_of(runs, over_seeds=True):
+        group = table.loc[[place[id(run)] for run in some]]
         row = group.iloc[0].to_dict() | group.drop(columns=[*TEXTS, "sigma"]).mean().to_dict()
-        row |= {name: group[name].iloc[0] for name in ("images", "group")}
-        row["SE"] = group["ACR"].std()
-        rows.append(row | {"run": f"{row['run']}, {len(group)} run{'s' * (len(group) > 1)}"})
+        row |= {column: group[column].iloc[0] for column in ("images", "group")}
+        rows.append(row | {"SE": group["ACR"].std(), "run": name})
     return pd.DataFrame(rows, columns=table.columns).rename(columns={"SE": "SD"})
 
 
@@ -134,9 +133,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def plain(table: pd.DataFrame, style: str) -> str:
-    """Any table as markdown, as LaTeX with three decimals, or as CSV with every digit."""
-    if style == "csv":
-        return table.to_csv(index=False).rstrip("\n")
+    """Any table as markdown or LaTeX, with three decimals."""
     if style == "latex":
         texts = table.map(lambda value: latex(value) if isinstance(value, str) else value).rename(columns=latex)
         return texts.to_latex(index=False, float_format="%.3f", na_rep="-").rstrip("\n")

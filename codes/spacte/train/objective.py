@@ -2,7 +2,7 @@
 
 import math
 from argparse import ArgumentParser
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import torch
@@ -32,8 +32,8 @@ class Objective:
     recipe: Recipe
     num_classes: int
 
-    teachers: ClassVar[Teachers | None] = None  # set where there are some
-    class_thresholds: ClassVar[Tensor | None] = None  # lambda [K] of the epoch with --pace_share, set before it
+    teachers: Teachers | None = field(default=None, init=False)  # set where there are some
+    class_thresholds: Tensor | None = field(default=None, init=False)  # --pace_share: lambda [K], set before an epoch
 
     @classmethod
     def name(cls) -> str:
@@ -47,7 +47,8 @@ class Objective:
     @classmethod
     def own_defaults(cls) -> dict:
         """The settings that only this defence has, with their defaults."""
-        return {field.name: field.default for field in fields(cls) if field.name not in ("recipe", "num_classes")}
+        own = (one for one in fields(cls) if one.init and one.name not in ("recipe", "num_classes"))
+        return {one.name: one.default for one in own}
 
     def run_suffix(self) -> str:
         """What the run's name has of this defence's settings, behind the recipe's."""
