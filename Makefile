@@ -8,13 +8,13 @@ demo test: export OMP_NUM_THREADS := 1
 .PHONY: demo test lint bench clean
 
 demo: .venv/installed
-	cd codes/0Gaussian && $(PY) ../demo.py
+	$(PY) codes/examples/demo.py
 
 test: lint
 	$(PY) -m pytest -n 2 --dist worksteal
 
 bench: .venv/installed
-	$(PY) codes/bench.py
+	$(PY) codes/bench/bench.py
 
 lint: .venv/installed-tests
 	$(PY) -m ruff check codes tests

@@ -1,76 +1,13 @@
 """Of a training checkpoint what certifying needs, alone: weights, data set, recipe; a fifth of the size or less.
 
-python codes/release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth
-python codes/release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth --half
+python release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth
+python release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth --half
 
 It is certified like the checkpoint, by certify_mhead.py --model_path, and cannot be trained further. --half keeps the
-weights as 16-bit floating point: another network, whose figures are to be certified anew.
+weights as 16-bit floating point: another network, whose figures are to be certified again.
 """
 
-import dataclasses
-from pathlib import Path
-
-import torch
-
-from spacte import cli
-from spacte.model import checkpoint
-from spacte.train.settings import Place
-from spacte.utils import UserError, check_ending, make_folder, sha256
-
-_KEPT = ("state_dict", "data", "data_sha256", "run", "defence", "epoch", "source_sha256", "commit", "versions")
-
-
-def main() -> None:
-    """Write the smaller file; prints its size and SHA-256."""
-    parser = cli.Parser(__doc__)
-    parser.add_argument("checkpoint", type=Path, help="an epoch<k>.pth of train.py")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.pth", help="the file to write")
-    parser.add_argument("--half", action="store_true", help="weights as float16")
-    args = parser.parse_args()
-    release(args.checkpoint, args.output, args.half)
-    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(args.output)}")
-
-
-def release(path: Path, output: Path, half: bool = False) -> None:
-    """Write of the checkpoint at `path` what certifying needs to `output`; UserError where that cannot be done."""
-    check_ending(output, (".pth",))
-    contents = checkpoint.read(path)
-    if output.exists():
-        raise UserError(f"'{output}' exists: choose another --output")
-    if contents.keys() >= set(_KEPT) and "optimizer" not in contents:
-        raise UserError(f"'{path}' holds no optimiser: it has been released already")
-    if not {*_KEPT, "optimizer"} <= contents.keys():
-        raise UserError(f"'{path}' is no checkpoint of train.py")
-    released = {name: contents[name] for name in _KEPT}
-    places = {field.name for field in dataclasses.fields(Place)}
-    released["args"] = {name: value for name, value in contents["args"].items() if name not in places}
-    if half:
-        released["state_dict"] = {name: _half(name, value) for name, value in contents["state_dict"].items()}
-    make_folder(output.absolute().parent)
-    checkpoint.save(output, released)
-
-
-def cut(path: Path, folder: Path, size: int) -> None:
-    """Cut a file into parts of at most `size` bytes, <name>.part-000, ..., beside which lies <name>.sha256.
-
-    The folder's join.sh joins all files that were cut into it, and checks the results.
-    """
-    with open(path, "rb") as file:
-        for number, part in enumerate(iter(lambda: file.read(size), b"")):
-            (folder / f"{path.name}.part-{number:03}").write_bytes(part)
-    (folder / f"{path.name}.sha256").write_text(f"{sha256(path)}  {path.name}\n")
-    names = sorted(one.name.removesuffix(".sha256") for one in folder.glob("*.sha256"))
-    lines = [f"cat {name}.part-* > {name}; sha256sum -c {name}.sha256\n" for name in names]
-    (folder / "join.sh").write_text("".join(lines))
-
-
-def _half(name: str, value: torch.Tensor) -> torch.Tensor:
-    """UserError where float16 cannot hold a value."""
-    half = value.half() if value.is_floating_point() else value
-    if not half.isfinite().all():
-        raise UserError(f"--half: '{name}' holds values that float16 cannot: leave --half out")
-    return half
-
+from spacte.train import release
 
 if __name__ == "__main__":
-    cli.run(main)
+    release.main(__doc__)

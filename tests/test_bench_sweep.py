@@ -27,7 +27,7 @@ def some(sweep, monkeypatch, count):
     monkeypatch.setattr(sweep, "rows", lambda device, tiny: chosen)
 
 
-FLAGS = ("bench.py", "--task", "sweep", "--tiny", "--device", "cpu", "--json", "figures/sweep.json")
+FLAGS = ("bench/bench.py", "--task", "sweep", "--tiny", "--device", "cpu", "--json", "figures/sweep.json")
 
 
 def content(tmp_path):

@@ -17,7 +17,7 @@ def table(script, digits_models, tmp_path):
 
     def run(*flags):
         always = ("--model_path", digits_models[0], "--device", "cpu", "--skip", 30, "--N", 400, "--batch_size", 100)
-        code, out, err = script("bench.py", "--task", "table", *always, *flags, "--json", tmp_path / "table.json")
+        code, out, err = script("bench/bench.py", "--task", "table", *always, *flags, "--json", tmp_path / "table.json")
         assert code == 0, err
         return out, json.loads((tmp_path / "table.json").read_text())
 
@@ -75,5 +75,7 @@ def test_thinned_votes_are_some_of_them(certify, monkeypatch):
     ],
 )
 def test_what_cannot_be_compared_is_said_before_it_is_measured(script, digits_models, flags, message):
-    code, out, err = script("bench.py", "--model_path", digits_models[0], "--device", "cpu", *flags, "--task", "table")
+    code, out, err = script(
+        "bench/bench.py", "--model_path", digits_models[0], "--device", "cpu", *flags, "--task", "table"
+    )
     assert code == 2 and out == "" and message in err and err.count("\n") == 1

@@ -29,7 +29,7 @@ def test_no_configuration_names_a_machines_folders():
 
 def test_the_readmes_picture(script, tmp_path):
     logs = ROOT / "logs_certification/digits/0Gaussian"
-    code, _, err = script("overview.py", logs / "gaussian-1-head/seed-666", "--output", "overview.svg")
+    code, _, err = script("studies/overview.py", logs / "gaussian-1-head/seed-666", "--output", "overview.svg")
     assert code == 0, err
     drawn = (tmp_path / "overview.svg").read_text()
     assert "<!-- teaching in a ring (training only) -->" in drawn and "<!-- Gaussian, 1 head, sigma 0.5 -->" in drawn

@@ -45,7 +45,7 @@ def finish(output, *names):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed session's command goes on for a while")
 def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     output = tmp_path / "o"
-    command = [sys.executable, CODES / "gpu_session.py", *SMALL, "--output", output, "--minutes", 10]
+    command = [sys.executable, CODES / "bench/gpu_session.py", *SMALL, "--output", output, "--minutes", 10]
     saved = "work/0Gaussian/2-heads/seed-666/save/*/*/*/*/epoch1.pth"
     with open(tmp_path / "said.txt", "w") as said:
         child = subprocess.Popen(list(map(str, command)), stdout=said, stderr=said, start_new_session=True)
@@ -61,7 +61,7 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     assert "| speed " in (output / "summary.md").read_text()
 
     wait_for(lambda: is_free(output / "lock"), 200)  # its command ends with it
-    code, out, err = script("gpu_session.py", *SMALL, "--output", output, "--minutes", 10)
+    code, out, err = script("bench/gpu_session.py", *SMALL, "--output", output, "--minutes", 10)
     assert code == 0 and "2 of 8 steps are finished" in out and "8 of 8 steps are finished" in out, err
     after = state(output)
     assert after["plan"] == before["plan"] and list(after["steps"]) == STEPS
@@ -84,12 +84,12 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     assert joined.stdout == "".join(f"{name}: OK\n" for name in names)
     assert "optimizer" not in torch.load(folder / names[0], weights_only=True)
 
-    code, out, _ = script("gpu_session.py", *SMALL, "--output", output, "--minutes", 10)
+    code, out, _ = script("bench/gpu_session.py", *SMALL, "--output", output, "--minutes", 10)
     assert code == 0 and out == "== 8 of 8 steps are finished\n" * 2
 
 
 def test_what_the_time_cannot_hold_is_named_and_not_begun(script, tmp_path):
-    code, out, err = script("gpu_session.py", *SMALL, "--output", "o", "--minutes", 0.1)
+    code, out, err = script("bench/gpu_session.py", *SMALL, "--output", "o", "--minutes", 0.1)
     assert code == 0 and "0 of 8 steps are finished" in out, err
     named = re.findall(r"^== not finished: (\S+): ", out, re.MULTILINE)
     assert named == STEPS and "$ cd" not in out
@@ -105,7 +105,7 @@ def plan(monkeypatch, tmp_path):
 
     def of(rows, seconds, *flags, run=None):
         given = ("--output", tmp_path, "--minutes", 15, "--dataset", "digits", "--arch", "R8", *flags)
-        monkeypatch.setattr(sys, "argv", ["gpu_session.py", *map(str, given)])
+        monkeypatch.setattr(sys, "argv", ["bench/gpu_session.py", *map(str, given)])
         args = gpu_session._flags()
         steps = gpu_session._Steps(SimpleNamespace(left=lambda: seconds, run=run), args)
         (tmp_path / "bench").mkdir(exist_ok=True)
@@ -168,9 +168,9 @@ def test_two_epochs_are_tried_where_no_speed_is_known(plan, monkeypatch, tmp_pat
 
 def test_a_step_that_fails_is_reported_and_the_next_goes_on(script, tmp_path):
     flags = (*SMALL[2:], "--dataset", "ImageFolder", "--data_dir", "nothing", "--output", "o")
-    script("gpu_session.py", *flags, "--minutes", 0.01)
+    script("bench/gpu_session.py", *flags, "--minutes", 0.01)
     finish(tmp_path / "o", "tests")
-    code, out, err = script("gpu_session.py", *flags, "--minutes", 5)
+    code, out, err = script("bench/gpu_session.py", *flags, "--minutes", 5)
     assert code == 1 and "failed: train-2-heads: exit code 2: train.py: error: no images in" in out, err
     assert "speed" in state(tmp_path / "o")["steps"] and "not finished: certify-1-head: it needs train-1-head" in out
     assert (
@@ -180,21 +180,21 @@ def test_a_step_that_fails_is_reported_and_the_next_goes_on(script, tmp_path):
 
 def test_a_command_ends_with_the_time(script, tmp_path):
     flags = (*SMALL, "--output", "o")
-    script("gpu_session.py", *flags, "--minutes", 0.01)
+    script("bench/gpu_session.py", *flags, "--minutes", 0.01)
     content = state(tmp_path / "o")
     content["steps"]["earlier"] = {"like": "tests", "seconds": 0.1}
     (tmp_path / "o/session.json").write_text(json.dumps(content))
-    code, out, err = script("gpu_session.py", *flags, "--minutes", 0.01)
+    code, out, err = script("bench/gpu_session.py", *flags, "--minutes", 0.01)
     assert code == 0 and "not finished: tests: its time is over" in out and "$ cd" in out, err
 
 
 def test_another_sessions_output_is_refused(script, tmp_path):
-    script("gpu_session.py", *SMALL, "--output", "o", "--minutes", 0.01)
-    code, _, err = script("gpu_session.py", *SMALL, "--output", "o", "--minutes", 0.01, "--arch", "R20")
+    script("bench/gpu_session.py", *SMALL, "--output", "o", "--minutes", 0.01)
+    code, _, err = script("bench/gpu_session.py", *SMALL, "--output", "o", "--minutes", 0.01, "--arch", "R20")
     assert code == 2 and "holds a session with arch R8, not R20: give another --output" in err
     (tmp_path / "o/session.json").write_text("{")
-    assert "is no session's" in script("gpu_session.py", *SMALL, "--output", "o", "--minutes", 1)[2]
-    code, _, err = script("gpu_session.py", *SMALL, "--output", "p", "--minutes", 1, "--defence", "9None")
+    assert "is no session's" in script("bench/gpu_session.py", *SMALL, "--output", "o", "--minutes", 1)[2]
+    code, _, err = script("bench/gpu_session.py", *SMALL, "--output", "p", "--minutes", 1, "--defence", "9None")
     assert code == 2 and "--defence '9None' must be one of 0Gaussian, " in err
 
 

@@ -82,7 +82,7 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
 def test_the_benchmark(script, tmp_path):
     """Every field is there, and the ratio is that of the two speeds; one turn has no other median."""
     flags = ("--arch", "R8", "--dataset", "digits", "--turns", 1, "--seconds", 0.05, "--batch_size", 32)
-    code, out, err = script("bench.py", *flags, "--device", "cpu", "--json", tmp_path / "figures" / "bench.json")
+    code, out, err = script("bench/bench.py", *flags, "--device", "cpu", "--json", tmp_path / "figures" / "bench.json")
     assert code == 0, err
     rows = json.loads((tmp_path / "figures" / "bench.json").read_text())
     assert [row["task"] for row in rows] == ["certify", "train"]
@@ -90,22 +90,22 @@ def test_the_benchmark(script, tmp_path):
         assert {"arch", "dataset", "heads", "device", "precision", "batch_size", "ceiling_fraction"} < row.keys()
         assert row["plain"] > 0 and row["ratio"] == row["fast"] / row["plain"] and row["ceiling_fraction"] > 0
     assert f"| {rows[0]['arch']}" in out
-    code, _, err = script("bench.py", *flags, "--task", "certify", "table")
+    code, _, err = script("bench/bench.py", *flags, "--task", "certify", "table")
     assert code == 2 and "--task table has flags of its own: give it alone" in err
-    code, _, err = script("bench.py", *flags, "--json", "/dev/null/bench.json")
+    code, _, err = script("bench/bench.py", *flags, "--json", "/dev/null/bench.json")
     assert code == 2 and "cannot write to '/dev/null'" in err
 
 
 def test_the_tools_for_certificates_from_all_votes(certify, script):
     """Each rule has its row; with all the votes fewer draws reach the paper's accuracy."""
     log = certify("a", "--N", 1000, "--batch_size", 1000)
-    code, out, err = script("certificate_savings.py", log)
+    code, out, err = script("studies/certificate_savings.py", log)
     assert code == 0 and out.count("| all-votes") == 2 and out.count("| cohen") == 2, err
-    code, _, err = script("certificate_savings.py", log, "--N", 5)
+    code, _, err = script("studies/certificate_savings.py", log, "--N", 5)
     assert code == 2 and "--N 5 at --alpha 0.001 can never certify" in err and err.count("\n") == 1
-    code, _, err = script("certificate_savings.py", certify("b", "--skip_wrong"))
+    code, _, err = script("studies/certificate_savings.py", certify("b", "--skip_wrong"))
     assert code == 2 and "has images without estimation votes" in err
-    code, _, err = script("certificate_savings.py", EXCERPTS)
+    code, _, err = script("studies/certificate_savings.py", EXCERPTS)
     assert code == 2 and "has no vote counts beside it" in err
 
 
@@ -124,7 +124,7 @@ def test_the_rules_for_certificates_that_are_compared(monkeypatch):
 
 
 def test_the_savings_of_sequential_certification(script):
-    code, out, err = script("sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
+    code, out, err = script("studies/sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
     assert code == 0, err
     assert out.count("\n") >= 5 and "Gaussian" in out
 

@@ -343,10 +343,10 @@ def test_a_timm_model_on_image_files(script, tmp_path):
 
 def test_a_denoiser_in_front(script, digits_models, tmp_path):
     """It takes more than half of the noise away; both together are certified through --classifier."""
-    code, out, err = script("denoised.py", *DIGITS, "--epochs", 8, "--device", "cpu")
+    code, out, err = script("examples/denoised.py", *DIGITS, "--epochs", 8, "--device", "cpu")
     assert code == 0 and "epoch 8/8" in out, err
     arguments = ("--classifier_args", "denoiser=denoiser.pth", f"classifier={digits_models[1]}")
-    command = ("--classifier", f"{CODES}/denoised.py:build", *arguments, *DIGITS, "--skip", 60, *RUN_FLAGS)
+    command = ("--classifier", f"{CODES}/examples/denoised.py:build", *arguments, *DIGITS, "--skip", 60, *RUN_FLAGS)
     code, _, err = script("certify_mhead.py", *command)
     assert code == 0, err
     (log,) = tmp_path.rglob("build-denoiser-denoiser-classifier-epoch4-certify-skip-60.log")

@@ -164,7 +164,7 @@ def test_csv_is_one_table(script, tmp_path):
 
 @pytest.fixture
 def power(tmp_path):
-    return load_file("power.py", tmp_path / "power_copy.py")
+    return load_file("studies/power.py", tmp_path / "power_copy.py")
 
 
 def test_the_images_give_an_interval_of_the_wanted_width(script, tmp_path, power):
@@ -194,9 +194,9 @@ def test_a_power_that_cannot_be_said_is_one_line(script, tmp_path):
         ((log, log, log), "give one log, two logs"),
         ((run_with(tmp_path / "2.log", [(0, votes((900, 50)))], sequential={"radii": [0.5]}),), "stopped early"),
     ):
-        code, _, err = script("power.py", "--width", 0.02, *flags)
+        code, _, err = script("studies/power.py", "--width", 0.02, *flags)
         assert code == 2 and message in err
-    code, out, err = script("power.py", "--width", 0.02, log, "--N", 1000)
+    code, out, err = script("studies/power.py", "--width", 0.02, log, "--N", 1000)
     assert code == 0 and "Fewest draws for a width of 0.02" in out, err
 
 

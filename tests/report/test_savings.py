@@ -9,7 +9,7 @@ from conftest import EXCERPTS, random_log
 
 def test_savings_tell_the_largest_change_of_a_single_run(script):
     """Of 25 images, a run's certified accuracy changes by a multiple of 4 points, and no less than the mean does."""
-    code, out, err = script("sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
+    code, out, err = script("studies/sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
     assert code == 0, err
     header, _, *rows = [line.strip("|").split("|") for line in out.splitlines() if line.startswith("|")]
     table = pd.DataFrame(rows, columns=[cell.strip() for cell in header])
@@ -22,7 +22,7 @@ def test_savings_take_the_draws_from_the_configuration(script, tmp_path):
     """The same radii, of N 200: so few draws leave little to save."""
 
     def saved():
-        return float(re.search(r"table: mean draws N/([\d.]+),", script("sequential_savings.py", log)[1])[1])
+        return float(re.search(r"table: mean draws N/([\d.]+),", script("studies/sequential_savings.py", log)[1])[1])
 
     log, config = tmp_path / "noise-0.25" / "x.log", {"N": 200, "alpha": 0.001, "certificate": "cohen"}
     random_log(log, 10, 0)
@@ -30,5 +30,5 @@ def test_savings_take_the_draws_from_the_configuration(script, tmp_path):
     log.with_suffix(".json").write_text(json.dumps({"config": config, "about": {}}))
     assert saved() < 2
     log.with_suffix(".json").write_text(json.dumps({"config": config | {"certificate": "all-votes"}, "about": {}}))
-    code, _, err = script("sequential_savings.py", log)
+    code, _, err = script("studies/sequential_savings.py", log)
     assert code == 2 and "logs of a fixed N with the paper's certificate" in err

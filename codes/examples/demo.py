@@ -1,6 +1,6 @@
 """Five heads and one on the embedded digits, from training to the table: what `make demo` runs.
 
-cd codes/0Gaussian && python ../demo.py
+python codes/examples/demo.py
 """
 
 import os
@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from spacte import cli
 from spacte.report.comparison import compare
 from spacte.report.runs import read_runs
 
@@ -63,7 +64,8 @@ def _train_and_certify(recipe: str, live: bool) -> tuple[str, str]:
 
 
 def _main() -> None:
-    os.chdir(Path(__file__).parent / "0Gaussian")
+    cli.Parser(__doc__).parse_args()
+    os.chdir(Path(__file__).resolve().parents[1] / "0Gaussian")
     with ThreadPoolExecutor() as both:  # one head beside five: each takes one core
         other = both.submit(_train_and_certify, ONE_HEAD, live=False)
         five, _ = _train_and_certify(FIVE_HEADS, live=True)

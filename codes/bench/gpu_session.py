@@ -1,7 +1,8 @@
 """Use a GPU that is there for a limited time: its tests, its speed, two training runs, their certificates and files.
 
-    python codes/gpu_session.py --dataset CIFAR10 --data_dir D --output O --minutes 15
-    python codes/gpu_session.py --dataset digits --arch R8 --epochs 4 --N 500 --output O --minutes 9 --device cpu --tiny
+    python codes/bench/gpu_session.py --dataset CIFAR10 --data_dir D --output O --minutes 15
+    python codes/bench/gpu_session.py --dataset digits --arch R8 --epochs 4 --N 500 --output O --minutes 9 --tiny \
+        --device cpu
 
 The second one tries it out without a GPU. The steps come in this order, and which are finished stands in O. Started
 again with the same O, the session goes on: what is finished is skipped, speeds that are measured stay, training goes on
@@ -9,7 +10,7 @@ after its last checkpoint, certification after its last image. It may be killed 
 
     tests                 tests/test_gpu.py, by up to 12 processes where pytest-xdist is installed: a tenth of the time,
                           and at least 90 s, at most
-    speed                 bench.py --task sweep: all speeds in one process, in --speed_seconds
+    speed                 bench_sweep.py: all speeds in one process, in --speed_seconds
     train-5-heads         train.py of --defence with --num_heads
     release-5-heads       the checkpoint without its optimiser, in parts below 16 MiB
     train-1-head, release-1-head    the same with one head: what the heads are compared with
@@ -52,17 +53,17 @@ import torch
 
 from gpu_plan import Pace, certification_seconds, epochs_within, paces_of, read_speeds, rows_of
 from gpu_summary import page
-from release import cut, release
 from spacte import cli
 from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
 from spacte.device import PRECISIONS
 from spacte.jobs.job import Job, check_unchanged, commands, record, remove_old_checkpoints
 from spacte.jobs.session import OutOfTimeError, Session, Step, say
+from spacte.train.release import cut, release
 from spacte.train.settings import Recipe
 from spacte.utils import RunError, UserError, lock, make_folder, replace_file
 
-_CODES = Path(__file__).resolve().parent
+_CODES = Path(__file__).resolve().parents[1]
 # what a session that goes on may change
 _FREE = ("data_dir", "device", "output", "minutes", "speed_seconds", "training_share")
 _CPU = torch.device("cpu")
@@ -131,7 +132,7 @@ class _Steps:
         self.session.run("tests", command, _CODES.parent)
 
     def _measure(self) -> None:
-        command = [sys.executable, _CODES / "bench.py", "--task", "sweep", "--device", self.args.device]
+        command = [sys.executable, _CODES / "bench" / "bench_sweep.py", "--device", self.args.device]
         command += ["--seconds", self.args.speed_seconds, "--json", self._speeds, *["--tiny"] * self.args.tiny]
         self.session.run("speed", command, _CODES)
 

@@ -1,7 +1,7 @@
 """What a table of certified accuracy costs the authors' way and ours, and whether the two agree.
 
-    python codes/bench.py --task table --model_path save/<...>/epoch150.pth --data_dir D    # 100 images, N 100,000
-    python codes/bench.py --task table --model_path save/<...>/epoch150.pth --data_dir D --skip 500 --N 10000
+    python codes/bench/bench_table.py --model_path save/<...>/epoch150.pth --data_dir D    # 100 images, N 100,000
+    python codes/bench/bench_table.py --model_path save/<...>/epoch150.pth --data_dir D --skip 500 --N 10000
 
 The ways, one after the other, on the same images:
 
@@ -33,6 +33,7 @@ interval; of many intervals some leave it out by chance. `sequential` stops earl
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -81,7 +82,7 @@ def _flags(given: list[str]) -> argparse.Namespace:
     add("--skip", type=cli.positive_int, default=100, help="every skip-th test image: 0, skip, 2 skip, ...")
     add("--max", type=cli.positive_int, help="only images whose idx is below this")
     add("--N", type=cli.positive_int, default=CertifySettings.N, help="draws an image, at most if sequential")
-    add("--share", type=_share, default=0.1, help="of N, what the ways of fixed N draw whose time is multiplied up")
+    add("--share", type=cli.share, default=0.1, help="of N, what the ways of fixed N draw whose time is multiplied up")
     add("--consensus", type=cli.positive_int, default=2, metavar="K", help="heads that have to agree")
     add("--ways", nargs="*", choices=_WAYS, default=_WAYS, help="beside the authors' and the second")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
@@ -93,13 +94,6 @@ def _flags(given: list[str]) -> argparse.Namespace:
     defaults = cli.defaults_of(ClassifierSettings)
     parser.set_defaults(**{name: defaults[name] for name in _AS_CERTIFY})
     return parser.parse_args(given)
-
-
-def _share(text: str) -> float:
-    value = cli.positive_float(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be above 0 and at most 1")
-    return value
 
 
 @dataclass(frozen=True)
@@ -286,3 +280,7 @@ def _sentence(comparison: Comparison) -> str:
     apart = [one for one in accuracies if one["low"] > 0 or one["high"] < 0]
     where = [f"{one['figure']} by {one['difference']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})" for one in apart]
     return f"{text}; certified accuracy " + (f"differs at {', '.join(where)}" if apart else "agrees at every radius")
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]))

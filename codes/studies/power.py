@@ -1,9 +1,9 @@
 """Before a run: how many images and draws an interval of the wanted width takes, and what they cost.
 
-    python codes/power.py --width 0.02 A.log B.log         # of the difference of two ACRs, from a pilot of both
-    python codes/power.py --width 0.02 A.log               # of one ACR
-    python codes/power.py --width 0.02 --deviation 0.25    # from a guess of the deviation over images
-    python codes/power.py --width 0.02 --deviation 0.25 A.log    # and its cost at the log's speed
+    python codes/studies/power.py --width 0.02 A.log B.log         # of the difference of two ACRs, from a pilot of both
+    python codes/studies/power.py --width 0.02 A.log               # of one ACR
+    python codes/studies/power.py --width 0.02 --deviation 0.25    # from a guess of the deviation over images
+    python codes/studies/power.py --width 0.02 --deviation 0.25 A.log    # and its cost at the log's speed
 
 The width is that of the whole 95 % interval over images, from its lower to its upper end. A pilot needs its vote counts
 beside the log. For each number of draws its votes are drawn anew from the shares that it counted, and certified; the

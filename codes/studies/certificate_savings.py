@@ -1,6 +1,6 @@
 """What stopping early and what all the votes save in draws, by simulation from the vote counts of runs.
 
-    python codes/certificate_savings.py LOG... [--N 100000] [--seed 0]
+    python codes/studies/certificate_savings.py LOG... [--N 100000] [--seed 0]
 
 The class probabilities of each image are the shares of its votes in a run of fixed N. From them N0 selection and up to
 N estimation votes are drawn anew: for each certificate once with a fixed N, and once under the rule that

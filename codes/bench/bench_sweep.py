@@ -1,7 +1,7 @@
 """All speeds of a GPU in one process, what matters most first, within a given time.
 
-    python codes/bench.py --task sweep --seconds 100 --device cuda --json sweep.json
-    python codes/bench.py --task sweep --tiny --device cpu --json sweep.json              # tiny networks: to try it out
+    python codes/bench/bench_sweep.py --seconds 100 --device cuda --json sweep.json
+    python codes/bench/bench_sweep.py --tiny --device cpu --json sweep.json              # tiny networks: to try it out
 
 Training steps of R110 with 5 heads and with 1 (256 noisy images), and votes on noisy images of R110, R20 and R8 at
 32x32 and of R50 at 224x224. The ways:
@@ -28,6 +28,7 @@ import functools
 import gc
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -260,3 +261,7 @@ def _give_memory_back(device: torch.device, compiled: bool) -> None:
 
 def _text(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]))

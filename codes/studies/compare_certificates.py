@@ -1,6 +1,6 @@
 """Which rule makes the most of the votes: the comparison behind `spacte.smooth.certificates.multiclass_certificate`.
 
-    python codes/compare_certificates.py [COUNTS.jsonl... --alpha 0.001]     # simulated votes, and those of runs
+    python codes/studies/compare_certificates.py [COUNTS.jsonl... --alpha 0.001]    # simulated votes, and runs'
 
 Each row is a rule for a certificate from all the votes, each column what the votes are of: K classes and N draws, drawn
 from simulated class probabilities, or a run's counts; every column simulates other images. A figure is the average

@@ -1,6 +1,6 @@
 """README's picture: one network with several heads beside what certification logs say of it.
 
-python codes/overview.py LOG... --output overview.svg
+python codes/studies/overview.py LOG... --output overview.svg
 
 In the README: the logs in logs_certification/cifar10/0Gaussian/{1-head,5-heads}/seed-666 and 5-networks.
 """

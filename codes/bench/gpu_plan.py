@@ -1,4 +1,4 @@
-"""How many epochs fit into a time, and what certification takes, from the speeds of bench.py --task sweep.
+"""How many epochs fit into a time, and what certification takes, from the speeds of bench_sweep.py.
 
 speeds -> paces of each training -> epochs
 """

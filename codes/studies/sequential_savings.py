@@ -1,6 +1,6 @@
 """What sequential certification would have saved on certification logs of a fixed N, by simulation.
 
-    python codes/sequential_savings.py LOG...
+    python codes/studies/sequential_savings.py LOG...
 
 Each image's p_A is read off its radius (the votes that give that radius at N; 1/2 where it abstained), and its votes
 are drawn from that p_A under the rule that `certify_mhead.py --sequential` uses: once for the whole table of radii (0,

@@ -1,9 +1,9 @@
 """Noisy images a second, for certification and for a training step, against what the authors' code does.
 
-    python codes/bench.py                                       # R20 and R110 at 32x32, R8 on digits, 5 heads
-    python codes/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096 --json out.json
-    python codes/bench.py --task table --model_path save/<...>/epoch150.pth         # its flags: --task table --help
-    python codes/bench.py --task sweep --seconds 100 --device cuda --json out.json  # its flags: --task sweep --help
+    python codes/bench/bench.py                                    # R20 and R110 at 32x32, R8 on digits, 5 heads
+    python codes/bench/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096
+    python codes/bench/bench.py --task table --model_path save/<...>/epoch150.pth           # bench_table.py
+    python codes/bench/bench.py --task sweep --seconds 100 --device cuda --json out.json    # bench_sweep.py
 
 `plain` is the authors' way: eager float32 with torch's own settings (on a GPU, TF32 convolutions), contiguous tensors,
 BatchNorm unfolded; in certification batches of 128 noisy images, their default, noise on a repeated image, and votes
