@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import EXCERPTS, beside, make_log, random_log
 
-from spacte import certlog
+from spacte.logs import certlog
 from spacte.report.runs import labels, read_runs
 from spacte.report.table import reached_radii, render, summary, table_radii
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import random_log
 from test_report import with_config
 
-from spacte import certlog
+from spacte.logs import certlog
 from spacte.report import alike
 from spacte.train.settings import Place
 

@@ -1,1 +1,0 @@
-../spacte/smooth/core_mhead.py

@@ -1,1 +1,0 @@
-../spacte/utils.py

@@ -1,3 +1,0 @@
-"""spacte.logs.certlog by its earlier, shorter name."""
-
-from spacte.logs.certlog import *  # noqa: F403
