@@ -1,4 +1,4 @@
-"""What the README shows and no other test runs: a defence and a classifier of the user's own, the tools."""
+"""What the READMEs show and no other test runs: links, commands, tables, a defence and a classifier of one's own."""
 
 import importlib
 import json
@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import CODES, EXCERPTS, ROOT, TINY
+from conftest import CODES, DEFENCES, EXCERPTS, ROOT, TINY
 from scipy import stats
 from torchvision.models import resnet18
 
@@ -17,19 +17,101 @@ from spacte.report.runs import read_runs
 from spacte.smooth.certificates import CERTIFICATES, Certificate, multiclass_certificate
 from spacte.utils import sha256
 
-README = (ROOT / "README.md").read_text()
+PAGES = [path for folder in (CODES, ROOT / "logs_certification") for path in sorted(folder.rglob("*.md"))
+         if not any(parent.is_symlink() for parent in path.parents)]  # fmt: skip
+PAGES += [ROOT / "README.md", ROOT / "EXPERIMENTS.md"]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
+README = TEXTS["README.md"]
 
 
 def block_with(text):
-    (block,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if text in code]
+    blocks = [code for page in TEXTS.values() for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    (block,) = [code for code in blocks if text in code]
     return block
+
+
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 150 and len(README.split()) <= 1500
+    assert len(TEXTS["EXPERIMENTS.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_relative_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", TEXTS[page]):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_every_room_that_a_reader_enters_has_a_page():
+    rooms = ["codes", "codes/queues", "codes/pretrained", "codes/bench", "codes/spacte/smooth", "logs_certification"]
+    rooms += [str(path.relative_to(ROOT)) for path in (ROOT / "logs_certification").iterdir() if path.is_dir()]
+    assert {f"{room}/README.md" for room in rooms} <= TEXTS.keys()
+
+
+def commands():
+    """Every command of the pages that calls a script of ours: the page, the script's path in codes/, its flags."""
+    for page, text in TEXTS.items():
+        for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                found = re.match(r"(?:torchrun \S+ -- |python )(\S+\.py)(.*)", line.split("  #")[0].strip())
+                if found:
+                    name = found[1].removeprefix("codes/").removeprefix("../")
+                    name = f"0Gaussian/{name}" if name == "train.py" else name
+                    yield page, name, re.findall(r"(?<=\s)--[a-z]\w*", found[2])
+
+
+def test_every_command_calls_a_script_with_flags_that_it_has(script):
+    """train.py with the flags of any defence."""
+    known = {}
+    for page, name, flags in commands():
+        if name not in known:
+            names = [f"{defence}/train.py" for defence in DEFENCES] if name.endswith("train.py") else [name]
+            known[name] = " ".join(script(one, "--help")[1] for one in names)
+        for flag in flags:
+            assert re.search(rf"{flag}\b", known[name]), f"{page}: {name} has no {flag}"
+    assert len(known) >= 12
 
 
 def test_torchrun_is_kept_from_reading_the_scripts_flags():
     """Without the two hyphens, `--max` would be torchrun's own --max-restarts, cut short."""
-    texts = [README, (ROOT / "EXPERIMENTS.md").read_text(), (CODES / "certify_mhead.py").read_text()]
+    texts = [*TEXTS.values(), (CODES / "certify_mhead.py").read_text()]
     lines = [line for text in texts for line in re.findall(r"^torchrun .*$", text, re.MULTILINE)]
     assert len(lines) >= 2 and all(" -- " in line for line in lines)
+
+
+def test_three_lines_of_python(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
+    exec(block_with("print(label, Smooth("), {})
+    label, radius = re.fullmatch(r"3 \((\d), (\S+)\)\n", capsys.readouterr().out).groups()
+    assert label == "3" and float(radius) == pytest.approx(0.596, abs=0.06), "other draws: 6 standard errors"
+
+
+def test_the_pretrained_commands_table_is_what_it_prints(script):
+    (given,) = re.findall(
+        r"^python codes/certify_mhead.py (--model_path codes/pretrained\S+ .*)$", README, re.MULTILINE
+    )
+    flags = [str(ROOT / flag) if flag.startswith("codes/") else flag for flag in given.split()]
+    code, out, err = script("certify_mhead.py", *flags)
+    assert code == 0, err
+    printed = [line.strip("|").split("|")[5:-1] for line in out.splitlines() if line.startswith("| Gaussian")]
+    shown = [line.strip("|").split("|") for line in README.splitlines() if re.match(r"\| (cohen|all-votes) ", line)]
+    assert len(printed) == len(shown) == 2
+    for one, other in zip(printed, shown, strict=True):
+        assert one[0].strip() == other[0].strip()
+        for value, told in zip(one[1:], other[1:], strict=True):
+            value, told = (float(text.split("±")[0]) for text in (value, told))
+            assert value == pytest.approx(told, abs=0.004), "another machine rounds otherwise"
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if page.startswith("logs_certification/")])
+def test_a_queues_table_is_what_report_prints(script, page):
+    for flags in re.findall(
+        r"^python codes/report.py (logs_certification/\S+ --over_seeds)$", TEXTS[page], re.MULTILINE
+    ):
+        folder, *others = flags.split()
+        code, out, err = script("report.py", ROOT / folder, *others)
+        assert code == 0 and out.strip() in TEXTS[page], err
 
 
 def test_a_defence_of_ones_own(script, tmp_path):
@@ -82,7 +164,16 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
 def test_the_benchmark(script, tmp_path):
     """Every field is there, and the ratio is that of the two speeds; one turn has no other median."""
     flags = ("--arch", "R8", "--dataset", "digits", "--turns", 1, "--seconds", 0.05, "--batch_size", 32)
-    code, out, err = script("bench/bench.py", *flags, "--device", "cpu", "--json", tmp_path / "figures" / "bench.json")
+    code, out, err = script(
+        "bench/bench.py",
+        *flags,
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "figures" / "bench.json",
+        "--markdown",
+        tmp_path / "records" / "today.md",
+    )
     assert code == 0, err
     rows = json.loads((tmp_path / "figures" / "bench.json").read_text())
     assert [row["task"] for row in rows] == ["certify", "train"]
@@ -90,6 +181,10 @@ def test_the_benchmark(script, tmp_path):
         assert {"arch", "dataset", "heads", "device", "precision", "batch_size", "ceiling_fraction"} < row.keys()
         assert row["plain"] > 0 and row["ratio"] == row["fast"] / row["plain"] and row["ceiling_fraction"] > 0
     assert f"| {rows[0]['arch']}" in out
+    record = (tmp_path / "records" / "today.md").read_text()
+    assert (
+        record.startswith("## 20") and "python codes/bench/bench.py --arch R8" in record and "| certify | R8" in record
+    )
     code, _, err = script("bench/bench.py", *flags, "--task", "certify", "table")
     assert code == 2 and "--task table has flags of its own: give it alone" in err
     code, _, err = script("bench/bench.py", *flags, "--json", "/dev/null/bench.json")
@@ -130,12 +225,14 @@ def test_the_savings_of_sequential_certification(script):
 
 
 ROW = r"^\| `(\S+\.pth)` \| \w+, (\d+) \| (\w+), \.5 \| .* \| (\.\d+), (\.\d+) \| `(\w{64})` \|$"
-PRETRAINED = sorted(re.findall(ROW, README, re.MULTILINE))  # name, heads, data, ACR under each certificate, hash
+PRETRAINED = sorted(
+    re.findall(ROW, TEXTS["codes/pretrained/README.md"], re.MULTILINE)
+)  # name, heads, data, ACR under each certificate, hash
 
 
 def test_the_pretrained_models_are_those_of_the_table():
     """Hash, size, heads and data of each; their logits are finite."""
-    files = sorted((CODES / "pretrained").iterdir())
+    files = sorted((CODES / "pretrained").glob("*.pth"))
     assert [row[0] for row in PRETRAINED] == [file.name for file in files] != []
     for (name, heads, data, *_, digest), file in zip(PRETRAINED, files, strict=True):
         assert sha256(file) == digest and file.stat().st_size < 5e6, name

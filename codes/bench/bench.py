@@ -19,9 +19,15 @@ speed of a large copy, over the time it took. All speeds are the best that were 
 """
 
 import argparse
+import contextlib
 import json
+import platform
+import re
+import shlex
 import statistics
+import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -35,7 +41,7 @@ from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, 
 from spacte import cli
 from spacte.device import PRECISIONS, select_device, select_precision
 from spacte.report.table import markdown
-from spacte.utils import UserError, make_folder, replace_file
+from spacte.utils import UserError, make_folder, package_versions, replace_file, source_state
 
 _OWN_FLAGS = {"table": bench_table.main, "sweep": bench_sweep.main}  # tasks that have flags of their own
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
@@ -62,6 +68,12 @@ def _flags() -> argparse.Namespace:
     add("--turns", type=cli.positive_int, default=5, help="measurements of each way")
     add("--seconds", type=cli.positive_float, default=2.0, help="least time of a measurement")
     add("--json", type=Path, help="also write the figures there")
+    add(
+        "--markdown",
+        type=Path,
+        metavar="FILE.md",
+        help="also add a dated record there: machine, commit, command, table",
+    )
     return parser.parse_args()
 
 
@@ -78,8 +90,8 @@ def _main() -> None:
             raise UserError(f"--task {task} has flags of its own: give it alone")
     device = select_device(args.device, args.compile)
     args.precision = select_precision(args.precision, device)
-    if args.json:
-        make_folder(args.json.parent)  # before, not after, the measurements
+    for path in filter(None, (args.json, args.markdown)):
+        make_folder(path.absolute().parent)  # before, not after, the measurements
     cases = [(arch, args.dataset) for arch in args.arch] if args.arch else _DEFAULT_CASES
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     print(f"{name}, {torch.get_num_threads()} threads", flush=True)
@@ -101,15 +113,37 @@ def _main() -> None:
             limits.append(_ceilings(device, args.precision, args.seconds / 4))
             print(f"{task} {arch}: {rows[-1]['ratio']:.2f}", flush=True)
     flops, copied = (max(speeds) for speeds in zip(*limits, strict=True))  # other programs only slow it down
-    print(f"limit: {flops / 1e9:.0f} GFLOP/s in {args.precision}, {copied / 1e9:.0f} GB/s copied")
+    limit = f"limit: {flops / 1e9:.0f} GFLOP/s in {args.precision}, {copied / 1e9:.0f} GB/s copied"
+    print(limit)
     for row in rows:
         cost = _work(Network(row["arch"], row["dataset"], row["heads"]), args.precision)
         passes = 3 if row["task"] == "train" else 1  # the backward pass costs twice the forward one
         row["gflops"] = passes * cost["flop"] * row["fast"] / 1e9
         row["ceiling_fraction"] = passes * max(cost["flop"] / flops, cost["bytes"] / copied) * row["fast"]
-    print(markdown(pd.DataFrame(rows).drop(columns=["device", "device_name"])))
+    table = markdown(pd.DataFrame(rows).drop(columns=["device", "device_name"]))
+    print(table)
+    if args.markdown:
+        _add_record(args.markdown, device, f"{limit}\n\n{table}")
     if args.json:
         replace_file(args.json, lambda temporary: temporary.write_text(json.dumps(rows, indent=2) + "\n"))
+
+
+def _add_record(path: Path, device: torch.device, found: str) -> None:
+    """Add the day, the machine, the commit, the command and what was found to a file of records."""
+    versions, source = package_versions(), source_state(__file__)
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor
+    capability = "" if device.type == "cuda" else f", {torch.backends.cpu.get_cpu_capability()}"
+    commit = f"{str(source['commit'])[:7]}{', with changes' if source['dirty'] else ''}"
+    text = (
+        f"## {datetime.now(UTC):%Y-%m-%d}\n\n{machine}{capability}, {torch.get_num_threads()} threads; Python "
+        f"{versions['python']}, torch {versions['torch']}; commit {commit}.\n\n```\n"
+        f"python codes/bench/bench.py {shlex.join(sys.argv[1:])}\n```\n\n{found}\n"
+    )
+    before = f"{path.read_text().rstrip()}\n\n" if path.exists() else ""
+    replace_file(path, lambda temporary: temporary.write_text(before + text))
 
 
 def _compare(plain: Callable, fast: Callable, sizes: tuple[int, int], device: torch.device, args) -> dict:

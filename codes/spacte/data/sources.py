@@ -150,16 +150,17 @@ SOURCES = {
 
 
 def open_split(
-    name: str, data_dir: Path | str, train: bool, device: torch.device, workers: int = 0, spec: DataSpec | None = None
-) -> Split:
-    """The training or test split of a data set by name.
+    name: str, data_dir: Path | str, train: bool, device: torch.device | str = "cpu", workers: int = 0,
+    spec: DataSpec | None = None,
+) -> Split:  # fmt: skip
+    """The training or test split of a data set by name, on the device.
 
     Fixed-size sets are read from <data_dir>/<name>.npz where that is, and else downloaded to `data_dir` when missing.
     An ImageFolder's spec is measured on the split that is read; give the training split's `spec` for the test split,
     which must then agree with it.
     Raises UserError for an unknown name, missing or unreadable files, an empty split, data outside [0, 1].
     """
-    data_dir = Path(data_dir)
+    data_dir, device = Path(data_dir), torch.device(device)
     if name == "ImageFolder":
         images, labels, class_names = _read_tree(data_dir / ("train" if train else "test"))
         measured = _measured_spec(images, class_names)
