@@ -2,17 +2,21 @@
 
 python codes/studies/overview.py LOG... --output overview.svg
 
-In the README: the logs in logs_certification/cifar10/0Gaussian/{1-head,5-heads}/seed-666 and 5-networks.
+Runs that differ by their seed alone are one line, their mean, with a band from the smallest to the largest. In the
+README: the logs in logs_certification/cifar10/0Gaussian/{1-head,5-heads,5-networks}.
 """
 
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from spacte import cli
+from spacte.logs.certlog import certified_accuracy
 from spacte.report import plots
-from spacte.report.runs import read_runs
+from spacte.report.alike import rows_of
+from spacte.report.runs import heads_in_words, read_runs
 
 _HEADS = 5
 
@@ -22,11 +26,18 @@ def _main() -> None:
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="certification logs, or folders of them")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=", ".join(plots.ENDINGS))
     args = parser.parse_args()
+    groups = [some for _, some in rows_of(read_runs(args.logs), over_seeds=True)]
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_architecture(left)
-    plots.draw_curves(right, read_runs(args.logs))
-    right.set(xlabel="L2 radius", ylabel="certified accuracy")
+    names = [f"{heads_in_words(some[0])}{f', {len(some)} seeds' * (len(some) > 1)}" for some in groups]
+    plots.draw_curves(right, groups, names)
+    first = groups[0][0]
+    right.set(
+        xlabel="L2 radius", ylabel="certified accuracy", title=f"{first.dataset}, {first.arch}, sigma {first.sigma:g}"
+    )
+    highest = max(float(certified_accuracy(run.log, [0])[0]) for some in groups for run in some)
+    right.set(ylim=(0, min(1, 0.1 * math.ceil(10 * highest + 0.5))))
     right.spines[["top", "right"]].set_visible(False)
     right.grid(alpha=0.3, linewidth=0.5)
     right.legend(fontsize=8, frameon=False)

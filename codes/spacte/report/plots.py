@@ -20,21 +20,30 @@ _POINTS = 600
 
 
 def curves(runs: list[Run]) -> Figure:
-    """Certified accuracy over the radius, a line a run, with pointwise 95 % Wilson intervals over its images."""
+    """Certified accuracy over the radius, a line per run, with pointwise 95 % Wilson intervals over its images."""
     figure, axes = _figure("L2 radius", "certified accuracy, 95 % interval over images")
-    draw_curves(axes, runs)
+    draw_curves(axes, [[run] for run in runs], labels(runs))
     _legend(figure)
     return figure
 
 
-def draw_curves(axes, runs: list[Run]) -> None:
-    """What `curves` shows, in given axes; each line has its label."""
-    radii = np.linspace(0, 1.02 * max(float(certified_radius(run.log).max()) for run in runs) or 1.0, _POINTS)
-    for number, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
-        accuracy, images = certified_accuracy(run.log, radii), len(run.log)
+def draw_curves(axes, experiments: list[list[Run]], names: list[str]) -> None:
+    """A named line per experiment, in given axes: the mean over its runs.
+
+    Where each has one run, the band is the pointwise 95 % Wilson interval over its images; otherwise it is the range of
+    several runs, and one alone has none.
+    """
+    single = all(len(runs) == 1 for runs in experiments)
+    largest = max(float(certified_radius(run.log).max()) for runs in experiments for run in runs)
+    radii = np.linspace(0, 1.02 * largest or 1.0, _POINTS)
+    for number, (runs, label) in enumerate(zip(experiments, names, strict=True)):
+        each = np.stack([certified_accuracy(run.log, radii) for run in runs])
+        accuracy, low, high = each.mean(0), each.min(0), each.max(0)
+        if single:
+            images = len(runs[0].log)
+            low, high = proportion_confint(np.rint(accuracy * images), images, method="wilson")
         shown = slice(int((accuracy > 0).sum()) + 1)  # the first 0 ends the line
-        low, high = proportion_confint(np.rint(accuracy * images), images, method="wilson")
-        alpha = 0.15 if len(runs) <= 4 else 0.07
+        alpha = 0.15 if len(experiments) <= 4 else 0.07
         axes.fill_between(radii[shown], low[shown], high[shown], color=_colour(number), alpha=alpha, linewidth=0)
         axes.plot(radii[shown], accuracy[shown], color=_colour(number), linestyle=_style(number), label=label)
     axes.set(xlim=(0, radii[-1]), ylim=(0, 1))

@@ -96,7 +96,7 @@ def labels(runs: list[Run]) -> list[str]:
     """A short name for each run of a picture or a sentence: what is known of it, and where its log lies in a tie."""
     short = []
     for run in runs:
-        heads = run.heads and (run.heads if "head" in run.heads else _heads_in_words(run.heads))
+        heads = run.heads and heads_in_words(run)
         parts = [run.defence, heads, *run.variant, run.sigma and f"sigma {run.sigma:g}"]
         for name in ("arch", "dataset", "certificate"):
             if len({getattr(other, name) for other in runs}) > 1:
@@ -111,8 +111,11 @@ def labels(runs: list[Run]) -> list[str]:
     return short
 
 
-def _heads_in_words(heads: str) -> str:
-    """1 head, 5 heads, 5 networks (of one head each), 5+1 heads, 5 heads by consensus of 2."""
+def heads_in_words(run: Run) -> str:
+    """1 head, 5 heads, 5 networks (of one head each), 5+1 heads, 5 heads by consensus of 2, head 0 of 5."""
+    heads = run.heads or "unknown heads"
+    if "head" in heads:
+        return heads
     number, space, rule = heads.partition(" ")
     if "+" in number and set(number.split("+")) == {"1"}:
         return f"{number.count('1')} networks{space}{rule}"
