@@ -157,4 +157,4 @@ def test_passes_are_halved_where_memory_is_short_in_a_head_that_is_captured(caps
     for _ in range(2):
         torch.testing.assert_close(frozen(images.to(device)), expected, rtol=1e-4, atol=1e-4)
     assert frozen.most == 16 and torch.cuda.current_stream() == torch.cuda.default_stream()
-    assert "from here on 16 images a pass" in capsys.readouterr().err
+    assert "from here on 16 images per pass" in capsys.readouterr().err

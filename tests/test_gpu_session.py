@@ -122,11 +122,11 @@ def speed_row(task, way, heads, ms, first_seconds=2.0):
 
 
 ROWS = [speed_row("train", "ours", 5, 100.0), speed_row("train", "ours", 1, 50.0)]
-ROWS += [speed_row("certify", "ours", heads, 25.6) for heads in (5, 1)]  # 10,000 noisy images a second
+ROWS += [speed_row("certify", "ours", heads, 25.6) for heads in (5, 1)]  # 10,000 noisy images per second
 
 
 def test_epochs_follow_from_the_speeds(plan):
-    """12 steps an epoch, 1.9 s for both networks, and two starts of 14 s; 18 images take 2 * (12 + 18 s)."""
+    """12 steps per epoch, 1.9 s for both networks, and two starts of 14 s; 18 images take 2 * (12 + 18 s)."""
     found = plan(ROWS, 300, "--skip", 20)
     assert found["epochs"] == int((0.95 * (300 - 2 * (12 + 18 * 1.01)) - 28) / 1.908) == 104
     assert found["lr_step_size"] == 35 and list(found["networks"]) == ["5-heads", "1-head"]

@@ -42,9 +42,9 @@ class ACRWeakness(Objective):
         add = parser.add_argument
         add("--ds_epoch", type=non_negative_int, help="epochs of plain noise, before images are left out and weighed")
         add("--ds_threshold", type=probability, help="images with a smaller share of right votes are left out")
-        add("--num_noise_ds", type=positive_int, help="votes an image that decide so")
+        add("--num_noise_ds", type=positive_int, help="votes per image that decide so")
         add("--dataset_weight_epoch", type=positive_int, help="epochs after which images are weighed again")
-        add("--num_noise_dataset_weight", type=positive_int, help="votes an image that weigh it")
+        add("--num_noise_dataset_weight", type=positive_int, help="votes per image that weigh it")
         add("--attack_steps", type=non_negative_int, help="most steps that a noise is moved")
         add("--epsilon", type=image_norm, help="L2 length of such a step, in units of [0, 1]")
 

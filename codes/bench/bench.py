@@ -1,4 +1,4 @@
-"""Noisy images a second, for certification and for a training step, against what the authors' code does.
+"""Noisy images per second, for certification and for a training step, against what the authors' code does.
 
     python codes/bench/bench.py                                    # R20 and R110 at 32x32, R8 on digits, 5 heads
     python codes/bench/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096
@@ -63,8 +63,8 @@ def _flags() -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--precision", choices=PRECISIONS, default="auto", help="of the fast way; plain is torch's own float32")
     add("--compile", action="store_true", help="the fast way with --compile")
-    add("--batch_size", type=cli.positive_int, help="noisy images a batch (certify: 1000, train: 256)")
-    add("--plain_batch_size", type=cli.positive_int, default=128, help="noisy images a batch of plain certification")
+    add("--batch_size", type=cli.positive_int, help="noisy images per batch (certify: 1000, train: 256)")
+    add("--plain_batch_size", type=cli.positive_int, default=128, help="noisy images per batch of plain certification")
     add("--turns", type=cli.positive_int, default=5, help="measurements of each way")
     add("--seconds", type=cli.positive_float, default=2.0, help="least time of a measurement")
     add("--json", type=Path, help="also write the figures there")
@@ -147,7 +147,7 @@ def _add_record(path: Path, device: torch.device, found: str) -> None:
 
 
 def _compare(plain: Callable, fast: Callable, sizes: tuple[int, int], device: torch.device, args) -> dict:
-    """Noisy images a second of the two ways (medians) and their ratio turn by turn; a call processes a batch."""
+    """Noisy images per second of the two ways (medians) and their ratio turn by turn; a call processes a batch."""
     for way in (plain, fast):
         for _ in range(3):  # warm up: allocations, the library's choice of kernels, recording a CUDA graph
             way()

@@ -12,7 +12,7 @@ Training steps of R110 with 5 heads and with 1 (256 noisy images), and votes on 
     compiled     train.py --compile, on a GPU
 
 `channels` is what a convolution with fewer is widened to (spacte.model.fused; 16: none is); where it is not given, the
-library's own number. A row's `speed`, noisy images a second, is the median of three short measurements, `ms` what a
+library's own number. A row's `speed`, noisy images per second, is the median of three short measurements, `ms` what a
 step or a batch takes, `gib` the most memory that was in use. Of a training step `first_seconds` is what the steps take
 up to the first one that is fast, the graph's first replay, with all that is compiled; `next_epoch_seconds` what the
 first two steps of the next epoch take, an eager one and the capture; `captured` whether it is a graph. Of certification

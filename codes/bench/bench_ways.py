@@ -132,7 +132,7 @@ class OurStep:
 
 
 def speed(way: Callable, batch_size: int, device: torch.device, seconds: float) -> float:
-    """Noisy images a second over about that many seconds; the device is waited for only before and after."""
+    """Noisy images per second over about that many seconds; the device is waited for only before and after."""
     once = seconds_of(way, 1, device)
     calls = max(1, round(seconds / once))
     return calls * batch_size / seconds_of(way, calls, device)

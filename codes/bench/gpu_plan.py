@@ -37,7 +37,7 @@ def rows_of(rows: list[dict], **described) -> list[dict]:
 
 
 def paces_of(rows: list[dict], steps: int) -> list[Pace]:
-    """Those of train.py with and without --compile, at so many steps an epoch, from rows of one network."""
+    """Those of train.py with and without --compile, at so many steps per epoch, from rows of one network."""
     return [
         Pace(
             _PROCESS + row["first_seconds"],

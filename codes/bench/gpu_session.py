@@ -97,7 +97,7 @@ def _flags() -> Namespace:
     add("--seed", type=cli.seed, default=recipe["seed"], help="of the training")
     add("--train_flags", default="", metavar="'FLAGS'", help="further flags of the defence's train.py")
     add("--skip", type=cli.positive_int, default=20, help="every skip-th test image is certified")
-    add("--N", type=cli.positive_int, default=10_000, help="draws an image, at most if --sequential")
+    add("--N", type=cli.positive_int, default=10_000, help="draws per image, at most if --sequential")
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
     return parser.parse_args()
 

@@ -77,7 +77,7 @@ def main() -> None:
     add("--data_dir", default="./data", help="where the data set's files are, or are downloaded to")
     add("--noise_sd", required=True, type=cli.positive_float, help="sigma, in units of [0, 1]")
     add("--epochs", default=40, type=cli.positive_int, help="passes over the training images")
-    add("--batch_size", default=64, type=cli.positive_int, help="images a step")
+    add("--batch_size", default=64, type=cli.positive_int, help="images per step")
     add("--seed", default=0, type=cli.seed, help="of the weights, the noise and the order")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--output", default="denoiser.pth", type=Path, help="file of the weights")

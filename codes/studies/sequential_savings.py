@@ -74,7 +74,7 @@ def _draws(path: Path) -> tuple[int, float]:
 def _simulate(
     log: pd.DataFrame, sigma: float, radii: np.ndarray, most: int, alpha: float, args, rng
 ) -> tuple[float, np.ndarray]:
-    """Mean draws an image, and each run's change of certified accuracy at the radii: [_REPEATS, radii]."""
+    """Mean draws per image, and each run's change of certified accuracy at the radii: [_REPEATS, radii]."""
     p = np.tile(_probabilities(log, sigma, most, alpha), _REPEATS)
     rule = RadiiDecided(radii, most, alpha, sigma, args.give_up)
     votes, used = np.zeros(len(p), dtype=int), np.zeros(len(p), dtype=int)

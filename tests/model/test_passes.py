@@ -70,7 +70,7 @@ def test_passes_are_halved_while_memory_is_short(capsys):
 
     frozen.network.register_forward_pre_hook(run_out_of_memory)
     assert torch.equal(frozen(images), expected) and torch.equal(frozen(images), expected)
-    assert capsys.readouterr().err == "the GPU's memory is short: from here on 8 images a pass\n"
+    assert capsys.readouterr().err == "the GPU's memory is short: from here on 8 images per pass\n"
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         frozen(images)

@@ -221,4 +221,4 @@ def test_an_images_votes_are_all_of_passes_of_one_size(capsys):
     found, large, small = votes(RoundsByPass(64, 9)), votes(RoundsByPass(64, -1)), votes(RoundsByPass(32, -1))
     assert all(found[idx] in (large[idx], small[idx]) for idx in range(6))
     assert found[0] == large[0] and found[5] == small[5]
-    assert "from here on 32 images a pass" in capsys.readouterr().err
+    assert "from here on 32 images per pass" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def main(description: str) -> None:
         add_classifier_flags(parser)
         add_run_flags(parser)
         add = parser.add_argument_group("draws").add_argument
-        add("--N", type=cli.positive_int, help="draws an image")
+        add("--N", type=cli.positive_int, help="draws per image")
         add("--alpha", type=cli.open_probability, help="probability of a wrong prediction")
         parser.set_defaults(**cli.defaults_of(PredictSettings))
         args = parser.parse_args()

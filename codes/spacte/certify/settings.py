@@ -62,7 +62,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     few = "the first K heads (networks, of an ensemble) vote; the others see only noisy copies on which these disagree"
     add("--consensus", type=cli.positive_int, metavar="K", help=few)
     add = parser.add_argument_group("how its logits are computed").add_argument
-    add("--batch_size", type=cli.positive_int, help="noisy images a batch (1000; on a GPU 4096, fewer if large)")
+    add("--batch_size", type=cli.positive_int, help="noisy images per batch (1000; on a GPU 4096, fewer if large)")
     passes = "of a batch, how many go through the network at once on a CPU (as the run began; a new one measures)"
     add("--images_per_pass", type=cli.positive_int, help=passes)
     add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed, idx and, on a GPU, its model")

@@ -1,6 +1,6 @@
 """The certification log: its rows, its reader, the two figures that everybody quotes.
 
-Tab separated, header `idx label predict radius correct time`, one row an image (Cohen et al., ICML 2019).
+Tab separated, header `idx label predict radius correct time`, one row per image (Cohen et al., ICML 2019).
 """
 
 import warnings
@@ -43,7 +43,7 @@ def elapsed(seconds: float) -> str:
 
 
 def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
-    """A log as a table with `columns`, one row an image, any writer's (the authors', Cohen's, ours).
+    """A log as a table with `columns`, one row per image, any writer's (the authors', Cohen's, ours).
 
     Only `time` may be missing. A last line that was cut short is dropped with a warning. Raises UserError that names
     the file and the line where a value is not what the column holds, and where an idx comes twice.

@@ -1,7 +1,7 @@
 """Where a run over test images leaves its files, and its configuration.
 
 <stem>.json              the configuration, one for all rows of the log
-<stem>-counts.jsonl      the vote counts, a line an image: what was computed (compressed as .jsonl.gz it can be read)
+<stem>-counts.jsonl      the vote counts, a line per image: what was computed (compressed as .jsonl.gz it can be read)
 <stem>.log               the log: what follows from the counts
 <stem>-ACR.log           the summary, written when the run is through
 <stem>-part-<r>.jsonl    while several processes run: what process r has counted

@@ -1,4 +1,4 @@
-"""The vote counts of a run: one JSON line an image, from which any certificate follows without a network."""
+"""The vote counts of a run: one JSON line per image, from which any certificate follows without a network."""
 
 import gzip
 import json

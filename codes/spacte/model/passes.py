@@ -81,7 +81,7 @@ class FixedPasses(nn.Module):
             torch.cuda.empty_cache()
             self.most, halved = (self.most + 1) // 2, True
         if halved:
-            print(f"the GPU's memory is short: from here on {self.most} images a pass", file=sys.stderr, flush=True)
+            print(f"the GPU's memory is short: from here on {self.most} images per pass", file=sys.stderr, flush=True)
         return found
 
     def pass_size(self, images: Tensor) -> int:

@@ -30,7 +30,7 @@ def _flags(description: str) -> cli.Parser:
     )
     formats = "of the tables; csv: one table, that of the comparisons, members or classes where they are asked for"
     add("--format", choices=FORMATS, default="markdown", help=formats)
-    anew = "make all certificates anew from the counts, or two rows a log (as each log's own)"
+    anew = "make all certificates anew from the counts, or two rows per log (as each log's own)"
     add("--certificate", choices=(*CERTIFICATES, "both"), help=anew)
     add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
     add(

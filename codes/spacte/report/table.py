@@ -39,7 +39,7 @@ def reached_radii(runs: list[Run]) -> np.ndarray:
 
 
 def summary(runs: list[Run], radii) -> pd.DataFrame:
-    """A row a run: what it is, images, group, abstained, clean (accuracy), ACR, its error, certified accuracies.
+    """A row per run: what it is, images, group, abstained, clean (accuracy), ACR, its error, certified accuracies.
 
     All shares lie in [0, 1]; the columns of the certified accuracies are the radii as text. Rows of one `group` were
     certified alike, see `comparable_groups`.

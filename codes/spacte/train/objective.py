@@ -125,7 +125,7 @@ class Objective:
         return unwrapped(classifier)[-1].cosine_loss()
 
     def draw_noises(self, images: Tensor) -> Tensor:
-        """m Gaussian noise vectors an image, with deviation noise_sd: [B, C, H, W] -> [m, B, C, H, W]."""
+        """m Gaussian noise vectors per image, with deviation noise_sd: [B, C, H, W] -> [m, B, C, H, W]."""
         shape = (self.recipe.num_noise_vec, *images.shape)
         return torch.randn(shape, device=images.device) * self.recipe.noise_sd
 

@@ -48,7 +48,7 @@ class RunPaths:
 
 
 class RunLog:
-    """A run's text log (tab separated, one row an epoch), its TensorBoard files and its lines on the terminal.
+    """A run's text log (tab separated, one row per epoch), its TensorBoard files and its lines on the terminal.
 
     `text` is the log so far; a checkpoint keeps it, so that a resumed run knows its own log and ends it as if it had
     never been interrupted. What another run of the same name has left is renamed, so that nothing is lost. Raises

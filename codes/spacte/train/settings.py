@@ -118,7 +118,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--arch", help=f"one of {', '.join(ARCHITECTURES)}")
     add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
     add("--noise_sd", type=cli.positive_float, help="sigma, in units of [0, 1]")
-    add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors an image; m steps share a batch's images")
+    add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; m steps share a batch's images")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
     add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 0.8: all of 5 alike")
     paced = (
@@ -138,7 +138,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--no_cosine", action="store_true", help="without the cosine constraint between the heads")
     add("--train_images", type=cli.positive_int, help="train on the first images of each class, this many in all")
     add("--epochs", type=cli.positive_int, help="passes over the training images")
-    add("--batch_size", type=cli.positive_int, help="images a batch, over all processes")
+    add("--batch_size", type=cli.positive_int, help="images per batch, over all processes")
     add("--lr_init", type=cli.positive_float, help="first learning rate")
     add("--lr_step_size", type=cli.positive_int, help="epochs between drops of the learning rate")
     add("--gamma", type=cli.positive_float, help="factor of such a drop")
