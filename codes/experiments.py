@@ -34,7 +34,8 @@ the others' checkpoints. A queue file:
     [[ensemble]]
     label = "two-networks"
     of = "one-head"
-    seeds = [[1, 2], [3, 4]]       # two such classifiers, in folders seeds-1-2 and seeds-3-4
+    seeds = [[1, 2], [3, 4]]       # two such classifiers, in folders seeds-1-2 and seeds-3-4; lists that share no seed
+                                   # can be averaged by report.py --over_seeds
 """
 
 import gzip

@@ -491,6 +491,8 @@ def test_a_command_that_outlives_its_queue_holds_the_folder(queue, work, stub):
         ),
         ('of = "one"', 'of = "one"\nseeds = [1]', "ensemble 'both': seeds must be lists of seeds of its run (1, 2)"),
         ('of = "one"', 'of = "one"\nseeds = [[2, 2]]', "in which no seed comes twice; one is [2, 2]"),
+        ('of = "one"', 'of = "one"\nseeds = []', "ensemble 'both': seeds is empty"),
+        ('of = "one"', 'of = "one"\nseeds = [[1, 2], [2, 1]]', "two of its lists of seeds are one ensemble, [2, 1]"),
         (QUEUE, "[defaults]", "has no [[run]]"),
         (QUEUE, "run = [1]", "run must be tables, [[run]]"),
     ],

@@ -102,10 +102,11 @@ class ACRWeakness(Objective):
     def __call__(self, classifier, images, labels, epoch):
         """The loss and its parts; see Objective."""
         noises = self.draw_noises(images)  # [m, B, C, H, W]
+        pace = self.threshold_on_noise(epoch, classifier, images, labels, noises)
         if epoch > self.ds_epoch:
             noises = attack(unwrapped(classifier), images, labels, noises, self.attack_steps, self.epsilon)
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
-        loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps)
+        loss = ct_loss(logits, labels, pace, self.recipe.eps)
         others = self.other_losses(classifier, loss, logits, images, noises)
         kept = torch.full((), self.kept, device=images.device)
         return loss.total + sum(others.values()), loss_dict(loss, **others, kept=kept)

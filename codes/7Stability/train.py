@@ -32,7 +32,8 @@ class Stability(Objective):
         clean = classifier(images).float()  # [L, B, K]; a pass of its own: BatchNorm sees clean and noisy images apart
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         noisy = noisy_logits(classifier, images, noises)  # [L, m, B, K]
-        loss = ct_loss(clean, noisy, labels, self.threshold(epoch), self.recipe.eps, self.lbd)
+        pace = self.threshold_on_noise(epoch, classifier, images, labels, noises)
+        loss = ct_loss(clean, noisy, labels, pace, self.recipe.eps, self.lbd)
         others = self.other_losses(classifier, loss, noisy, images, noises)
         return loss.total + sum(others.values()), loss_dict(loss, **others, stability=loss.stability)
 

@@ -6,10 +6,11 @@
     python codes/studies/power.py --width 0.02 --deviation 0.25 A.log    # and its cost at the log's speed
 
 The width is that of the whole 95 % interval over images, from its lower to its upper end. A pilot needs its vote counts
-beside the log. For each number of draws its votes are drawn anew from the shares that it counted, and certified; the
-deviation over images is that of the radii, or of their differences image by image. More draws make radii larger, and
-the spread with them: what makes an interval narrow is images. The seeds of a training vary, too, which no image can
-tell: see report.py --compare with two folders. The time is that of one certification of each log.
+beside the log. For each number of draws N its votes are drawn again from the shares that it counted, and certified; the
+deviation over images is that of the radii, or of their differences image by image, less what the pilot's own draws
+contributed. More draws make radii larger, and the spread with them: what makes an interval narrow is images. So choose
+N by the radii that matter (`largest radius`), then read the images off its row. The seeds of a training vary, too,
+which no image can tell: see report.py --compare with two folders. The time is that of one certification of each log.
 """
 
 import math
@@ -24,8 +25,10 @@ from scipy import stats
 from spacte import cli
 from spacte.logs.certlog import certified_radius
 from spacte.logs.from_votes import largest_radius, log_table
+from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
 from spacte.report.alike import check_same_images
+from spacte.report.comparison import FEWEST_DIFFERENT
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
 from spacte.report.table import markdown
@@ -61,11 +64,12 @@ def _main() -> None:
     table = plan(runs, args.width, draws, args.deviation, args.seed)
     times = [None if math.isnan(s) else str(timedelta(seconds=round(s))) for s in table.pop("seconds")]
     print(markdown(table.assign(time=times).dropna(axis=1, how="all")))
-    print(f"\n{_advice(table, args.width)}")
 
 
 def plan(runs: list[Run], width: float, draws: list[int], deviation: float | None, seed: int = 0) -> pd.DataFrame:
     """A row for each number of draws N: largest radius, deviation over images, images for the width, draws, seconds.
+
+    At least as many images as report.py gives an interval for.
 
     The draws in all are those of each log, selection included; an image that --skip_wrong leaves out takes no others.
     Without a log the selection's 100 are added, and the seconds are not known (NaN).
@@ -73,18 +77,36 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
     rng, rows = np.random.default_rng(seed), []
     pilots = [_Pilot.of(run) for run in runs]
     shared = sorted(set.intersection(*(set(pilot.idx) for pilot in pilots))) if pilots else []
+    if pilots and len(shared) < 2:
+        raise UserError("a pilot must have at least 2 images, and two pilots must share them")
     for n in draws:
-        spread = deviation
-        if spread is None:
-            radii = [pilot.radii(n, shared, rng) for pilot in pilots]
-            spread = float(np.std(radii[0] - (radii[1] if len(radii) > 1 else 0), ddof=1))
-        images = math.ceil((2 * _NORMAL * spread / width) ** 2)
+        spread = _deviation(pilots, n, shared, rng) if deviation is None else deviation
+        if spread == 0:
+            raise UserError("all radii of the pilot are alike: it says nothing of a deviation; give --deviation")
+        images = max(FEWEST_DIFFERENT, math.ceil((2 * _NORMAL * spread / width) ** 2))
         of_each = [pilot.draws(n) for pilot in pilots] or [100.0 + n]
         seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
         limit = min((largest_radius(run.config | {"N": n}) for run in runs), default=math.nan)
         row = {"N": n, "largest radius": limit, "deviation": spread, "images": images}
         rows.append(row | {"draws in all": round(images * max(of_each)), "seconds": seconds})
     return pd.DataFrame(rows)
+
+
+def _deviation(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> float:
+    """Over images, of what n draws would measure.
+
+    Votes drawn from a pilot's shares vary by the images, by the pilot's draws and by their own; two such sets at the
+    pilot's N tell how much of that its draws are. Their variance is taken off.
+    """
+
+    def measured(at: list[int]) -> np.ndarray:
+        radii = [pilot.radii(draws, idx, rng) for pilot, draws in zip(pilots, at, strict=True)]
+        return radii[0] - (radii[1] if len(radii) > 1 else 0)
+
+    own = [pilot.run.config["N"] for pilot in pilots]
+    of_draws = np.mean((measured(own) - measured(own)) ** 2) / 2
+    variance = np.mean([np.var(measured([n] * len(pilots)), ddof=1) for _ in range(2)])
+    return math.sqrt(max(variance - of_draws, 0.0))
 
 
 class _Pilot:
@@ -101,9 +123,9 @@ class _Pilot:
     @classmethod
     def of(cls, run: Run) -> "_Pilot":
         """UserError where no counts, or not of a fixed N, lie beside the log."""
-        counts = counts_of(run, "nothing can be planned with it")
-        if counts is None:
+        if run.config is None or not RunFiles(run.path).counts.exists():
             raise UserError(f"'{run.path}' has no vote counts or no configuration beside it: give --deviation alone")
+        counts = counts_of(run, "")
         if run.config["sequential"]:
             raise UserError(f"'{run.path}' stopped early (--sequential): a pilot has a fixed N")
         return cls(run, counts)
@@ -121,15 +143,6 @@ class _Pilot:
             again.append(replace(one, estimation=votes))
         drawn = np.array([one.estimation.any() for one in again])
         return certified_radius(log_table(again, self.run.config | {"N": n})) * drawn
-
-
-def _advice(table: pd.DataFrame, width: float) -> str:
-    best = table.iloc[table["draws in all"].argmin()]
-    images, n, millions = int(best["images"]), int(best["N"]), best["draws in all"] / 1e6
-    return (
-        f"Fewest draws for a width of {width:g}: {images:,} images at N {n:,}, {millions:.3g} million for each "
-        "classifier. A smaller N costs radius: compare at one N."
-    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import load_file
+from scipy.stats import beta, norm
 
 from spacte.cli import defaults_of
 from spacte.logs.certlog import HEADER, average_certified_radius, certified_accuracy, read_log
@@ -37,7 +38,13 @@ def run_with(path, images, seed=0, **config):
     config, rows, lines = CONFIG | config, [], []
     for idx, (label, estimation) in enumerate(images):
         shown = votes(*[(0, 0)] * 3) if estimation is None else estimation
-        one = VoteCounts(idx, label, 0.5, shown // 10, 0 * shown if estimation is None else estimation)
+        one = VoteCounts(
+            idx,
+            label,
+            0.5,
+            100 * np.eye(3, dtype=int)[shown.argmax(-1)],
+            0 * shown if estimation is None else estimation,
+        )
         rows.append(certificate_row(one, config))
         lines.append(one.to_line())
     path.write_text(HEADER + "".join(rows))
@@ -117,8 +124,30 @@ def test_a_log_without_counts_and_a_consensus_are_left_out(script, tmp_path):
     log, other = run_with(tmp_path / "1.log", images), run_with(tmp_path / "2.log", images, consensus=2)
     (tmp_path / "1-counts.jsonl").unlink()
     code, out, err = script("report.py", log, other, "--members")
-    assert code == 0 and "adds" not in out
+    assert code == 2 and "--members: no log has its vote counts beside it" in err
+    code, out, err = script("report.py", log, other, "--members", "--format", "json")
+    assert code == 0 and json.loads(out)["members"] == []
     assert "no vote counts lie beside" in err and "consensus" in err and "members are left out" in err
+
+
+def test_seeds_are_paired_by_their_images_and_too_few_tell_nothing(script, tmp_path):
+    """The same votes in another order in the second log: the interval is the same; of 20 images there is none."""
+    rng = np.random.default_rng(2)
+    found = {}
+    for label, images in (("all", 60), ("few", 20)):
+        made = [(0, votes((n, 50), (n - 20, 50), (n + int(n) % 60, 20))) for n in rng.integers(600, 900, images)]
+        for order in ("same", "other"):
+            for seed in (1, 2):
+                log = run_with(tmp_path / label / order / f"seed-{seed}" / "run.log", made, seed)
+                if (order, seed) == ("other", 2):
+                    for path in (log, log.with_name("run-counts.jsonl")):
+                        header = [HEADER] if path == log else []
+                        lines = path.read_text().splitlines(keepends=True)[len(header) :]
+                        path.write_text("".join(header + lines[::-1]))
+            table, _ = shown(script, tmp_path / label / order, "--members", "--over_seeds")
+            found[label, order] = table[["low", "high"]].to_numpy()
+    np.testing.assert_allclose(found["all", "same"], found["all", "other"])
+    assert np.isfinite(found["all", "same"]).all() and np.isnan(found["few", "same"]).all()
 
 
 # --- --by_class ---
@@ -133,8 +162,22 @@ def test_each_class_stands_alone_beside_the_mean(script, tmp_path):
     assert table[["0", "1", "2"]].to_numpy().tolist() == [[1, 1, 0], [0.5, 1, 0]]
     assert table["mean"].tolist() == certified_accuracy(read_log(log), [0, 0.3]).tolist()
     assert table["smallest"].tolist() == [0, 0]
-    assert "gives up class 2 (1 image): none is right even at radius 0" in err
+    assert "gives up" not in err, "one image tells nothing"
+
+
+def test_a_class_of_which_no_image_is_right_is_named(script, tmp_path):
+    right, wrong = votes((900, 50), (900, 50), (990, 10)), votes((100, 800), (100, 800), (100, 800))
+    log = run_with(tmp_path / "1.log", [(0, right)] * 10 + [(2, wrong)] * 10 + [(1, right)] * 9)
+    _, err = shown(script, log, "--by_class")
+    assert "gives up class 2 (10 images): none is right even at radius 0" in err and "class 1" not in err
     assert "gives up class 2" in script("report.py", log, "--by_class")[1], "a line below the table"
+
+
+def test_classes_are_in_order_and_a_class_that_a_log_has_not_is_empty(script, tmp_path):
+    right = votes((900, 50), (900, 50), (990, 10))
+    logs = [run_with(tmp_path / "a.log", [(2, right)]), run_with(tmp_path / "b.log", [(2, right), (0, right)])]
+    table, _ = shown(script, *logs, "--by_class", "0")
+    assert table.columns.tolist()[-3:] == ["0", "2", "run"] and np.isnan(table["0"][0])
 
 
 def test_the_tables_of_members_and_classes_are_on_the_page_and_in_json(script, tmp_path):
@@ -155,8 +198,12 @@ def test_csv_is_one_table(script, tmp_path):
     log = run_with(tmp_path / "1.log", [(0, votes((900, 50), (800, 200), (950, 50)))])
     code, _, err = script("report.py", log, "--members", "--by_class", "--format", "csv")
     assert code == 2 and "give --members and --by_class in two calls" in err
+    code, _, err = script("report.py", log, "--members", "--baseline", log, "--format", "csv")
+    assert code == 2 and "give --members and comparisons (--compare, --baseline) in two calls" in err
     code, _, err = script("report.py", "--members")
     assert code == 2 and "nothing to read" in err
+    code, _, err = script("report.py", "--compare", log, log, "--by_class", "0")
+    assert code == 2 and "--by_class needs logs" in err
 
 
 # --- power.py ---
@@ -196,8 +243,27 @@ def test_a_power_that_cannot_be_said_is_one_line(script, tmp_path):
     ):
         code, _, err = script("studies/power.py", "--width", 0.02, *flags)
         assert code == 2 and message in err
-    code, out, err = script("studies/power.py", "--width", 0.02, log, "--N", 1000)
-    assert code == 0 and "Fewest draws for a width of 0.02" in out, err
+    code, _, err = script("studies/power.py", "--width", 0.02, log, "--N", 1000)
+    assert code == 2 and "all radii of the pilot are alike" in err
+    one = run_with(tmp_path / "3.log", [(0, votes((900, 50)))])
+    assert "at least 2 images" in script("studies/power.py", "--width", 0.02, one)[2]
+
+
+@pytest.mark.parametrize("planned", [200, N, 10_000])
+def test_the_pilots_own_draws_are_not_counted_twice(tmp_path, power, planned):
+    """Two close classifiers: the planned deviation is that of their true probabilities, simulated."""
+    rng = np.random.default_rng(3)
+    first = rng.uniform(0.55, 0.9, 2000)
+    true, logs = [first, first + rng.normal(0, 0.01, 2000)], []
+    for name, shares in zip("ab", true, strict=True):
+        images = [(0, votes(*[(n, 0)] * 3)) for n in rng.binomial(N, shares)]
+        logs.append(run_with(tmp_path / name / "1.log", images))
+    runs = [run for log in logs for run in read_runs([log])]
+    (row,) = power.plan(runs, 0.02, [planned], None).to_dict("records")
+    drawn = [rng.binomial(planned, shares) for shares in true]
+    bounds = [beta.ppf(0.001, n, planned - n + 1) for n in drawn]  # Clopper and Pearson's
+    radii = [SIGMA * np.where(bound > 0.5, norm.ppf(np.clip(bound, 0.5, 1)), 0) for bound in bounds]
+    assert row["deviation"] == pytest.approx((radii[0] - radii[1]).std(), rel=0.2)
 
 
 # --- what older versions recorded ---

@@ -21,7 +21,7 @@ _FREE_FLAGS = {  # a run that goes on may change them
 class Job:
     """A run with one seed, or an ensemble of `members` (no training, no seed); `certify` is None for training only."""
 
-    name: str  # <defence>/<label>/seed-<k>, or <defence>/<label>
+    name: str  # <defence>/<label>/seed-<k>; of an ensemble <defence>/<label>, or <defence>/<label>/seeds-<k>-<l>
     codes: Path
     work: Path
     seed: int | None

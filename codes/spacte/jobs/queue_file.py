@@ -101,14 +101,18 @@ def _ensembles(where: str, entry: dict, jobs: list[Job]) -> dict[str, tuple[Job,
     name, of_seed = f"{jobs[0].scripts.name}/{entry['label']}", {job.seed: job for job in jobs}
     if "seeds" not in entry:
         return {name: tuple(jobs)}
+    if not entry["seeds"]:
+        raise UserError(f"{where}: seeds is empty; it must be lists of seeds of its run, or be left out")
     found = {}
-    for seeds in entry["seeds"] or [None]:
+    for seeds in entry["seeds"]:
         legal = isinstance(seeds, list) and seeds and all(type(seed) is int and seed in of_seed for seed in seeds)
         if not legal or len(set(seeds)) < len(seeds):
             raise UserError(
                 f"{where}: seeds must be lists of seeds of its run ({', '.join(map(str, of_seed))}), each list an "
                 f"ensemble in which no seed comes twice; one is {seeds}"
             )
+        if any(set(seeds) == {job.seed for job in members} for members in found.values()):
+            raise UserError(f"{where}: two of its lists of seeds are one ensemble, {seeds}")
         found[f"{name}/seeds-{'-'.join(map(str, seeds))}"] = tuple(of_seed[seed] for seed in seeds)
     return found
 

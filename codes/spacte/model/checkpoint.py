@@ -19,7 +19,8 @@ class Loaded:
     """A classifier from a checkpoint, the data set it was made for, and what the checkpoint says of its training.
 
     `settings` holds arch, dataset, num_heads and noise_sd as the checkpoint or else the caller gave them (None where
-    nobody did), `run` and `defence` the names of the run and of its base defence, and `training` its flags.
+    nobody did), `run` and `defence` the names of the run and of its base defence, and `training` its flags and the
+    hashes of what it took something from.
     `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
     classifier then runs only after `normalised_by`.
     """
@@ -132,9 +133,8 @@ def load_classifier(
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     _fill(classifier, state_dict, path, f"{settings['arch']} with {settings['num_heads']} heads on {spec.name}")
     run = contents.get("run") or Path(path).resolve().parent.name
-    loaded = Loaded(
-        Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), contents["args"] or None
-    )
+    training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
+    loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), training or None)
     if not published:
         return loaded
     if normalize == "auto":

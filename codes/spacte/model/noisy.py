@@ -95,6 +95,20 @@ def held_fixed(classifier) -> Iterator[None]:
             parameter.requires_grad_()
 
 
+@contextlib.contextmanager
+def statistics_kept(classifier: nn.Module) -> Iterator[None]:
+    """In here BatchNorm in training mode uses a batch's own statistics, and leaves the running ones as they are."""
+    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 def project(centre: Tensor, point: Tensor, radius: float | None) -> Tensor:
     """The nearest point of the L2 ball around each image's centre; the point itself where the radius is None."""
     if radius is None:

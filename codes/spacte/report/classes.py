@@ -8,6 +8,9 @@ from spacte.report.alike import rows_of
 from spacte.report.run import DESCRIPTION, Run
 from spacte.report.runs import labels
 
+_FEWEST_IMAGES = 10  # of a class that is called given up: if a quarter were right, 0 of 10 would have probability .06
+_MOST_NAMED = 5
+
 
 def table(runs: list[Run], radius: float, over_seeds: bool = False) -> pd.DataFrame:
     """Two rows for each run, or for the seeds of each experiment (their means): at radius 0 and at `radius`.
@@ -24,7 +27,8 @@ def table(runs: list[Run], radius: float, over_seeds: bool = False) -> pd.DataFr
             row |= {"radius": at, "mean": float(mean), "smallest": float(classes.min())}
             row |= {str(label): float(share) for label, share in classes.items()}
             rows.append(row | {"run": name})
-    return pd.DataFrame(rows)
+    classes = sorted({int(name) for row in rows for name in row if name.isdecimal()})
+    return pd.DataFrame(rows, columns=[*DESCRIPTION, "radius", "mean", "smallest", *map(str, classes), "run"])
 
 
 def _by_class(run: Run, radius: float) -> pd.Series:
@@ -33,13 +37,14 @@ def _by_class(run: Run, radius: float) -> pd.Series:
 
 
 def given_up(runs: list[Run]) -> list[str]:
-    """A line for each run in which a class is given up: none of its images is right at radius 0."""
+    """A line for each run in which a class is given up: none of its images, ten or more, is right at radius 0."""
     lines = []
     for run, name in zip(runs, labels(runs), strict=True):
         shares, images = _by_class(run, 0.0), run.log["label"].value_counts().to_dict()
-        gone = [label for label, share in shares.items() if share == 0]
+        gone = [label for label, share in shares.items() if share == 0 and images[label] >= _FEWEST_IMAGES]
         if gone:
-            named = ", ".join(f"{label} ({images[label]} image{'s' * (images[label] > 1)})" for label in gone)
+            named = ", ".join(f"{label} ({images[label]} images)" for label in gone[:_MOST_NAMED])
+            more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
             classes = "class" if len(gone) == 1 else "classes"
-            lines.append(f"'{name}' gives up {classes} {named}: none is right even at radius 0")
+            lines.append(f"'{name}' gives up {classes} {named}{more}: none is right even at radius 0")
     return lines

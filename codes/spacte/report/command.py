@@ -36,8 +36,12 @@ def _flags(description: str) -> cli.Parser:
     add(
         "--over_seeds", action="store_true", help="one row for the seeds of one run: mean, standard deviation over them"
     )
-    add("--members", action="store_true", help="also what an ensemble's heads or networks are alone, and the vote adds")
-    by_class = "also each class's certified accuracy at 0 and at the radius R (0.5 where it is not given)"
+    add(
+        "--members",
+        action="store_true",
+        help="also a table: each member of an ensemble alone, what their vote adds",
+    )
+    by_class = "also a table: each class's certified accuracy at 0 and at the radius R (0.5 if it comes last, alone)"
     add("--by_class", nargs="?", const=0.5, type=cli.non_negative_float, metavar="R", help=by_class)
     add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
     compared = "the difference of two logs, image by image, or of the runs in two folders"
@@ -97,7 +101,7 @@ def _check(args: Namespace) -> None:
     if not args.logs:
         needing = ("baseline", "curves", "histogram", "ecdf", "html", "envelope", "heads", "over_seeds", "members")
         for name in (*needing, "by_class"):
-            if getattr(args, name) not in (None, False):
+            if getattr(args, name) is not None and getattr(args, name) is not False:
                 beside = ", also beside --compare" if args.compare else ""
                 raise UserError(f"--{name} needs logs, or folders of logs{beside}")
     pictures = [path for path in (args.curves, args.histogram, args.ecdf, args.training and args.training[1]) if path]
@@ -105,8 +109,11 @@ def _check(args: Namespace) -> None:
         check_ending(path, plots.ENDINGS)
     if len(set(pictures)) < len(pictures):
         raise UserError("two pictures cannot be written to one file")
-    if args.format == "csv" and args.members and args.by_class is not None:
-        raise UserError("--format csv is one table: give --members and --by_class in two calls")
+    tables = {"--members": args.members, "--by_class": args.by_class is not None}
+    tables |= {"comparisons (--compare, --baseline)": bool(args.compare or args.baseline)}
+    if args.format == "csv" and sum(tables.values()) > 1:
+        both = " and ".join(name for name, asked in tables.items() if asked)
+        raise UserError(f"--format csv is one table: give {both} in two calls")
     if args.html:
         check_ending(args.html, page.ENDINGS)
         if args.over_seeds:
@@ -118,8 +125,11 @@ def _check(args: Namespace) -> None:
 def _parts(runs: list[Run], args: Namespace) -> list[Part]:
     """The tables of members and of classes, where they are asked for."""
     parts = []
-    if args.members and len(found := members.table(runs, args.over_seeds)):
-        parts.append(Part("members", "What the vote adds to its members", found, members.remarks(found)))
+    if args.members:
+        found = members.table(runs, args.over_seeds)
+        if found.empty and args.format != "json":
+            raise UserError("--members: no log has its vote counts beside it")
+        parts.append(Part("members", "What the vote adds to its members", found, members.remarks(runs)))
     if args.by_class is not None:
         found = classes.table(runs, args.by_class, args.over_seeds)
         parts.append(Part("by_class", "Certified accuracy by class", found, classes.given_up(runs)))

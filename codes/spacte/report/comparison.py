@@ -201,6 +201,20 @@ def acr_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean - half, mean + half
 
 
+def interval_over_seeds(differences: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of paired differences [seeds, images]: over images, and over seeds if several.
+
+    NaN where fewer than FEWEST_DIFFERENT images differ, averaged over the seeds, and where all differ alike.
+    """
+    if differences.shape[1] < 2 or int(_differ(differences.mean(axis=0)).sum()) < FEWEST_DIFFERENT:
+        return np.nan, np.nan
+    if len(differences) == 1:
+        low, high = acr_interval(differences)
+    else:
+        low, high = experiments_interval(differences[None], np.zeros((1, 1, differences.shape[1])))
+    return float(low[0]), float(high[0])
+
+
 def experiments_interval(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A 95 % interval of the difference of two experiments' means: [F, seeds, images] each -> low [F], high [F].
 

@@ -1,4 +1,4 @@
-"""What the members of an ensemble (the heads of a network, or networks) are alone, and what their vote adds."""
+"""What the members of an ensemble, every head of every network, certify alone, and what their vote adds."""
 
 import warnings
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pandas as pd
 from spacte.logs.certlog import certified_radius
 from spacte.logs.from_votes import log_table, of_head
 from spacte.report.alike import rows_of
-from spacte.report.comparison import acr_interval, experiments_interval
+from spacte.report.comparison import interval_over_seeds
 from spacte.report.run import DESCRIPTION, Run
 from spacte.report.votes import counts_of
 
@@ -18,7 +18,7 @@ _OF_EACH = ("each ACR", "each clean")  # columns with a figure for each member
 
 @dataclass(frozen=True)
 class Members:
-    """What an ensemble's vote and each of its M members certify on a log's I images.
+    """What an ensemble's vote and each of its M members certify on a log's I images, whose idx are `idx` [I].
 
     `vote` [I] and `alone` [M, I] are certified radii, `right` [I] and `right_alone` [M, I] whether they are correct.
     `drawn` [I] says which images' votes were counted: with --skip_wrong those that the vote's selection got right. On
@@ -27,6 +27,7 @@ class Members:
     variation between the votes of two members, a mean over pairs; both are NaN where there is one member.
     """
 
+    idx: np.ndarray
     vote: np.ndarray
     alone: np.ndarray
     right: np.ndarray
@@ -56,36 +57,37 @@ def members_of(run: Run) -> Members | None:
         warnings.warn(f"'{run.path}': no image's votes were counted: its members are left out", stacklevel=2)
         return None
     voters = len(counts[0].selection)
-    single = voters == 1 or config["head"] is not None
+    single = voters == 1
     alone = [config] if single else [of_head(config, head) for head in range(voters - 1)]
     tables = [log_table(counts, one) for one in (config, *alone)]
     radii = np.stack([certified_radius(one) for one in tables]) * drawn
     right = np.stack([one["correct"].to_numpy(bool) for one in tables]) & drawn
     some = [one for one, is_drawn in zip(counts, drawn, strict=True) if is_drawn]
-    shares = np.stack([_shares(one.estimation, config, single) for one in some], axis=1)  # [M, D, K]
+    shares = np.stack([_shares(one.estimation) for one in some], axis=1)  # [M, D, K]
     of_label = np.stack([shares[:, number, one.label] for number, one in enumerate(some)], axis=1)  # [M, D]
     pairs = [np.abs(shares[a] - shares[b]).sum(-1) / 2 for a in range(len(shares)) for b in range(a)]
     nothing = np.full(len(some), np.nan)
     deviation = nothing if single else of_label.std(axis=0, ddof=1)
     variation = nothing if single else np.mean(pairs, axis=0)
-    return Members(radii[0], radii[1:], right[0], right[1:], drawn, deviation, variation)
+    idx = np.array([one.idx for one in counts])
+    return Members(idx, radii[0], radii[1:], right[0], right[1:], drawn, deviation, variation)
 
 
-def _shares(estimation: np.ndarray, config: dict, single: bool) -> np.ndarray:
-    """The members' shares of votes for each class, [M, K]."""
-    rows = estimation[[-1 if config["head"] is None else config["head"]]] if single else estimation[:-1]
+def _shares(estimation: np.ndarray) -> np.ndarray:
+    """The members' shares of votes for each class, [M, K], of all voters' counts."""
+    rows = estimation[:-1] if len(estimation) > 1 else estimation
     return rows / rows.sum(-1, keepdims=True)
 
 
 def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
-    """A row for each run of which counts tell, or for the seeds of each experiment: their means.
+    """A row for each run of which counts tell, or for the seeds of each experiment: their means. Heads alone have none.
 
     Columns: what the run is; images, and drawn, those whose votes were counted; ACR and clean of the vote, mean ACR and
     mean clean of its members; adds, what the vote adds to the mean ACR, with its 95 % interval low to high (over
     images, or over images and seeds); sd p, the deviation over members of the label's share of votes, and TV, the total
     variation between two members' votes, both means over the drawn images; each member's ACR and clean, ascending.
     """
-    every = [members_of(run) for run in runs]
+    every = [None if run.config and run.config["head"] is not None else members_of(run) for run in runs]
     known = [run for run, one in zip(runs, every, strict=True) if one is not None]
     of_run = {id(run): one for run, one in zip(runs, every, strict=True)}
     rows = []
@@ -122,21 +124,22 @@ def _figures(seeds: list[Members]) -> dict:
 
 def _interval(seeds: list[Members]) -> tuple[float, float]:
     """The 95 % interval of what the vote adds: over images, and over seeds where there are several."""
-    adds = np.stack([one.adds for one in seeds])  # [S, I]
-    if len(seeds[0].alone) < 2 or adds.shape[1] < 2:
+    if len(seeds[0].alone) < 2:
         return np.nan, np.nan
-    if len(seeds) == 1:
-        low, high = acr_interval(adds)
-    else:
-        low, high = experiments_interval(adds[None], np.zeros((1, 1, adds.shape[1])))
-    return float(low[0]), float(high[0])
+    return interval_over_seeds(np.stack([one.adds[np.argsort(one.idx)] for one in seeds]))
 
 
-def remarks(found: pd.DataFrame) -> list[str]:
-    """What a reader of the table must know of logs made with --skip_wrong."""
-    if (found["drawn"] == found["images"]).all():
-        return []
-    return [
-        "drawn: images whose votes were counted. On the others (--skip_wrong) the vote is wrong and its members count "
-        "as wrong: their figures are lower bounds, and what the vote adds is an upper bound."
-    ]
+def remarks(runs: list[Run]) -> list[str]:
+    """What a reader of the table must know of runs made with --skip_wrong or --sequential."""
+    lines = []
+    if any(run.config and run.config.get("skip_wrong") for run in runs):
+        lines.append(
+            "drawn: images whose votes were counted. On the others (--skip_wrong) the vote is wrong and its members "
+            "count as wrong: their figures are lower bounds, and what the vote adds is an upper bound."
+        )
+    if any(run.config and run.config.get("sequential") for run in runs):
+        lines.append(
+            "Sequential runs stop when the vote's radii are decided, not its members': what the vote adds there is not "
+            "that of a fixed N."
+        )
+    return lines

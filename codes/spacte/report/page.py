@@ -54,7 +54,7 @@ def write(
 
 def _part(part: Part) -> dict:
     """A further table as the page shows it, its run first; `shaded` are the columns that are a heat map."""
-    table = part.read()
+    table = part.shown()
     table = table[["run", *table.columns.drop("run")]]
     return {
         "title": part.title,

@@ -149,7 +149,7 @@ class Part:
     table: pd.DataFrame
     remarks: list[str]
 
-    def read(self) -> pd.DataFrame:
+    def shown(self) -> pd.DataFrame:
         """The table as people read it: without what nothing is known of, or is alike in all rows, or is too much."""
         table = self.table.dropna(axis=1, how="all")
         alike = [name for name in DESCRIPTION if name in table and table[name].nunique(dropna=False) == 1]
@@ -159,7 +159,7 @@ class Part:
     def text(self, style: str) -> str:
         """The table and its remarks as markdown or LaTeX; there, the remarks are comments."""
         lines = "".join(f"\n{'% ' if style == 'latex' else ''}{line}" for line in self.remarks)
-        return plain(self.read(), style) + ("\n" + lines if lines else "")
+        return plain(self.shown(), style) + ("\n" + lines if lines else "")
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:

@@ -2,16 +2,17 @@
 
 import math
 from argparse import ArgumentParser
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from spacte.data.splits import Split
+from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
-from spacte.train.teaching import CircularLoss, Pace, pace_threshold
+from spacte.train.teaching import CircularLoss, Pace, pace_threshold, smoothed_cross_entropy
 
 _TEACHERS_WEIGHT = 0.5
 
@@ -97,6 +98,21 @@ class Objective:
             return Pace(math.inf if self.class_thresholds is None else self.class_thresholds, recipe.paced_by)
         lam = pace_threshold(epoch, recipe.epochs, self.num_classes, recipe.lbdlast)
         return lam if recipe.paced_by == "neighbour" else Pace(lam, recipe.paced_by)
+
+    def threshold_on_noise(
+        self, epoch: int, classifier, images: Tensor, labels: Tensor, noises: Tensor
+    ) -> float | Pace:
+        """`threshold` for a loss that is not on plain noisy copies, because they are attacked, say.
+
+        With --pace_share these decide all the same, as they did when lambda was measured: images [B, C, H, W] + noises
+        [m, B, C, H, W] in a further forward pass, without gradient and without a trace in BatchNorm's statistics.
+        """
+        pace = self.threshold(epoch)
+        if self.recipe.pace_share is None:
+            return pace
+        with torch.no_grad(), statistics_kept(unwrapped(classifier)):
+            logits = noisy_logits(unwrapped(classifier), images, noises)
+        return replace(pace, losses=smoothed_cross_entropy(logits, labels))
 
     def easy_share(self, epoch: int) -> float:
         """q(epoch): the share of each class's samples that is to be easy, from 1 in a straight line to --pace_share."""

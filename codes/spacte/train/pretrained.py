@@ -1,12 +1,14 @@
 """Trained networks that a training takes something from: what teachers predict, and a trunk."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spacte.data.spec import DataSpec
 from spacte.device import autocast
-from spacte.model.checkpoint import Loaded, load_classifier
+from spacte.model import checkpoint
 from spacte.train.settings import Recipe
 from spacte.utils import UserError, sha256
 
@@ -43,6 +45,11 @@ class Teachers:
 def take_trunk(classifier: nn.Sequential, recipe: Recipe, spec: DataSpec) -> None:
     """Give the classifier the trunk of the recipe's `frozen_trunk`, which the training leaves as it is."""
     loaded = _loaded(recipe.frozen_trunk, recipe, spec)
+    if (loaded.spec.mean, loaded.spec.std) != (spec.mean, spec.std):
+        raise UserError(
+            f"--frozen_trunk '{recipe.frozen_trunk}' normalises by {loaded.spec.mean} and {loaded.spec.std}, the "
+            f"network here by {spec.mean} and {spec.std}"
+        )
     if loaded.settings["arch"] != recipe.arch:
         raise UserError(
             f"--frozen_trunk '{recipe.frozen_trunk}' is of {loaded.settings['arch']}, the network here of {recipe.arch}"
@@ -53,16 +60,23 @@ def take_trunk(classifier: nn.Sequential, recipe: Recipe, spec: DataSpec) -> Non
 
 
 def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
-    """The hashes of the files that the training takes something from, by the setting that names them."""
+    """The hashes of the files that the training takes something from, by the setting that names them.
+
+    UserError where one cannot be read.
+    """
+    for name, paths in recipe.inputs.items():
+        for path in paths:
+            if not Path(path).is_file():
+                raise UserError(f"--{name}: there is no checkpoint '{path}'")
     return {name: [sha256(path) for path in paths] for name, paths in recipe.inputs.items()}
 
 
-def _loaded(path: str, recipe: Recipe, spec: DataSpec) -> Loaded:
+def _loaded(path: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
     """The network of a checkpoint. UserError where it is not of the training's data."""
-    loaded = load_classifier(path, dataset=recipe.dataset)
-    if loaded.normalize is None:
-        raise UserError(f"'{path}' is a published network, whose normalisation is not known: train one of train.py's")
-    if (loaded.spec.shape, loaded.spec.num_classes) != (spec.shape, spec.num_classes):
-        there, here = (f"{one.name}, {one.num_classes} classes" for one in (loaded.spec, spec))
-        raise UserError(f"'{path}' was trained on other data ({there}) than the run ({here})")
+    if not checkpoint.read(path)["args"]:
+        raise UserError(f"'{path}' is no checkpoint of train.py: it does not say its architecture")
+    loaded = checkpoint.load_classifier(path, dataset=recipe.dataset)
+    there, here = ((tuple(one.shape), one.num_classes, one.class_names) for one in (loaded.spec, spec))
+    if there != here:
+        raise UserError(f"'{path}' was trained on other images or classes than the run: {there} there, {here} here")
     return loaded

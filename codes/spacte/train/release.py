@@ -41,10 +41,17 @@ def release(path: Path, output: Path, half: bool = False) -> None:
     released = {name: contents[name] for name in _KEPT}
     places = {field.name for field in dataclasses.fields(Place)}
     released["args"] = {name: value for name, value in contents["args"].items() if name not in places}
+    if "inputs" in contents:  # their hashes stay, the folders in which they lay do not
+        released["inputs"] = contents["inputs"]
+        released["args"] |= {name: _names(contents["args"][name]) for name in contents["inputs"]}
     if half:
         released["state_dict"] = {name: _half(name, value) for name, value in contents["state_dict"].items()}
     make_folder(output.absolute().parent)
     checkpoint.save(output, released)
+
+
+def _names(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return Path(paths).name if isinstance(paths, str) else tuple(Path(path).name for path in paths)
 
 
 def cut(path: Path, folder: Path, size: int) -> None:

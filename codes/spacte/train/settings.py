@@ -51,6 +51,10 @@ class Recipe:
         if self.pace_share is not None and (self.paced_by == "none" or (self.paced_by == "neighbour" and heads == 1)):
             whose = "nobody paces" if self.paced_by == "none" else "one head has no neighbour"
             raise UserError(f"--pace_share {self.pace_share}: {whose}, give --paced_by self")
+        if self.pace_share is not None and self.epochs == 1:
+            raise UserError(f"--pace_share {self.pace_share}: lambda is measured from the second epoch on")
+        if self.whole_gradient and heads == 1:
+            raise UserError("--whole_gradient: one head has its whole gradient")
         if self.teachers and heads not in (1, len(self.teachers)):
             raise UserError(
                 f"--teachers names {len(self.teachers)} checkpoints for {heads} heads: give one for each head, or any "
@@ -113,7 +117,8 @@ def available_workers() -> int:
 
 def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     """The flags of a Recipe; `lbdlast` is the defence's default."""
-    add = parser.add_argument_group("what is trained").add_argument
+    recipe = parser.add_argument_group("what is trained")
+    add = recipe.add_argument
     add("--dataset", help=f"one of {', '.join(DATASETS)}")
     add("--arch", help=f"one of {', '.join(ARCHITECTURES)}")
     add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
@@ -124,12 +129,15 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     paced = (
         "whose loss weighs what a head learns: its neighbour's (circular teaching), its own, nobody's (weights of 1)"
     )
-    add("--paced_by", choices=PACED_BY, help=paced)
+    either = recipe.add_mutually_exclusive_group().add_argument
+    either("--paced_by", choices=PACED_BY, help=paced)
     without = "--paced_by none: the heads do not teach each other"
-    add("--no_teaching", action="store_const", const="none", dest="paced_by", default=argparse.SUPPRESS, help=without)
+    either(
+        "--no_teaching", action="store_const", const="none", dest="paced_by", default=argparse.SUPPRESS, help=without
+    )
     share = "lambda by class: falling to the loss that this share of the class's noisy images has; instead of --lbdlast"
     add("--pace_share", type=cli.share, metavar="Q", help=share)
-    whole = "a head's own parameters get the whole gradient of its loss, not 1/L of it; the trunk the mean over heads"
+    whole = "a head's own parameters get L times their gradient, which a mean over L heads divides by L; not the trunk"
     add("--whole_gradient", action="store_true", help=whole)
     taught = "networks that heads also learn the predictions of: one for each head, or with one head their mean"
     add("--teachers", nargs="+", metavar="CHECKPOINT", help=taught)

@@ -48,11 +48,13 @@ class Pace:
     """How samples are weighed: the threshold lambda, of each class where it is a tensor [K], and who weighs them.
 
     `by` is "neighbour" (head h - 1 weighs what head h learns: the paper's ring; one head has none, its weights are 1),
-    "self" (each head by its own loss; with one head self-paced learning) or "none" (every weight is 1).
+    "self" (each head by its own loss; with one head self-paced learning) or "none" (every weight is 1). `losses` [L, B]
+    are the smoothed losses that decide, where they are not those that are learnt.
     """
 
     threshold: float | Tensor
     by: str = "neighbour"
+    losses: Tensor | None = None
 
     def of(self, labels: Tensor) -> float | Tensor:
         """Each sample's lambda: a number for all of them, or [B]."""
@@ -104,7 +106,7 @@ def class_quantiles(losses: Tensor, labels: Tensor, share: float, num_classes: i
     sample is easy. A class that is harder than others has a larger lambda, so that none is given up whole.
     """
     found = torch.full((num_classes,), math.inf, dtype=losses.dtype, device=losses.device)
-    if share < 1:
+    if share < 1:  # the largest loss would be below a new image's now and then
         for k in labels.unique().tolist():
             found[k] = torch.quantile(losses[:, labels == k], share)
     return found
@@ -159,8 +161,9 @@ def taught_cross_entropy(
     pace = threshold if isinstance(threshold, Pace) else Pace(threshold)
     threshold = pace.of(labels)
     losses = smoothed_cross_entropy(logits, labels)  # [L, B]
-    weights = received_weights(losses, threshold, pace.by)
+    paced = losses if pace.losses is None else pace.losses
+    weights = received_weights(paced, threshold, pace.by)
     heads = (weights * losses).mean(1)
     c = broadcast(head_weights(all_reduce_mean(heads.detach()), eps, explore))
     ce = c @ heads
-    return CircularLoss(ce, ce, heads, weights, c, (losses <= threshold).float().mean())
+    return CircularLoss(ce, ce, heads, weights, c, (paced <= threshold).float().mean())

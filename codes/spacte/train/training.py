@@ -69,9 +69,10 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.arch, train_split.spec, recipe.num_heads)
     classifier[1].whole_gradient = recipe.whole_gradient
-    if recipe.frozen_trunk:
+    done = bool(resumed) and resumed["epoch"] == recipe.epochs  # then nothing is asked of files that may be gone
+    if recipe.frozen_trunk and not done:
         take_trunk(classifier, recipe, train_split.spec)
-    if recipe.teachers:
+    if recipe.teachers and not done:
         objective.teachers = Teachers(recipe, train_split.spec, device)
     trainer = Trainer(recipe, objective, classifier, device, train_split, test_split, not place.no_cuda_graph)
     if resumed:
@@ -85,7 +86,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     text = resumed.get("log") if resumed else ""
     log = RunLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
-    about |= {"inputs": inputs_sha256(recipe)} if recipe.inputs else {}
+    about |= {"inputs": broadcast_object(lambda: inputs_sha256(recipe))} if recipe.inputs else {}
     about |= source_state(inspect.getfile(objective_type))
     for row in trainer.epochs(place.test_freq):
         if log:
@@ -145,6 +146,8 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
             raise UserError(
                 f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} {known[name]}"
             )
+    if contents["epoch"] == settings["epochs"]:
+        return
     began_with = contents.get("inputs", {})
     for name, hashes in inputs_sha256(objective.recipe).items():
         if began_with.get(name) != hashes:
