@@ -3,10 +3,12 @@
 import re
 from collections import Counter
 
+import pytest
 from conftest import CODES, DEFENCES, ROOT, load_module
 
 from spacte.jobs.job import _train_command, by_name
 from spacte.jobs.queue_file import read_queue
+from spacte.logs.certlog import average_certified_radius, read_log
 from spacte.train.objective import Objective
 from spacte.train.runlog import RunPaths
 from spacte.train.training import parse
@@ -72,3 +74,17 @@ def test_the_commands_of_the_further_bases_write_what_is_certified():
                 assert f"pretrained=../0Gaussian/{checkpoint}\n" in section
             commands += 1
     assert commands == 16 and not certified
+
+
+@pytest.mark.parametrize("queue", sorted((CODES / "queues").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_queue_heads_with_its_result(queue):
+    """The mean ACR of each label's committed logs, of all heads; a queue without logs says none."""
+    logs, head = ROOT / "logs_certification" / queue.stem, queue.read_text().split("[defaults]")[0]
+    told = dict(re.findall(r"([\w.+-]+) (\.\d{3})", head.split("mean ACR:")[1])) if "mean ACR:" in head else {}
+    found = {}
+    for log in logs.rglob("*-certify-skip-*.log") if logs.exists() else ():
+        if not log.name.endswith("-ACR.log") and "-consensus-" not in log.name:
+            found.setdefault(log.relative_to(logs).parts[1], []).append(average_certified_radius(read_log(log)))
+    means = {label: sum(acrs) / len(acrs) for label, acrs in found.items()}
+    assert told.keys() == means.keys()
+    assert all(float(acr) == pytest.approx(means[label], abs=0.0006) for label, acr in told.items())

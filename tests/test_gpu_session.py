@@ -200,7 +200,7 @@ def test_another_sessions_output_is_refused(script, tmp_path):
 
 def test_a_file_is_cut_into_parts_that_join_to_it(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(CODES))
-    from release import cut
+    from spacte.train.release import cut
 
     content = os.urandom(2500)
     (tmp_path / "a.pth").write_bytes(content)
