@@ -1,12 +1,13 @@
 """The certificate where the truth is known: on a linear classifier p_A and the distance to the boundary are exact."""
 
 import math
+import textwrap
 
 import numpy as np
 import pytest
 import torch
 from conftest import golden
-from scipy import stats
+from scipy import special, stats
 
 from spacte.model.passes import FixedPasses
 from spacte.smooth import certificates
@@ -222,3 +223,22 @@ def test_an_images_votes_are_all_of_passes_of_one_size(capsys):
     assert all(found[idx] in (large[idx], small[idx]) for idx in range(6))
     assert found[0] == large[0] and found[5] == small[5]
     assert "from here on 32 images per pass" in capsys.readouterr().err
+
+
+def test_the_loop_computes_what_its_docstring_says():
+    """The code in Smooth's docstring, run: the same class and radius of images that are certified and that are not."""
+    code = Smooth.__doc__.split("copies:\n")[1].split("Everything else")[0]
+    source = "def plain(x, generator):\n" + textwrap.indent(textwrap.dedent(code), "    ")
+    weights = torch.randn(3, 4, 12, generator=torch.Generator().manual_seed(0)) / 4
+    names = {"base_classifier": lambda images: torch.einsum("lkd,nd->lnk", weights, images.flatten(1))}
+    names |= {"sigma": 0.5, "num_classes": 4, "n0": 50, "n": 500, "alpha": 0.01, "ABSTAIN": ABSTAIN, "torch": torch}
+    names |= {"lower_confidence_bound": lower_confidence_bound, "ndtri": special.ndtri}
+    exec(source, names)
+    smooth, found = Smooth(names["base_classifier"], 4, 0.5), []
+    for seed in range(12):
+        x = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(seed)) * 4
+        expected = names["plain"](x, torch.Generator().manual_seed(seed))
+        label, radius = smooth.certify(x, 50, 500, 0.01, 1000, torch.Generator().manual_seed(seed))
+        assert (label, radius) == (int(expected[0]), pytest.approx(float(expected[1]), abs=1e-9))
+        found.append(label)
+    assert ABSTAIN in found and len(set(found)) > 2

@@ -127,10 +127,10 @@ def test_the_share_is_met_by_the_losses_of_a_step(script, tmp_path):
     assert half["lambda"][0] == math.inf and half["lambda"][1:].between(0, 10).all()
 
 
-@pytest.mark.parametrize("defence", DEFENCES)
-def test_the_share_is_met_in_every_defence(script, tmp_path, own_flags, defence):
-    """On plain noise, also where the loss is on attacked or on clean images: .5 in the last of 4 epochs, and as much
-    more as the epoch itself lowers the losses. Measured on the attacked ones it would be .2, on the clean ones .9.
+@pytest.mark.parametrize("defence", ["2SmoothMix", "3SmoothAdv", "6ACRWeakness", "7Stability"])
+def test_the_share_is_met_where_the_loss_is_not_on_plain_noise(script, tmp_path, own_flags, defence):
+    """But on attacked or on clean images: .5 of the last of 4 epochs, and as much more as the epoch itself lowers the
+    losses. Measured on the attacked ones it would be .2, on the clean ones .9.
     """
     flags = (*TINY, *own_flags(defence), "--num_heads", 2, "--epochs", 4, "--lr_init", 0.01, "--pace_share", 0.5)
     flags += ("--paced_by", "self", "--train_images", 600)

@@ -27,6 +27,18 @@ class Smooth:
     normals). With a `consensus` of K, the base classifier's class is the one that the first K heads agree on, else that
     of the heads' summed logits: see spacte.model.ensemble.Consensus; of the heads the first K alone then vote, too.
     Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
+
+    What `certify` computes, for one image and in batches that hold n copies:
+
+        def votes(n):
+            noisy = x + sigma * torch.randn(n, *x.shape, generator=generator)
+            return base_classifier(noisy).sum(0).argmax(-1).bincount(minlength=num_classes).numpy()
+
+        label = votes(n0).argmax()                             # selected by draws of its own: a fixed class, so that
+        p = lower_confidence_bound(votes(n)[label], n, alpha)  # the bound from fresh draws holds for its probability
+        return (label, sigma * ndtri(p)) if p >= 1 / 2 else (ABSTAIN, 0.0)
+
+    Everything else here lets many images share a batch, so that the device is never waited for without need.
     """
 
     ABSTAIN = ABSTAIN
