@@ -91,7 +91,7 @@ def _conclude(one: str, five: str) -> None:
         f"{papers['low']:.3f} to {papers['high']:.3f}); "
         f"the certificate from all votes raises them to {ours['a']:.3f} and {ours['b']:.3f} without another draw.\n"
         "Not shown: whether heads help on real images, since digits are small and easy, and this is one seed: "
-        "EXPERIMENTS.md has more seeds, the five networks that five heads stand for, and CIFAR-10.\n"
+        "logs_certification has more seeds, the five networks that five heads stand for, and CIFAR-10.\n"
         f"\npicture: codes/0Gaussian/{PICTURE}\npage:    codes/0Gaussian/{PAGE}"
     )
 
