@@ -25,14 +25,13 @@ from scipy import stats
 from spacte import cli
 from spacte.logs.certlog import certified_radius
 from spacte.logs.from_votes import largest_radius, log_table
-from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
 from spacte.report.alike import check_same_images
 from spacte.report.comparison import FEWEST_DIFFERENT
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
 from spacte.report.table import markdown
-from spacte.report.votes import counts_of
+from spacte.report.votes import needed_counts
 from spacte.utils import UserError
 
 _DRAWS = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
@@ -123,9 +122,7 @@ class _Pilot:
     @classmethod
     def of(cls, run: Run) -> "_Pilot":
         """UserError where no counts, or not of a fixed N, lie beside the log."""
-        if run.config is None or not RunFiles(run.path).counts.exists():
-            raise UserError(f"'{run.path}' has no vote counts or no configuration beside it: give --deviation alone")
-        counts = counts_of(run, "")
+        counts = needed_counts(run, "give --deviation alone")
         if run.config["sequential"]:
             raise UserError(f"'{run.path}' stopped early (--sequential): a pilot has a fixed N")
         return cls(run, counts)

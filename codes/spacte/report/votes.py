@@ -18,11 +18,9 @@ def with_certificate(run: Run, certificate: str) -> Run:
 
     Raises UserError where no counts or no configuration lie beside the log.
     """
-    files = RunFiles(run.path)
-    if run.config is None or not files.counts.exists():
-        raise UserError(f"'{run.path}' has no vote counts or no configuration beside it: its certificates are fixed")
+    counts = needed_counts(run, "its certificates are fixed")
     config = run.config | {"certificate": certificate}
-    return replace(run, log=log_table(_counts_behind(run), config), config=config)
+    return replace(run, log=log_table(counts, config), config=config)
 
 
 def heads_alone(run: Run) -> list[Run]:
@@ -61,6 +59,13 @@ def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
     if lacking:
         warnings.warn(f"{lacking} beside '{run.path}': {otherwise}", stacklevel=3)
         return None
+    return _counts_behind(run)
+
+
+def needed_counts(run: Run, otherwise: str) -> list[VoteCounts]:
+    """The vote counts beside a log, in its order. UserError, which says so, where they do not tell."""
+    if run.config is None or not RunFiles(run.path).counts.exists():
+        raise UserError(f"'{run.path}' has no vote counts or no configuration beside it: {otherwise}")
     return _counts_behind(run)
 
 

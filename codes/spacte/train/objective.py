@@ -107,12 +107,18 @@ class Objective:
         With --pace_share these decide all the same, as they did when lambda was measured: images [B, C, H, W] + noises
         [m, B, C, H, W] in a further forward pass, without gradient and without a trace in BatchNorm's statistics.
         """
+        if self.recipe.pace_share is None:
+            return self.threshold(epoch)
+        with torch.no_grad(), statistics_kept(unwrapped(classifier)):
+            logits = noisy_logits(unwrapped(classifier), images, noises)
+        return self.threshold_on(epoch, logits, labels)
+
+    def threshold_on(self, epoch: int, logits: Tensor, labels: Tensor) -> float | Pace:
+        """The same where logits [L, m, B, K] on plain noisy copies are there already."""
         pace = self.threshold(epoch)
         if self.recipe.pace_share is None:
             return pace
-        with torch.no_grad(), statistics_kept(unwrapped(classifier)):
-            logits = noisy_logits(unwrapped(classifier), images, noises)
-        return replace(pace, losses=smoothed_cross_entropy(logits, labels))
+        return replace(pace, losses=smoothed_cross_entropy(logits.detach(), labels))
 
     def easy_share(self, epoch: int) -> float:
         """q(epoch): the share of each class's samples that is to be easy, from 1 in a straight line to --pace_share."""

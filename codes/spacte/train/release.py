@@ -15,17 +15,17 @@ _KEPT = ("state_dict", "data", "data_sha256", "run", "defence", "epoch", "source
 
 def main(description: str) -> None:
     """The command line of release.py: writes the smaller file; prints its size and SHA-256."""
+    cli.run(lambda: _command(description))
 
-    def command() -> None:
-        parser = cli.Parser(description)
-        parser.add_argument("checkpoint", type=Path, help="an epoch<k>.pth of train.py")
-        parser.add_argument("--output", type=Path, required=True, metavar="FILE.pth", help="the file to write")
-        parser.add_argument("--half", action="store_true", help="weights as float16")
-        args = parser.parse_args()
-        release(args.checkpoint, args.output, args.half)
-        print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(args.output)}")
 
-    cli.run(command)
+def _command(description: str) -> None:
+    parser = cli.Parser(description)
+    parser.add_argument("checkpoint", type=Path, help="an epoch<k>.pth of train.py")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.pth", help="the file to write")
+    parser.add_argument("--half", action="store_true", help="weights as float16")
+    args = parser.parse_args()
+    release(args.checkpoint, args.output, args.half)
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(args.output)}")
 
 
 def release(path: Path, output: Path, half: bool = False) -> None:

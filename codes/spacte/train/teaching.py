@@ -75,11 +75,6 @@ def teaching_weights(losses: Tensor, threshold: float | Tensor) -> Tensor:
     return _weights(losses, losses.roll(-1, dims=0), threshold)
 
 
-def own_weights(losses: Tensor, threshold: float | Tensor) -> Tensor:
-    """The weights that heads give themselves, as each would get them from a neighbour of its own losses: [L, B]."""
-    return _weights(losses.detach(), losses.detach(), threshold)
-
-
 def _weights(teachers: Tensor, pupils: Tensor, threshold: float | Tensor) -> Tensor:
     """1 where the teacher finds a sample easy, else by the pupil's loss; losses [L, B] of both."""
     scale = 1 + (torch.exp(-threshold) if isinstance(threshold, Tensor) else math.exp(-threshold))
@@ -95,7 +90,7 @@ def received_weights(losses: Tensor, threshold: float | Tensor, by: str = "neigh
     if by == "none":
         return torch.ones_like(losses.detach())
     if by == "self":
-        return own_weights(losses, threshold)
+        return _weights(losses.detach(), losses.detach(), threshold)
     return teaching_weights(losses, threshold).roll(1, dims=0)
 
 

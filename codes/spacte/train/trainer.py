@@ -26,10 +26,11 @@ from spacte.distributed import all_gather_object, all_reduce_mean, broadcast, ge
 from spacte.model.ensemble import voters
 from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.train.graph import GraphedStep, uncompiled
+from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective, unwrapped
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace, class_quantiles, smoothed_cross_entropy
-from spacte.utils import RunError, UserError, derived_seed, package_versions
+from spacte.utils import UserError, derived_seed, package_versions
 
 _IMAGES_OF_A_PACE = 200  # for each class: a share measured on them has a standard error of at most .035
 _STEPS_BETWEEN_CHECKS = 50  # losses wait on the device this long, so that no step waits for it
@@ -152,10 +153,8 @@ class Trainer:
         batches = self.train_split.batches(recipe.batch_size, order, self.smallest, weights, self.targets)
         step = self.graphed or self.step
         for images, labels, *targets in batches:
-            for which in range(self.mini_batches):
-                mine = slice(which, None, self.mini_batches)
-                parts = step(images[mine], labels[mine], epoch, *(rows[mine] for rows in targets))
-                meter.add(parts, len(labels[mine]))
+            for some, their_labels, *theirs in self._split(images, labels, *targets):
+                meter.add(step(some, their_labels, epoch, *theirs), len(their_labels))
                 if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
                     meter.flush()
                     bar.set_postfix({"loss": f"{meter.means()['loss']:.3f}"} | rates)
@@ -177,6 +176,11 @@ class Trainer:
             "images_per_second": meter.images / seconds,
         }
 
+    def _split(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """A batch's mini-batches: of each tensor the rows that are theirs."""
+        for which in range(self.mini_batches):
+            yield tuple(one[which :: self.mini_batches] for one in rows)
+
     @torch.no_grad()
     def _class_thresholds(self, epoch: int, share: float, weights: Tensor | None) -> Tensor:
         """lambda of each class for the epoch, [K]: what a `share` of its losses lies below, on noise without an attack.
@@ -194,10 +198,9 @@ class Trainer:
         network, found = unwrapped(self.classifier), []
         with uncompiled(), statistics_kept(network):
             for images, labels in itertools.islice(batches, enough):
-                for which in range(self.mini_batches):
-                    mine = slice(which, None, self.mini_batches)
-                    logits = noisy_logits(network, images[mine], self.objective.draw_noises(images[mine]))
-                    found.append((smoothed_cross_entropy(logits, labels[mine]).cpu(), labels[mine].cpu()))
+                for some, their_labels in self._split(images, labels):
+                    logits = noisy_logits(network, some, self.objective.draw_noises(some))
+                    found.append((smoothed_cross_entropy(logits, their_labels).cpu(), their_labels.cpu()))
         restore_rng_state(states)
         everywhere = [one for process in all_gather_object(found) for one in process]
         losses, labels = (torch.cat(parts, -1) for parts in zip(*everywhere, strict=True))
@@ -264,45 +267,3 @@ def _mean_threshold(threshold: float | Pace) -> float:
 def is_due(epoch: int, every: int, last: int) -> bool:
     """Whether what is done after the first epoch, every so many and the last one is done after this one."""
     return epoch in (1, last) or epoch % every == 0
-
-
-class LossMeter:
-    """Means of the loss's parts over an epoch; the values stay on the device until `flush`."""
-
-    def __init__(self, epoch: int):
-        self.epoch, self.steps, self.images = epoch, 0, 0
-        self.pending: list[Tensor] = []
-        self.counts: list[int] = []
-        self.sums: Tensor | None = None
-        self.names: list[str] = []
-
-    def add(self, parts: dict[str, Tensor], images: int) -> None:
-        """Note one step's parts, scalars by name, weighted by its number of images."""
-        self.names = list(parts)
-        self.pending.append(torch.stack([part.detach().float() for part in parts.values()]))
-        self.counts.append(images)
-
-    def flush(self) -> None:
-        """Fetch what is pending. Raises RunError with the epoch, the step and every part where one is not finite."""
-        if not self.pending:
-            return
-        values = torch.stack(self.pending).double().cpu()  # [steps, parts]
-        for step, row in enumerate(values, start=self.steps + 1):
-            if not torch.isfinite(row).all():
-                parts = ", ".join(f"{name} {value:g}" for name, value in zip(self.names, row.tolist(), strict=True))
-                raise RunError(f"the loss is not finite in epoch {self.epoch}, step {step}: {parts}")
-        total = torch.tensor(self.counts, dtype=torch.float64) @ values
-        self.sums = total if self.sums is None else self.sums + total
-        self.steps += len(self.counts)
-        self.images += sum(self.counts)
-        self.pending, self.counts = [], []
-
-    def join_processes(self) -> None:
-        """Let the sums be those of all processes."""
-        joined = all_reduce_mean(torch.cat([self.sums, torch.tensor([float(self.images)]).double()]))
-        joined = (joined * get_world_size()).tolist()
-        self.sums, self.images = torch.tensor(joined[:-1], dtype=torch.float64), round(joined[-1])
-
-    def means(self) -> dict[str, float]:
-        """The mean of each part over the images flushed so far."""
-        return dict(zip(self.names, (self.sums / self.images).tolist(), strict=True))
