@@ -1,16 +1,14 @@
 """Training options that the paper has not: what they change, and that each defence obeys them."""
 
-import dataclasses
 import math
 
 import pandas as pd
 import pytest
 import torch
 from conftest import DEFENCES, TINY, load_module
+from objectives import call, objective_of
 
-from spacte.data.spec import data_spec
-from spacte.model import build_classifier, checkpoint
-from spacte.train.pretrained import Teachers
+from spacte.model import build_classifier
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace
 from spacte.train.trainer import Trainer
@@ -18,24 +16,6 @@ from spacte.train.training import parse
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")
-
-
-def objective_of(defence, *flags):
-    """The defence's objective on digits with the flags."""
-    kind = getattr(load_module(defence, "train"), defence[1:])
-    recipe, _, own = parse(kind, "", 1.0, [str(flag) for flag in flags])
-    return kind(recipe, 10, **own)
-
-
-def call(objective, classifier):
-    """(loss, parts) of the last epoch on eight random images, the same ones and the same draws each time."""
-    torch.manual_seed(0)
-    for module in classifier.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.reset_running_stats()  # attacks look at them
-    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
-    targets = (torch.rand(8, 10).softmax(1),) if objective.name() == "CATRS" else ()
-    return objective(classifier, images, labels, 150, *targets)
 
 
 def gradients(classifier, loss):
@@ -200,61 +180,6 @@ def test_a_share_that_nobody_paces_by_is_refused(flags):
         objective_of("0Gaussian", "--pace_share", 0.5, *flags)
 
 
-# --- --teachers ---
-
-
-def saved(tmp_path, heads, seed=0, **changes):
-    """A checkpoint of a fresh R8 on digits."""
-    torch.manual_seed(seed)
-    recipe = dataclasses.replace(Recipe(dataset="digits", arch="R8", num_heads=heads), **changes)
-    classifier = build_classifier("R8", "digits", heads)
-    path = tmp_path / f"{heads}-{seed}.pth"
-    args = dataclasses.asdict(recipe)
-    checkpoint.save(path, {"state_dict": classifier.state_dict(), "data": data_spec("digits"), "args": args})
-    return str(path)
-
-
-def test_a_head_that_predicts_what_its_teacher_does_has_no_loss_and_no_other_head_has_none(tmp_path):
-    paths = [saved(tmp_path, 1, seed) for seed in (1, 2)]
-    recipe = Recipe(dataset="digits", arch="R8", num_heads=2, teachers=tuple(paths))
-    teachers = Teachers(recipe, data_spec("digits"), CPU)
-    images, noises = torch.rand(6, 1, 8, 8), torch.randn(3, 6, 1, 8, 8) * 0.5
-    copies = (images + noises).flatten(0, 1)
-    with torch.no_grad():
-        first, second = (checkpoint.load_classifier(path).classifier(copies)[0].unflatten(0, (3, 6)) for path in paths)
-    own = teachers.divergences(torch.stack([first, second]), images, noises)
-    torch.testing.assert_close(own, torch.zeros(2, 6), atol=1e-6, rtol=0)
-    swapped = teachers.divergences(torch.stack([second, first]), images, noises)
-    expected = (first.softmax(-1) * (first.log_softmax(-1) - second.log_softmax(-1))).sum(-1).mean(0)
-    torch.testing.assert_close(swapped[0], expected, rtol=1e-4, atol=1e-6)
-    assert float(swapped.min()) > 0
-
-
-def test_one_head_learns_the_mean_of_its_teachers(tmp_path):
-    paths = [saved(tmp_path, 1, seed) for seed in (1, 2)] + [saved(tmp_path, 3)]
-    recipe = Recipe(dataset="digits", arch="R8", num_heads=1, teachers=tuple(paths))
-    images = torch.rand(5, 1, 8, 8)
-    found = Teachers(recipe, data_spec("digits"), CPU).predictions(images)
-    each = [checkpoint.load_classifier(path).classifier(images).softmax(-1).mean(0) for path in paths]
-    torch.testing.assert_close(found, torch.stack(each).mean(0, keepdim=True))
-
-
-@pytest.mark.parametrize("defence", DEFENCES)
-def test_every_defence_learns_from_teachers(tmp_path, defence):
-    paths = [saved(tmp_path, 1, seed) for seed in (1, 2)]
-    objective = objective_of(
-        defence, "--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--teachers", *paths, "--no_cosine"
-    )
-    torch.manual_seed(3)
-    classifier = build_classifier("R8", "digits", 2)
-    without, parts = call(objective, classifier)
-    assert "distil" not in parts
-    objective.teachers = Teachers(objective.recipe, data_spec("digits"), CPU)
-    taught, parts = call(objective, classifier)
-    assert parts["distil"].item() > 0.001
-    torch.testing.assert_close(taught, without + parts["distil"])
-
-
 def test_settings_without_effect_are_refused():
     for settings, message in (
         ({"pace_share": 0.5, "epochs": 1}, "from the second epoch on"),
@@ -267,90 +192,3 @@ def test_settings_without_effect_are_refused():
 def test_two_words_on_who_paces_contradict_each_other(script):
     code, _, err = script("0Gaussian/train.py", *TINY, "--no_teaching", "--paced_by", "self")
     assert code == 2 and "not allowed with argument" in err
-
-
-def test_teachers_of_other_classes_are_refused(tmp_path):
-    path = saved(tmp_path, 1)
-    spec = dataclasses.replace(data_spec("digits"), class_names=tuple("abcdefghij"))
-    with pytest.raises(UserError, match="other images or classes"):
-        Teachers(Recipe(dataset="digits", num_heads=1, teachers=(path,)), spec, CPU)
-
-
-def test_teachers_must_fit(tmp_path):
-    paths = [saved(tmp_path, 1, seed) for seed in (1, 2)]
-    with pytest.raises(UserError, match="names 2 checkpoints for 3 heads"):
-        Recipe(num_heads=3, teachers=paths)
-    with pytest.raises(UserError, match="contradicts checkpoint"):
-        Teachers(Recipe(num_heads=2, teachers=paths), data_spec("CIFAR10"), CPU)
-
-
-def test_a_run_with_teachers_resumes_with_the_same_ones_wherever_they_lie(script, tmp_path):
-    paths = [saved(tmp_path, 1, seed) for seed in (1, 2)]
-    flags = (*TINY, "--num_heads", 2, "--resume", "--save_dir", tmp_path / "save")
-    assert script("0Gaussian/train.py", *flags, "--epochs", 2, "--teachers", *paths)[0] == 0
-    (last,) = tmp_path.rglob("*-teachers-2/epoch2.pth")
-    whole = torch.load(last, weights_only=True)["state_dict"]
-    last.unlink()
-    code, _, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--teachers", *reversed(paths))
-    assert code == 2 and "began with other networks" in err and "--teachers" in err
-    code, _, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--teachers", paths[0], "gone.pth")
-    assert code == 2 and "--teachers: there is no checkpoint 'gone.pth'" in err
-    moved = [str(tmp_path / f"moved-{number}.pth") for number in (1, 2)]
-    for path, to in zip(paths, moved, strict=True):
-        (tmp_path / path).rename(to)
-    code, _, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--teachers", *moved)
-    assert code == 0, err
-    again = torch.load(last, weights_only=True)["state_dict"]
-    assert all(torch.equal(again[name], value) for name, value in whole.items())
-    code, out, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--teachers", "gone.pth", "gone.pth")
-    assert code == 0 and "nothing is left to do" in out, err
-    released = tmp_path / "released.pth"
-    assert script("release.py", last, "--output", released)[0] == 0
-    contents = torch.load(released, weights_only=True)
-    assert contents["args"]["teachers"] == ("moved-1.pth", "moved-2.pth"), "no folders"
-    assert checkpoint.load_classifier(released).training["inputs"] == contents["inputs"]
-    assert len(contents["inputs"]["teachers"]) == 2
-
-
-def test_a_defence_that_would_ignore_its_teachers_is_refused(tmp_path):
-    from spacte.data.sources import open_split
-    from spacte.train.objective import Objective
-
-    class Own(Objective):
-        def __call__(self, classifier, images, labels, epoch):
-            loss = classifier(images).square().mean()
-            return loss, {"ce": loss}
-
-    recipe = Recipe(dataset="digits", arch="R8", num_heads=1, teachers=(saved(tmp_path, 1),))
-    objective, split = Own(recipe, 10), open_split("digits", str(tmp_path), True, CPU)
-    objective.teachers = Teachers(recipe, split.spec, CPU)
-    trainer = Trainer(recipe, objective, build_classifier("R8", "digits", 1), CPU, split, split)
-    with pytest.raises(UserError, match="Own does not call `other_losses`"):
-        trainer.step(torch.rand(4, 1, 8, 8), torch.arange(4), 1)
-
-
-# --- --frozen_trunk ---
-
-
-def test_a_frozen_trunk_stays_to_the_bit_and_the_heads_learn(script, tmp_path):
-    base = saved(tmp_path, 1, seed=4)
-    flags = (*TINY, "--num_heads", 2, "--frozen_trunk", base, "--save_dir", tmp_path / "save", "--epochs", 2)
-    code, _, err = script("0Gaussian/train.py", *flags)
-    assert code == 0, err
-    (last,) = tmp_path.rglob("*-frozen-trunk/epoch2.pth")
-    there, here = (checkpoint.read(path)["state_dict"] for path in (base, last))
-    trunk = [name for name in there if not name.startswith("1.heads")]
-    assert len(trunk) > 10 and all(torch.equal(here[name], there[name]) for name in trunk)
-    torch.manual_seed(666)
-    fresh = build_classifier("R8", "digits", 2).state_dict()
-    heads = [name for name in here if name.startswith("1.heads")]
-    assert all(not torch.equal(here[name], fresh[name]) for name in heads)
-
-
-def test_a_trunk_of_another_network_is_refused(script, tmp_path):
-    base = saved(tmp_path, 1)
-    code, _, err = script("0Gaussian/train.py", *TINY, "--arch", "R14", "--frozen_trunk", base)
-    assert code == 2 and "is of R8, the network here of R14" in err
-    torch.save(checkpoint.read(base)["state_dict"], tmp_path / "weights.pth")
-    code, _, err = script("0Gaussian/train.py", *TINY, "--frozen_trunk", tmp_path / "weights.pth")
-    assert code == 2 and "does not say its architecture" in err
