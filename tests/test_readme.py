@@ -33,6 +33,8 @@ def block_with(text):
 def test_the_front_page_is_short():
     assert len(README.splitlines()) <= 150 and len(README.split()) <= 1500
     assert len(TEXTS["EXPERIMENTS.md"].splitlines()) <= 200
+    for picture in re.findall(r"^!\[.*\]\((.*)\)$", README, re.MULTILINE):
+        assert (ROOT / picture).stat().st_size < 200_000, picture
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -192,7 +194,7 @@ def test_the_benchmark(script, tmp_path):
 
 
 def test_the_tools_for_certificates_from_all_votes(certify, script):
-    """Each rule has its row; with all the votes fewer draws reach the paper's accuracy."""
+    """Each rule has its row; with all the votes fewer draws reach Cohen's accuracy."""
     log = certify("a", "--N", 1000, "--batch_size", 1000)
     code, out, err = script("studies/certificate_savings.py", log)
     assert code == 0 and out.count("| all-votes") == 2 and out.count("| cohen") == 2, err
@@ -205,15 +207,15 @@ def test_the_tools_for_certificates_from_all_votes(certify, script):
 
 
 def test_the_rules_for_certificates_that_are_compared(monkeypatch):
-    """On a few votes: ours is the library's certificate, the paper's too, and the joint test's p-value is exact."""
+    """On a few votes: ours is the library's certificate, Cohen's too, and the joint test's p-value is exact."""
     monkeypatch.syspath_prepend(str(CODES))
     compare = importlib.import_module("compare_certificates")
     selection = np.array([90, 6, 4])
     for estimation in (np.array([900, 60, 40]), np.array([500, 300, 200]), np.array([0, 600, 400])):
         ours = multiclass_certificate(selection, estimation, 0.001, 1.0)[1]
         assert compare.RULES["half"](selection, estimation, 0.001) == pytest.approx(ours, abs=1e-9)
-        papers = Certificate(0.001, 1.0)(selection, estimation)[1]
-        assert compare.RULES["paper's"](selection, estimation, 0.001) == pytest.approx(papers, abs=1e-9)
+        cohens = Certificate(0.001, 1.0)(selection, estimation)[1]
+        assert compare.RULES["Cohen's"](selection, estimation, 0.001) == pytest.approx(cohens, abs=1e-9)
         for rule in compare.RULES.values():
             assert 0 <= rule(selection, estimation, 0.001) < stats.norm.ppf(0.999)
 

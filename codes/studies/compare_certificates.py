@@ -5,10 +5,10 @@
 Each row is a rule for a certificate from all the votes, each column what the votes are of: K classes and N draws, drawn
 from simulated class probabilities, or a run's counts; every column simulates other images. A figure is the average
 certified radius in units of sigma, in which wrong images count 0; `smaller` is the share of images whose radius is
-smaller than the paper's, `worst` by how much at most. All rules bound p_A from below by L and the strongest other class
+smaller than Cohen's, `worst` by how much at most. All rules bound p_A from below by L and the strongest other class
 from above by U, radius (Phi^-1(L) - Phi^-1(U)) / 2:
 
-- paper's: U = 1 - L, L at level alpha;
+- Cohen's: U = 1 - L, L at level alpha;
 - half, 9/10, 99/100: L at that share of alpha, U at the rest, for the class with most of the other estimation votes; no
   level is divided among the classes (see the proof there). `half` is what we ship;
 - half / (K - 1): the same with U's level divided by the K - 1 other classes, by a union bound;
@@ -62,12 +62,12 @@ def simulated(classes: int, n: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
 
 def compared(votes: list, alpha: float) -> pd.DataFrame:
     """A row a rule."""
-    papers = np.array([split(*one[:2], alpha, 1.0) for one in votes])
+    cohens = np.array([split(*one[:2], alpha, 1.0) for one in votes])
     right = np.array([selection.argmax() == label for selection, _, label in votes])
     rows = []
     for name, rule in RULES.items():
         radii = np.array([rule(selection, estimation, alpha) for selection, estimation, _ in votes])
-        change = radii - papers
+        change = radii - cohens
         row = {"rule": name, "mean radius": (radii * right).mean(), "certified": ((radii > 0) & right).mean()}
         rows.append(row | {"smaller": (change < -1e-9).mean(), "worst": change.min()})
     return pd.DataFrame(rows)
@@ -167,7 +167,7 @@ def weights(selection, chosen: int) -> tuple[float, float]:
 
 
 RULES: dict[str, Callable] = {
-    "paper's": lambda s, e, alpha: split(s, e, alpha, 1.0),
+    "Cohen's": lambda s, e, alpha: split(s, e, alpha, 1.0),
     "half": lambda s, e, alpha: split(s, e, alpha, 0.5),
     "9/10": lambda s, e, alpha: split(s, e, alpha, 0.9),
     "99/100": lambda s, e, alpha: split(s, e, alpha, 0.99),

@@ -63,11 +63,11 @@ def _sigma(path: Path) -> float:
 
 
 def _draws(path: Path) -> tuple[int, float]:
-    """N and alpha of a log: what the JSON beside it says, or else the paper's. UserError where N was not fixed."""
+    """N and alpha of a log: what the JSON beside it says, or else the defaults'. UserError where N was not fixed."""
     files = RunFiles(path)
     config = files.read_json()["config"] if files.json.exists() else {"N": 100_000, "alpha": 0.001}
     if config.get("sequential") or config.get("certificate", "cohen") != "cohen":
-        raise UserError(f"'{path}': what is simulated are logs of a fixed N with the paper's certificate")
+        raise UserError(f"'{path}': what is simulated are logs of a fixed N with Cohen's certificate")
     return config["N"], config["alpha"]
 
 

@@ -127,6 +127,14 @@ def test_the_page_marks_the_best_of_each_group(tmp_path):
     assert [row[table["columns"].index("group")] for row in table["rows"]] == [1, 2]
 
 
+def test_the_page_says_once_what_all_rows_share(tmp_path):
+    runs = read_runs([EXCERPTS])
+    page.write(runs, summary(runs, [0.5]), [], tmp_path / "p.html")
+    table = json.loads(re.search(r"const data = (.*);", (tmp_path / "p.html").read_text())[1])["table"]
+    assert table["shared"] == "dataset CIFAR10, arch R110, heads 5, images 25"
+    assert table["columns"] == ["run", "defence", "sigma", "abstained", "clean", "ACR", "SE", "0.5"]
+
+
 def test_the_page_holds_any_text(tmp_path):
     """A folder's name that would end the script, and an image that one run has not."""
     logs = [random_log(tmp_path / "<script>alert(1)" / "a.log", 10, 0), random_log(tmp_path / "b.log", 12, 1)]

@@ -148,6 +148,10 @@ def test_one_image_has_no_standard_error(script, tmp_path):
 def test_names_tell_runs_apart(tmp_path):
     logs = [random_log(tmp_path / place / "noise-0.25" / "run.log", 10, seed) for seed, place in enumerate("ab")]
     assert [run.title for run in read_runs(logs)] == ["run (a)", "run (b)"]
+    deeper = tmp_path / "c" / "d" / "noise-0.25" / "run.log"  # another depth: still nothing of the folders above
+    assert [run.title for run in read_runs([*logs, random_log(deeper, 10, 2)])] == ["run (a)", "run (b)", "run (c/d)"]
+    other = random_log(tmp_path / "noise-0.25" / "other.log", 10, 3)  # no tie, no place
+    assert [run.title for run in read_runs([other, *logs])] == ["other", "run (a)", "run (b)"]
     assert labels(read_runs(logs)) == ["sigma 0.25 (a)", "sigma 0.25 (b)"]
     assert labels(read_runs([EXCERPTS]))[0] == "Gaussian, 5 heads, sigma 0.25"
     plain = [replace(run, training=({"paced_by": "none"},)) for run in read_runs([EXCERPTS])]

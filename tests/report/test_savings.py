@@ -31,4 +31,4 @@ def test_savings_take_the_draws_from_the_configuration(script, tmp_path):
     assert saved() < 2
     log.with_suffix(".json").write_text(json.dumps({"config": config | {"certificate": "all-votes"}, "about": {}}))
     code, _, err = script("studies/sequential_savings.py", log)
-    assert code == 2 and "logs of a fixed N with the paper's certificate" in err
+    assert code == 2 and "logs of a fixed N with Cohen's certificate" in err

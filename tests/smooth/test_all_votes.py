@@ -80,7 +80,7 @@ def runner_up_of_the_selection(alpha):
 
 
 def class_of_the_estimation(alpha, p, n):
-    """What would be wrong, with the paper's certificate, too: the class is the one that the estimation votes prefer."""
+    """What would be wrong, with Cohen's certificate, too: the class is the one that the estimation votes prefer."""
     votes = outcomes(n)
     law, rate = stats.multinomial.pmf(votes, n, p), 0.0
     for probability, one in zip(law[law > 0], votes[law > 0], strict=True):

@@ -138,7 +138,7 @@ def check_certificate(certificate: str, classes: int) -> None:
 
 
 def certificate_ending(certificate: str) -> str:
-    """What a log's name ends in where its certificate is not the paper's."""
+    """What a log's name ends in where its certificate is not Cohen's."""
     return "" if certificate == "cohen" else f"-{certificate}"
 
 
@@ -151,9 +151,7 @@ def parser_of(description: str) -> cli.Parser:
     add("--N0", type=cli.positive_int, help="draws that select the class")
     add("--N", type=cli.positive_int, help="draws that bound its probability, at most if --sequential")
     add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong")
-    add(
-        "--certificate", choices=CERTIFICATES, help="from the votes of the class alone (the paper's), or from all votes"
-    )
+    add("--certificate", choices=CERTIFICATES, help="from the votes of the class alone (Cohen's), or from all votes")
     add("--skip_wrong", action="store_true", help="draw no more for an image whose selected class is not its label")
     add = parser.add_argument_group("fewer draws").add_argument
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")

@@ -11,7 +11,7 @@ from pandas.api.types import is_numeric_dtype
 
 from spacte.report import plots
 from spacte.report.comparison import Comparison
-from spacte.report.run import Run, printable
+from spacte.report.run import DESCRIPTION, Run, printable
 from spacte.report.runs import labels
 from spacte.report.table import TEXTS, Part, best, records, without_single_group
 from spacte.report.votes import votes_of, with_certificate
@@ -28,10 +28,11 @@ def write(
 ) -> None:
     """Write the page; `table` is the runs' summary, `parts` further tables. UserError where this is not possible."""
     check_ending(path, ENDINGS)
-    marks = best(table)
-    table = without_single_group(table[["run", *table.columns.drop("run")]])
+    marks, shared = best(table), _shared(table)
+    table = without_single_group(table[["run", *table.columns.drop("run")]]).drop(columns=shared)
     data = {
         "table": {
+            "shared": ", ".join(f"{name} {value}" for name, value in shared.items() if value is not None),
             "columns": list(table),
             "texts": TEXTS,
             "rows": [list(row.values()) for row in records(table)],
@@ -50,6 +51,14 @@ def write(
         .replace("/* data */ null", embedded)
     )
     replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+
+
+def _shared(table: pd.DataFrame) -> dict[str, str | None]:
+    """What a summary's rows have in common, by column: said once it leaves room for the figures; None: not known."""
+    alike = [name for name in (*DESCRIPTION, "images") if table[name].nunique(dropna=False) == 1]
+    first = table[alike].iloc[0]
+    return {name: None if pd.isna(value) else f"{value:g}" if name in ("sigma", "images") else str(value)
+            for name, value in first.items()}  # fmt: skip
 
 
 def _part(part: Part) -> dict:

@@ -158,8 +158,11 @@ def parts_of(path: Path) -> tuple[str, ...]:
 
 
 def differing_parts(paths: list[Path]) -> list[str]:
-    """The parts of each path, innermost last, in which the paths are not all the same."""
-    parts = [parts_of(path)[::-1] for path in paths]
+    """What tells each path from the others: its parts after the folders that all share, without those alike in all."""
+    parts = [parts_of(path) for path in paths]
+    folders = zip(*(part[:-1] for part in parts), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda found: len(set(found)) == 1, folders))
+    parts = [part[shared:][::-1] for part in parts]  # innermost first: the paths may differ in depth
     places = [place for place, found in enumerate(itertools.zip_longest(*parts)) if len(set(found)) > 1]
     return ["/".join(part[place] for place in reversed(places) if place < len(part)) for part in parts]
 

@@ -35,10 +35,18 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
             run = with_certificate(run, certificate)
         runs += [*(heads_alone(run) if heads else ()), run]
     check_same_images(runs)
-    if len({run.described for run in runs}) < len(runs):
-        places = dict(zip(logs, differing_parts(logs), strict=True))
-        runs = [replace(run, place=places[run.path]) for run in runs]
-    return sorted(runs, key=_order)
+    places = _places([run.described for run in runs], runs)
+    return sorted((replace(run, place=place) for run, place in zip(runs, places, strict=True)), key=_order)
+
+
+def _places(names: list, runs: list[Run]) -> list[str]:
+    """For each run whose name another has too, in what the paths of their logs differ; "" for the others."""
+    places = [""] * len(runs)
+    for name in set(names):
+        tied = [number for number, other in enumerate(names) if other == name]
+        for number, place in zip(tied, differing_parts([runs[number].path for number in tied]), strict=True):
+            places[number] = place
+    return places
 
 
 def _logs_in(path: Path) -> list[Path]:
@@ -102,12 +110,9 @@ def labels(runs: list[Run]) -> list[str]:
             if len({getattr(other, name) for other in runs}) > 1:
                 parts.append(getattr(run, name))
         short.append(", ".join(part for part in parts if part))
-    for text in set(short):
-        tied = [number for number, other in enumerate(short) if other == text]
-        if len(tied) > 1 or not text:
-            places = differing_parts([runs[number].path for number in tied])
-            for number, place in zip(tied, places, strict=True):
-                short[number] = f"{text} ({place})" if text else place or runs[number].title
+    places = _places(short, runs)
+    for number, (text, place) in enumerate(zip(short, places, strict=True)):
+        short[number] = f"{text} ({place})" if text and place else text or place or runs[number].title
     return short
 
 
