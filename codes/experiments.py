@@ -1,4 +1,4 @@
-"""Work off a file of runs on this machine: train, certify, and go on after any interruption.
+"""Run a file of experiments on this machine: train, certify, and resume after any interruption.
 
 python codes/experiments.py codes/queues/digits.toml --work ~/digits --processes 2
 python codes/experiments.py codes/queues/digits.toml --work ~/digits --list
@@ -7,7 +7,7 @@ python codes/experiments.py codes/queues/digits.toml --work ~/digits --collect l
 
 A job is a run with one seed: train.py, then certify_mhead.py. Its checkpoints (the newest two while it trains, the last
 one later), logs and output are in <work>/<defence>/<label>/seed-<k>/; an ensemble's are in <work>/<defence>/<label>/.
-Line n of --commands works off the n-th job alone, for an array job of a cluster; the ensembles, which come last, need
+Line n of --commands runs the n-th job alone, for an array job of a cluster; the ensembles, which come last, need
 the others' checkpoints. A queue file:
 
     [defaults]                     # of every run; a run's own flags come after these, and of two the later one counts
@@ -125,16 +125,16 @@ def _parse() -> Namespace:
     add = parser.add_argument
     add("queue", type=Path, metavar="QUEUE.toml", help="the file of runs")
     add("--work", type=Path, required=True, metavar="DIR", help="checkpoints and logs go there; not in the checkout")
-    dealt = "jobs at a time; of several visible GPUs each sees one, in turns, unless its --device is cuda:<index>"
+    dealt = "jobs at a time; of several visible GPUs each sees one, in turn, unless its --device is cuda:<index>"
     add("--processes", type=cli.positive_int, default=1, help=dealt)
-    add("--threads", type=cli.positive_int, default=1, help="CPU threads a job")
+    add("--threads", type=cli.positive_int, default=1, help="CPU threads per job")
     order = (
         "seeds: each run's first seed, then each run's second, ..., so that a whole table is there early; runs: by run"
     )
     add("--order", choices=("seeds", "runs"), default="seeds", help=order)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="only say how each job stands")
-    instead.add_argument("--commands", action="store_true", help="only print each job as a command that works it off")
+    instead.add_argument("--commands", action="store_true", help="only print each job as a command that runs it")
     instead.add_argument("--job", metavar="NAME", help="only this job, as --list names it")
     instead.add_argument("--collect", type=Path, metavar="FOLDER", help="only copy the finished jobs' logs there")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The same votes at another alpha, or for one head alone, in seconds: a certification log from the counts beside one.
+"""Certify the same votes at another alpha, or for one head alone, in seconds: a log from the counts beside a log.
 
 python codes/relog.py logs/<...>-certify-skip-20.log --alpha 0.01
 """

@@ -1,4 +1,4 @@
-"""Read certification logs: tables, comparisons, pictures, one page of all of it.
+"""Read certification logs: tables, comparisons, pictures, and one page with all of them.
 
 python codes/report.py LOG... [FOLDER...]                       # a table; a folder stands for all logs in it
 python codes/report.py FOLDER --envelope --format latex         # for a paper, with the best over sigma

@@ -124,15 +124,15 @@ def damaged(kind, path):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("truncated", "is no readable checkpoint (truncated or foreign)"),
+        ("truncated", "is not a readable checkpoint (truncated or foreign)"),
         ("no state_dict", "is a foreign file: a checkpoint holds a 'state_dict'"),
         ("not a dict", "is a foreign file"),
         ("another net", "lacks '1.layer1.0.conv1.weight'"),
         ("classes", "wrong classes, channels or widths"),
         ("channels", "(16, 3, 3, 3) there and (16, 1, 3, 3) here"),
         ("not finite", "values that are not finite in '1.conv1.weight'"),
-        ("args", "'args' are no settings of a run"),
-        ("shape", "'data' is no description of a data set"),
+        ("args", "'args' are not the settings of a run"),
+        ("shape", "'data' does not describe a data set"),
         ("bare", "does not say its arch: give --arch"),
     ],
 )
@@ -143,7 +143,7 @@ def test_checkpoints(script, trained, kind, message):
 
 def test_missing_files(script, tmp_path):
     is_one_line(*script("0Gaussian/certify_mhead.py", "--model_path", "no.pth")[::2], "there is no checkpoint 'no.pth'")
-    is_one_line(*script("report.py", "no.log")[::2], "'no.log' is no certification log")
+    is_one_line(*script("report.py", "no.log")[::2], "'no.log' is not a certification log")
     is_one_line(
         *script("0Gaussian/certify_mhead.py")[::2], "one of the arguments --model_path --classifier is required"
     )

@@ -237,7 +237,7 @@ def test_an_ensemble_is_not_finished_once_its_members_are_trained_otherwise(queu
         shutil.rmtree(work / f"1Stub/one/seed-{seed}")
     code, out, _ = queue(other)
     assert code == 1 and said(out, "finished") == ["1Stub/one/seed-1", "1Stub/one/seed-2"]
-    assert "the train flags of 1Stub/one/seed-1 have changed since it was begun (--wd: not given then, 0.1 now)" in out
+    assert "the train flags of 1Stub/one/seed-1 have changed (--wd: not given before, 0.1 now)" in out
     shutil.rmtree(work / "1Stub/both")
     assert said(queue(other)[1], "finished") == ["1Stub/both"]
 
@@ -461,7 +461,7 @@ def test_a_command_that_outlives_its_queue_holds_the_folder(queue, work, stub):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("[defaults]", "[defaults", "'queue.toml' is no readable TOML file"),
+        ("[defaults]", "[defaults", "'queue.toml' is not a readable TOML file"),
         ("[defaults]", "[default]", "unknown key 'default'; there are defaults, run, ensemble"),
         ("seeds =", "seed =", "'queue.toml', defaults: unknown key 'seed'; there are seeds, train, certify"),
         ('label = "one"', 'name = "one"', "unknown key 'name'; there are label, defence, seeds, train, certify"),
@@ -513,7 +513,8 @@ def test_a_work_folder_in_the_checkout_is_refused(script, stub, tmp_path):
 def test_a_missing_queue_file_is_one_line(script, tmp_path):
     code, _, err = script("experiments.py", "none.toml", "--work", "work")
     assert (
-        code == 2 and err == "experiments.py: error: 'none.toml' is no readable TOML file: No such file or directory\n"
+        code == 2
+        and err == "experiments.py: error: 'none.toml' is not a readable TOML file: No such file or directory\n"
     )
 
 

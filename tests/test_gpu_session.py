@@ -193,7 +193,7 @@ def test_another_sessions_output_is_refused(script, tmp_path):
     code, _, err = script("bench/gpu_session.py", *SMALL, "--output", "o", "--minutes", 0.01, "--arch", "R20")
     assert code == 2 and "holds a session with arch R8, not R20: give another --output" in err
     (tmp_path / "o/session.json").write_text("{")
-    assert "is no session's" in script("bench/gpu_session.py", *SMALL, "--output", "o", "--minutes", 1)[2]
+    assert "is not a session's" in script("bench/gpu_session.py", *SMALL, "--output", "o", "--minutes", 1)[2]
     code, _, err = script("bench/gpu_session.py", *SMALL, "--output", "p", "--minutes", 1, "--defence", "9None")
     assert code == 2 and "--defence '9None' must be one of 0Gaussian, " in err
 

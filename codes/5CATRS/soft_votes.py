@@ -24,7 +24,7 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
 
     A prediction run (spacte.certify.predict) over the images as `split[idx]` gives them, not augmented (ImageNet's are:
     they are read so), with the noise that the network was trained with. It leaves
-    `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count goes on after its last
+    `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count resumes after its last
     image, and what is counted is read. The votes do not depend on the training run's seed, so that other runs share
     them.
 

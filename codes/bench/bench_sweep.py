@@ -190,7 +190,7 @@ class _Sweep:
 
 
 def _figures_of(row: Row, device: torch.device, seconds: float) -> dict:
-    """The row's figures, each measurement over about that many seconds, or why there are none."""
+    """The row's figures, each measured for about that many seconds, or why there are none."""
     torch.manual_seed(0)
     measure = _train if row.task == "train" else _certify
     widened = mock.patch.object(fused, "_CHANNELS", row.channels) if row.channels else contextlib.nullcontext()

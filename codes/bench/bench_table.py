@@ -18,9 +18,9 @@ before, then all draws, certificates and files; loading is not counted. Each way
 authors' seconds over its own: on a machine that other programs use at the same time it says little, other than that of
 bench.py, whose ways take turns. `draws` are the noisy copies that the table takes.
 
-A way with a fixed N, but for the second one, draws only --share of N: the seconds after its first batch are multiplied
-up, and so are its draws. Its votes are not. Its certificates are those of the N that stands in its row: they are valid,
-smaller than those of all draws would be, and empty ("-") at radii that so few draws cannot reach.
+A way with a fixed N, except for the second one, draws only --share of N: the seconds after its first batch are
+multiplied up, and so are its draws. Its votes are not. Its certificates are those of the N that stands in its row: they
+are valid, smaller than those of all draws would be, and empty ("-") at radii that so few draws cannot reach.
 
 Each row is then compared with the second one, image by image. Where it drew only a share, the second row's votes are
 thinned to as many, at random without replacement: they are votes of as many independent draws, and the comparison is of

@@ -139,7 +139,7 @@ def speed(way: Callable, batch_size: int, device: torch.device, seconds: float) 
 
 
 def seconds_of(way: Callable, calls: int, device: torch.device) -> float:
-    """What so many calls take until the device has done them."""
+    """Seconds that so many calls take until the device has finished them."""
     _wait(device)
     started = time.perf_counter()
     for _ in range(calls):

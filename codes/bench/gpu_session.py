@@ -5,7 +5,7 @@
         --device cpu
 
 The second one tries it out without a GPU. The steps come in this order, and which are finished stands in O. Started
-again with the same O, the session goes on: what is finished is skipped, speeds that are measured stay, training goes on
+again with the same O, the session resumes: finished steps are skipped, measured speeds are kept, training resumes
 after its last checkpoint, certification after its last image. It may be killed at any moment.
 
     tests                 tests/test_gpu.py, by up to 12 processes where pytest-xdist is installed: a tenth of the time,
@@ -23,7 +23,7 @@ within these epochs. The learning rate drops after each third of them, as the pa
 
 A step that the time left cannot hold is not begun and is named, and one that is under way when its time is over is
 ended: training loses no more than an epoch or half a minute, certification a few images. How long a step takes is what
-those like it took, else a guess. A step that fails is reported, the next one goes on, and the exit code is 1.
+those like it took, else a guess. A step that fails is reported, the next one is run, and the exit code is 1.
 
     O/summary.md                         after each step: machine, seconds, speeds, ACR and certified accuracy
     O/session.json                       settings, steps, the number of epochs
@@ -64,7 +64,7 @@ from spacte.train.settings import Recipe
 from spacte.utils import RunError, UserError, lock, make_folder, replace_file
 
 _CODES = Path(__file__).resolve().parents[1]
-# what a session that goes on may change
+# what a resumed session may change
 _FREE = ("data_dir", "device", "output", "minutes", "speed_seconds", "training_share")
 _CPU = torch.device("cpu")
 _PAPERS_PACE = {("0Gaussian", 0.5): 0.8, ("0Gaussian", 1.0): 0.8}  # --lbdlast, where it is not the defence's default

@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
 
 
 def build(denoiser: str, classifier: str) -> nn.Module:
-    """What --classifier certifies: the classifier of a checkpoint behind the denoiser of a file that `main` wrote."""
+    """What --classifier certifies: the denoiser of a file that `main` wrote, then the classifier of a checkpoint."""
     state = torch.load(denoiser, map_location="cpu", weights_only=True)
     front = Denoiser(channels=state["noise.0.weight"].shape[1], width=state["noise.0.weight"].shape[0])
     front.load_state_dict(state)

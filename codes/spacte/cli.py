@@ -34,7 +34,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
     def parse(text: str):
-        """The number; argparse's error, with what is legal, where it is none."""
+        """The number; argparse's error, with what is legal, where it is not one."""
         try:
             value = kind(text)
         except ValueError:
@@ -49,7 +49,7 @@ def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable
 def checked(parser: Parser, given: dict) -> dict:
     """Settings by name, each as the parser's flag of that name would hold it, for those who call from Python.
 
-    Raises UserError with the legal names or values where one is none.
+    Raises UserError with the legal names or values where one is not legal.
     """
     actions, values = {action.dest: action for action in parser._actions}, {}
     for name, value in given.items():
@@ -57,7 +57,7 @@ def checked(parser: Parser, given: dict) -> dict:
             raise UserError(f"unknown setting '{name}': choose from {', '.join(sorted(actions))}")
         action = actions[name]
         if value is None and action.default is not None:
-            raise UserError(f"{name}: None is no value; leave it out for {action.default}")
+            raise UserError(f"{name}: None is not a value; leave it out for {action.default}")
         if action.nargs == "+" and not isinstance(value, list | tuple) and value is not None:
             value = [value]
         parts = list(value) if isinstance(value, list | tuple) else [value]

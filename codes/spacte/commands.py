@@ -51,7 +51,7 @@ def report() -> None:
 
 
 def relog() -> None:
-    """The same votes at another alpha, or for one head alone, in seconds: a log from the counts beside a log.
+    """Certify the same votes at another alpha, or for one head alone, in seconds: a log from the counts beside a log.
 
     spacte-relog logs/<...>-certify-skip-20.log --alpha 0.01
     """

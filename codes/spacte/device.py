@@ -14,8 +14,8 @@ def select_device(name: str, compiled: bool = False) -> torch.device:
     """The device called `name`: auto (CUDA where there is one), cpu, cuda or cuda:<index>; for cuda, the process's GPU.
 
     Of several processes each has a GPU of its own: the one that LOCAL_RANK numbers, or the only one that it sees. cuDNN
-    chooses deterministic algorithms from here on. Raises UserError for a device that does not exist or that another
-    process has, and where networks are to be `compiled` for it but there is no compiler.
+    chooses deterministic algorithms from here on. Raises UserError for a device that does not exist or is another
+    process's, and where networks are to be `compiled` for it but there is no compiler.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,7 +41,7 @@ def select_device(name: str, compiled: bool = False) -> torch.device:
 
 
 def _own_index() -> int:
-    """Of the GPUs that are visible, this process's: of several the one that LOCAL_RANK numbers."""
+    """This process's GPU among the visible ones: of several the one that LOCAL_RANK numbers."""
     # torchrun lets its processes see all GPUs; srun --gpus-per-task=1 lets each see its own, which is number 0 to all
     return int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.device_count() > 1 else 0
 
@@ -96,7 +96,7 @@ def _check_compiler(device: torch.device) -> None:
 
 
 def arithmetic() -> dict[str, bool | str]:
-    """The settings that decide how the network's arithmetic rounds, as they are in force, for the record."""
+    """The settings that decide how the network's arithmetic rounds, as they are now, for the record."""
     settings = {
         "float32_matmul_precision": _matmul_precision(),
         "cudnn_allow_tf32": _cudnn_allow_tf32(),
@@ -104,7 +104,7 @@ def arithmetic() -> dict[str, bool | str]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
     }
     on_cpu = torch.backends.mkldnn.conv.fp32_precision
-    if on_cpu not in ("none", "ieee"):  # otherwise left out: older runs have not recorded it, and go on
+    if on_cpu not in ("none", "ieee"):  # otherwise left out: older runs have not recorded it, and still resume
         settings["mkldnn_conv_fp32_precision"] = on_cpu
     return settings
 
@@ -147,7 +147,7 @@ def restore_rng_state(states: dict[str, torch.Tensor]) -> None:
 
 
 def memory_is_short(error: BaseException) -> bool:
-    """Whether a GPU's memory did not suffice, by whichever part of torch says so.
+    """Whether the error says, in whichever words of torch's parts, that a GPU's memory did not suffice.
 
     torch's allocator has an error of its own, CUDA itself reports one AcceleratorError among others,
     cuBLAS and cuDNN as a status, and cuDNN may say that it finds no algorithm. The error with which a CUDA graph's

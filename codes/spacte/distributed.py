@@ -1,4 +1,4 @@
-"""The processes of torchrun, by everybody's names. Without torchrun there is one, of rank 0."""
+"""The processes of torchrun, under torch's own names. Without torchrun there is one, of rank 0."""
 
 import atexit
 import os

@@ -21,7 +21,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, for a reason that its one line tells."""
+    """A run that cannot continue, for a reason that its one line gives."""
 
 
 FOREIGN_ERRORS = (Exception, SystemExit)  # what a user's function may end with, short of Ctrl-C

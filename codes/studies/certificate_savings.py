@@ -3,7 +3,7 @@
     python codes/studies/certificate_savings.py LOG... [--N 100000] [--seed 0]
 
 The class probabilities of each image are the shares of its votes in a run of fixed N. From them N0 selection and up to
-N estimation votes are drawn anew: for each certificate once with a fixed N, and once under the rule that
+N estimation votes are drawn again: for each certificate once with a fixed N, and once under the rule that
 `certify_mhead.py --sequential` uses for the table of radii (0, 0.25, ... that N draws can reach). `draws` is the mean
 number of estimation draws per image as a share of N, `accuracy` the certified accuracy averaged over the radii, and `N
 alike` the share of N at which the certificate from all the votes reaches what Cohen's reaches at N.

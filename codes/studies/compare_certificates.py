@@ -1,4 +1,4 @@
-"""Which rule makes the most of the votes: the comparison behind `spacte.smooth.certificates.multiclass_certificate`.
+"""Which rule makes the most of the votes: why the certificate from all votes is what it is.
 
     python codes/studies/compare_certificates.py [COUNTS.jsonl... --alpha 0.001]    # simulated votes, and runs'
 
@@ -61,7 +61,7 @@ def simulated(classes: int, n: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
 
 
 def compared(votes: list, alpha: float) -> pd.DataFrame:
-    """A row a rule."""
+    """A row per rule."""
     cohens = np.array([split(*one[:2], alpha, 1.0) for one in votes])
     right = np.array([selection.argmax() == label for selection, _, label in votes])
     rows = []

@@ -51,7 +51,7 @@ def _main() -> None:
         metavar="N",
         help=f"draws to choose from ({', '.join(map(str, _DRAWS))})",
     )
-    add("--seed", type=cli.seed, default=0, help="of the votes that are drawn anew")
+    add("--seed", type=cli.seed, default=0, help="of the votes that are drawn again")
     args = parser.parse_args()
     if len(args.logs) > 2 or not (args.logs or args.deviation):
         raise UserError("give one log, two logs, or --deviation")
@@ -132,7 +132,7 @@ class _Pilot:
         return self.selection + n * float(self.drawn.mean())
 
     def radii(self, n: int, idx: list[int], rng) -> np.ndarray:
-        """Certified radii of the images `idx` from n votes drawn anew; 0 where none were counted."""
+        """Certified radii of the images `idx` from n votes drawn again; 0 where none were counted."""
         of_idx, again = {one.idx: one for one in self.counts}, []
         for one in (of_idx[number] for number in idx):
             total = one.estimation.sum(-1, keepdims=True)

@@ -26,7 +26,7 @@ from spacte.smooth.core_mhead import portion
 from spacte.smooth.stopping import RadiiDecided
 from spacte.utils import UserError
 
-_REPEATS = 20  # simulated runs a log
+_REPEATS = 20  # simulated runs per log
 
 
 def _main() -> None:
@@ -97,7 +97,7 @@ def _simulate(
 
 
 def _probabilities(log: pd.DataFrame, sigma: float, n: int, alpha: float) -> np.ndarray:
-    """The observed rate n_A / n behind each radius, 1/2 where the image abstained."""
+    """The observed rate n_A / n that gave each radius, 1/2 where the image abstained."""
     votes = np.arange(n // 2, n + 1)
     radii = sigma * stats.norm.ppf(stats.beta.ppf(alpha, votes, n - votes + 1))
     nearest = votes[np.abs(radii[:, None] - log["radius"].to_numpy()).argmin(0)]

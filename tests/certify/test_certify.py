@@ -197,7 +197,7 @@ def test_the_authors_format_is_read(tmp_path):
 def test_what_is_no_log_is_refused(tmp_path):
     path = tmp_path / "x.log"
     path.write_text("")
-    with pytest.raises(UserError, match=r"x.log' is no certification log"):
+    with pytest.raises(UserError, match=r"x.log' is not a certification log"):
         read_log(path)
     path.write_text("a\tb\n1\t2\n")
     with pytest.raises(UserError, match="no column idx, label"):

@@ -117,7 +117,7 @@ def stops(images):
         ({"num_classes": 11}, "knows 10 classes, the data have 11"),
         ({"classifier": "a.pth"}, "the classifier is a str: it must be a module, another callable"),
         ({"data": (torch.rand(4, 1, 8, 8) * 2, torch.arange(4))}, r"they must lie in \[0, 1\]; normalisation belongs"),
-        ({"data": Augmented()}, "image 0 is another one each time: switch the data's augmentation off"),
+        ({"data": Augmented()}, "image 0 differs each time it is read: switch the data's augmentation off"),
         ({"data": []}, "the data are empty"),
         ({"data": None}, "the data are a NoneType: they must be a Dataset with a length"),
         ({"data": iter([])}, "the data are a list_iterator: they must be a Dataset with a length"),
@@ -135,7 +135,7 @@ def stops(images):
         ({"data": (torch.rand(4, 1, 8, 8), torch.arange(3))}, r"must be \(images, labels\), as many of the one as"),
         ({"exact_noise": True, "data": (torch.rand(4, 1, 8, 8), torch.arange(4))}, "multiples of 1/255"),
         ({"exact_noise": True, "data": (LAST_OFF_THE_GRID, torch.arange(4)), "skip": 1}, "multiples of 1/255"),
-        ({"skip": None}, "skip: None is no value; leave it out for 1"),
+        ({"skip": None}, "skip: None is not a value; leave it out for 1"),
         ({"certificate": "all-votes", "N": 10}, "--N 10 at --alpha 0.001 can never certify: .* take at least 11"),
     ],
 )

@@ -210,7 +210,7 @@ def test_prediction_and_attack(certify, script, tmp_path):
         ("missing", "FileNotFoundError: [Errno 2] No such file or directory: 'weights.pth' (my_models.py, line"),
         ("ends", "--classifier my_models.py:ends: SystemExit: 2 (my_models.py, line"),
         ("other", "'my_models.py' has no function 'other'; there are net, build, three"),
-        ("builtin", "--classifier my_models.py:builtin: 'builtin' is no function of Python"),
+        ("builtin", "--classifier my_models.py:builtin: 'builtin' is not a Python function"),
     ],
 )
 def test_the_contract_is_checked_before_anything_is_written(script, models, tmp_path, function, message):

@@ -161,7 +161,7 @@ def test_what_is_unfinished_is_said_so(certify, script):
 
 
 def test_a_run_keeps_the_pass_that_it_was_begun_with(script, trained, monkeypatch):
-    """On resume, in its shards and where the JSON is older; another run, or one begun anew, measures."""
+    """On resume, in its shards and where the JSON is older; another run, or one started from scratch, measures."""
 
     def noted(logs, *flags):
         flags = ("--model_path", trained, *RUN_FLAGS, "--skip", 30, *flags, "--logs_dir", logs)

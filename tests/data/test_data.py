@@ -198,7 +198,7 @@ def test_greyscale_arrays_need_no_channel(tmp_path):
         ({"train_labels": np.zeros(5)}, r"train_labels must be 5 integers, not float64 \[5\]"),
         ({"train_labels": np.zeros(4, dtype=int)}, r"train_labels must be 5 integers, not int64 \[4\]"),
         ({"train_labels": np.full(5, 10)}, r"labels must lie in 0\.\.9"),
-        ({"train": np.array([None] * 5)}, "is no readable .npz file: it must hold train, train_labels, test, "),
+        ({"train": np.array([None] * 5)}, "is not a readable .npz file: it must hold train, train_labels, test, "),
     ],
 )
 def test_arrays_that_are_no_data_set_are_refused(tmp_path, official, changes, message):
@@ -216,7 +216,7 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     np.save(array, np.zeros(9))
     for content in (b"", b"no archive", whole.read_bytes()[:300], array.read_bytes()):
         (tmp_path / "CIFAR10.npz").write_bytes(content)
-        with pytest.raises(UserError, match=r"CIFAR10.npz' is no readable .npz file"):
+        with pytest.raises(UserError, match=r"CIFAR10.npz' is not a readable .npz file"):
             open_split("CIFAR10", tmp_path, True, CPU)
 
 

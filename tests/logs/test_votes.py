@@ -45,7 +45,7 @@ def test_a_line_that_nobody_counted_is_refused(tmp_path, line, message):
 def test_an_image_that_comes_twice_is_refused(tmp_path):
     path = tmp_path / "x-counts.jsonl"
     path.write_text(GOOD.to_line() * 2)
-    with pytest.raises(UserError, match="line 2: idx 7 was there before"):
+    with pytest.raises(UserError, match="line 2: idx 7 occurs twice"):
         read_counts(path)
 
 

@@ -107,8 +107,8 @@ class LeNet(nn.Module):
 @pytest.mark.parametrize(
     ("network", "given", "message"),
     [
-        (LeNet(), {}, r"is no network that is known here; there are multi-head .*R8, .*R152.*--classifier FILE"),
-        (CifarResNet(26), {}, "is no network that is known here"),
+        (LeNet(), {}, r"is not a network that is known here; there are multi-head .*R8, .*R152.*--classifier FILE"),
+        (CifarResNet(26), {}, "is not a network that is known here"),
         (CifarResNet(8, 1000), {}, r"\(1000, 64\) there and \(10, 64\) here \(wrong classes"),
         (CifarResNet(8), {"arch": "cifar_resnet110"}, "--arch R110 contradicts checkpoint .* has arch R8"),
         (CifarResNet(8), {"num_heads": 5}, "--num_heads 5 contradicts"),

@@ -244,8 +244,11 @@ ROW = "0\t3\t3\t0.5\t1\t0:00:01\n"
 BROKEN = [
     ("", "is empty"),
     (certlog.HEADER, "without a row"),
-    ("idx\tlabel\tpredict\ttime\n0\t1\t1\t0:00:01\n", "line 1: this is no certification log: it has no column radius"),
-    (certlog.HEADER + ROW + ROW, "line 3: idx 0 was there before"),
+    (
+        "idx\tlabel\tpredict\ttime\n0\t1\t1\t0:00:01\n",
+        "line 1: this is not a certification log: it has no column radius",
+    ),
+    (certlog.HEADER + ROW + ROW, "line 3: idx 0 occurs twice"),
     (certlog.HEADER + ROW + "1\t3\t3\tnan\t1\t0:00:01\n", "line 3: radius 'nan' must be a number of at least 0"),
     (certlog.HEADER + ROW + "1\t3\t3\t-0.5\t1\t0:00:01\n", "line 3: radius '-0.5' must be"),
     (certlog.HEADER + "0\t3\t3\tfar\t1\t0:00:01\n" + ROW, "line 2: radius 'far' must be"),
@@ -382,7 +385,7 @@ def test_two_data_sets_are_refused(script, tmp_path):
         ([EXCERPTS, "--curves", "nowhere/a.png"], "cannot write 'nowhere/a.png'"),
         ([EXCERPTS, "--html", "nowhere/a.html"], "cannot write 'nowhere/a.html'"),
         ([EXCERPTS, "--curves", "/dev/null/a.png"], "cannot write '/dev/null/a.png'"),
-        (["nowhere.log"], "'nowhere.log' is no certification log"),
+        (["nowhere.log"], "'nowhere.log' is not a certification log"),
         (["."], "folder '.' holds no certification log"),
         (["--compare", EXCERPTS, EXCERPTS], "they have a log in common"),
         (["--compare", EXCERPTS, next(EXCERPTS.rglob("*.log"))], "they have a log in common"),

@@ -28,7 +28,7 @@ def clopper_pearson(votes, n):
 
 
 def radii_of(certificate, n_a, n_b, n, classes):
-    """The radii, -1 for none, written down anew for arrays."""
+    """The radii, -1 for none, written again for arrays."""
     if certificate.kind == "cohen" or classes == 2:
         low = anytime_lower_bound(n_a, n, ALPHA)
         return np.where(low < 0.5, -1, SIGMA * stats.norm.ppf(low))

@@ -27,7 +27,7 @@ def log_epochs(log, *epochs):
 
 
 def test_a_resumed_run_ends_its_own_log(tmp_path):
-    """What was logged after its last checkpoint is logged again; a log that is gone or cut is made anew."""
+    """What was logged after its last checkpoint is logged again; a log that is gone or cut is written again."""
     path = tmp_path / "logs" / "x-train.log"
     whole = log_epochs(run_log(tmp_path, "a"), 1, 2, 3)
     assert [line.split("\t")[0] for line in whole.splitlines()] == ["epoch", "1", "2", "3"]

@@ -1,4 +1,4 @@
-"""Attacking a smoothed classifier through its noise, to see which certificates hold out (all should)."""
+"""Attacking a smoothed classifier through its noise, to see which certificates hold (all should)."""
 
 import json
 import time
@@ -61,7 +61,7 @@ def main(description: str) -> None:
 def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSettings) -> None:
     """Attack the log's images at every radius; prints and leaves empirical beside certified accuracy.
 
-    An attack that was interrupted goes on after its last image. Raises UserError before anything is written where a
+    An interrupted attack resumes after its last image. Raises UserError before anything is written where a
     setting, file or folder is wrong, and where the log is about other images.
     """
     init_distributed()
@@ -118,14 +118,14 @@ class AttackCounts:
 
     @classmethod
     def from_line(cls, line: str) -> "AttackCounts":
-        """The inverse of `to_line`. Raises UserError where the line is no count of an attack."""
+        """The inverse of `to_line`. Raises UserError where the line is not a count of an attack."""
         fields = parsed(line)
         try:
             norms, took = ([float(one[name]) for one in fields["attacks"]] for name in ("norm", "seconds"))
             votes = [dense(one["votes"], fields["classes"]) for one in fields["attacks"]]
             predict, radius = int(fields["predict"]), float(fields["radius"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"no vote count of an attack: {error}") from error
+            raise UserError(f"not a vote count of an attack: {error}") from error
         return cls(fields["idx"], fields["label"], predict, radius, norms, votes, took)
 
 
@@ -144,7 +144,7 @@ class AttackPlan:
         check_deciding(config)
 
     def rows(self, counts: AttackCounts) -> str:
-        """The image's lines in the log, one a radius."""
+        """The image's lines in the log, one per radius."""
         attacks = zip(self.config["radii"], self._predicted(counts), counts.norms, counts.seconds_each, strict=True)
         lines = []
         for attack_radius, adversarial, norm, took in attacks:
@@ -232,7 +232,7 @@ def through_noise(
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
-    """A row an attack radius: the images still right under attack, the certified ones, the broken certificates."""
+    """A row per attack radius: the images still right under attack, the certified ones, the broken certificates."""
     certified = (table["predict"] == table["label"]) & (table["radius"] >= table["attack_radius"])
     groups = table.assign(certified=certified).groupby("attack_radius")
     means = groups[["correct", "certified"]].mean().rename(columns={"correct": "empirical accuracy"})
@@ -264,7 +264,7 @@ def _check_same_classifier(logged: Run, evaluation: Evaluation) -> None:
             f", and its path says sigma {logged.sigma:g}, not {sigma:g}" if logged.sigma not in (None, sigma) else ""
         )
         warnings.warn(
-            f"no configuration lies beside '{logged.path}': that it is about this classifier is not checked{other}",
+            f"no configuration lies beside '{logged.path}': whether it is about this classifier is not checked{other}",
             stacklevel=1,
         )
         return

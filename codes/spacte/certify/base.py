@@ -32,7 +32,7 @@ _GPU_PIXELS = 2**22  # of a batch on a GPU: an H200 certified R110 a quarter fas
 
 @dataclass(frozen=True)
 class Computing:
-    """Where and how networks run: `asked` is the batch size that was asked for, `arithmetic` the settings that the
+    """Where and how networks run: `asked` is the requested batch size, `arithmetic` the settings that the
     precision stands for (spacte.device).
     """
 
@@ -43,7 +43,7 @@ class Computing:
     arithmetic: dict[str, bool | str]
 
     def batch_size(self, split: Split) -> int:
-        """How many noisy copies of the split's images a batch has: as many as was asked for, else 1,000 on the CPU.
+        """How many noisy copies of the split's images a batch has: as many as were requested, else 1,000 on the CPU.
 
         On a GPU as many as keep it busy, 4,096 of CIFAR-10's images, and 256 of ImageNet's.
         """
@@ -97,7 +97,7 @@ def of_checkpoints(networks: list[Loaded], split: Split, computing: Computing) -
     """One checkpoint's network or the ensemble of several, folded and fast.
 
     Raises UserError where they do not belong together, or where the images of the split do not tell which
-    normalisation a published one was trained behind.
+    normalisation a published one was trained with.
     """
     config = joint_settings(networks)
     networks = [_normalised(network, split, config["noise_sd"]) for network in networks]
@@ -147,7 +147,7 @@ def of_callable(
     parameters = parameters_sha256(function)
     if parameters is None:
         warnings.warn(
-            "no parameters are seen in the classifier: that a run goes on with the same ones is not checked",
+            "no parameters are seen in the classifier: whether a resumed run has the same ones is not checked",
             stacklevel=2,
         )
     batch_size = computing.batch_size(split)

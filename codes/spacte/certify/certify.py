@@ -49,7 +49,7 @@ def main(description: str) -> None:
 def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifySettings) -> None:
     """Certify test images as the settings say; leaves the log, its counts, its configuration and its summary.
 
-    A run that was interrupted goes on after its last image. Raises UserError before anything is written where a
+    An interrupted run resumes after its last image. Raises UserError before anything is written where a
     setting, file or folder is wrong, and RunError where logits are not finite.
     """
     init_distributed()
@@ -62,7 +62,7 @@ def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifyS
 
 
 def _disagreement(consensus: Consensus | None) -> str:
-    """What all processes have seen of it since they were started; nothing where they have drawn nothing."""
+    """How often the first members disagreed, over all processes since their start; nothing where nothing was drawn."""
     if consensus is None:
         return ""
     disagreed, seen = (

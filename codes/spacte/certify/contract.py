@@ -20,7 +20,7 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
     """The number of heads L of a classifier that is a function of each image alone, from the noised `images` on.
 
     Raises UserError that says what to do: where it fails, returns other than finite logits [L, N, K] of the data's
-    classes, answers the same batch in two ways or an image in another way in other company, and where the values of
+    classes, answers the same batch in two ways, or an image differently in another batch, and where the values of
     heads that are to be summed are probabilities.
     """
     size = classifier.pass_size(images)

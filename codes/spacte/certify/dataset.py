@@ -35,7 +35,7 @@ def certify_dataset(
     """Certify images as certify_mhead.py does; returns the log, beside which counts, configuration and summary lie.
 
     With probability at least 1 - alpha over the draws for an image, the smoothed classifier is constant within the
-    logged L2 radius of it. A call that was interrupted goes on after its last whole image when it is made again.
+    logged L2 radius of it. An interrupted call resumes after its last whole image when it is made again.
 
     `classifier`: a module or callable, images [N, C, H, W] in [0, 1] -> logits [N, K] or [L, N, K], each image on its
     own (checked first), or what `load_classifier` returned, or a list of these: their ensemble.
@@ -64,7 +64,7 @@ def certify_dataset(
 
 
 def _dataset(data):
-    """The data as what is indexed, item by item. UserError where they are none."""
+    """The data as something that is indexed, item by item. UserError where they are not."""
     legal = "it must be (images, labels), as many of the one as of the other"
     if isinstance(data, tuple):
         try:

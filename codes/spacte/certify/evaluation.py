@@ -95,10 +95,10 @@ class Evaluation:
         return cls(smooth, split, computing.device, batch_size, passes, run, config, base.training)
 
     def fix_passes(self, files: RunFiles, overwrite: bool) -> None:
-        """Let passes on the CPU be as large as was asked, or the run's JSON says, or its other shards'; others measure.
+        """Let passes on the CPU be as large as requested, or as the run's JSON or its other shards' say; else measure.
 
-        So the counts of a run, whose last digit they may decide, are the same in all its parts, but that shards which
-        begin in the same moment may measure differently. Every process must ask.
+        So the counts of a run, whose last digit they may decide, are the same in all its parts, except that shards
+        which begin in the same moment may measure differently. Every process must ask.
         """
         network = self.smooth.base_classifier
 
@@ -121,6 +121,7 @@ class Evaluation:
         """The generator of image idx's noise: a function of (purpose, seed, idx) alone. What it draws on CUDA also
         depends on the card's number of multiprocessors.
         """
+        # of the image's own, so that skips, shards and batches, which change the order of images, change no draw
         return torch.Generator(self.device).manual_seed(derived_seed(purpose, self.config["seed"], idx))
 
     def sample(self, purpose: str, indices: Iterable[int], draws_of: Callable[[int], Draws]) -> Iterator[VoteCounts]:
@@ -137,7 +138,7 @@ class Evaluation:
             yield VoteCounts(done.idx, labels.pop(done.idx), done.seconds, done.selection, done.estimation)
 
     def about(self, *settings) -> dict:
-        """What a run's JSON records beside its configuration: what may change when it goes on.
+        """What a run's JSON records beside its configuration: what may change when it resumes.
 
         Of these a log depends on the device: only the same model of card draws the same noise as a GPU did.
         """

@@ -141,16 +141,16 @@ def _check_head(head: int, counts, config: dict, log: Path) -> None:
     heads = max(len(counts.selection) - 1, 1)
     if head >= heads:
         raise UserError(f"--head {head}: the counts' heads are 0..{heads - 1}")
-    if config.get("skip_wrong"):
+    if config.get("skip_wrong"):  # where the ensemble is wrong, a head may be right, but was not counted
         raise UserError(f"'{log}' was made with --skip_wrong: its heads were not counted on every image")
 
 
 def _plan(content: dict, files: RunFiles):
-    """The plan of a run with this configuration; UserError where it is none of ours."""
+    """The plan of a run with this configuration; UserError where it is not one of ours."""
     try:
         return _PLANS[content["config"]["kind"]](content["config"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"'{files.json}' is no configuration of a run: {error} is missing or wrong") from error
+        raise UserError(f"'{files.json}' is not the configuration of a run: {error} is missing or wrong") from error
 
 
 def _flags(content: dict, files: RunFiles) -> dict:

@@ -50,8 +50,8 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     which.add_argument("--classifier", metavar="FILE.py:FUNCTION", help=function)
     literals = "the function's arguments; a value is a literal of Python, else text"
     add("--classifier_args", nargs="+", metavar="KEY=VALUE", help=literals)
-    behind = "what a published checkpoint was trained behind, (x - mean) / std, x - mean or x; auto asks the data"
-    add("--normalize", choices=("auto", *NORMALISATIONS), help=behind)
+    layer = "what a published checkpoint's training normalised by: (x - mean) / std, x - mean or x; auto asks the data"
+    add("--normalize", choices=("auto", *NORMALISATIONS), help=layer)
     known = "as in the checkpoint; the authors' and the field's do not say"
     add("--arch", help=f"one of {', '.join(ARCHITECTURES)} (as in the checkpoint; the authors' do not say)")
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
@@ -109,7 +109,7 @@ def add_run_flags(parser: cli.Parser) -> None:
     add("--max", type=cli.positive_int, help="only images whose idx is below this")
     add("--shard", type=_shard, metavar="I/N", help="the I-th of N jobs that share the run, from 1/N")
     add("--logs_dir", help="logs: <logs_dir>/<dataset>/<arch>/noise-<sd>/")
-    add("--overwrite", action="store_true", help="start the log anew instead of going on where it ends")
+    add("--overwrite", action="store_true", help="start the log from scratch instead of resuming where it ends")
     parser.set_defaults(**cli.defaults_of(RunSettings))
 
 

@@ -1,6 +1,6 @@
 """A run's files while they are written: what is still missing, rows in the order of idx, each one once.
 
-A kill at any moment loses at most the images under way.
+A kill at any moment loses at most the images in progress.
 """
 
 import re
@@ -49,7 +49,7 @@ class RunWriter:
         try:
             self._files.make_ready(self.about, self.overwrite)
             todo = self._files.plan_for(self.indices)
-            if todo:  # a run that has nothing left to count stays about what it was about
+            if todo:  # a run that has nothing left to count keeps what is noted about it
                 self.files.write_json(self.plan.config, self.about, rows=len(self._files.done))
             beyond = {one.idx for one in self._files.done}.difference(self.indices)
             if beyond:
@@ -63,7 +63,7 @@ class RunWriter:
 
     def write(self, counts) -> None:
         """Take in the counts of one image."""
-        if get_world_size() > 1:
+        if get_world_size() > 1:  # parts on disk, not messages: what a killed process has counted is not lost
             append(self.files.part(get_rank()), counts.to_line())
             self._collect()
         elif self._files:
@@ -98,7 +98,7 @@ class RunWriter:
 
 
 class _Files:
-    """The files behind a RunWriter, in the main process: see there."""
+    """The files of a RunWriter, in the main process: see there."""
 
     def __init__(self, files: RunFiles, plan, overwrite: bool):
         """Lock the files; nothing else is changed."""
@@ -107,7 +107,7 @@ class _Files:
         self.waiting: dict[int, object] = {}  # counted, but a row before theirs is not
         self._offsets: dict[Path, int] = {}
         if not overwrite:
-            files.check_configuration(plan.config)  # before any file is created, and again behind the lock
+            files.check_configuration(plan.config)  # before any file is created, and again under the lock
         make_folder(files.log.parent)
         self._lock(overwrite)
 
@@ -120,7 +120,7 @@ class _Files:
                 for path in (*files.parts(), files.packed_counts, files.log, files.summary, files.json):
                     path.unlink(missing_ok=True)
             files.check_configuration(plan.config)
-            if not files.json.exists():
+            if not files.json.exists():  # before the first count: no file is ever without a configuration
                 files.write_json(plan.config, about, rows=0)
             self.done = self._recover()
             for path in files.parts():
@@ -140,7 +140,7 @@ class _Files:
         if counts.idx > self.last:
             self.waiting[counts.idx] = counts
         written = []
-        while self.remaining and self.remaining[0] in self.waiting:
+        while self.remaining and self.remaining[0] in self.waiting:  # in order: a prefix of the rows is a valid log
             one = self.waiting.pop(self.remaining.pop(0))
             append(self.files.counts, one.to_line())  # first, so that its row can always be made again
             append(self.files.log, self.plan.rows(one))
@@ -176,7 +176,7 @@ class _Files:
         if counts.suffix == ".gz" and overwrite:
             counts = self.files.plain_counts
         elif counts.suffix == ".gz":
-            raise UserError(f"'{counts}' is compressed: unpack it (gunzip) to go on with the run")
+            raise UserError(f"'{counts}' is compressed: unpack it (gunzip) to resume the run")
         self._held = lock(counts, f"another run is writing '{self.files.log}'")
 
     def _recover(self) -> list:
@@ -185,6 +185,7 @@ class _Files:
             _drop_cut_line(path)
         if not log.exists() or log.stat().st_size == 0:
             append(log, self.plan.header)
+        # the counts are the truth, the rows follow from them: a log that says otherwise was made by something else
         done = read_counts(counts, self.plan.from_line)
         header, *logged = log.read_text(errors="replace").splitlines(keepends=True)
         expected = [line for one in done for line in self.plan.rows(one).splitlines(keepends=True)]

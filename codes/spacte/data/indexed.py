@@ -16,8 +16,8 @@ class Indexed(Split):
     """A split over any torch Dataset of the user's, or anything that is indexed like one; never augmented.
 
     `dataset[idx]` is an image, uint8 from 0 to spec.levels or floating point in [0, 1], [C, H, W] as a tensor or an
-    array, or a PIL image, and its label. Raises UserError where an image or a label is none, and where an image is
-    another one the next time.
+    array, or a PIL image, and its label. Raises UserError where an item has no such image or label, and where an image
+    differs when it is read again.
     """
 
     def __init__(self, spec: DataSpec, dataset, device: torch.device):
@@ -26,7 +26,7 @@ class Indexed(Split):
         if len(dataset) == 0:
             raise UserError(f"{spec.name}: the data are empty")
         if not torch.equal(self[0][0], self[0][0]):
-            raise UserError(f"{spec.name}: image 0 is another one each time: switch the data's augmentation off")
+            raise UserError(f"{spec.name}: image 0 differs each time it is read: switch the data's augmentation off")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -38,7 +38,7 @@ class Indexed(Split):
         if not 0 <= low <= high <= 1:
             raise UserError(
                 f"{self.spec.name}: image {idx} has values from {low:.3g} to {high:.3g}: they must lie in [0, 1]; "
-                "normalisation belongs into the classifier, behind the noise"
+                "normalisation belongs in the classifier, after the noise"
             )
         if tuple(image.shape) != tuple(self.spec.shape):
             there, here = size_text(self.spec.shape), list(image.shape)

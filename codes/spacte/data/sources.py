@@ -40,7 +40,7 @@ class Source:
 
 def _digits(data_dir: Path, train: bool) -> Arrays:
     """scikit-learn's 8x8 digits, integers 0..16: a fixed stratified split of 1437 and 360 images."""
-    from sklearn.datasets import load_digits  # a second's import that no other data set needs
+    from sklearn.datasets import load_digits  # takes a second, and no other data set needs it
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits().images.astype(np.uint8), load_digits().target
@@ -63,7 +63,7 @@ def _saved_arrays(path: Path, train: bool) -> Arrays:
             missing = [name for name in _SAVED if name not in file]
             images, labels = (None, None) if missing else (file[part], file[f"{part}_labels"])
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"'{path}' is no readable .npz file: it must hold {', '.join(_SAVED)}") from error
+        raise UserError(f"'{path}' is not a readable .npz file: it must hold {', '.join(_SAVED)}") from error
     if missing:
         raise UserError(f"'{path}' lacks {', '.join(missing)}: it must hold {', '.join(_SAVED)}")
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
@@ -102,7 +102,7 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
 def _downloaded(dataset: type, data_dir: Path, which: dict):
     """The set downloaded to `data_dir`, which is left as it was when the download fails or is interrupted.
 
-    The files come to a folder of this call's own inside `data_dir` and move up when the set could be read from them.
+    The files are downloaded to a temporary folder inside `data_dir` and move up once the set was read from them.
     """
     with _made(data_dir):
         own = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
@@ -182,7 +182,7 @@ def _tree(folder: Path, **options) -> datasets.ImageFolder:
     try:
         tree = datasets.ImageFolder(folder, allow_empty=True, **options)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"no images in '{folder}': expected one folder a class with image files in it") from error
+        raise UserError(f"no images in '{folder}': expected one folder per class with image files in it") from error
     filled = set(tree.targets)
     empty = [f"'{name}'" for label, name in enumerate(tree.classes) if label not in filled]
     if empty:
@@ -231,7 +231,7 @@ def _load_rgb(path: str) -> Image.Image:
 def _open_image(path: str) -> Image.Image:
     """The decoded image, as it is stored: EXIF rotation is not applied and transparency will be dropped.
 
-    Raises UserError that names the file if it cannot be decoded, is too large, or has more than 8 bits a channel.
+    Raises UserError that names the file if it cannot be decoded, is too large, or has more than 8 bits per channel.
     """
     try:
         with warnings.catch_warnings():
@@ -247,12 +247,12 @@ def _open_image(path: str) -> Image.Image:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"'{path}' cannot be read as an image: {reason}") from error
     if deep:
-        raise UserError(f"'{path}' has more than 8 bits a channel: convert it to 8 bits")
+        raise UserError(f"'{path}' has more than 8 bits per channel: convert it to 8 bits")
     return image
 
 
 def _is_deep(image: Image.Image, path: str) -> bool:
-    """Whether more than 8 bits a channel are stored; Pillow reads many such images as 8 bits without a word."""
+    """Whether more than 8 bits per channel are stored; Pillow reads many such images as 8 bits without a word."""
     if image.mode.startswith(("I", "F")):
         return True
     if image.format == "PNG":

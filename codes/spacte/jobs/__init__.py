@@ -1,1 +1,1 @@
-"""Experiments as jobs, worked off one after the other: after any interruption they go on."""
+"""Experiments as jobs, run one after the other: they resume after any interruption."""

@@ -1,4 +1,4 @@
-"""The GPUs that a queue deals out to its jobs, by the names that CUDA_VISIBLE_DEVICES has for them, without torch."""
+"""The GPUs that a queue assigns to its jobs, by the names that CUDA_VISIBLE_DEVICES has for them, without torch."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ from spacte.jobs.job import Job, by_name
 def visible_gpus() -> list[str]:
     """Those that this process would see: the ones in CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists.
 
-    A GPU that is divided (MIG) counts as its parts. Empty where there are none, or nobody says.
+    A GPU that is divided (MIG) counts as its parts. Empty where there are none, or where this is not known.
     """
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:  # CUDA reads it up to the first part that names nothing, such as -1

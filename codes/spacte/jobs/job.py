@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spacte.utils import RunError, replace_file
 
-_FREE_FLAGS = {  # a run that goes on may change them
+_FREE_FLAGS = {  # a resumed run may change them
     "train": ("--data_dir", "--device", "--workers", "--save_freq", "--test_freq"),
     "certify": ("--data_dir", "--device", "--batch_size", "--max"),
 }
@@ -91,7 +91,7 @@ def is_finished(job: Job) -> bool:
 
 
 def recorded(job: Job) -> dict:
-    """job.json: the settings that the job was last begun with, whether it is finished, the seconds that it took."""
+    """job.json: the settings with which the job was last started, whether it is finished, the seconds that it took."""
     try:
         return json.loads((job.folder / "job.json").read_text())
     except (OSError, ValueError):
@@ -125,7 +125,7 @@ def _check_same_flags(which: str, step: str, before: dict | None, now: dict | No
     if before and changed:
         there, here = (" ".join(flags.get(changed[0], ["not given"])) for flags in (before, now))
         raise RunError(
-            f"{which} changed since it was begun ({changed[0]}: {there} then, {here} now): change them back, give the "
+            f"{which} changed ({changed[0]}: {there} before, {here} now): change them back, give the "
             f"run another label, or remove '{folder}'"
         )
 

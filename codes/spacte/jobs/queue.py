@@ -41,7 +41,7 @@ class Running:
         self.own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | self.own
         self.output = job.folder / "output.txt"
-        self.anew = not self.output.exists()  # otherwise its time says nothing of other jobs'
+        self.is_fresh = not self.output.exists()  # otherwise its time says nothing of other jobs'
         self.steps = commands(job)
         self.child: subprocess.Popen | None = None
         record(job, finished=False)
@@ -58,7 +58,7 @@ class Running:
                 raise RunError(f"{self.child.args[1]} ended with {how}: {self.last_line()}")
         command = next(self.steps, None)
         if command is None:
-            record(self.job, finished=True, seconds=self.seconds() if self.anew else None)
+            record(self.job, finished=True, seconds=self.seconds() if self.is_fresh else None)
             return True
         with open(self.output, "a") as output:
             own = [f"{name}={value}" for name, value in self.own.items()]
@@ -123,7 +123,7 @@ class Queue:
         self.bar = tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True, leave=False)
 
     def work_off(self) -> None:
-        """Returns when no job is left that can be run; what is running ends where this is interrupted."""
+        """Returns when no job is left that can be run; running jobs end where this is interrupted."""
         self._say(f"{len(self.jobs)} jobs, {len(self.done)} of them finished")
         try:
             while self.waiting or self.running:
@@ -180,7 +180,7 @@ class Queue:
         sys.stdout.flush()
 
     def _show(self) -> None:
-        """Say how things stand, if it is time to: live on a terminal, otherwise in a line a minute."""
+        """Say how things stand, if it is time to: live on a terminal, otherwise in one line per minute."""
         if time.monotonic() - self.said < (_SECONDS_BETWEEN_LINES if self.bar.disable else 1):
             return
         self.said = time.monotonic()
@@ -211,4 +211,4 @@ class Queue:
         total = sum(known.get(job.run_name, mean) for job in self.waiting)
         for one, rest in zip(self.running, left, strict=True):
             total += max(known.get(one.job.run_name, mean) - one.seconds(), rest or 0.0, 0.0)
-        return f", about {timedelta(seconds=round(total / self.processes))} to go"
+        return f", about {timedelta(seconds=round(total / self.processes))} left"

@@ -53,7 +53,7 @@ def _read_toml(path: Path) -> dict:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is no readable TOML file: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"'{path}' is not a readable TOML file: {getattr(error, 'strerror', None) or error}") from error
     _check_keys(f"'{path}'", content, {"defaults": dict, "run": list, "ensemble": list})
     return content
 

@@ -1,4 +1,4 @@
-"""Steps worked off within a limited time: which are finished stands on disk, so that they may be killed and go on.
+"""Steps run within a limited time: the finished ones are recorded on disk, so that a killed session resumes.
 
 steps -> those that are not finished and fit -> commands, until the time is over
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from spacte.jobs.processes import set_priority_and_end
 from spacte.utils import RunError, UserError, make_folder, replace_file
 
-_WORTH_BEGINNING = 60  # seconds for a step that goes on next time
+_WORTH_BEGINNING = 60  # seconds for a step that is resumed next time
 
 
 class OutOfTimeError(Exception):
@@ -29,8 +29,8 @@ class OutOfTimeError(Exception):
 class Step:
     """A step; its `work` raises RunError or UserError where it fails and OutOfTimeError where the time is over.
 
-    `like` names the steps that take about as long, and `guess` how many seconds until one of them is finished; None
-    for one that may be ended and goes on next time. `after` names the step that must be finished before, and `budget`
+    `like` names the steps that take about as long, and `guess` how many seconds until one of them is finished; None for
+    one that may be ended and is resumed next time. `after` names the step that must be finished before, and `budget`
     the limit that it shares with others.
     """
 
@@ -66,7 +66,7 @@ class Session:
             state = json.loads(self.file.read_text())
             before = state["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"'{self.file}' is no session's: give another --output") from error
+            raise UserError(f"'{self.file}' is not a session's: give another --output") from error
         for name, value in settings.items():
             if before.get(name) != value:
                 there = f"a session with {name} {before.get(name)}, not {value}"
@@ -74,7 +74,7 @@ class Session:
         return state
 
     def remember(self, name: str, value) -> None:
-        """Write `value` down under `name` of the state."""
+        """Record `value` under `name` in the state."""
         self.state[name] = value
         content = json.dumps(self.state, indent=2) + "\n"
         replace_file(self.file, lambda temporary: temporary.write_text(content))
@@ -100,7 +100,7 @@ class Session:
         for name, reason in self.left_out.items():
             say(f"not finished: {name}: {reason}")
         if self.failed or self.left_out:
-            say("the same command goes on with what is not finished")
+            say("the same command resumes with what is not finished")
 
     def _work_off(self, step: Step) -> None:
         if step.after and not self.is_finished(step.after):

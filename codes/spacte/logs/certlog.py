@@ -1,4 +1,4 @@
-"""The certification log: its rows, its reader, the two figures that everybody quotes.
+"""The certification log: its rows, its reader, the two figures that papers quote.
 
 Tab separated, header `idx label predict radius correct time`, one row per image (Cohen et al., ICML 2019).
 """
@@ -51,16 +51,16 @@ def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, skip_blank_lines=False)
     except pd.errors.EmptyDataError as error:
-        raise UserError(f"'{path}' is no certification log: it is empty") from error
+        raise UserError(f"'{path}' is not a certification log: it is empty") from error
     except OSError as error:
-        raise UserError(f"'{path}' is no certification log: {error.strerror}") from error
+        raise UserError(f"'{path}' is not a certification log: {error.strerror}") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         reason = str(error).removeprefix("Error tokenizing data. C error: ")
-        raise UserError(f"'{path}' is no certification log: {reason}") from error
+        raise UserError(f"'{path}' is not a certification log: {reason}") from error
     columns = [name for name in columns if name != "time"]
     missing = [name for name in columns if name not in table]
     if missing:
-        raise UserError(f"'{path}', line 1: this is no certification log: it has no column {', '.join(missing)}")
+        raise UserError(f"'{path}', line 1: this is not a certification log: it has no column {', '.join(missing)}")
     last = int(np.flatnonzero((table != "").any(axis=1)).max(initial=-1))
     table = table.iloc[: last + 1]  # without blank lines at the end
     if len(table) and (table[columns].iloc[-1] == "").any():
@@ -74,7 +74,7 @@ def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
         raise UserError(f"'{path}', line {first_line(contradiction)}: correct contradicts label and predict")
     twice = table["idx"].duplicated()
     if twice.any():
-        raise UserError(f"'{path}', line {first_line(twice)}: idx {table['idx'][twice].iloc[0]} was there before")
+        raise UserError(f"'{path}', line {first_line(twice)}: idx {table['idx'][twice].iloc[0]} occurs twice")
     return table
 
 

@@ -26,6 +26,7 @@ def of_head(config: dict, head: int) -> dict:
 def certificate_of(config: dict) -> Certificate:
     """How the votes of a run with this configuration become certificates."""
     kind = config.get("certificate", "cohen")  # older configurations do not name it
+    # the exact noise's law is off by at most `noise_slack`: bounds at alpha - slack fail with at most alpha under it
     return Certificate(config["alpha"] - config["noise_slack"], config["noise_sd"], bool(config["sequential"]), kind)
 
 

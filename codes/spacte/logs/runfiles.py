@@ -69,12 +69,12 @@ class RunFiles:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
-    def noted(self, anew: bool) -> dict | None:
-        """What the run's JSON says "about" it, unless it is begun anew, or else another shard's; None without both."""
+    def noted(self, from_scratch: bool) -> dict | None:
+        """What the run's JSON says "about" it, unless it starts from scratch, else another shard's; None without."""
         stem, shard, _ = self.json.name.partition("-shard-")
         others = sorted(self.json.parent.glob(f"{glob.escape(stem)}-shard-*.json")) if shard else []
         for path in (self.json, *others):
-            if path.exists() and not (anew and path == self.json):
+            if path.exists() and not (from_scratch and path == self.json):
                 return RunFiles(path.with_suffix(".log")).read_json()["about"]
         return None
 
@@ -98,7 +98,7 @@ class RunFiles:
         if self.json.exists():
             noted, new = self.read_json()["about"], json.loads(json.dumps(about))
             earlier = noted.pop("earlier", [])
-            if noted != new and rows:
+            if noted != new and rows:  # so that each row can be traced to the machine and code that made it
                 earlier = [*earlier, noted | {"rows": rows}]
             if earlier:
                 about = about | {"earlier": earlier}

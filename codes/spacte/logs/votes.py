@@ -31,7 +31,7 @@ class VoteCounts:
 
     @classmethod
     def from_line(cls, line: str) -> "VoteCounts":
-        """The inverse of `to_line`. Raises UserError that says what is wrong where the line is no vote count."""
+        """The inverse of `to_line`. Raises UserError that says what is wrong where the line is not a vote count."""
         fields = parsed(line)
         selection, estimation = (dense(fields.get(name), fields["classes"]) for name in ("selection", "estimation"))
         if len(selection) != len(estimation):
@@ -51,10 +51,11 @@ def dense(voters: list[dict[str, int]], classes: int) -> np.ndarray:
     table = np.zeros((len(voters), classes), dtype=np.int64)
     for row, votes in zip(table, voters, strict=True):
         for k, n in votes.items():
+            # below 2^53, because bounds compute with doubles
             if not (k.isdecimal() and int(k) < classes and type(n) is int and 0 < n < 2**53):
                 raise UserError(f"no vote count: class '{k}' with {n} votes, of {classes} classes")
             row[int(k)] = n
-    if len(set(table.sum(1).tolist())) > 1:
+    if len(set(table.sum(1).tolist())) > 1:  # a line that was edited by hand would certify what was not drawn
         raise UserError("no vote count: the voters' draws differ, although all count the same ones")
     return table
 
@@ -87,14 +88,14 @@ def read_counts(path: Path, from_line=VoteCounts.from_line) -> list:
     """Every image of a counts file (of a compressed one where its name ends in .gz), in its order.
 
     A last line without its end, which is being written, is left out. Raises UserError that names the file and the line
-    where one is no vote count or an image comes twice.
+    where one is not a vote count or an image comes twice.
     """
     counts, seen, text = [], set(), read_text(path)
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             one = from_line(line)
             if one.idx in seen:
-                raise UserError(f"idx {one.idx} was there before")
+                raise UserError(f"idx {one.idx} occurs twice")
         except UserError as error:
             raise UserError(f"'{path}', line {number}: {error}") from error
         seen.add(one.idx)

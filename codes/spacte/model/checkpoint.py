@@ -19,7 +19,7 @@ class Loaded:
     """A classifier from a checkpoint, the data set it was made for, and what the checkpoint says of its training.
 
     `settings` holds arch, dataset, num_heads and noise_sd as the checkpoint or else the caller gave them (None where
-    nobody did), `run` and `defence` the names of the run and of its base defence, and `training` its flags and the
+    neither did), `run` and `defence` the names of the run and of its base defence, and `training` its flags and the
     hashes of what it took something from.
     `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
     classifier then runs only after `normalised_by`.
@@ -67,7 +67,9 @@ def read(path: Path) -> dict:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage happens to trigger
-        raise UserError(f"'{path}' is no readable checkpoint (truncated or foreign): {_first_line(error)}") from error
+        raise UserError(
+            f"'{path}' is not a readable checkpoint (truncated or foreign): {_first_line(error)}"
+        ) from error
     if isinstance(contents, dict) and contents and all(isinstance(value, torch.Tensor) for value in contents.values()):
         contents = {"state_dict": contents}
     if isinstance(contents, dict) and isinstance(contents.get("net"), dict):  # MACER's
@@ -82,9 +84,9 @@ def read(path: Path) -> dict:
         except (TypeError, ValueError):
             whole = False
         if not whole:
-            raise UserError(f"'{path}' is a foreign file: its 'data' is no description of a data set")
+            raise UserError(f"'{path}' is a foreign file: its 'data' does not describe a data set")
     if not isinstance(contents.setdefault("args", {}), dict):
-        raise UserError(f"'{path}' is a foreign file: its 'args' are no settings of a run")
+        raise UserError(f"'{path}' is a foreign file: its 'args' are not the settings of a run")
     return contents
 
 
@@ -113,7 +115,7 @@ def load_classifier(
         (known["arch"], state_dict), known["num_heads"] = published, 1
     elif not heads_in_file:
         named = f", arch '{contents['arch']}'," if isinstance(contents.get("arch"), str) else ""
-        raise UserError(f"'{path}'{named} is no network that is known here; there are {LEGAL}")
+        raise UserError(f"'{path}'{named} is not a network that is known here; there are {LEGAL}")
     known["num_heads"] = known["num_heads"] or len(heads_in_file)
     _check_normalize(path, normalize, published is not None)
     given = {"arch": NAMES.get(arch, arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
@@ -147,7 +149,7 @@ def _check_normalize(path: Path, normalize: str, published: bool) -> None:
     if normalize not in ("auto", *NORMALISATIONS):
         raise UserError(f"unknown normalisation '{normalize}': choose from auto, {', '.join(NORMALISATIONS)}")
     if not published and normalize not in ("auto", "mean_std"):
-        raise UserError(f"--normalize {normalize} contradicts checkpoint '{path}', which was trained behind mean_std")
+        raise UserError(f"--normalize {normalize} contradicts checkpoint '{path}', which was trained with mean_std")
 
 
 def _fill(classifier: nn.Module, state_dict: dict, path: Path, wanted: str) -> None:

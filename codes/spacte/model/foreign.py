@@ -54,7 +54,9 @@ class Foreign(FixedPasses):
         if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() not in (2, 3):
             raise UserError(f"the classifier returned {_described(logits)}: it must return {_LEGAL}")
         if logits.shape[-2] != len(images):
-            raise UserError(f"the classifier returned {_described(logits)} for {len(images)} images: {_LEGAL} are due")
+            raise UserError(
+                f"the classifier returned {_described(logits)} for {len(images)} images: they must be {_LEGAL}"
+            )
         return logits.float() if logits.dim() == 3 else logits.float().unsqueeze(0)
 
 
@@ -86,7 +88,7 @@ def build(name: str, arguments: dict) -> Callable:
     except FOREIGN_ERRORS as error:
         raise UserError(f"--classifier {name}: {failure(error)}") from error
     finally:
-        if before is not None:  # a file called torch.py, say, is no reason for torch to be another module
+        if before is not None:  # a file called torch.py, say, must not replace the real torch
             sys.modules[path.stem] = before
     builder = getattr(module, function, None)
     if not callable(builder):
@@ -95,7 +97,7 @@ def build(name: str, arguments: dict) -> Callable:
     try:
         wanted = inspect.signature(builder)
     except ValueError as error:
-        raise UserError(f"--classifier {name}: '{function}' is no function of Python") from error
+        raise UserError(f"--classifier {name}: '{function}' is not a Python function") from error
     try:
         wanted.bind(**arguments)
     except TypeError as error:
@@ -133,7 +135,7 @@ def printable_name(text: str) -> str:
 def parsed_arguments(texts: tuple[str, ...]) -> dict:
     """The arguments key=value by name; a value is a Python literal (3, 0.5, True, None, 'text', [1, 2]) or else text.
 
-    Raises UserError where one is none or comes twice.
+    Raises UserError where one is not of that form or comes twice.
     """
     arguments = {}
     for text in texts:

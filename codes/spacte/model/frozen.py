@@ -1,4 +1,4 @@
-"""A network of ours made fast: BatchNorm folded, channels_last, the user's precision.
+"""Our networks made fast: BatchNorm folded, channels_last, the user's precision.
 
 It runs in fixed passes (spacte.model.passes), on a GPU as CUDA graphs of fused convolutions (spacte.model.fused).
 """
@@ -22,7 +22,7 @@ def freeze(
     batch_size: int = 1000,
     compiled: bool = False,
 ) -> nn.Module:
-    """A copy of `Sequential(normalise, network)` for inference: the same function but for rounding, never trained.
+    """A copy of `Sequential(normalise, network)` for inference: the same function except for rounding, never trained.
 
     images [N, C, H, W] -> logits [L, N, K], float32. `precision` "bf16" computes in bfloat16 between the normalisation
     and the linear layers (fp32 and tf32 are settings of the device: spacte.device). A pass has at most `batch_size`

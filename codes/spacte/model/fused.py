@@ -1,10 +1,10 @@
 """Residual blocks as a GPU runs them fastest: bias, residual and ReLU within the convolution, few channels widened.
 
 A block of folded convolutions is bound by memory on a GPU, not by arithmetic. cuDNN's fused convolutions write each
-result once. For 16 channels it has but a slow kernel, which took half of R110's time on an H200. Two neighbouring
+result once. For 16 channels it has only a slow kernel, which took half of R110's time on an H200. Two neighbouring
 pixels of a row, which lie side by side in memory, are therefore taken as one of twice the channels: [N, H, W, C] is
 [N, H, W/2, 2C] without a copy. The convolution's weights are laid out to match, with zeros where two pixels do not
-meet, so the function stays what it was but for the order in which its sums round.
+meet, so the function stays what it was except for the order in which its sums round.
 """
 
 import torch
@@ -62,7 +62,7 @@ class _FusedConvolution(nn.Module):
             self.register_buffer("bias", convolution.bias.detach().repeat(self.pixels), persistent=False)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[N, C, H, W] and maybe a residual of the result's shape -> [N, C', H', W']."""
+        """[N, C, H, W] and optionally a residual of the result's shape -> [N, C', H', W']."""
         one, pixels = self.convolution, self.pixels
         if torch.is_grad_enabled():
             return one(x)
@@ -80,7 +80,7 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, lik
 
 
 def _pixels(convolution: nn.Conv2d) -> int:
-    """How many pixels of a row become one: a power of 2, and 1 where the convolution is no 3x3 one of stride 1."""
+    """How many pixels of a row become one: a power of 2, and 1 unless the convolution is 3x3 of stride 1."""
     plain = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
     if plain != ((3, 3), (1, 1), (1, 1), (1, 1)) or convolution.groups > 1:
         return 1

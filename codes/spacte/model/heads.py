@@ -22,7 +22,7 @@ def make_stage(block: type[nn.Module], in_planes: int, planes: int, blocks: int,
 
 
 class MultiHeadResNet(nn.Module):
-    """A residual network whose last stage and linear layer exist once a head.
+    """A residual network whose last stage and linear layer exist once per head.
 
     Subclasses build the stem and the shared stages and define `trunk`. A head is `Sequential(stage, linear)`
     with global average pooling in between, so that its keys are `heads.{h}.0.{block}...` and `heads.{h}.1.weight`.
@@ -43,13 +43,13 @@ class MultiHeadResNet(nn.Module):
         raise NotImplementedError
 
     def freeze_trunk(self) -> None:
-        """Let training leave everything but the heads as it is: parameters and BatchNorm's statistics."""
+        """Keep training from changing anything but the heads: neither parameters nor BatchNorm's statistics."""
         self.frozen_trunk = True
         for module in self._trunk_modules():
             module.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
-        """Switch to training mode, but for a frozen trunk."""
+        """Switch to training mode, except for a frozen trunk."""
         super().train(mode)
         if self.frozen_trunk:
             for module in self._trunk_modules():

@@ -37,8 +37,8 @@ def ascend(
     """Projected gradient ascent on `loss`: yields the points before the first and after each step, without gradient.
 
     A point [..., C, H, W] is images or noises, each of which goes `step_size` in L2 along its own gradient and then
-    where `constrain` puts it; a gradient of 0 is no step. `loss(point)` is a scalar, asked once a step. A classifier
-    that is a module is meanwhile in eval mode with its parameters held fixed, and left as it was.
+    where `constrain` puts it; a gradient of 0 is no step. `loss(point)` is a scalar, evaluated once per step. A
+    classifier that is a module is meanwhile in eval mode with its parameters held fixed, and left as it was.
     """
     point = start
     yield point
@@ -78,7 +78,7 @@ def pgd(
 
 @contextlib.contextmanager
 def held_fixed(classifier) -> Iterator[None]:
-    """In here a module is in eval mode and its parameters need no gradient: compiled code then computes none."""
+    """Within it a module is in eval mode and its parameters need no gradient: compiled code then computes none."""
     if not isinstance(classifier, nn.Module):
         yield
         return
@@ -97,7 +97,7 @@ def held_fixed(classifier) -> Iterator[None]:
 
 @contextlib.contextmanager
 def statistics_kept(classifier: nn.Module) -> Iterator[None]:
-    """In here BatchNorm in training mode uses a batch's own statistics, and leaves the running ones as they are."""
+    """Within it BatchNorm in training mode uses a batch's own statistics, and leaves the running ones as they are."""
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     try:

@@ -1,4 +1,4 @@
-"""The layer between the noise and the network, and which one a network was trained behind where its file is silent."""
+"""The layer between the noise and the network, and which one a network was trained with where its file does not say."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from spacte.model.heads import MultiHeadResNet
 from spacte.utils import UserError
 
 NORMALISATIONS = ("mean_std", "centre", "none")
-_FAR = 0.15  # nats: networks of a few epochs on digits and CIFAR-10 lie within 0.08 behind their own layer
+_FAR = 0.15  # nats: networks of a few epochs on digits and CIFAR-10 lie within 0.08 after their own layer
 _TIMES_NEARER = 4
 _FEWEST_BATCHES = 44  # of training: 0.9^44 = 1 % of bn1's statistics would still be those that it began with
 
@@ -16,8 +16,8 @@ _FEWEST_BATCHES = 44  # of training: 0.9^44 = 1 % of bn1's statistics would stil
 class Normalize(nn.Module):
     """(images - mean) / std per channel: [N, C, H, W] -> [N, C, H, W].
 
-    It is the first layer of the classifier, behind the noise, so that sigma and every radius are in units of the
-    image's own [0, 1]. Its constants are no part of the state dict (the keys stay the paper's).
+    It is the first layer of the classifier, after the noise, so that sigma and every radius are in units of the
+    image's own [0, 1]. Its constants are not in the state dict (the keys stay the paper's).
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
@@ -31,7 +31,7 @@ class Normalize(nn.Module):
 
 
 class UnknownNormalisation(nn.Module):
-    """In place of a normalisation that nobody has named yet."""
+    """In place of a normalisation that has not been named yet."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Raises UserError."""
@@ -66,7 +66,7 @@ def distances(network: MultiHeadResNet, spec: DataSpec, images: Tensor) -> dict[
 
 
 def recognise_normalisation(network: MultiHeadResNet, spec: DataSpec, images: Tensor) -> tuple[str, str]:
-    """The normalisation that the network was trained behind, and a line that says how clearly the data tell.
+    """The normalisation that the network was trained with, and a line that says how clearly the data tell.
 
     `images` [N, C, H, W] are noised as in training. Raises UserError with both figures where two candidates are about
     as near as each other or none is near (an untrained network, the noise of another training).
@@ -78,8 +78,8 @@ def recognise_normalisation(network: MultiHeadResNet, spec: DataSpec, images: Te
         raise UserError(f"--normalize auto cannot tell: bn1 has seen only {batches} batches of training; {ways_out}")
     found = distances(network, spec, images)
     first, second, third = sorted(found, key=found.get)
-    figures = f"bn1's statistics lie {found[first]:.2g} nats from those behind {first}, {found[second]:.2g} behind "
-    figures += f"{second}, {found[third]:.2g} behind {third}"
+    figures = f"bn1's statistics lie {found[first]:.2g} nats from those after {first}, {found[second]:.2g} after "
+    figures += f"{second}, {found[third]:.2g} after {third}"
     if found[first] > _FAR or found[second] < _TIMES_NEARER * found[first]:
         raise UserError(f"--normalize auto cannot tell: {figures} (is --noise_sd the one of training?); {ways_out}")
     return first, f"--normalize auto takes {first}: {figures}"

@@ -1,7 +1,7 @@
 """Classifiers in fixed passes: a batch goes through the network in passes of one and the same shape, the last padded.
 
 An image's logits then do not depend on how many images share its batch, nothing is compiled twice, and the network's
-memory is bounded. How many images a pass had best hold on a CPU is measured.
+memory is bounded. The fastest size of a pass on a CPU is measured.
 """
 
 import functools
@@ -61,12 +61,12 @@ class FixedPasses(nn.Module):
         return (self.logits(images),)
 
     def passes(self, stage: Callable[..., tuple], inputs: Tensor, *settings: int, reduce: Callable) -> list:
-        """What `reduce` makes of each pass of the inputs through `stage`: of logits [L, n, K] and, maybe, [n, ...].
+        """What `reduce` makes of each pass of the inputs through `stage`: of logits [L, n, K] and perhaps [n, ...].
 
         The `settings` are the stage's.
         """
         halved = False
-        while True:
+        while True:  # the memory that others leave on a shared GPU is known only by trying
             try:
                 size = self.pass_size(inputs)
                 parts = inputs.split(size)
@@ -85,7 +85,7 @@ class FixedPasses(nn.Module):
         return found
 
     def pass_size(self, images: Tensor) -> int:
-        """How many images a pass holds; on the CPU the first ones that it is asked for decide, unless it is fixed."""
+        """How many images a pass holds; on the CPU the first images decide, unless it is fixed."""
         if self.device.type == "cuda":
             return self.most
         if self.images_per_pass is None:
@@ -97,10 +97,12 @@ class FixedPasses(nn.Module):
         return math.ceil(self.most / math.ceil(self.most * images.shape[-2] * images.shape[-1] / pixels))
 
     def forget_functions(self) -> None:
-        """Make anew, when it is asked for, what runs a pass."""
+        """Forget what runs a pass; it is made again when it is needed."""
         self._functions.clear()
 
     def _pass(self, stage: Callable, inputs: Tensor, size: int, settings: tuple) -> tuple[Tensor, ...]:
+        # Libraries choose kernels by shape, and kernels round differently. With one shape, an image has the same logits
+        # in every batch: votes do not depend on the batch size, and a resumed run repeats them.
         missing = size - len(inputs)
         padded = F.pad(inputs, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else inputs
         key = (stage.__name__, *settings, *padded.shape)
@@ -127,7 +129,7 @@ def pass_size(network: nn.Module, image: Tensor) -> int:
 
 
 def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
-    """How many images [C, H, W] a pass had best hold on this CPU, by a short measurement; None on a GPU.
+    """How many images [C, H, W] per pass are fastest on this CPU, by a short measurement; None on a GPU.
 
     It is measured once, without compiling. A batch that any cache holds is not split, and nothing is measured.
     """
@@ -144,7 +146,7 @@ def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
 
 @torch.inference_mode()
 def _measured(network: nn.Module, image: Tensor, sizes: list[int]) -> int:
-    """Which of the sizes takes the least time an image."""
+    """Which of the sizes takes the least time per image."""
     parts = in_passes(network)
     before = [(one.images_per_pass, one.compiled) for one in parts]
     for one in parts:
@@ -153,7 +155,7 @@ def _measured(network: nn.Module, image: Tensor, sizes: list[int]) -> int:
     batch, seconds = image.expand(max(sizes), *image.shape), dict.fromkeys(sizes, math.inf)
     started, rounds = time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - started < _SECONDS_OF_MEASURING:
-        for size in sizes:  # in turns, so that what else the machine does hits all alike
+        for size in sizes:  # in turn, so that other load on the machine hits all sizes alike
             fix_passes(network, size)
             begun = time.perf_counter()
             network(batch)
@@ -167,7 +169,7 @@ def _measured(network: nn.Module, image: Tensor, sizes: list[int]) -> int:
 
 
 def in_passes(network) -> list[FixedPasses]:
-    """The classifiers in passes that the network is, or that an ensemble holds; none of what is no module."""
+    """The classifiers in passes that the network is, or that an ensemble holds; of anything but modules none."""
     modules = network.modules() if isinstance(network, nn.Module) else ()
     return [one for one in modules if isinstance(one, FixedPasses)]
 

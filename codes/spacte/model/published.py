@@ -26,10 +26,10 @@ LEGAL = (
 
 
 def recognised(state_dict: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]] | None:
-    """The architecture and the weights as a network of one head names them; None where it is no ResNet of the field's.
+    """The architecture and the weights as a network of one head names them; None where it is none of the field's.
 
     The last stage and fc become head 0. `state_dict` has no `module.` in its keys; `1.`, which stands for the layer
-    behind the normalisation, may be there (the family of Cohen et al., ICML 2019) or not (MACER, torchvision). Files of
+    after the normalisation, may be there (the family of Cohen et al., ICML 2019) or not (MACER, torchvision). Files of
     before torch 0.4 lack BatchNorm's num_batches_tracked, which no logit depends on.
     """
     weights = {key.removeprefix("1."): value for key, value in state_dict.items()}

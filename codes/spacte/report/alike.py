@@ -76,7 +76,7 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
 
 
 def _recipe(run: Run) -> dict[str, str]:
-    """What the classifier was trained with but for seed and place; of an ensemble all values, 0.1+0.3."""
+    """What the classifier was trained with, except seed and place; of an ensemble all values, 0.1+0.3."""
     names = [name for name in {name: None for one in run.training for name in one} if name not in _OF_A_SEED]
     return {name: "+".join(dict.fromkeys(str(one.get(name)) for one in run.training)) for name in names}
 
@@ -92,7 +92,7 @@ def comparable_groups(runs: list[Run]) -> list[int]:
     """The number, from 1, of each run's group: runs of one group certify the same images in the same way.
 
     The way is CERTIFICATION's fields; runs whose configurations lack one of them, or that have none, share a group only
-    with their like. This alone decides which rows of a table are ranked against each other.
+    with runs that lack the same. This alone decides which rows of a table are ranked against each other.
     """
     keys = [
         (frozenset(run.log["idx"]), json.dumps([(run.config or {}).get(name, "unknown") for name in CERTIFICATION]))
@@ -103,7 +103,7 @@ def comparable_groups(runs: list[Run]) -> list[int]:
 
 
 def check_seeds(runs: list[Run]) -> None:
-    """UserError that names two of the runs where they are no two seeds of one experiment.
+    """UserError that names two of the runs where they are not two seeds of one experiment.
 
     They are not where they certify other images or with other settings, were trained with other recipes, or where both
     are about one checkpoint or one seed. What a log without a configuration was made with is not known: its images

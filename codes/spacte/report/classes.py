@@ -1,4 +1,4 @@
-"""Certified accuracy class by class: which classes a classifier gives up so that the others fare better."""
+"""Certified accuracy class by class: which classes a classifier gives up in favour of the others."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from spacte.report.alike import rows_of
 from spacte.report.run import DESCRIPTION, Run
 from spacte.report.runs import labels
 
-_FEWEST_IMAGES = 10  # of a class that is called given up: if a quarter were right, 0 of 10 would have probability .06
+_FEWEST_IMAGES = 10  # to call a class given up: with a quarter of them right, 0 of 10 would have probability .06
 _MOST_NAMED = 5
 
 

@@ -28,10 +28,10 @@ def _flags(description: str) -> cli.Parser:
         type=cli.non_negative_float,
         help="of the columns; default: multiples of 0.25 (ImageNet: 0.5)",
     )
-    formats = "of the tables; csv: one table, that of the comparisons, members or classes where they are asked for"
+    formats = "of the tables; csv: one table, that of the comparisons, members or classes where they are requested"
     add("--format", choices=FORMATS, default="markdown", help=formats)
-    anew = "make all certificates anew from the counts, or two rows per log (as each log's own)"
-    add("--certificate", choices=(*CERTIFICATES, "both"), help=anew)
+    again = "compute all certificates again from the counts, or two rows per log (as each log's own)"
+    add("--certificate", choices=(*CERTIFICATES, "both"), help=again)
     add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
     add(
         "--over_seeds", action="store_true", help="one row for the seeds of one run: mean, standard deviation over them"
@@ -123,7 +123,7 @@ def _check(args: Namespace) -> None:
 
 
 def _parts(runs: list[Run], args: Namespace) -> list[Part]:
-    """The tables of members and of classes, where they are asked for."""
+    """The tables of members and of classes, where they are requested."""
     parts = []
     if args.members:
         found = members.table(runs, args.over_seeds)

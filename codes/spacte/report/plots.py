@@ -138,7 +138,7 @@ def _plain(axes) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """Below the axes: a long name is in nobody's way."""
+    """Below the axes, where a long name covers nothing."""
     figure.legend(loc="outside lower center", ncols=2 if len(figure.axes[0].get_legend_handles_labels()[1]) > 3 else 1,
                   fontsize=8, frameon=False)  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A certification log as a run, and what is known of the classifier behind it: from its configuration or its path."""
+"""A certification log as a run, and what is known of its classifier: from its configuration or its path."""
 
 import itertools
 import re
@@ -66,7 +66,7 @@ class Run:
 
 
 def description(path: Path) -> dict:
-    """What is known of the classifier behind a log, by the names of Run's fields, and its configuration."""
+    """What is known of a log's classifier, by the names of Run's fields, and its configuration."""
     from_path = {
         "defence": _part(path, r"\d([A-Z]\w+)", str),
         "dataset": _known(path, DATASETS),
@@ -114,7 +114,7 @@ def _noted(files: RunFiles) -> dict | None:
     except (UserError, TypeError):
         wrong, reason = True, ""
     if wrong:
-        warnings.warn(f"'{files.json}' is no configuration of ours{reason}; passed over", stacklevel=2)
+        warnings.warn(f"'{files.json}' is not a configuration of ours{reason}: ignored", stacklevel=2)
     return None if wrong else noted
 
 

@@ -20,8 +20,8 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
     """The runs of logs and of all certification logs in folders, in the order of a table.
 
     In a folder, attack and prediction logs are passed over. `heads` adds each head alone, from the vote counts beside a
-    log of several heads; `certificate` makes all logs anew from their counts. Raises UserError that names the file, and
-    the line where there is one: an unreadable log, counts that are missing, a path to an attack or prediction log,
+    log of several heads; `certificate` makes all logs again from their counts. Raises UserError that names the file,
+    and the line where there is one: an unreadable log, counts that are missing, a path to an attack or prediction log,
     two data sets, images with two labels.
     """
     logs = list({log.resolve(): log for path in paths for log in _logs_in(path)}.values())
@@ -85,7 +85,7 @@ def _kind(log: Path) -> str:
         if kind == "certify" or kind in _OTHER_KINDS:
             return kind
     except (UserError, KeyError, TypeError):
-        pass  # no configuration of ours: the columns tell
+        pass  # not a configuration of ours: the columns tell
     try:
         columns, _ = _beginning(log)
     except OSError:

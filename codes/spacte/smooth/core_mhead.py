@@ -16,7 +16,7 @@ from spacte.smooth.counting import VotesByConsensus, VotesOfAll
 from spacte.smooth.noise import GaussianNoise
 from spacte.utils import RunError
 
-_FIRST_LOOK = 100  # draws before a stopping rule is asked for the first time
+_FIRST_LOOK = 100  # draws before a stopping rule is first asked
 
 
 class Smooth:
@@ -94,11 +94,11 @@ class Smooth:
         """Draw each sample's noisy copies and count their votes; yields the samples as they finish, the oldest mostly
         first.
 
-        Batches of at most `batch_size` noisy copies are filled in the samples' order, with whole portions; a new one
-        is begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
-        depend on which images share its batches, and the votes are counted on the device. Where the network's passes
-        are halved for want of memory, it rounds differently: images under way are drawn anew, with the same noise, for
-        a certificate is about one function.
+        Batches of at most `batch_size` noisy copies are filled in the samples' order, with whole portions; a new one is
+        begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
+        depend on which images share its batches, and the votes are counted on the device. If the network's passes are
+        halved because memory is short, it rounds differently: images in progress are drawn again, with the same noise,
+        for a certificate is about one function.
         """
         active: list[Sample] = []
         parts = in_passes(self.base_classifier)
@@ -115,7 +115,7 @@ class Smooth:
         while True:
             room, batch = batch_size, []
             for sample in itertools.chain(list(active), fresh):
-                if sample.wanted <= room:
+                if sample.wanted <= room:  # whole portions only: a portion's votes are one sum on the device
                     batch.append(sample)
                     room -= sample.wanted
                 elif sample is active[-1]:
@@ -130,11 +130,12 @@ class Smooth:
                 batch, self._votes.of(concatenated(copies, 0), sizes, self.num_classes), strict=True
             ):
                 sample.add(votes)
+            # the only wait for the device: counts that nothing depends on yet stay there
             self._read([sample for sample in batch if sample.due])
             passes_before, passes = passes, [one.most for one in parts]
-            if passes != passes_before:
+            if passes != passes_before:  # smaller passes round differently: votes of both would be of two functions
                 for sample in active:
-                    sample.begin_anew()
+                    sample.restart()
                 continue
             finished = [sample for sample in batch if not sample.wanted]
             if finished:  # they have waited for the device: the time since the last wait is shared by copies
@@ -190,7 +191,7 @@ class Sample:
         self._at_begin = None if self.generator is None else self.generator.get_state()
         self._begin()
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Forget all votes and want the first portion again, with the same noise if the generator is its own."""
         if self.generator is not None:
             self.generator.set_state(self._at_begin)
@@ -231,6 +232,8 @@ class Sample:
 
     def _end_selection(self, votes: np.ndarray) -> None:
         self.selection, self._selects = votes, False
+        # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just
+        # because it was chosen, and no bound would hold on them.
         self._counts, self._drawn = [], 0
         if self.draws.only_class in (None, int(votes[self.draws.voter].argmax())):
             self._want_next()

@@ -45,7 +45,7 @@ class VotesByConsensus:
         """The votes of each portion of the images: [first + 1, K + 1], see VotesOfAll; complete when settled."""
         early, undecided = self.consensus.begin(images)
         classes = named_classes(early, num_classes)
-        waits = num_classes + 1  # a column that nobody reads
+        waits = num_classes + 1  # a column that is never read
         last = torch.where(disagree(early), waits, classes[0])
         counts = _counted(torch.cat([classes, last.unsqueeze(0)]), sizes, waits + 1)[..., :waits]
         if sum(one.features.nbytes for one, *_ in self._waiting) + undecided.features.nbytes > _WAITING_BYTES:

@@ -65,7 +65,7 @@ class GridNoise:
         return (levels + steps) / self.levels
 
     def on_grid(self, x: Tensor) -> Tensor:
-        """The image's pixels in steps of the grid, whole numbers. UserError where they are none."""
+        """The image's pixels in steps of the grid, whole numbers. UserError where they are not."""
         levels = (x * self.levels).round()
         if float((x * self.levels - levels).abs().max()) > 1e-3:  # float32's own rounding of k / levels is less
             raise UserError(f"exact noise needs images whose pixels are multiples of 1/{self.levels}")

@@ -1,4 +1,4 @@
-"""Votes on many images of a split, for who wants a few on each and all of them at once."""
+"""A few votes on each of many images of a split, all at once."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
-"""When enough was drawn: rules that end an image's estimation draws early.
+"""When enough has been drawn: rules that end an image's estimation draws early.
 
-A rule may be as bold as it likes: it decides when to stop, and the anytime-valid bounds hold whenever that is.
+A rule can be chosen freely: it only decides when to stop, and the anytime-valid bounds hold whenever that is.
 """
 
 import numpy as np
@@ -90,7 +90,7 @@ class AllVotesDecided:
         return decided[0]
 
     def _decided(self, now: float, hoped: float) -> bool:
-        """Whether nothing is left to draw for, where `now` is certified; a negative radius is none."""
+        """Whether no further draw can help, where `now` is certified; a negative radius stands for none."""
         if self.tolerance is not None:
             return bool(hoped < 0 or hoped - max(now, 0.0) <= self.tolerance)
         return bool(np.all((self.radii <= now) | (self.radii > hoped)))

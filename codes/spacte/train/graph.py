@@ -56,7 +56,7 @@ class GraphedStep:
 
     @contextlib.contextmanager
     def in_stream(self) -> Iterator[None]:
-        """In here everything is computed in the stream that graphs are captured in; steps must be called in here."""
+        """Within it everything runs in the stream that graphs are captured in; steps must be called within it."""
         around = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(around)
         try:
@@ -122,6 +122,6 @@ class GraphedStep:
 
 
 def uncompiled() -> contextlib.AbstractContextManager:
-    """In here modules that torch.compile was asked for run as they are written: for sizes that come once an epoch."""
+    """Within it compiled modules run uncompiled: for sizes that occur once per epoch."""
     nothing_compiled = "torch._dynamo" not in sys.modules  # importing it takes a second
     return contextlib.nullcontext() if nothing_compiled else torch.compiler.set_stance("force_eager")

@@ -28,7 +28,9 @@ class Objective:
     the training, `sampling_weights` before each epoch, and `state` with `restore` for what a resumed run must know.
     """
 
-    places: ClassVar[tuple[str, ...]] = ()  # the settings that say where something lies: a resumed run may change them
+    places: ClassVar[
+        tuple[str, ...]
+    ] = ()  # the settings that say where something is stored: a resumed run may change them
 
     recipe: Recipe
     num_classes: int
@@ -52,7 +54,7 @@ class Objective:
         return {one.name: one.default for one in own}
 
     def run_suffix(self) -> str:
-        """What the run's name has of this defence's settings, behind the recipe's."""
+        """What the run's name says of this defence's settings, after the recipe's."""
         return ""
 
     def mini_batches(self) -> int:
@@ -63,14 +65,14 @@ class Objective:
 
     def targets(self, split: Split) -> Tensor | None:
         """What the loss needs of each training image beside its label, [n, ...]: the rows of a mini-batch's images are
-        then the fifth argument of the call. Asked once, in every process, before anything is trained.
+        then the fifth argument of the call. Called once, in every process, before training.
         """
 
     def sampling_weights(self, epoch: int, classifier: nn.Sequential, split: Split) -> Tensor | None:
         """Weights [n] >= 0 in proportion to which the epoch draws n training images, with replacement.
 
-        An image of weight 0 is left out; None draws each image once. Asked before every epoch, in every process, all of
-        which must return the same: what it draws must be a function of the seed, the epoch and the image.
+        An image of weight 0 is left out; None draws each image once. Called before every epoch, in every process, all
+        of which must return the same: what it draws must be a function of the seed, the epoch and the image.
         """
 
     def state(self) -> dict:
@@ -78,7 +80,7 @@ class Objective:
         return {}
 
     def restore(self, state: dict) -> None:
-        """Go on where `state` stands. UserError where the settings are at odds with it."""
+        """Resume from `state`. UserError where the settings contradict it."""
 
     def __call__(
         self, classifier, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor

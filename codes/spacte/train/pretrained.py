@@ -74,7 +74,7 @@ def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
 def _loaded(path: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
     """The network of a checkpoint. UserError where it is not of the training's data."""
     if not checkpoint.read(path)["args"]:
-        raise UserError(f"'{path}' is no checkpoint of train.py: it does not say its architecture")
+        raise UserError(f"'{path}' is not a checkpoint of train.py: it does not say its architecture")
     loaded = checkpoint.load_classifier(path, dataset=recipe.dataset)
     there, here = ((tuple(one.shape), one.num_classes, one.class_names) for one in (loaded.spec, spec))
     if there != here:

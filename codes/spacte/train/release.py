@@ -1,4 +1,4 @@
-"""Checkpoints made smaller: what certifying needs, and files in parts."""
+"""Checkpoints made smaller: what certification needs, and files in parts."""
 
 import dataclasses
 from pathlib import Path
@@ -29,7 +29,7 @@ def _command(description: str) -> None:
 
 
 def release(path: Path, output: Path, half: bool = False) -> None:
-    """Write of the checkpoint at `path` what certifying needs to `output`; UserError where that cannot be done."""
+    """Write to `output` what certification needs of the checkpoint at `path`; UserError where that cannot be done."""
     check_ending(output, (".pth",))
     contents = checkpoint.read(path)
     if output.exists():
@@ -37,7 +37,7 @@ def release(path: Path, output: Path, half: bool = False) -> None:
     if contents.keys() >= set(_KEPT) and "optimizer" not in contents:
         raise UserError(f"'{path}' holds no optimiser: it has been released already")
     if not {*_KEPT, "optimizer"} <= contents.keys():
-        raise UserError(f"'{path}' is no checkpoint of train.py")
+        raise UserError(f"'{path}' is not a checkpoint of train.py")
     released = {name: contents[name] for name in _KEPT}
     places = {field.name for field in dataclasses.fields(Place)}
     released["args"] = {name: value for name, value in contents["args"].items() if name not in places}

@@ -49,7 +49,7 @@ class Recipe:
         object.__setattr__(self, "teachers", tuple(self.teachers))
         heads = self.num_heads
         if self.pace_share is not None and (self.paced_by == "none" or (self.paced_by == "neighbour" and heads == 1)):
-            whose = "nobody paces" if self.paced_by == "none" else "one head has no neighbour"
+            whose = "no head is paced" if self.paced_by == "none" else "one head has no neighbour"
             raise UserError(f"--pace_share {self.pace_share}: {whose}, give --paced_by self")
         if self.pace_share is not None and self.epochs == 1:
             raise UserError(f"--pace_share {self.pace_share}: lambda is measured from the second epoch on")
@@ -92,7 +92,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a run runs; a resumed run may change all of it, but precision auto is another on another device."""
+    """Where and how a run runs; a resumed run may change all of it (--precision auto depends on the device)."""
 
     data_dir: str = "./data"
     save_dir: str = "./save"
@@ -110,7 +110,7 @@ _MOST_WORKERS = 16  # at 3 ms a file of ImageNet's size they read about 5,000 a 
 
 
 def available_workers() -> int:
-    """How many processes this one had best read files with: its cores, shared with torchrun's others on the machine."""
+    """How many processes should read files for this one: its cores, shared with torchrun's others on the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), _MOST_WORKERS))
 
@@ -126,9 +126,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; m steps share a batch's images")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
     add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 0.8: all of 5 alike")
-    paced = (
-        "whose loss weighs what a head learns: its neighbour's (circular teaching), its own, nobody's (weights of 1)"
-    )
+    paced = "whose loss weighs what a head learns: its neighbour's (circular teaching), its own, none (weights are 1)"
     either = recipe.add_mutually_exclusive_group().add_argument
     either("--paced_by", choices=PACED_BY, help=paced)
     without = "--paced_by none: the heads do not teach each other"
@@ -165,11 +163,11 @@ def add_place_flags(parser: cli.Parser) -> None:
     add("--logs_dir", help="text logs")
     add("--runs_dir", help="TensorBoard files")
     add("--save_freq", type=cli.positive_int, help="epochs between checkpoints")
-    add("--test_freq", type=cli.positive_int, help="epochs between looks at the noisy test images")
+    add("--test_freq", type=cli.positive_int, help="epochs between evaluations on noisy test images")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     files = f"that read ImageNet's files, and draw their crops (one for each core, {_MOST_WORKERS} at most)"
     add("--workers", type=cli.non_negative_int, help=f"processes {files}")
     graph = "launch a step's kernels one by one on a GPU; else a step is one CUDA graph, with the same values"
     add("--no_cuda_graph", action="store_true", help=graph)
-    add("--resume", action="store_true", help="go on after the newest whole checkpoint of this run, if there is one")
+    add("--resume", action="store_true", help="resume after the newest whole checkpoint of this run, if there is one")
     parser.set_defaults(**cli.defaults_of(Place))

@@ -77,6 +77,8 @@ def teaching_weights(losses: Tensor, threshold: float | Tensor) -> Tensor:
 
 def _weights(teachers: Tensor, pupils: Tensor, threshold: float | Tensor) -> Tensor:
     """1 where the teacher finds a sample easy, else by the pupil's loss; losses [L, B] of both."""
+    # A hard sample's weight is 1 at a loss of 0 and falls like e^-loss: what stays hard loses its pull, and where heads
+    # agree no sample costs more than a bound (see above).
     scale = 1 + (torch.exp(-threshold) if isinstance(threshold, Tensor) else math.exp(-threshold))
     hard = (scale * torch.sigmoid(threshold - pupils)).clamp(max=1)
     return torch.where(teachers <= threshold, 1.0, hard)
@@ -91,7 +93,7 @@ def received_weights(losses: Tensor, threshold: float | Tensor, by: str = "neigh
         return torch.ones_like(losses.detach())
     if by == "self":
         return _weights(losses.detach(), losses.detach(), threshold)
-    return teaching_weights(losses, threshold).roll(1, dims=0)
+    return teaching_weights(losses, threshold).roll(1, dims=0)  # head 0 learns from the last head: the ring closes
 
 
 def class_quantiles(losses: Tensor, labels: Tensor, share: float, num_classes: int) -> Tensor:
@@ -101,7 +103,7 @@ def class_quantiles(losses: Tensor, labels: Tensor, share: float, num_classes: i
     sample is easy. A class that is harder than others has a larger lambda, so that none is given up whole.
     """
     found = torch.full((num_classes,), math.inf, dtype=losses.dtype, device=losses.device)
-    if share < 1:  # the largest loss would be below a new image's now and then
+    if share < 1:  # the largest loss measured can be below a new image's
         for k in labels.unique().tolist():
             found[k] = torch.quantile(losses[:, labels == k], share)
     return found
@@ -118,6 +120,7 @@ def head_weights(head_losses: Tensor, eps: float, explore: float = 0.01, generat
     if num_heads == 1:
         return torch.ones_like(head_losses)
     device = head_losses.device
+    # without `explore` the head that leads early would be favoured for ever, and the others would starve on eps
     drawn = torch.randint(num_heads, (), device=device, generator=generator)
     exploring = torch.rand((), device=device, generator=generator) < explore
     favoured = torch.where(exploring, drawn, head_losses.detach().argmin())
@@ -159,6 +162,6 @@ def taught_cross_entropy(
     paced = losses if pace.losses is None else pace.losses
     weights = received_weights(paced, threshold, pace.by)
     heads = (weights * losses).mean(1)
-    c = broadcast(head_weights(all_reduce_mean(heads.detach()), eps, explore))
+    c = broadcast(head_weights(all_reduce_mean(heads.detach()), eps, explore))  # one favoured head, not one per process
     ce = c @ heads
     return CircularLoss(ce, ce, heads, weights, c, (paced <= threshold).float().mean())

@@ -93,7 +93,7 @@ class Trainer:
         } | ({"objective": state} if (state := self.objective.state()) else {})
 
     def restore(self, contents: dict) -> None:
-        """Go on where `contents`, from `state`, stands. UserError where its data set is another."""
+        """Resume from `contents`, which `state` returned. UserError where its data set is another."""
         data = contents["data"], contents.get("data_sha256", self.fingerprint)
         if data != (self.train_split.spec, self.fingerprint):
             raise UserError("the training data in --data_dir differ from those that the run was started on")
@@ -162,7 +162,7 @@ class Trainer:
         meter.flush()
         meter.join_processes()
         self.scheduler.step()
-        for buffer in self.classifier.buffers():  # BatchNorm's statistics: everybody goes on with what is saved
+        for buffer in self.classifier.buffers():  # BatchNorm's statistics: every process continues with what is saved
             broadcast(buffer)
         self.epoch = epoch
         means = meter.means()
@@ -178,7 +178,7 @@ class Trainer:
 
     def _split(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """A batch's mini-batches: of each tensor the rows that are theirs."""
-        for which in range(self.mini_batches):
+        for which in range(self.mini_batches):  # every m-th row: the last batch, too, gives all of them some
             yield tuple(one[which :: self.mini_batches] for one in rows)
 
     @torch.no_grad()
@@ -221,6 +221,7 @@ class Trainer:
     def noisy_accuracy(self) -> dict[str, float]:
         """The share of test images, each with one noise vector, that the ensemble (`acc`) and each head get right."""
         self.classifier.eval()
+        # noise of its own, so that how often one evaluates does not change the training
         generator = torch.Generator(self.device).manual_seed(
             derived_seed("test", self.recipe.seed, self.epoch, get_rank())
         )
@@ -265,5 +266,5 @@ def _mean_threshold(threshold: float | Pace) -> float:
 
 
 def is_due(epoch: int, every: int, last: int) -> bool:
-    """Whether what is done after the first epoch, every so many and the last one is done after this one."""
+    """Whether this epoch is the first, the last or a multiple of `every`."""
     return epoch in (1, last) or epoch % every == 0

@@ -69,7 +69,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.arch, train_split.spec, recipe.num_heads)
     classifier[1].whole_gradient = recipe.whole_gradient
-    done = bool(resumed) and resumed["epoch"] == recipe.epochs  # then nothing is asked of files that may be gone
+    done = bool(resumed) and resumed["epoch"] == recipe.epochs  # then files that may be gone are not needed
     if recipe.frozen_trunk and not done:
         take_trunk(classifier, recipe, train_split.spec)
     if recipe.teachers and not done:
@@ -119,7 +119,7 @@ def _resume_point(paths: RunPaths, objective: Objective, settings: dict, resume:
     found = paths.epochs()
     if found and not resume:
         raise UserError(
-            f"'{paths.checkpoints}' already holds epoch{found[0]}.pth: give --resume to go on from there, or another "
+            f"'{paths.checkpoints}' already holds epoch{found[0]}.pth: give --resume to resume there, or another "
             "--save_dir"
         )
     for epoch in found:
@@ -129,7 +129,7 @@ def _resume_point(paths: RunPaths, objective: Objective, settings: dict, resume:
             tqdm.write(f"passed over: {error}")
             continue
         if not {"args", "defence", "data", "rng", "optimizer", "scheduler", "epoch"} <= contents.keys():
-            raise UserError(f"'{paths.checkpoint(epoch)}' is no checkpoint of train.py: it cannot be resumed")
+            raise UserError(f"'{paths.checkpoint(epoch)}' is not a checkpoint of train.py: it cannot be resumed")
         _check_same_run(contents, objective, settings, paths)
         return contents
     return None
