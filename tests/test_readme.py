@@ -226,7 +226,7 @@ def test_the_savings_of_sequential_certification(script):
     assert out.count("\n") >= 5 and "Gaussian" in out
 
 
-ROW = r"^\| `(\S+\.pth)` \| \w+, (\d+) \| (\w+), \.5 \| .* \| (\.\d+), (\.\d+) \| `(\w{64})` \|$"
+ROW = r"^\| `(\S+\.pth)` \| \w+, (\d+) \| (\w+), 0\.5 \| .* \| (0\.\d+), (0\.\d+) \| `(\w{64})` \|$"
 PRETRAINED = sorted(
     re.findall(ROW, TEXTS["codes/pretrained/README.md"], re.MULTILINE)
 )  # name, heads, data, ACR under each certificate, hash

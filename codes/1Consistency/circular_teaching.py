@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from spacte.train.teaching import CircularLoss, taught_cross_entropy
+from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
 
 
 @dataclass
@@ -18,7 +18,7 @@ class ConsistencyLoss(CircularLoss):
 def ct_loss(
     logits: Tensor,
     labels: Tensor,
-    threshold: float,
+    threshold: float | Pace,
     eps: float,
     lbd: float,
     eta: float,

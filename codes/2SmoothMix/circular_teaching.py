@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spacte.model.noisy import noisy_logits
-from spacte.train.teaching import CircularLoss, taught_cross_entropy
+from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
 
 
 @dataclass
@@ -27,7 +27,7 @@ def ct_loss(
     adversary: Tensor,
     noises: Tensor,
     labels: Tensor,
-    threshold: float,
+    threshold: float | Pace,
     eps: float,
     uniform: Tensor | None = None,
     explore: float = 0.01,

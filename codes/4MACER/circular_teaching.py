@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.special import ndtri
 
-from spacte.train.teaching import CircularLoss, taught_cross_entropy
+from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
 
 
 @dataclass
@@ -20,7 +20,7 @@ class MACERLoss(CircularLoss):
 def ct_loss(
     logits: Tensor,
     labels: Tensor,
-    threshold: float,
+    threshold: float | Pace,
     eps: float,
     noise_sd: float,
     lbd: float,

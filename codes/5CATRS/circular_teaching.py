@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from catrs import divergences
-from spacte.train.teaching import CircularLoss, taught_cross_entropy
+from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
 
 
 @dataclass
@@ -27,7 +27,7 @@ def ct_loss(
     adversarial: Tensor,
     labels: Tensor,
     soft_votes: Tensor,
-    threshold: float,
+    threshold: float | Pace,
     eps: float,
     lbd: float,
     confidence_mask: bool = False,

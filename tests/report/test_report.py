@@ -125,7 +125,7 @@ def test_a_configuration_says_more_than_the_path(tmp_path):
         "h-5-x", "Own", "digits", "R8+R14", "1+1", 0.5,
     )  # fmt: skip
     log.with_suffix(".json").write_text(json.dumps({"of": "another program"}))
-    with pytest.warns(UserWarning, match="no configuration of ours"):
+    with pytest.warns(UserWarning, match="is not a configuration of ours"):
         (run,) = read_runs([log])
     assert (run.defence, run.dataset, run.arch, run.heads, run.sigma) == ("Gaussian", "CIFAR10", "R110", "5", 0.25)
 

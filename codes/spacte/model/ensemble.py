@@ -39,7 +39,8 @@ def named_classes(logits: Tensor, num_classes: int) -> Tensor:
 class NetworkEnsemble(nn.Module):
     """All heads of several networks, side by side: images [N, C, H, W] -> logits [L1 + L2 + ..., N, K].
 
-    Their sum is the networks' summed logits: the DNN ensemble of Horvath et al. (ICLR 2022).
+    Their sum is the networks' summed logits: the DNN ensemble of Horvath et al. (ICLR 2022). A network of more heads
+    weighs more in it.
     """
 
     def __init__(self, networks: list[nn.Module]):

@@ -27,9 +27,10 @@ class MultiHeadResNet(nn.Module):
     Subclasses build the stem and the shared stages and define `trunk`. A head is `Sequential(stage, linear)`
     with global average pooling in between, so that its keys are `heads.{h}.0.{block}...` and `heads.{h}.1.weight`.
 
-    With `whole_gradient` the parameters of a head get L times their gradient, the trunk's get theirs. A loss that is
-    the mean over L heads gives each head's own parameters 1/L of the gradient that a network of one head would give
-    them, as if they had 1/L of its learning rate; the trunk, which all heads move, gets as much as there.
+    A loss that is the mean over L heads (eps = 1 - 1/L, the paper's .8 for five) gives each head's own parameters 1/L
+    of the gradient that a network of one head would give them, as if they had 1/L of its learning rate; the trunk,
+    which all heads move, gets as much as there. That is the paper's loss. With `whole_gradient` a head's parameters get
+    L times the gradient that comes through its logits; the trunk's, the cosine constraint's and weight decay stay.
 
     Source: arXiv 2211.10882, section 3; weights are initialised as in He et al. (2015), fan-out.
     """

@@ -39,8 +39,8 @@ class RadiiDecided:
 class RadiusKnown:
     """Stop once the radius is known to within `tolerance`: between its anytime lower and a 99 % upper bound.
 
-    The upper bound is at most what all of `n_max` votes would certify. Where it is below 1/2 nothing can be certified,
-    and nothing more is drawn.
+    The upper bound is at most what all of `n_max` votes would certify. Where it is below 1/2, hardly anything can be
+    certified, and nothing more is drawn. Its level costs no validity, it only ends draws: 99 % is enough.
     """
 
     def __init__(self, tolerance: float, n_max: int, alpha: float, sigma: float):

@@ -3,7 +3,9 @@
 Functions on tensors; only the head weights are drawn, and agreed on by the processes of torchrun.
 Source: arXiv 2211.10882, section 3.2. Heads that pace themselves and a lambda for each class are not in the paper.
 
-Where heads agree, or pace themselves, the weights are the gradient of a bounded loss,
+A hard sample is not dropped, as in self-paced learning (Kumar et al., NeurIPS 2010): at lambda its weight falls from 1
+to (1 + e^-lambda) / 2, and then like e^-loss. Where heads agree, or pace themselves, a loss l weighed so has the
+derivative of a bounded one,
 
     phi(l) = l up to lambda, then lambda + (1 + e^-lambda) (u - ln(1 + e^u) + ln 2) with u = l - lambda,
 
@@ -24,8 +26,9 @@ from spacte.distributed import all_reduce_mean, broadcast
 def pace_threshold(epoch: int, epochs: int, num_classes: int, last: float) -> float:
     """lambda(epoch): a smoothed loss of at most this is "easy".
 
-    10^-lambda runs in a straight line from lambda(1) = ln(num_classes) to lambda(epochs) = last; a run of one
-    epoch has lambda = ln(num_classes). Epochs count from 1.
+    10^-lambda runs in a straight line from lambda(1) = ln(num_classes), the loss of guessing, at which all samples
+    begin, to lambda(epochs) = last; lambda itself falls fastest at first. A run of one epoch has lambda =
+    ln(num_classes). Epochs count from 1. Source: the authors' code.
     """
     first = math.log(num_classes)
     progress = (epoch - 1) / (epochs - 1) if epochs > 1 else 0.0
