@@ -1,4 +1,4 @@
-"""The field's checkpoints give their own logits here; which normalisation they were trained behind is read off data."""
+"""The field's checkpoints give their own logits here; which normalisation they were trained with is read off data."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def shaken(network):
 
 
 def saved(path, network, layout):
-    """A file as the field writes it; the networks behind a normalisation are the second of two layers."""
+    """A file as the field writes it; the networks after a normalisation are the second of two layers."""
     path.parent.mkdir()
     if layout == "macer":
         torch.save({"net": network.state_dict(), "epoch": 440}, path)
@@ -89,7 +89,7 @@ def test_a_published_checkpoint_gives_its_own_logits(tmp_path, make, layout, dat
         torch.testing.assert_close(loaded.classifier(images)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_published_checkpoint_runs_only_behind_a_layer_that_was_named(tmp_path):
+def test_a_published_checkpoint_runs_only_after_a_layer_that_was_named(tmp_path):
     path = saved(tmp_path / "a" / "checkpoint.pth.tar", CifarResNet(8), "zip")
     loaded = load_classifier(path, "R8", "CIFAR10")
     assert loaded.normalize is None
@@ -123,9 +123,9 @@ def test_what_is_not_known_is_one_line(tmp_path, network, given, message):
         load_classifier(path, **{"dataset": "CIFAR10"} | given)
 
 
-def test_our_own_checkpoint_was_trained_behind_mean_std(digits_models):
+def test_our_own_checkpoint_was_trained_with_mean_std(digits_models):
     assert load_classifier(digits_models[1], normalize="mean_std").normalize == "mean_std"
-    with pytest.raises(UserError, match=r"--normalize none contradicts checkpoint .* behind mean_std"):
+    with pytest.raises(UserError, match=r"--normalize none contradicts checkpoint .* with mean_std"):
         load_classifier(digits_models[1], normalize="none")
 
 
@@ -134,7 +134,7 @@ def test_our_own_checkpoint_was_trained_behind_mean_std(digits_models):
 SIGMA = 0.5
 
 
-def trained_behind(kind, epochs):
+def trained_with(kind, epochs):
     """A network after a few epochs on noised digits; so small that it learns little, but BatchNorm sees much."""
     split, layer = open_split("digits", ".", True, CPU), normalisation(kind, data_spec("digits"))
     network = build_network("R8", 1, 10, 1)
@@ -157,20 +157,20 @@ def noised():
 
 @pytest.mark.parametrize("kind", NORMALISATIONS)
 def test_the_normalisation_is_read_off_the_data(noised, kind):
-    network = trained_behind(kind, 5)
+    network = trained_with(kind, 5)
     found, how_clearly = recognise_normalisation(network, data_spec("digits"), noised)
     assert found == kind and f"--normalize auto takes {kind}: bn1's statistics lie 0.0" in how_clearly
 
 
 def test_there_is_no_guess_where_the_data_do_not_tell(noised):
-    spec, untrained = data_spec("digits"), trained_behind("centre", 0)
-    for network in (untrained, trained_behind("centre", 1)):
+    spec, untrained = data_spec("digits"), trained_with("centre", 0)
+    for network in (untrained, trained_with("centre", 1)):
         with pytest.raises(UserError, match=r"cannot tell: bn1 has seen only \d+ batches .* mean_std, centre or none"):
             recognise_normalisation(network, spec, noised)
     untrained.bn1.running_mean.fill_(3.0)  # a file without the number of batches, trained on something else
-    with pytest.raises(UserError, match=r"cannot tell: .* nats from those behind \w+, .* behind \w+"):
+    with pytest.raises(UserError, match=r"cannot tell: .* nats from those after \w+, .* after \w+"):
         recognise_normalisation(untrained, spec, noised)
-    blind = trained_behind("centre", 4)  # to the images' mean: behind centre and none it is the same network
+    blind = trained_with("centre", 4)  # to the images' mean: after centre and none it is the same network
     blind.conv1.weight.data -= blind.conv1.weight.data.mean((2, 3), keepdim=True)
     with torch.no_grad():
         outputs = blind.conv1(normalisation("centre", spec)(noised))[..., 1:-1, 1:-1]

@@ -287,7 +287,7 @@ def test_a_configuration_that_lacks_a_field_is_passed_over(script, tmp_path, nam
     config = {field: value for field, value in CONFIG.items() if field != name}
     log.with_suffix(".json").write_text(json.dumps({"config": config, "about": {}}))
     code, _, err = script("report.py", "x.log")
-    assert code == 0 and err.count("\n") == 1 and f"no configuration of ours: {name} missing or wrong" in err
+    assert code == 0 and err.count("\n") == 1 and f"not a configuration of ours: {name} missing or wrong" in err
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_a_configuration_with_a_wrong_field_is_passed_over(script, tmp_path, fie
     with_config(random_log(tmp_path / "x.log", 10, 0), **fields)
     code, out, err = script("report.py", "x.log", "--format", "json")
     assert code == 0 and len(json.loads(out)["logs"]) == 1
-    assert err.count("\n") == 1 and f"no configuration of ours: {next(iter(fields))} missing or wrong" in err
+    assert err.count("\n") == 1 and f"not a configuration of ours: {next(iter(fields))} missing or wrong" in err
 
 
 def test_heads_alone_need_the_fields_that_make_a_certificate(script, certify):
@@ -359,7 +359,7 @@ def test_a_folder_may_hold_more_than_whole_logs(script, tmp_path):
         log.with_suffix(".json").write_text(content)
         code, out, err = script("report.py", "a", log, "--format", "json")
         assert code == 0 and len(json.loads(out)["logs"]) == 1
-        assert err.count("\n") == 2 and "'a/begun.log' has no row yet" in err and "no configuration of ours" in err
+        assert err.count("\n") == 2 and "'a/begun.log' has no row yet" in err and "not a configuration of ours" in err
 
 
 def test_two_data_sets_are_refused(script, tmp_path):

@@ -114,7 +114,7 @@ def _noted(files: RunFiles) -> dict | None:
     except (UserError, TypeError):
         wrong, reason = True, ""
     if wrong:
-        warnings.warn(f"'{files.json}' is not a configuration of ours{reason}: ignored", stacklevel=2)
+        warnings.warn(f"'{files.json}' is not a configuration of ours{reason}; ignored", stacklevel=2)
     return None if wrong else noted
 
 
