@@ -47,6 +47,24 @@ def test_runs_of_one_name_and_other_recipes_are_other_rows(script, tmp_path):
     assert all(table[name] == pytest.approx(mean) for name, mean in means.items())
 
 
+def test_hashes_that_an_older_run_has_not_recorded_make_no_other_row(script, tmp_path):
+    """What a training took from files: one run does not say, two say the same; another one's file is another's."""
+
+    def rows(*taken):
+        for seed, inputs in enumerate(taken):
+            log = random_log(tmp_path / f"{len(taken)}/seed-{seed}/h-5-x.log", 10, seed)
+            with_config(log, [{"seed": seed} | ({"inputs": {"teachers": [inputs * 64]}} if inputs else {})])
+        code, out, err = script("report.py", str(len(taken)), "--over_seeds", "--format", "csv", "--radii", 0.5)
+        assert code == 0, err
+        return set(pd.read_csv(io.StringIO(out))["run"])
+
+    assert rows(None, "a", "a") == {"h-5-x, 3 runs"}
+    assert rows("a", "b", "a", "a") == {
+        "h-5-x, inputs teachers aaaaaaaa, 3 runs",
+        "h-5-x, inputs teachers bbbbbbbb, 1 run",
+    }
+
+
 def two_seeds(tmp_path, images=10, training=None, **fields):
     """Two runs of one name: the first is CONFIG's, the second differs in `fields` or in what it was trained with."""
     one, other = (tmp_path / name / "h-5-x-certify-skip-1.log" for name in ("seed-1", "seed-2"))

@@ -54,7 +54,7 @@ def experiments(runs: list[Run]) -> list[str]:
     recipes, names = [_recipe(run) for run in runs], []
     for run, recipe in zip(runs, recipes, strict=True):
         others = [other for like, other in zip(runs, recipes, strict=True) if like.described == run.described]
-        particular = [name for name in recipe if any(other and other.get(name) != recipe[name] for other in others)]
+        particular = [name for name in recipe if any(other and _differ(recipe, other, name) for other in others)]
         names.append(", ".join([run.name, *(f"{name} {recipe[name]}" for name in particular)]))
     return names
 
@@ -78,13 +78,26 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
 def _recipe(run: Run) -> dict[str, str]:
     """What the classifier was trained with, except seed and place; of an ensemble all values, 0.1+0.3."""
     names = [name for name in {name: None for one in run.training for name in one} if name not in _OF_A_SEED]
-    return {name: "+".join(dict.fromkeys(str(one.get(name)) for one in run.training)) for name in names}
+    return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in run.training)) for name in names}
+
+
+def _short(value) -> str:
+    """A setting as text; of the hashes of what a training took from files, the first digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {'+'.join(one[:8] for one in hashes)}" for name, hashes in value.items())
+    return str(value)
+
+
+def _differ(one: dict[str, str], other: dict[str, str], name: str) -> bool:
+    """Whether two recipes differ in a setting. Older runs have not recorded the hashes of their `inputs`."""
+    unknown = name == "inputs" and not (name in one and name in other)
+    return not unknown and one.get(name) != other.get(name)
 
 
 def _recipe_differences(a: Run, b: Run) -> str:
     """How the classifiers' recipes differ, as far as both configurations tell them: the settings, with both values."""
     one, other = _recipe(a), _recipe(b)
-    names = [name for name in one | other if one.get(name) != other.get(name)] if one and other else []
+    names = [name for name in one | other if _differ(one, other, name)] if one and other else []
     return ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in names)
 
 
