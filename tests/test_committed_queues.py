@@ -36,7 +36,7 @@ def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
     first, runs = jobs[0], [job for job in jobs[1:] if not job.members]
     assert [len(job.members) for job in jobs[1 + len(runs) :]] == [5] * 5
     seeds = Counter(job.run_name for job in runs)
-    assert seeds.pop("5CATRS/catrs-5-heads-plain") == 2 and list(seeds.values()) == [5] * 10
+    assert seeds.pop("5CATRS/catrs-5-heads-no-teaching") == 2 and list(seeds.values()) == [5] * 10
     assert {job.scripts.name for job in runs} == {name for name in DEFENCES if int(name[0]) > 2}
     digits = read_queue(CODES / "queues" / "digits.toml", CODES, tmp_path, "seeds")[0].settings()
     for job in runs:
