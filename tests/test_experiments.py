@@ -365,7 +365,7 @@ def test_a_job_whose_train_flags_have_changed_is_not_gone_on_with(queue, work):
     before = epochs(work)
     code, out, _ = queue(QUEUE.replace("--num_heads 5", "--num_heads 1"))
     assert code == 1 and said(out, "failed") == ["0Stub/five/seed-1", "0Stub/five/seed-2"]
-    assert "(--num_heads: 5 then, 1 now)" in out and epochs(work) == before
+    assert "(--num_heads: 5 before, 1 now)" in out and epochs(work) == before
     assert "5 of them finished" in queue(QUEUE)[1], "changed back"
 
 

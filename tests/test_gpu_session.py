@@ -17,7 +17,7 @@ from spacte.logs.certlog import read_log
 from spacte.utils import UserError, lock
 
 SMALL = ("--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--epochs", 4, "--skip", 60, "--N", 300)
-SMALL += ("--device", "cpu", "--tiny", "--precision", "fp32", "--speed_seconds", 12)
+SMALL += ("--device", "cpu", "--tiny", "--precision", "fp32", "--speed_seconds", 5)
 NAMES = ("2-heads", "1-head")
 TRAINED = [f"{step}-{name}" for name in NAMES for step in ("train", "release")]
 STEPS = ["tests", "speed", *TRAINED, *(f"certify-{name}" for name in NAMES)]

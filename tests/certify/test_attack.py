@@ -81,7 +81,7 @@ def test_an_attack_on_other_images_is_refused(script, digits_models, tmp_path):
 
 def test_a_certificate_on_a_wrong_class_is_attacked_from_that_class(certify, script, digits_models, tmp_path):
     """False claims of radius 3 on wrong classes are broken by attacks of norm 2.5 that climb from these classes."""
-    log = certify("logs", "--N", 1000, "--batch_size", 1000, "--alpha", 0.3, skip=1)
+    log = certify("logs", "--N", 100, "--batch_size", 1000, "--alpha", 0.3, skip=1)
     table = pd.read_csv(log, sep="\t")
     wrong = table[(table["predict"] != table["label"]) & (table["predict"] >= 0)].assign(radius=3)
     assert len(wrong) >= 5

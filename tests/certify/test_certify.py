@@ -136,7 +136,7 @@ def test_overwrite_replaces_compressed_counts(certify):
     packed.write_bytes(gzip.compress(counts.read_bytes()))
     counts.unlink()
     code, _, err, _ = certify("--max", 160)
-    assert code == 2 and "is compressed: unpack it (gunzip) to go on" in err
+    assert code == 2 and "is compressed: unpack it (gunzip) to resume" in err
     code, _, err, _ = certify("--max", 100, "--overwrite")
     assert code == 0 and without_time(log) == before, err
     assert counts.exists() and not packed.exists()

@@ -196,7 +196,9 @@ def test_a_run_is_not_resumed_by_another_defence(script, tmp_path):
 
 
 def test_bf16_training_runs(script, tmp_path):
-    code, _, err = script("2SmoothMix/train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--precision", "bf16")
+    code, _, err = script(
+        "2SmoothMix/train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--train_images", 200, "--precision", "bf16"
+    )
     assert code == 0, err
     (path,) = (tmp_path / "save").rglob("epoch1.pth")
     state = torch.load(path, weights_only=True)["state_dict"]
