@@ -47,7 +47,7 @@ def _main() -> None:
 
 def _draw_architecture(axes) -> None:
     """Noisy copies -> trunk -> heads in a ring -> summed logits -> votes -> radius."""
-    axes.set(xlim=(0, 10.6), ylim=(0, 6))
+    axes.set(xlim=(-0.1, 11.2), ylim=(0, 6))
     axes.axis("off")
     _box(axes, 0.0, 2.3, 1.7, 1.4, "image\n+ Gaussian\nnoise", "#ffffff")
     _box(axes, 2.2, 2.0, 1.4, 2.0, "trunk\n(shared\nstages)", "#cfe2f3")
