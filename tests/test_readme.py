@@ -55,7 +55,10 @@ def commands():
     for page, text in TEXTS.items():
         for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                found = re.match(r"(?:torchrun \S+ -- |(?:CUDA_VISIBLE_DEVICES=0 )?python )(\S+\.py)(.*)", line.split("  #")[0].strip())
+                found = re.match(
+                    r"(?:torchrun \S+ -- |(?:CUDA_VISIBLE_DEVICES=0 )?python )(\S+\.py)(.*)",
+                    line.split("  #")[0].strip(),
+                )
                 if found:
                     name = found[1].removeprefix("codes/").removeprefix("../")
                     name = f"0Gaussian/{name}" if name == "train.py" else name

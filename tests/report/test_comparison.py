@@ -190,6 +190,8 @@ def test_images_that_do_not_match_are_counted_and_named(tmp_path, script):
 
 
 def test_idx_are_abbreviated_without_a_gap():
+    far = [i for i in range(10_000) if i % 20]
+    assert _named(far) == "1-19, 21-39, 41-59, 61-79, 81-99, 101-119 and 9386 more (all of them with --format json)"
     assert _named([0, 1, 2, 3, 4, 7, 20, 40, 60, 80, 81]) == "0-4, 7, 20, 40, ..., 80, 81"
     assert _named([5]) == "5" and _named([1, 2, 4]) == "1, 2, 4"
 

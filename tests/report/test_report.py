@@ -109,6 +109,45 @@ def test_an_envelope_of_two_runs_at_one_sigma_is_refused(script, tmp_path):
     assert code == 2 and "the sigma of 'h-5-a' is not known" in err
 
 
+def test_the_folder_that_differs_is_the_method_of_logs_of_others(script, tmp_path):
+    """As other projects lay their logs out: cifar10/resnet110/<method>/noise_0.25.tsv, a seed after it or not."""
+    for method in ("cat-rs", "cohen"):
+        for name in ("noise_0.25.tsv", "noise_0.50_7483.tsv"):
+            random_log(tmp_path / "cifar10" / "cifar_resnet110" / method / name, 10, len(name))
+    code, out, err = script("report.py", tmp_path, "--envelope", "--format", "json", "--radii", 0.5)
+    assert code == 0, err
+    rows = json.loads(out)["logs"]
+    assert {(row["defence"], row["sigma"], row["arch"], row["dataset"]) for row in rows[:4]} == {
+        (method, sigma, "R110", "CIFAR10") for method in ("cat-rs", "cohen") for sigma in (0.25, 0.5)
+    }
+    assert [row["defence"] for row in rows[4:]] == ["cat-rs", "cohen"] and rows[4]["run"] == "best over sigma"
+    code, out, _ = script("report.py", tmp_path / "cifar10/cifar_resnet110/cohen", "--format", "json")
+    assert [row["defence"] for row in json.loads(out)["logs"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("fmnist/resnet50/sigma_0.5.txt", ("FashionMNIST", "R50", 0.5)),
+        ("CIFAR10-R110/noise-1.00/x.log", ("CIFAR10", "R110", 1.0)),
+        ("cifar100/ResNet-20/noise_0.12/test/sigma_0.25", ("CIFAR100", "R20", 0.25)),
+        ("resnets/noise_high/x.log", (None, None, None)),
+    ],
+)
+def test_what_a_path_says(tmp_path, path, known):
+    (run,) = read_runs([random_log(tmp_path / path, 10, 0)])
+    assert (run.dataset, run.arch, run.sigma) == known
+
+
+@pytest.mark.parametrize(("separator", "encoding"), [(",", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")])
+def test_a_log_that_another_program_has_saved(script, tmp_path, separator, encoding):
+    log = random_log(tmp_path / "a" / "x.log", 10, 0)
+    copy = tmp_path / "b" / "x.csv"
+    copy.parent.mkdir()
+    copy.write_text(log.read_text().replace("\t", separator), encoding=encoding)
+    assert script("report.py", "b", "--format", "csv")[1] == script("report.py", "a", "--format", "csv")[1]
+
+
 def test_a_configuration_says_more_than_the_path(tmp_path):
     log = random_log(tmp_path / "0Gaussian/noise-0.25/CIFAR10-R110/h-5-x-certify-skip-2.log", 10, 0)
     config = {

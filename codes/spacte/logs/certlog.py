@@ -3,6 +3,7 @@
 Tab separated, header `idx label predict radius correct time`, one row per image (Cohen et al., ICML 2019).
 """
 
+import codecs
 import warnings
 from datetime import timedelta
 from decimal import ROUND_FLOOR, Context
@@ -45,16 +46,21 @@ def elapsed(seconds: float) -> str:
 def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
     """A log as a table with `columns`, one row per image, any writer's (the authors', Cohen's, ours).
 
-    Only `time` may be missing. A last line that was cut short is dropped with a warning. Raises UserError that names
-    the file and the line where a value is not what the column holds, and where an idx comes twice.
+    Copies by other programs are read as well: separated by commas, or in UTF-16. Only `time` may be missing. A last
+    line that was cut short is dropped with a warning. Raises UserError that names the file and the line where a value
+    is not what the column holds, and where an idx comes twice.
     """
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, skip_blank_lines=False)
+        encoding, header = beginning(path)
+        separator = "," if "," in header and "\t" not in header else "\t"
+        table = pd.read_csv(
+            path, sep=separator, encoding=encoding, dtype=str, keep_default_na=False, skip_blank_lines=False
+        )
     except pd.errors.EmptyDataError as error:
         raise UserError(f"'{path}' is not a certification log: it is empty") from error
     except OSError as error:
         raise UserError(f"'{path}' is not a certification log: {error.strerror}") from error
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+    except (pd.errors.ParserError, UnicodeError) as error:
         reason = str(error).removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"'{path}' is not a certification log: {reason}") from error
     columns = [name for name in columns if name != "time"]
@@ -76,6 +82,14 @@ def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
     if twice.any():
         raise UserError(f"'{path}', line {first_line(twice)}: idx {table['idx'][twice].iloc[0]} occurs twice")
     return table
+
+
+def beginning(path: Path | str) -> tuple[str, str]:
+    """A text file's encoding, by its first bytes (UTF-8 or UTF-16), and its first line. OSError if it has none."""
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return encoding, start.decode(encoding, errors="replace").partition("\n")[0].rstrip("\r")
 
 
 def first_line(rows: pd.Series) -> int:

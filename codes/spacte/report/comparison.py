@@ -21,6 +21,7 @@ _LEVEL = 0.95
 # Images on which the two agree tell little of the spread and are not counted: of 50 images with 40 zeros and a long
 # tail, t misses 8.9 %.
 FEWEST_DIFFERENT = 50
+_MOST_NAMED = 6  # runs of images in a sentence
 _ROUNDING = 1e-9  # of differences of radii, which have 6 digits
 
 
@@ -266,9 +267,9 @@ def _differ(differences: np.ndarray) -> np.ndarray:
 
 
 def _named(images: list[int]) -> str:
-    """0-4, 7, 20, 40, ..., 980: runs and steps of equal width are abbreviated, nothing is left out."""
+    """0-4, 7, 20, 40, ..., 980: runs and steps of equal width are abbreviated; after some of them, how many more."""
     parts, rest = [], list(images)
-    while rest:
+    while rest and len(parts) < _MOST_NAMED:
         step = rest[1] - rest[0] if len(rest) > 1 else 0
         count = 1
         while count < len(rest) and rest[count] - rest[count - 1] == step:
@@ -282,4 +283,5 @@ def _named(images: list[int]) -> str:
         else:
             parts.append(f"{rest[0]}, {rest[1]}, ..., {rest[count - 1]}")
         rest = rest[count:]
-    return ", ".join(parts)
+    more = f" and {len(rest)} more (all of them with --format json)" if rest else ""
+    return ", ".join(parts) + more

@@ -22,7 +22,8 @@ class Run:
     """A certification log and what its configuration or else its path says of the classifier (None: neither does).
 
     `name` is the training run's, `training` what each of the classifier's checkpoints was trained with, as far as the
-    configuration tells, `place` its folders where the rest does not tell two runs apart.
+    configuration tells, `place` its folders where the rest does not tell two runs apart, and `method` those by which
+    logs differ that nothing else is known of.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Run:
     config: dict | None
     training: tuple[dict, ...] = ()
     place: str = ""
+    method: str = ""
 
     @property
     def described(self) -> tuple:
@@ -65,14 +67,19 @@ class Run:
         return f"{self.name} ({self.place})" if self.place else self.name
 
 
+_ARCH = r"(?:.*[-_])?(?:R|resnet|ResNet-?)(\d+)"  # R110, CIFAR10-R110; resnet110, cifar_resnet110 of other projects
+_SIGMA = r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)(?:_\d+)?"  # noise-0.50; sigma_0.5; noise_0.50_7483 with a seed
+_NICKNAMES = {"fmnist": "FashionMNIST", "fashion_mnist": "FashionMNIST"}  # of data sets
+
+
 def description(path: Path) -> dict:
     """What is known of a log's classifier, by the names of Run's fields, and its configuration."""
     from_path = {
         "defence": _part(path, r"\d([A-Z]\w+)", str),
         "dataset": _known(path, DATASETS),
-        "arch": _part(path, r"(?:.*-)?(R\d+)", str),
+        "arch": _part(path, _ARCH, lambda depth: f"R{depth}"),
         "heads": _part(path, r"h-(\d+)-.*", str),
-        "sigma": _part(path, r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)", float),
+        "sigma": _part(path, _SIGMA, float),
     }
     noted = _noted(RunFiles(path))
     if noted is None:
@@ -153,8 +160,9 @@ def _part(path: Path, pattern: str, kind: Callable):
 
 
 def parts_of(path: Path) -> tuple[str, ...]:
-    """The path's folders and its name without .log, as text; a name like sigma_0.25 has no ending to lose."""
-    return tuple(map(printable, (*path.absolute().parts[1:-1], path.name.removesuffix(".log"))))
+    """The path's folders and its name without .log or the like; a name like sigma_0.25 has no ending to lose."""
+    name = re.sub(r"\.(log|tsv|csv|txt)$", "", path.name)
+    return tuple(map(printable, (*path.absolute().parts[1:-1], name)))
 
 
 def differing_parts(paths: list[Path]) -> list[str]:
@@ -169,12 +177,19 @@ def differing_parts(paths: list[Path]) -> list[str]:
 
 def _known(path: Path, names) -> str | None:
     """The one of the names that is a part of the path, or a part of a part between hyphens (CIFAR10-R110)."""
-    known = {name.lower(): name for name in names}
+    known = _NICKNAMES | {name.lower(): name for name in names}
     for part in reversed(parts_of(path)[:-1]):
         for word in part.lower().split("-"):
             if word in known:
                 return known[word]
     return None
+
+
+def method_parts(place: str) -> str:
+    """Of folders a/b/c those that say neither sigma, architecture, data set nor seed: what may be a method's name."""
+    known = {*_NICKNAMES, *(name.lower() for name in DATASETS)}
+    said = re.compile(rf"{_ARCH}|{_SIGMA}|seed[-_]?\d+")
+    return "/".join(part for part in place.split("/") if not said.fullmatch(part) and part.lower() not in known)
 
 
 def printable(text: str | Path) -> str:

@@ -6,10 +6,10 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from spacte.logs.certlog import COLUMNS, read_log
+from spacte.logs.certlog import COLUMNS, beginning, read_log
 from spacte.logs.runfiles import RunFiles
 from spacte.report.alike import check_same_images
-from spacte.report.run import Run, description, differing_parts, parts_of
+from spacte.report.run import Run, description, differing_parts, method_parts, parts_of
 from spacte.report.votes import heads_alone, with_certificate
 from spacte.utils import UserError
 
@@ -36,7 +36,16 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
         runs += [*(heads_alone(run) if heads else ()), run]
     check_same_images(runs)
     places = _places([run.described for run in runs], runs)
-    return sorted((replace(run, place=place) for run, place in zip(runs, places, strict=True)), key=_order)
+    runs = [replace(run, place=place) for run, place in zip(runs, places, strict=True)]
+    return sorted(_with_methods(runs), key=_order)
+
+
+def _with_methods(runs: list[Run]) -> list[Run]:
+    """The runs, those of an unknown defence with the folders in which they differ: cat-rs/noise_0.25, cohen/..."""
+    unknown = [run for run in runs if run.defence is None]
+    methods = map(method_parts, differing_parts([run.path.parent for run in unknown]) if unknown else ())
+    named = {id(run): method for run, method in zip(unknown, methods, strict=True)}
+    return [replace(run, method=named.get(id(run), "")) for run in runs]
 
 
 def _places(names: list, runs: list[Run]) -> list[str]:
@@ -71,8 +80,10 @@ def _logs_in(path: Path) -> list[Path]:
 
 def _beginning(log: Path) -> tuple[set[str], bool]:
     """The columns that a file's first line names, and whether there is a second line."""
-    with open(log, errors="replace") as file:
-        return set(file.readline(1000).split()), bool(file.readline(1000))
+    encoding, header = beginning(log)
+    with open(log, encoding=encoding, errors="replace") as file:
+        file.readline(1000)
+        return set(re.split(r"[\s,]+", header[:1000])), bool(file.readline(1000))
 
 
 def _kind(log: Path) -> str:

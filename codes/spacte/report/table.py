@@ -47,6 +47,7 @@ def summary(runs: list[Run], radii) -> pd.DataFrame:
     rows = []
     for run, group in zip(runs, comparable_groups(runs), strict=True):
         row = {name: getattr(run, name) for name in DESCRIPTION}
+        row["defence"] = run.defence or run.method or None
         row |= {"images": len(run.log), "group": group}
         row |= {"abstained": float((run.log["predict"] == ABSTAIN).mean())}
         row |= {"clean": float(certified_accuracy(run.log, [0])[0]), "ACR": average_certified_radius(run.log)}
@@ -68,6 +69,7 @@ def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
         group = table.loc[[place[id(run)] for run in some]]
         row = group.iloc[0].to_dict() | group.drop(columns=[*TEXTS, "sigma"]).mean().to_dict()
         row |= {column: group[column].iloc[0] for column in ("images", "group")}
+        row |= {"defence": None} if group["defence"].nunique() > 1 else {}
         rows.append(row | {"SE": group["ACR"].std(), "run": name})
     return pd.DataFrame(rows, columns=table.columns).rename(columns={"SE": "SD"})
 
