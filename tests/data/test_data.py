@@ -1,5 +1,6 @@
 """Splits: batches, augmentation, what is refused; data sets by name and their downloads."""
 
+import struct
 from dataclasses import replace
 from functools import partial
 
@@ -123,6 +124,7 @@ def test_only_training_splits_are_augmented():
         (torch.full((2, 1, 8, 8), 1.5), torch.zeros(2), r"outside \[0, 1\].*float32"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2), "8x8 pixels in 1 channel, these .* 3 channels"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 10]), r"labels must lie in 0\.\.9"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0]), "2 test images have 1 labels"),
     ],
 )
 def test_data_that_contradict_the_spec_are_refused(images, labels, message):
@@ -227,7 +229,40 @@ def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(tmp_path, m
     offline.__name__ = "CIFAR10"
     source = data.Source(partial(data._torchvision, offline, "the folder 'batches'"))
     monkeypatch.setitem(data.SOURCES, "CIFAR10", source)
-    with pytest.raises(UserError, match=r"not in '.*' and could not be downloaded \(no network\): put the folder"):
+    with pytest.raises(
+        UserError, match=r"CIFAR10 in '.*' is not there and could not .* \(no network\): put the folder"
+    ):
+        open_split("CIFAR10", tmp_path, True, CPU)
+
+
+def write_idx(path, array, shape=None):
+    """An array as MNIST's files hold it: type and dimensions, sizes, bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = struct.pack(f">{array.ndim}I", *(shape or array.shape))
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+
+
+def test_a_damaged_file_of_mnists_is_named(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    for part in ("train", "t10k"):
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((4, 28, 28), dtype=np.uint8))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(4, dtype=np.uint8))
+    assert len(open_split("MNIST", tmp_path, False, CPU)) == 4
+    whole = (raw / "t10k-images-idx3-ubyte").read_bytes()
+    for content in (whole[:1000], whole + b"0", b"", b"<html>not found</html>"):
+        (raw / "t10k-images-idx3-ubyte").write_bytes(content)
+        with pytest.raises(UserError, match=r"MNIST's file '.*t10k-images-idx3-ubyte' is damaged: put"):
+            open_split("MNIST", tmp_path, False, CPU)
+
+
+def test_a_set_of_which_a_file_is_damaged_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(data, "_downloaded", offline)
+    with pytest.raises(UserError, match=r"CIFAR10 in '.*' is incomplete or damaged and could not be downloaded"):
         open_split("CIFAR10", tmp_path, True, CPU)
 
 

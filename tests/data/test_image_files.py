@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from spacte.data import sources as data
+from spacte.data.image_files import Tree, _read_image, load_rgb
 from spacte.data.sources import open_split
 from spacte.data.spec import SPECS, DataSpec
 from spacte.data.splits import Streamed
@@ -83,6 +84,48 @@ def test_class_folders_without_images_are_named(tmp_path, name, folder):
         open_split(name, root, folder != "test", CPU)
 
 
+def test_hidden_files_and_other_files_are_skipped_and_counted(tmp_path):
+    root = write_tree(tmp_path, BALANCED)
+    for name in (".ipynb_checkpoints/0.png", "__MACOSX/cat/._0.png", "cat/._1.png", "cat/.DS_Store", "dog/notes.txt"):
+        (root / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "train" / name).write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"5 files are no images and skipped \(4 hidden, 1 .txt\)"):
+        split = open_split("ImageFolder", root, True, CPU)
+    assert split.spec.class_names == ("cat", "dog") and len(split) == 9
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "tiff", "jp2", "avif", "PNG"])
+def test_every_format_that_pillow_reads_is_read(tmp_path, ending):
+    root = write_tree(tmp_path, BALANCED)
+    image = Image.open(root / "train/cat/0.png")
+    image.save(root / f"train/cat/9.{ending}")
+    split = open_split("ImageFolder", root, True, CPU)
+    assert len(split) == 10 and split.images[5].shape == (3, 12, 10)
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_other_names_of_the_test_folder(tmp_path, name):
+    root = write_tree(tmp_path, {"train": BALANCED["train"], name: BALANCED["test"]})
+    assert len(open_split("ImageFolder", root, False, CPU)) == 5
+
+
+def test_tiny_imagenets_own_layout(tmp_path):
+    """train/<class>/images/*, val/images/* with a file of their classes, and test images without labels."""
+    root = write_tree(tmp_path, {"train/n01": {"images": 3}, "train/n02": {"images": 2}})
+    write_tree(root, {"val": {"images": 3}, "test": {"images": 2}})
+    lines = [f"{i}.png\t{klass}\t0\t0\t9\t9\n" for i, klass in enumerate(("n02", "n01", "n02"))]
+    (root / "val/val_annotations.txt").write_text("".join(lines))
+    train, test = (open_split("ImageFolder", root, part, CPU) for part in (True, False))
+    assert train.spec.class_names == test.spec.class_names == ("n01", "n02")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1] and test.labels.tolist() == [0, 1, 1]
+
+
+def test_images_outside_class_folders_get_a_line_that_says_how_to_sort_them(tmp_path):
+    write_tree(tmp_path, {".": {"ILSVRC2012_img_val": 3}})
+    with pytest.raises(UserError, match=r"holds 3 images and no class folders: move each image into a folder named by"):
+        open_split("ImageNet", tmp_path, False, CPU)
+
+
 def test_a_test_tree_must_have_the_training_trees_classes(tmp_path):
     root = write_tree(tmp_path, {"train": {"cat": 2, "dog": 2}, "test": {"dog": 2}})
     spec = open_split("ImageFolder", root, True, CPU).spec
@@ -111,7 +154,7 @@ def test_imagenet_without_its_folders_says_so(tmp_path):
 
 def streamed(root, counts, workers=0):
     """A stream of the random images in root/x."""
-    tree = data._tree(write_tree(root, {"x": counts}) / "x", loader=data._load_rgb, transform=data.v2.PILToTensor())
+    tree = Tree(write_tree(root, {"x": counts}) / "x", loader=load_rgb, transform=v2.PILToTensor())
     return Streamed(DataSpec("toy", (3, 12, 10), len(counts), (0.5,) * 3, (0.5,) * 3), tree, CPU, workers)
 
 
@@ -166,7 +209,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     for limit in (300, 100):  # Pillow's warning, its error
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(UserError, match=r"bomb.png' cannot be read"):
-            data._read_image(str(tmp_path / "bomb.png"))
+            _read_image(str(tmp_path / "bomb.png"))
 
 
 def write_png(path, bits, colour, *pixels):
@@ -184,20 +227,20 @@ def write_png(path, bits, colour, *pixels):
 def test_a_16_bit_png_is_refused(tmp_path, colour, channels):
     write_png(tmp_path / "deep.png", 16, colour, (b"IDAT", zlib.compress(bytes(1 + 2 * channels))))
     with pytest.raises(UserError, match=r"deep.png' has more than 8 bits"):
-        data._read_image(str(tmp_path / "deep.png"))
+        _read_image(str(tmp_path / "deep.png"))
 
 
 def test_a_16_bit_tiff_is_refused(tmp_path):
     Image.fromarray(np.full((4, 3), 60_000, dtype=np.uint16)).save(tmp_path / "deep.tif")
     with pytest.raises(UserError, match=r"deep.tif' has more than 8 bits"):
-        data._read_image(str(tmp_path / "deep.tif"))
+        _read_image(str(tmp_path / "deep.tif"))
 
 
 def test_a_png_whose_second_chunk_of_pixels_is_broken_is_named(tmp_path):
     pixels = zlib.compress(bytes(4))
     write_png(tmp_path / "broken.png", 8, 2, (b"IDAT", pixels[:3]), (b"\0\0\0\0", pixels[3:]))
     with pytest.raises(UserError, match=r"broken.png' cannot be read as an image") as error:
-        data._read_image(str(tmp_path / "broken.png"))
+        _read_image(str(tmp_path / "broken.png"))
     assert isinstance(error.value.__cause__, SyntaxError)  # Pillow's, and no OSError
 
 
@@ -212,7 +255,7 @@ def test_a_rotation_in_exif_is_not_applied(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # Orientation: a quarter turn
     Image.new("RGB", (4, 3)).save(tmp_path / "turned.jpg", exif=exif)
-    assert data._read_image(str(tmp_path / "turned.jpg")).shape == (3, 4, 3)
+    assert _read_image(str(tmp_path / "turned.jpg")).shape == (3, 4, 3)
 
 
 @pytest.mark.filterwarnings("error")
@@ -221,4 +264,4 @@ def test_odd_images_become_rgb_without_a_warning(tmp_path, mode):
     path = tmp_path / ("odd.tif" if mode == "CMYK" else "odd.png")
     options = {"transparency": bytes(range(256))} if mode == "P" else {}
     Image.new(mode, (4, 3)).save(path, **options)
-    assert data._read_image(str(path)).shape == (3, 4, 3)
+    assert _read_image(str(path)).shape == (3, 4, 3)

@@ -1,8 +1,9 @@
 """Where the images of each data set come from. A new data set is an entry here, in SOURCES, and one in spec.SPECS."""
 
+import math
 import shutil
+import struct
 import tempfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import InMemory, Split, Streamed
 from spacte.utils import UserError
@@ -83,6 +84,9 @@ def _described(array: np.ndarray) -> str:
 def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arrays:
     """A torchvision set, downloaded when missing; `files` names what belongs in `data_dir`."""
     which = {"split": "train" if train else "test"} if dataset is datasets.SVHN else {"train": train}
+    broken = _broken_idx(data_dir / dataset.__name__ / "raw")
+    if broken:
+        raise UserError(f"{dataset.__name__}'s file '{broken}' is damaged: put {files} there again")
     try:
         try:
             loaded = dataset(data_dir, download=False, **which)
@@ -90,13 +94,31 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
             loaded = _downloaded(dataset, data_dir, which)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        there = [data_dir / getattr(dataset, "base_folder", f"{dataset.__name__}/raw")]
+        there += data_dir.glob("*_32x32.mat") if dataset is datasets.SVHN else []
+        state = "is incomplete or damaged" if any(path.exists() for path in there) else "is not there"
         raise UserError(
-            f"{dataset.__name__} is not in '{data_dir}' and could not be downloaded ({reason}): put {files} there, "
+            f"{dataset.__name__} in '{data_dir}' {state} and could not be downloaded ({reason}): put {files} there, "
             "or give the folder that holds them as --data_dir"
         ) from error
     labels = loaded.labels if dataset is datasets.SVHN else loaded.targets
     images = np.asarray(loaded.data)
     return (images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images), np.asarray(labels)
+
+
+def _broken_idx(folder: Path) -> Path | None:
+    """The first of MNIST's files in the folder whose size is not the one that its head says."""
+    for path in sorted(folder.glob("*-ubyte")):
+        with open(path, "rb") as file:
+            head = file.read(4)
+            sizes = struct.unpack(f">{head[3]}I", file.read(4 * head[3])[: 4 * head[3]]) if _is_idx(head, path) else ()
+        if not sizes or path.stat().st_size != 4 + 4 * len(sizes) + math.prod(sizes):
+            return path
+    return None
+
+
+def _is_idx(head: bytes, path: Path) -> bool:
+    return len(head) == 4 and head[:3] == b"\0\0\x08" and head[3] > 0 and path.stat().st_size >= 4 + 4 * head[3]
 
 
 def _downloaded(dataset: type, data_dir: Path, which: dict):
@@ -162,7 +184,7 @@ def open_split(
     """
     data_dir, device = Path(data_dir), torch.device(device)
     if name == "ImageFolder":
-        images, labels, class_names = _read_tree(data_dir / ("train" if train else "test"))
+        images, labels, class_names = read_tree(data_dir / "train" if train else test_folder(data_dir))
         measured = _measured_spec(images, class_names)
         if spec is not None and spec.class_names != class_names:
             strange = sorted(set(spec.class_names) ^ set(class_names))
@@ -175,92 +197,6 @@ def open_split(
     images, labels = (torch.as_tensor(array) for array in source.read(data_dir, train))
     images = images.view(len(images), -1, *images.shape[-2:])  # [n, H, W] -> [n, 1, H, W]
     return InMemory(spec, images, labels.long(), train, device, source.crop, source.flip)
-
-
-def _tree(folder: Path, **options) -> datasets.ImageFolder:
-    """The files of a `<class>/*` tree. Raises UserError if there is no class, or that names those without an image."""
-    try:
-        tree = datasets.ImageFolder(folder, allow_empty=True, **options)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"no images in '{folder}': expected one folder per class with image files in it") from error
-    filled = set(tree.targets)
-    empty = [f"'{name}'" for label, name in enumerate(tree.classes) if label not in filled]
-    if empty:
-        names = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
-        raise UserError(
-            f"no images in the class {'folder' if len(empty) == 1 else 'folders'} {names} of '{folder}': "
-            f"images end in {', '.join(datasets.folder.IMG_EXTENSIONS)}"
-        )
-    return tree
-
-
-def _read_tree(folder: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """All images of a `<class>/*` tree as [n, C, H, W] uint8, one channel if every image is greyscale, otherwise three.
-
-    Raises UserError that names the file where one cannot be read, has more than 8 bits or another size.
-    """
-    tree = _tree(folder)
-    arrays = []
-    for path, _ in tree.samples:
-        arrays.append(_read_image(path))
-        if arrays[-1].shape[:2] != arrays[0].shape[:2]:
-            height, width = arrays[-1].shape[:2]
-            raise UserError(
-                f"'{path}' is {height}x{width} pixels, '{tree.samples[0][0]}' is {arrays[0].shape[0]}x"
-                f"{arrays[0].shape[1]}: an ImageFolder's images must have one size"
-            )
-    if any(array.ndim == 3 for array in arrays):
-        arrays = [array if array.ndim == 3 else np.stack([array] * 3, axis=-1) for array in arrays]
-        images = np.stack(arrays).transpose(0, 3, 1, 2)
-    else:
-        images = np.stack(arrays)[:, None]
-    return torch.from_numpy(np.ascontiguousarray(images)), torch.tensor(tree.targets), tuple(tree.classes)
-
-
-def _read_image(path: str) -> np.ndarray:
-    """[H, W] for a greyscale image, [H, W, 3] for any other. Raises UserError as `_open_image` does."""
-    image = _open_image(path)
-    return np.asarray(image.convert("L") if image.mode in ("1", "L") else image.convert("RGB"))
-
-
-def _load_rgb(path: str) -> Image.Image:
-    """torchvision's loader with `_open_image`'s errors."""
-    return _open_image(path).convert("RGB")
-
-
-def _open_image(path: str) -> Image.Image:
-    """The decoded image, as it is stored: EXIF rotation is not applied and transparency will be dropped.
-
-    Raises UserError that names the file if it cannot be decoded, is too large, or has more than 8 bits per channel.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a warning an image would flood the terminal
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                deep = _is_deep(image, path)
-                image.load()
-                image.info.pop("transparency", None)  # convert() would warn of it
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever their parsing meets
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"'{path}' cannot be read as an image: {reason}") from error
-    if deep:
-        raise UserError(f"'{path}' has more than 8 bits per channel: convert it to 8 bits")
-    return image
-
-
-def _is_deep(image: Image.Image, path: str) -> bool:
-    """Whether more than 8 bits per channel are stored; Pillow reads many such images as 8 bits without a word."""
-    if image.mode.startswith(("I", "F")):
-        return True
-    if image.format == "PNG":
-        with open(path, "rb") as file:
-            return file.read(25)[24] > 8  # the bit depth in IHDR, which comes first
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (1,))) > 8  # BitsPerSample
-    return any("16" in str(tile[3]) for tile in image.tile if image.format == "PPM")
 
 
 def _measured_spec(images: Tensor, class_names: tuple[str, ...]) -> DataSpec:
@@ -281,10 +217,10 @@ def _measured_spec(images: Tensor, class_names: tuple[str, ...]) -> DataSpec:
 def _imagenet(data_dir: Path, train: bool) -> datasets.ImageFolder:
     """ILSVRC 2012 with Cohen et al.'s transforms: random resized crop and flip, or resize to 256 and centre crop."""
     steps = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()] if train else [v2.Resize(256), v2.CenterCrop(224)]
-    tree = _tree(
+    tree = Tree(
         data_dir / ("ILSVRC2012_img_train" if train else "ILSVRC2012_img_val"),
         transform=v2.Compose([*steps, v2.PILToTensor()]),
-        loader=_load_rgb,
+        loader=load_rgb,
     )
     num_classes = data_spec("ImageNet").num_classes
     if len(tree.classes) != num_classes:

@@ -116,6 +116,8 @@ class InMemory(Split):
             raise UserError(
                 f"{spec.name}: images should be {size_text(spec.shape)}, these are {size_text(images.shape[1:])}"
             )
+        if len(labels) != len(images):
+            raise UserError(f"{spec.name}: {len(images)} {part} images have {len(labels)} labels")
         if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
             raise UserError(f"{spec.name}: labels must lie in 0..{spec.num_classes - 1}")
         self.images, self.labels = images.to(self.device), labels.to(self.device)
