@@ -52,7 +52,7 @@ class ACRWeakness(Objective):
         """UserError where images would never be left out, or too few votes weigh them."""
         if self.ds_epoch >= self.recipe.epochs:
             last = self.recipe.epochs - 1
-            raise UserError(f"--ds_epoch {self.ds_epoch} is never over: it must lie in 0..{last}, below --epochs")
+            raise UserError(f"--ds_epoch {self.ds_epoch} must lie in 0..{last}, below --epochs")
         weights(np.zeros(1, dtype=int), self.num_noise_dataset_weight)
         self.weights = None  # [n], 0 for an image that is left out
         self.kept = 1.0  # the share of images that are not
