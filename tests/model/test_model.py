@@ -114,7 +114,7 @@ def test_wrong_names_and_sizes_are_one_line():
         build_network("R8", 0, 10, 3)
     with pytest.raises(UserError, match="unknown data set 'cifar': choose from digits, CIFAR10"):
         build_classifier("R8", "cifar", 1)
-    with pytest.raises(UserError, match=r"R18 needs images of at least 32x32 pixels, digits's are 8x8"):
+    with pytest.raises(UserError, match=r"R18 needs images of at least 32x32 pixels, those of digits are 8x8"):
         build_classifier("R18", "digits", 1)
     with pytest.raises(UserError, match="read from its files"):
         build_classifier("R18", "ImageFolder", 1)

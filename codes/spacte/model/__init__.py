@@ -38,6 +38,6 @@ def build_classifier(arch: str, dataset: str | DataSpec, num_heads: int) -> nn.S
     if min(height, width) < network.min_size:
         raise UserError(
             f"{arch} needs images of at least {network.min_size}x{network.min_size} pixels, "
-            f"{spec.name}'s are {height}x{width}"
+            f"those of {spec.name} are {height}x{width}"
         )
     return nn.Sequential(normalisation("mean_std", spec), network)
