@@ -14,11 +14,11 @@ from spacte.certify.contract import check_contract
 from spacte.data.splits import Split
 from spacte.device import arithmetic
 from spacte.distributed import is_main_process
+from spacte.model.batchnorm import examined
 from spacte.model.checkpoint import Loaded
 from spacte.model.ensemble import NetworkEnsemble
 from spacte.model.foreign import Foreign, parameters_sha256
 from spacte.model.frozen import freeze
-from spacte.model.normalisation import recognise_normalisation
 from spacte.utils import UserError, sha256
 
 # the fields of a configuration that say which base classifier it is
@@ -81,7 +81,9 @@ def joint_settings(networks: list[Loaded]) -> dict:
     for name in ("dataset", "noise_sd"):
         values = {network.settings[name] for network in networks}
         if len(values) > 1:
-            raise UserError(f"the checkpoints' {name} differ: {', '.join(sorted(map(str, values)))}")
+            raise UserError(
+                f"the checkpoints' {name} differ: {', '.join(sorted(map(str, values)))}; give one --{name} for all"
+            )
     for network in networks:
         if (network.spec.shape, network.spec.class_names) != (first.spec.shape, first.spec.class_names):
             raise UserError("the checkpoints were trained on different images or classes")
@@ -96,11 +98,11 @@ def joint_settings(networks: list[Loaded]) -> dict:
 def of_checkpoints(networks: list[Loaded], split: Split, computing: Computing) -> BaseClassifier:
     """One checkpoint's network or the ensemble of several, folded and fast.
 
-    Raises UserError where they do not belong together, or where the images of the split do not tell which
-    normalisation a published one was trained with.
+    Raises UserError where they do not belong together, or where a published one, after the images of the split, is not
+    the network that was trained.
     """
     config = joint_settings(networks)
-    networks = [_normalised(network, split, config["noise_sd"]) for network in networks]
+    networks = [_examined(network, split, config["noise_sd"]) for network in networks]
     batch_size = computing.batch_size(split)
     frozen = [
         freeze(network.classifier, computing.device, computing.precision, batch_size, computing.compiled)
@@ -112,20 +114,27 @@ def of_checkpoints(networks: list[Loaded], split: Split, computing: Computing) -
         config["normalize"] = [network.normalize for network in networks]
     run = _joint_name([network.run for network in networks])
     training = [network.training for network in networks]
+    trained = sorted({one["noise_sd"] for one in training if one and "noise_sd" in one} - {config["noise_sd"]})
+    if trained:
+        run += f"-trained-at-{'+'.join(f'{sigma:g}' for sigma in trained)}"
+        if is_main_process():
+            noises = " and ".join(f"{sigma:g}" for sigma in trained)
+            print(f"trained with noise {noises}, certified with {config['noise_sd']:g}", file=sys.stderr)
     return BaseClassifier(frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen), run, config, training)
 
 
-def _normalised(network: Loaded, split: Split, noise_sd: float) -> Loaded:
-    if network.normalize is not None:
+def _examined(network: Loaded, split: Split, noise_sd: float) -> Loaded:
+    """A published network, behind its normalisation; its BatchNorms say whether it is the one that was trained."""
+    if not network.published:
         return network
+    images = _chosen_images(split, enough_images(split)).cpu()
     try:
-        images = noised_images(split, noise_sd, 512).cpu()
-        kind, how_clearly = recognise_normalisation(network.classifier[1], network.spec, images)
+        name, line = examined(network.classifier[1], network.normalize, network.spec, images, noise_sd)
     except UserError as error:
         raise UserError(f"'{network.path}': {error}") from error
-    if is_main_process():
-        print(f"'{network.path}': {how_clearly}", file=sys.stderr)
-    return network.normalised_by(kind)
+    if line and is_main_process():
+        print(f"'{network.path}': {line}", file=sys.stderr)
+    return network if network.normalize else network.normalised_by(name)
 
 
 def _joint_name(names: list[str], repeats: bool = True) -> str:
@@ -144,19 +153,27 @@ def of_callable(
 
     Raises UserError where it does not keep the contract (spacte.certify.contract).
     """
-    parameters = parameters_sha256(function)
+    batch_size = computing.batch_size(split)
+    classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
+    if is_main_process():
+        print(_SPOT_CHECK, file=sys.stderr)
+    heads = check_contract(classifier, noised(_chosen_images(split, 32), noise_sd), split.spec.num_classes)
+    parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:
         warnings.warn(
             "no parameters are seen in the classifier: whether a resumed run has the same ones is not checked",
             stacklevel=2,
         )
-    batch_size = computing.batch_size(split)
-    classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
-    heads = check_contract(classifier, noised_images(split, noise_sd, 32), split.spec.num_classes)
     _warn_of_other_arithmetic(computing)
     joint = {"dataset": config["dataset"], "arch": config["arch"], "num_heads": [heads], "noise_sd": noise_sd}
     identity = {"defence": None, "checkpoint_sha256": [], **config, "parameters_sha256": parameters}
     return BaseClassifier(classifier, run, joint | identity, [None])
+
+
+_SPOT_CHECK = (
+    "the classifier is spot-checked on 32 noised images: the same answer again, in other company and in another place. "
+    "That it is a function of each image alone beyond these stays your word"
+)
 
 
 def _warn_of_other_arithmetic(computing: Computing) -> None:
@@ -172,9 +189,21 @@ def _warn_of_other_arithmetic(computing: Computing) -> None:
         )
 
 
-def noised_images(split: Split, noise_sd: float, count: int) -> Tensor:
-    """About `count` images [N, C, H, W] from the whole split, with Gaussian noise; always the same ones."""
-    chosen = torch.linspace(0, len(split) - 1, min(count, len(split))).long().tolist()
-    images = torch.stack([split[idx][0] for idx in chosen])
+def enough_images(split: Split) -> int:
+    """How many images of a split tell what a network does, within seconds: 256, of ImageNet's size 64."""
+    return 256 if math.prod(split.spec.shape[1:]) <= 64**2 else 64
+
+
+def chosen_indices(split: Split, count: int) -> list[int]:
+    """About `count` images from the whole split; always the same ones."""
+    return torch.linspace(0, len(split) - 1, min(count, len(split))).long().tolist()
+
+
+def noised(images: Tensor, noise_sd: float) -> Tensor:
+    """The images with Gaussian noise, always the same."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return images + noise_sd * noise.to(images.device)
+
+
+def _chosen_images(split: Split, count: int) -> Tensor:
+    return torch.stack([split[idx][0] for idx in chosen_indices(split, count)])

@@ -89,6 +89,8 @@ def certify_images(
     about = evaluation.about(classifier, run, settings)
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:
+        if writer.missing and is_main_process():
+            evaluation.warn_at_chance()
         for counts in evaluation.sample("certify", writer.missing, plan.draws):
             writer.write(counts)
     return files, plan.summarise(files) if is_main_process() else ""

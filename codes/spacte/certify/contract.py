@@ -13,20 +13,29 @@ from spacte.model.ensemble import voters
 from spacte.model.foreign import Foreign
 from spacte.utils import UserError
 
-_MOVED = 0.01  # of the logits' spread: more than rounding makes of them
+# what rounding makes of logits, as a share of their spread: in another place of the batch; in the same place of a batch
+# of the same size, where the same sums run in the same order
+_ROUNDING = {"fp32": (1e-3, 1e-4)}
+_COARSE = (1e-2, 1e-3)  # tf32, bf16
 
 
 def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int:
     """The number of heads L of a classifier that is a function of each image alone, from the noised `images` on.
 
-    Raises UserError that says what to do: where it fails, returns other than finite logits [L, N, K] of the data's
-    classes, answers the same batch in two ways, or an image differently in another batch, and where the values of
+    A spot check: what these images do not show (a dependence on company that is rarer, or on time) stays the user's
+    word. A classifier that computes in its input gets copies from then on. Raises UserError that says what to do: where
+    it fails, returns other than finite logits [L, N, K] of the data's classes, answers the same batch in two ways, at
+    once or after other batches, or an image differently in other company or in another place, and where the values of
     heads that are to be summed are probabilities.
     """
     size = classifier.pass_size(images)
     images = images[torch.arange(size * math.ceil(len(images) / size)) % len(images)]  # whole passes: no padding
+    elsewhere, there = _ROUNDING.get(classifier.precision, _COARSE)
     with torch.inference_mode():  # as when votes are counted
-        logits = classifier(images)
+        given = images.clone()
+        logits = classifier(given)
+        if not torch.equal(given, images):
+            classifier.copies = True
         heads, _, classes = logits.shape
         if classes != num_classes:
             raise UserError(f"the classifier knows {classes} classes, the data have {num_classes}: make them one")
@@ -39,22 +48,46 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
                 f"the {heads} heads return probabilities, and what is summed over heads is logits: return the values "
                 "before softmax (or their logarithms)"
             )
-        if _differ(logits, classifier(images)):
+        if _differ(logits, classifier(images), there):
             raise UserError(
                 "the classifier answers the same images in two ways: switch off what is random in it (dropout, train "
                 "mode, noise of its own); a certificate is about a function"
             )
-        elsewhere = images.clone()
-        elsewhere[1::2] = 1 - images[1::2]
-        company, turned = classifier(elsewhere), classifier(images.flip(0)).flip(1)
-        if _differ(logits[:, ::2], company[:, ::2]) or _differ(logits, turned):
+        for company, others in _companies(images).items():
+            if _differ(logits[:, ::2], classifier(others)[:, ::2], there):
+                raise UserError(_DEPENDS.format(f"it changes where the others are {company}"))
+        for idx in (0, len(images) // 2):  # as in certification, whose batches are copies of one image
+            copies = classifier(images[idx].expand_as(images).contiguous())
+            if _differ(logits[:, [idx]], copies[:, [idx]], there):
+                raise UserError(_DEPENDS.format("it changes where all are copies of it"))
+        if _differ(logits, classifier(images.flip(0)).flip(1), elsewhere):
+            raise UserError(_DEPENDS.format("it changes with its place among them"))
+        if _differ(logits, classifier(images), there):
             raise UserError(
-                "the classifier's answer to an image depends on the other images of its batch: take BatchNorm out of "
-                "train mode, and normalise each image by itself"
+                "the classifier answers the same images in another way after it has seen others: it keeps a state "
+                "(running statistics, observers of a quantisation, a counter); freeze it before certification"
             )
-    if not _differ(logits, logits[:, :1].expand_as(logits)):
+    if not _differ(logits, logits[:, :1].expand_as(logits), elsewhere):
         warnings.warn("the classifier answers every image alike: are its trained weights loaded?", stacklevel=2)
     return heads
+
+
+_DEPENDS = (
+    "the classifier's answer to an image depends on the other images of its batch ({}): take BatchNorm out of train "
+    "mode, and normalise, quantise and attend within each image alone"
+)
+
+
+def _companies(images: Tensor) -> dict[str, Tensor]:
+    """The batch [N, C, H, W] with others in every second place, by what they are."""
+    others = {
+        "mirrored, 1 - x": 1 - images,
+        "zeros": torch.zeros_like(images),
+        "three times as bright": 3 * images,
+        "copies of one": images[:1].expand_as(images),
+    }
+    second = torch.arange(len(images), device=images.device).view(-1, *[1] * (images.dim() - 1)) % 2 == 1
+    return {name: torch.where(second, other, images) for name, other in others.items()}
 
 
 def check_gradient(classifier: torch.nn.Module, images: Tensor) -> None:
@@ -79,10 +112,10 @@ def _look_like_probabilities(logits: Tensor) -> bool:
     return logits.shape[-1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(-1) - 1).abs() < 1e-3).all())
 
 
-def _differ(one: Tensor, other: Tensor) -> bool:
-    """Whether the logits move by more than rounding, or a voter's class changes that led by more than that."""
+def _differ(one: Tensor, other: Tensor, rounding: float) -> bool:
+    """Whether logits [L, N, K] move by more than this share of their spread, or a class changes that led by as much."""
     spread = one.max() - one.min()
-    if (one - other).abs().max() > _MOVED * spread:
+    if (one - other).abs().max() > rounding * spread:
         return True
     votes, others = voters(one), voters(other).argmax(-1, keepdim=True)
     lead = votes.amax(-1, keepdim=True) - votes.gather(-1, others)

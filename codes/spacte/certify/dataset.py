@@ -1,13 +1,12 @@
 """Certification from Python: any classifier on any data, in one call that leaves the logs of certify_mhead.py."""
 
-import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.data import TensorDataset
 
 from spacte import cli
@@ -20,7 +19,7 @@ from spacte.data.spec import DataSpec
 from spacte.data.splits import Split
 from spacte.distributed import init_distributed
 from spacte.model.checkpoint import Loaded
-from spacte.model.foreign import printable_name
+from spacte.model.foreign import borrowed, printable_name
 from spacte.utils import UserError
 
 _KINDS = (ClassifierSettings, RunSettings, CertifySettings)
@@ -30,19 +29,23 @@ _NOT_BY_NAME = {"model_path", "classifier", "classifier_args", "normalize", "arc
 
 def certify_dataset(
     classifier: Callable | Loaded | list[Loaded], data, *, noise_sd: float | None = None,
-    num_classes: int | None = None, dataset: str | None = None, name: str | None = None, **settings,
+    num_classes: int | None = None, levels: int = 255, dataset: str | None = None, name: str | None = None, **settings,
 ) -> Path:  # fmt: skip
     """Certify images as certify_mhead.py does; returns the log, beside which counts, configuration and summary lie.
 
     With probability at least 1 - alpha over the draws for an image, the smoothed classifier is constant within the
     logged L2 radius of it. An interrupted call resumes after its last whole image when it is made again.
 
-    `classifier`: a module or callable, images [N, C, H, W] in [0, 1] -> logits [N, K] or [L, N, K], each image on its
-    own (checked first), or what `load_classifier` returned, or a list of these: their ensemble.
-    `data`: a torch Dataset whose items are an image and its label, or (images, labels); images [C, H, W] are uint8, or
-    floating point in [0, 1].
-    `noise_sd` is sigma in units of [0, 1], `num_classes` is K; a checkpoint may know both. `dataset` (default: the
-    checkpoint's, or "data") and `name` are what the log's path says:
+    `classifier`: a module or callable, images [N, C, H, W] -> logits [N, K] or [L, N, K], each image on its own (a spot
+    check comes first), or what `load_classifier` returned, or a list of these: their ensemble. A module gets its mode
+    and device back.
+    `data`: a torch Dataset whose items are an image and its label, or (images, labels). Images are uint8, which become
+    value / `levels`, or floating point; those of a checkpoint are [C, H, W] in [0, 1]. Another classifier's may have
+    any shape and range (signals [S], embeddings, rows of a table): sigma and radii are then in their units, and the
+    guarantee is about what is given. For an embedding it is the embedding's, not the text's that it was made of.
+    `noise_sd` is sigma, `num_classes` is K; a checkpoint may know both, and be certified at another sigma.
+    `exact_noise` asks that all values are multiples of 1 / `levels`.
+    `dataset` (default: the checkpoint's, or "data") and `name` are what the log's path says:
     <logs_dir>/<dataset>/<arch>/noise-<sd>/certify-mhead/<name>-certify-skip-<k>.log.
     `settings` are flags of certify_mhead.py by name: N0, N, alpha, certificate, skip_wrong, sequential, radii,
     tolerance, give_up, skip, max, shard, logs_dir, overwrite, head, consensus, batch_size, images_per_pass, seed,
@@ -54,12 +57,13 @@ def certify_dataset(
     init_distributed()
     check_stopping(certification)
     computing = computing_of(own)
-    base, split = _base(classifier, data, noise_sd, num_classes, dataset, name, computing)
-    evaluation = Evaluation.of(base, split, own, computing, certification.N)
-    if own.exact_noise:
-        for idx in run.chosen(range(len(split))):
-            evaluation.smooth.noise.on_grid(split[idx][0])
-    files, _ = certify_images(evaluation, own, run, certification)
+    with borrowed(classifier):
+        base, split = _base(classifier, data, noise_sd, num_classes, levels, dataset, name, computing)
+        evaluation = Evaluation.of(base, split, own, computing, certification.N)
+        if own.exact_noise:
+            for idx in run.chosen(range(len(split))):
+                evaluation.smooth.noise.on_grid(split[idx][0])
+        files, _ = certify_images(evaluation, own, run, certification)
     return files.log
 
 
@@ -92,8 +96,8 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
 
 
 def _base(
-    classifier, data, noise_sd: float | None, num_classes: int | None, dataset: str | None, name: str | None,
-    computing: Computing,
+    classifier, data, noise_sd: float | None, num_classes: int | None, levels: int, dataset: str | None,
+    name: str | None, computing: Computing,
 ) -> tuple[BaseClassifier, Split]:  # fmt: skip
     data = _dataset(data)
     if noise_sd is not None:
@@ -101,13 +105,10 @@ def _base(
     networks = [classifier] if isinstance(classifier, Loaded) else classifier
     if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
         networks = [_at_noise(one, noise_sd) for one in networks]
-        joint, spec = joint_settings(networks), networks[0].spec
-        for setting, value, known in (
-            ("noise_sd", noise_sd, joint["noise_sd"]),
-            ("num_classes", num_classes, spec.num_classes),
-        ):
-            if value not in (None, known):
-                raise UserError(f"{setting} {value} contradicts the checkpoint, which has {known}")
+        joint_settings(networks)
+        spec = networks[0].spec
+        if num_classes not in (None, spec.num_classes):
+            raise UserError(f"num_classes {num_classes} contradicts the checkpoint, which has {spec.num_classes}")
         split = Indexed(spec, data, computing.device)
         base = of_checkpoints(networks, split, computing)
         config = base.config | ({} if dataset is None else {"dataset": printable_name(dataset)})
@@ -119,19 +120,24 @@ def _base(
         )
     if noise_sd is None or num_classes is None:
         raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
-    if not isinstance(num_classes, Integral) or num_classes < 1:
-        raise UserError(f"num_classes: {num_classes} must be an integer of at least 1")
+    for what, value in (("num_classes", num_classes), ("levels", levels)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{what}: {value} must be an integer of at least 1")
     dataset = dataset or "data"
-    shape = tuple(read_item(data, 0)[0].shape) if len(data) else ()
-    split = Indexed(DataSpec(dataset, shape, num_classes, (0.0,), (1.0,)), data, computing.device)
+    first = read_item(data, 0)[0] if len(data) else torch.empty(0)
+    spec = DataSpec(dataset, tuple(first.shape), num_classes, (0.0,), (1.0,), levels)
+    split = Indexed(spec, data, computing.device, any_range=True)
+    if first.dim() == 3 and first.dtype != torch.uint8 and not 0 <= float(first.min()) <= float(first.max()) <= 1:
+        warnings.warn(
+            f"image 0 has values from {float(first.min()):.3g} to {float(first.max()):.3g}: sigma and radii are in these "
+            "units; where they are pictures that were normalised, normalise in the classifier, after the noise",
+            stacklevel=2,
+        )
     kind = getattr(classifier, "__name__", type(classifier).__name__)
     config = {"dataset": printable_name(dataset), "arch": printable_name(kind), "classifier": kind}
-    if isinstance(classifier, nn.Module):
-        classifier = copy.deepcopy(classifier)  # the caller's stays where it is, in its mode
     return of_callable(classifier, split, noise_sd, printable_name(name or "classifier"), config, computing), split
 
 
 def _at_noise(network: Loaded, noise_sd: float | None) -> Loaded:
-    """The checkpoint, whose sigma is this one if it does not say its own."""
-    known = network.settings["noise_sd"]
-    return replace(network, settings=network.settings | {"noise_sd": noise_sd if known is None else known})
+    """The checkpoint, evaluated at this sigma, by default at training's."""
+    return network if noise_sd is None else replace(network, settings=network.settings | {"noise_sd": noise_sd})

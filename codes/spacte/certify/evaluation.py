@@ -6,13 +6,24 @@ FILE.py:function -> classifier -> checked -> Smooth -> votes
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from scipy.stats import binom
 
-from spacte.certify.base import BaseClassifier, Computing, joint_settings, of_callable, of_checkpoints
+from spacte.certify.base import (
+    BaseClassifier,
+    Computing,
+    chosen_indices,
+    enough_images,
+    joint_settings,
+    noised,
+    of_callable,
+    of_checkpoints,
+)
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.sources import open_split
 from spacte.data.spec import DATASETS, DataSpec
@@ -25,8 +36,11 @@ from spacte.model import foreign
 from spacte.model.checkpoint import load_classifier
 from spacte.model.passes import fastest_pass, fix_passes, pass_size
 from spacte.smooth.core_mhead import Draws, Sample, Smooth
+from spacte.smooth.counting import VotesOfAll
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.utils import UserError, deciding_versions, derived_seed, package_versions, run_tail, sha256, source_state
+
+_UNLIKELY = 0.01
 
 
 @dataclass(frozen=True)
@@ -56,9 +70,14 @@ class Evaluation:
         if settings.classifier_args:
             raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
         known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
+        if split is None and settings.dataset == "ImageFolder":  # a published checkpoint does not know its images
+            found = _test_split("ImageFolder", settings, computing, None)
+            known = (*known, found.spec)
         networks = [load_classifier(Path(path), *known) for path in settings.model_path]
         joint, spec = joint_settings(networks), networks[0].spec
-        if split is None:
+        if split is None and spec is known[-1]:
+            split = found
+        elif split is None:
             split = _test_split(joint["dataset"], settings, computing, spec)
         elif (split.spec.shape, split.spec.class_names) != (spec.shape, spec.class_names):
             raise UserError(f"checkpoint '{settings.model_path[0]}' was trained on images of other sizes or classes")
@@ -112,6 +131,27 @@ class Evaluation:
             return fastest_pass(network, self.split[0][0])
 
         fix_passes(network, broadcast_object(decided))
+
+    @torch.inference_mode()
+    def warn_at_chance(self) -> None:
+        """Warn where the base classifier is right on no more noised images, from the whole split, than by guessing.
+
+        Guessing always names the commonest class; the share that is right must lie above that by more than chance does
+        in one of 100 cases. Nothing is said where so few images could not show it.
+        """
+        idxs = chosen_indices(self.split, enough_images(self.split))
+        labels = torch.tensor([self.split.label(idx) for idx in idxs])
+        images = noised(torch.stack([self.split[idx][0] for idx in idxs]), self.smooth.sigma)
+        voting = VotesOfAll(self.smooth.base_classifier)
+        named = voting.classes(images.to(self.device), self.smooth.num_classes)[-1].cpu()
+        count, right = len(labels), int((named == labels).sum())
+        chance = max(1 / self.smooth.num_classes, float(labels.bincount().max()) / count)
+        if chance**count < _UNLIKELY and binom.sf(right - 1, count, chance) >= _UNLIKELY:
+            warnings.warn(
+                f"the classifier is right on {right} of {count} noised images, as guessing would be: is it trained for "
+                "this noise, and are the classes in the order of the labels?",
+                stacklevel=2,
+            )
 
     def folder(self, logs_dir: str, kind: str) -> Path:
         """<logs_dir>/<dataset>/<arch>/noise-<sd>/<kind>."""

@@ -10,8 +10,8 @@ from spacte import cli
 from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
 from spacte.logs.runfiles import RunFiles
-from spacte.model import ARCHITECTURES
-from spacte.model.normalisation import NORMALISATIONS
+from spacte.model import LEGAL
+from spacte.model.normalisation import NORMALISATIONS, parsed
 from spacte.utils import UserError
 
 
@@ -50,14 +50,14 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     which.add_argument("--classifier", metavar="FILE.py:FUNCTION", help=function)
     literals = "the function's arguments; a value is a literal of Python, else text"
     add("--classifier_args", nargs="+", metavar="KEY=VALUE", help=literals)
-    layer = "what a published checkpoint's training normalised by: (x - mean) / std, x - mean or x; auto asks the data"
-    add("--normalize", choices=("auto", *NORMALISATIONS), help=layer)
+    layer = "what a published checkpoint's training normalised by: mean_std, centre, none or constants m,m,m/s,s,s, as"
+    add("--normalize", type=_normalisation, help=f"{layer} in (x - m) / s; auto asks the data")
     known = "as in the checkpoint; the authors' and the field's do not say"
-    add("--arch", help=f"one of {', '.join(ARCHITECTURES)} (as in the checkpoint; the authors' do not say)")
+    add("--arch", help=f"one of {LEGAL} (as in the checkpoint; the authors' do not say)")
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
     add("--data_dir", help="where the data set's files are, or are downloaded to")
     add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
-    add("--noise_sd", type=cli.positive_float, help=f"sigma, in units of [0, 1] ({known})")
+    add("--noise_sd", type=cli.positive_float, help=f"sigma, in units of [0, 1], training's or another ({known})")
     add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (the sum of all)")
     few = "the first K heads (networks, of an ensemble) vote; the others see only noisy copies on which these disagree"
     add("--consensus", type=cli.positive_int, metavar="K", help=few)
@@ -116,6 +116,15 @@ def add_run_flags(parser: cli.Parser) -> None:
 def shard_ending(shard: tuple[int, int] | None) -> str:
     """What the names of a shard's files end in."""
     return "" if shard is None else "-shard-{}-of-{}".format(*shard)
+
+
+def _normalisation(text: str) -> str:
+    if text not in ("auto", *NORMALISATIONS):
+        try:
+            parsed(text)
+        except UserError as error:
+            raise ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _shard(text: str) -> tuple[int, int]:

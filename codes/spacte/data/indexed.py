@@ -1,6 +1,7 @@
 """A user's own data as a split: anything that is indexed, whose items are an image and its label."""
 
 import hashlib
+import math
 
 import torch
 from PIL import Image
@@ -15,14 +16,14 @@ from spacte.utils import FOREIGN_ERRORS, UserError, failure
 class Indexed(Split):
     """A split over any torch Dataset of the user's, or anything that is indexed like one; never augmented.
 
-    `dataset[idx]` is an image, uint8 from 0 to spec.levels or floating point in [0, 1], [C, H, W] as a tensor or an
-    array, or a PIL image, and its label. Raises UserError where an item has no such image or label, and where an image
-    differs when it is read again.
+    `dataset[idx]` is an image, uint8 from 0 to spec.levels or floating point, of the spec's shape as a tensor or an
+    array, or a PIL image, and its label. Floating point must lie in [0, 1] unless `any_range`. Raises UserError where
+    an item has no such image or label, and where an image differs when it is read again.
     """
 
-    def __init__(self, spec: DataSpec, dataset, device: torch.device):
+    def __init__(self, spec: DataSpec, dataset, device: torch.device, any_range: bool = False):
         super().__init__(spec, device)
-        self.dataset = dataset
+        self.dataset, self.any_range = dataset, any_range
         if len(dataset) == 0:
             raise UserError(f"{spec.name}: the data are empty")
         if not torch.equal(self[0][0], self[0][0]):
@@ -35,13 +36,15 @@ class Indexed(Split):
         image, label = read_item(self.dataset, idx)
         image = self._scaled(image) if image.dtype == torch.uint8 else image.float()
         low, high = float(image.min()), float(image.max())
-        if not 0 <= low <= high <= 1:
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise UserError(f"{self.spec.name}: image {idx} has values that are not finite")
+        if not self.any_range and not 0 <= low <= high <= 1:
             raise UserError(
                 f"{self.spec.name}: image {idx} has values from {low:.3g} to {high:.3g}: they must lie in [0, 1]; "
                 "normalisation belongs in the classifier, after the noise"
             )
         if tuple(image.shape) != tuple(self.spec.shape):
-            there, here = size_text(self.spec.shape), list(image.shape)
+            there, here = size_text(tuple(self.spec.shape)), list(image.shape)
             raise UserError(f"{self.spec.name}: images should be {there}, image {idx} is {here}")
         if not 0 <= label < self.spec.num_classes:
             raise UserError(
@@ -59,7 +62,7 @@ class Indexed(Split):
 
 
 def read_item(dataset, idx: int) -> tuple[Tensor, int]:
-    """An item of a user's data: its image, a tensor, an array or a PIL image, as a tensor [C, H, W]; its label.
+    """An item of a user's data: its image, a tensor, an array or a PIL image, as a tensor; its label.
 
     Raises UserError with what an item must be where it is not that, or cannot be read.
     """
@@ -76,8 +79,8 @@ def read_item(dataset, idx: int) -> tuple[Tensor, int]:
         image = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{legal}: its image is a {_described(image)}, not a tensor, an array or a picture") from None
-    if image.dim() != 3 or not image.numel() or image.is_complex():
-        raise UserError(f"{legal}: its image is a {_described(image)}, not [C, H, W]")
+    if not image.dim() or not image.numel() or image.is_complex():
+        raise UserError(f"{legal}: its image is a {_described(image)}, not real values of one dimension or more")
     try:
         number = float(label)
     except (TypeError, ValueError, RuntimeError):

@@ -50,6 +50,8 @@ def data_spec(name: str) -> DataSpec:
 
 
 def size_text(shape: tuple[int, ...]) -> str:
-    """How an image's (channels, height, width) reads in a message."""
+    """How an image's (channels, height, width), or another shape, reads in a message."""
+    if len(shape) != 3:
+        return f"of shape {list(shape)}"
     channels, height, width = shape
     return f"{height}x{width} pixels in {channels} channel{'s' * (channels > 1)}"

@@ -1,16 +1,27 @@
 """Checkpoints: ours, which hold a whole run, the authors', which hold a state dict, and the field's published ones."""
 
-import re
+import warnings
+from argparse import Namespace
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PosixPath
 
+import numpy as np
 import torch
 from torch import nn
 
 from spacte.data.spec import DataSpec, data_spec
-from spacte.model import build_classifier
-from spacte.model.normalisation import NORMALISATIONS, UnknownNormalisation, normalisation
-from spacte.model.published import LEGAL, NAMES, recognised
+from spacte.model import build_classifier, our_name
+from spacte.model.file_kinds import described, folder_line
+from spacte.model.normalisation import (
+    NORMALISATIONS,
+    UnknownNormalisation,
+    constants,
+    name_of,
+    normalisation,
+    parsed,
+)
+from spacte.model.published import KNOWN, Weights, recognised, state_dict_of, way_out
 from spacte.utils import UserError, replace_file
 
 
@@ -36,10 +47,10 @@ class Loaded:
     normalize: str | None = "mean_std"
     published: bool = False
 
-    def normalised_by(self, kind: str) -> "Loaded":
-        """The same with the layer `kind` before the network."""
-        classifier = nn.Sequential(normalisation(kind, self.spec), self.classifier[1]).eval()
-        return replace(self, classifier=classifier, normalize=kind)
+    def normalised_by(self, name: str) -> "Loaded":
+        """The same with the normalisation `name` before the network."""
+        classifier = nn.Sequential(normalisation(name, self.spec), self.classifier[1]).eval()
+        return replace(self, classifier=classifier, normalize=name_of(constants(name, self.spec), self.spec))
 
 
 def save(path: Path, contents: dict) -> None:
@@ -60,22 +71,28 @@ def save(path: Path, contents: dict) -> None:
 def read(path: Path) -> dict:
     """The contents of a checkpoint on the CPU, with its DataSpec rebuilt; never runs code from the file.
 
-    Raises UserError where the file is missing, truncated or holds no state dict.
+    A state dict may lie under any name that the field gives it, or be the whole file; it is under `state_dict` here,
+    and the names that lead to it in the file under `keys`. Raises UserError that says what the file is where it is
+    missing, truncated or holds no state dict.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(folder_line(path))
+    if not path.is_file():
         raise UserError(f"there is no checkpoint '{path}'")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused below
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # torch.load raises whatever the damage happens to trigger
-        raise UserError(
-            f"'{path}' is not a readable checkpoint (truncated or foreign): {_first_line(error)}"
-        ) from error
-    if isinstance(contents, dict) and contents and all(isinstance(value, torch.Tensor) for value in contents.values()):
-        contents = {"state_dict": contents}
-    if isinstance(contents, dict) and isinstance(contents.get("net"), dict):  # MACER's
-        contents["state_dict"] = contents.pop("net")
-    if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
-        raise UserError(f"'{path}' is a foreign file: a checkpoint holds a 'state_dict'")
+        raise UserError(f"'{path}' {described(path)}") from error
+    found = state_dict_of(contents)
+    if found is None:
+        raise UserError(f"'{path}' is a foreign file: it holds {_summary(contents)}, no state_dict; {way_out(path)}")
+    contents = dict(contents) if "state_dict" in contents or found[1] else {}
+    contents["state_dict"], contents["keys"] = found
     if isinstance(contents.get("data"), dict):
         try:
             contents["data"] = DataSpec(**contents["data"])
@@ -85,9 +102,27 @@ def read(path: Path) -> dict:
             whole = False
         if not whole:
             raise UserError(f"'{path}' is a foreign file: its 'data' does not describe a data set")
-    if not isinstance(contents.setdefault("args", {}), dict):
+    args = contents.setdefault("args", {})
+    contents["args"] = args = vars(args) if isinstance(args, Namespace) else args
+    if not isinstance(args, dict):
         raise UserError(f"'{path}' is a foreign file: its 'args' are not the settings of a run")
     return contents
+
+
+# what people save beside the weights: scores as numpy's numbers and arrays, flags, paths
+_HARMLESS = [
+    np.dtype, np.ndarray, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"), np._core.multiarray._reconstruct,
+    *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType") and name != "ObjectDType"),
+    Namespace, PosixPath, defaultdict,
+]  # fmt: skip
+
+
+def _summary(contents) -> str:
+    if not isinstance(contents, dict):
+        return f"a {type(contents).__name__}"
+    names = [str(name) for name in contents]
+    return f"{', '.join(names[:8]) or 'nothing'}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
 
 
 def load_classifier(
@@ -97,77 +132,107 @@ def load_classifier(
     num_heads: int | None = None,
     noise_sd: float | None = None,
     normalize: str = "auto",
+    spec: DataSpec | None = None,
 ) -> Loaded:
     """The classifier of a checkpoint, on the CPU; what the checkpoint knows need not be given.
 
     A checkpoint of the authors' code, `module.` in its keys or not, knows only its heads: give the rest. A published
     one of the field (spacte.model.published) becomes a network of one head; it knows its architecture, not its
-    normalisation, which `normalize` names (mean_std, centre, none) or, with "auto", leaves to the data.
-    Raises UserError where the file cannot be read, an argument contradicts the checkpoint (both values are named), or
-    the weights do not fit the architecture or are not finite.
+    normalisation, which `normalize` names (mean_std, centre, none, or constants m,m,m/s,s,s) or, with "auto", leaves to
+    the data. For an ImageFolder, of which it knows nothing, `spec` is that of the split.
+    `noise_sd` may be another than training's: the smoothed classifier is then evaluated there.
+    Raises UserError where the file cannot be read, another argument contradicts the checkpoint (both values are named),
+    or the weights do not fit the architecture or are not finite.
     """
     contents = read(path)
-    state_dict = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in contents["state_dict"].items()}
-    known = {name: contents["args"].get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
-    heads_in_file = {key.split(".")[2] for key in state_dict if key.startswith("1.heads.")}
-    published = None if heads_in_file else recognised(state_dict)
-    if published:
-        (known["arch"], state_dict), known["num_heads"] = published, 1
-    elif not heads_in_file:
+    weights = recognised(contents["state_dict"])
+    if weights is None:
         named = f", arch '{contents['arch']}'," if isinstance(contents.get("arch"), str) else ""
-        raise UserError(f"'{path}'{named} is not a network that is known here; there are {LEGAL}")
-    known["num_heads"] = known["num_heads"] or len(heads_in_file)
-    _check_normalize(path, normalize, published is not None)
-    given = {"arch": NAMES.get(arch, arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
+        keys = list(contents["state_dict"])
+        raise UserError(
+            f"'{path}'{named} is not a network that is known here: its keys are {', '.join(keys[:4])}, ... "
+            f"({len(keys)}), and there are {KNOWN}; {way_out(path, contents['keys'])}"
+        )
+    known = {name: contents["args"].get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
+    published = weights.arch is not None
+    if published:
+        known = {"arch": weights.arch, "dataset": None, "num_heads": 1, "noise_sd": None}
+    known["num_heads"] = known["num_heads"] or weights.heads
+    normalize = _checked_normalize(path, normalize, published, weights.constants)
+    given = {"arch": arch and our_name(arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
     for name, value in given.items():
-        if value is not None and known[name] is not None and value != known[name]:
+        if value is not None and known[name] is not None and value != known[name] and name != "noise_sd":
             raise UserError(f"--{name} {value} contradicts checkpoint '{path}', which has {name} {known[name]}")
-    settings = {name: value if known[name] is None else known[name] for name, value in given.items()}
+    settings = {name: known[name] if value is None else value for name, value in given.items()}
     missing = [name for name in ("arch", "dataset", "num_heads") if settings[name] is None]
     if missing:
         raise UserError(f"checkpoint '{path}' does not say its {missing[0]}: give --{missing[0]}")
 
-    if published and settings["dataset"] == "ImageFolder":
-        raise UserError(
-            f"'{path}' does not say its mean and deviation: build it in a function, --classifier FILE.py:..."
-        )
-    spec = contents.get("data") or data_spec(settings["dataset"])
+    spec = contents.get("data") or (spec if settings["dataset"] == "ImageFolder" else None)
+    spec = spec or data_spec(settings["dataset"])
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
-    _fill(classifier, state_dict, path, f"{settings['arch']} with {settings['num_heads']} heads on {spec.name}")
+    heads = f"{settings['num_heads']} head{'s' * (settings['num_heads'] > 1)}"
+    _fill(classifier, weights, f"checkpoint '{path}' does not fit {settings['arch']} with {heads} on {spec.name}",
+          way_out(path, contents["keys"]))  # fmt: skip
     run = contents.get("run") or Path(path).resolve().parent.name
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
+    if published:
+        training = {}  # another code's names
     loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), training or None)
     if not published:
         return loaded
     if normalize == "auto":
         unknown = nn.Sequential(UnknownNormalisation(), classifier[1])
         return replace(loaded, classifier=unknown, normalize=None, published=True)
+    if spec.name == "ImageFolder" and normalize in ("mean_std", "centre"):
+        raise UserError(
+            f"--normalize {normalize}: '{path}' does not say the mean and deviation of its training images; give them, "
+            "--normalize m,m,m/s,s,s"
+        )
     return replace(loaded.normalised_by(normalize), published=True)
 
 
-def _check_normalize(path: Path, normalize: str, published: bool) -> None:
+def _checked_normalize(path: Path, normalize: str, published: bool, in_file: str | None) -> str:
+    """The normalisation that is asked for, or that the file holds. UserError where they contradict each other."""
     if normalize not in ("auto", *NORMALISATIONS):
-        raise UserError(f"unknown normalisation '{normalize}': choose from auto, {', '.join(NORMALISATIONS)}")
+        parsed(normalize)
     if not published and normalize not in ("auto", "mean_std"):
         raise UserError(f"--normalize {normalize} contradicts checkpoint '{path}', which was trained with mean_std")
+    if in_file is None or normalize == in_file:
+        return normalize
+    if normalize != "auto":
+        raise UserError(f"--normalize {normalize} contradicts checkpoint '{path}', which holds {in_file}")
+    return in_file
 
 
-def _fill(classifier: nn.Module, state_dict: dict, path: Path, wanted: str) -> None:
+def _fill(classifier: nn.Module, weights: Weights, misfit: str, otherwise: str) -> None:
     expected = classifier.state_dict()
-    for key in [*expected, *state_dict]:
-        if key not in state_dict or key not in expected:
-            where = "lacks" if key not in state_dict else "has a foreign"
-            raise UserError(f"checkpoint '{path}' does not fit {wanted}: it {where} '{key}'")
-        here, there = tuple(expected[key].shape), tuple(state_dict[key].shape)
+    for key in [*expected, *weights.tensors]:
+        if key not in weights.tensors or key not in expected:
+            where = "lacks" if key not in weights.tensors else "has a foreign"
+            raise UserError(f"{misfit}: it {where} '{weights.names.get(key, _field_name(key, weights))}'; {otherwise}")
+        here, there = tuple(expected[key].shape), tuple(weights.tensors[key].shape)
+        name = weights.names.get(key, key)
         if here != there:
-            raise UserError(
-                f"checkpoint '{path}' does not fit {wanted}: '{key}' is {there} there and {here} here "
-                "(wrong classes, channels or widths)"
-            )
-        if not torch.isfinite(state_dict[key]).all():
-            raise UserError(f"checkpoint '{path}' holds values that are not finite in '{key}'")
-    classifier.load_state_dict(state_dict)
+            raise UserError(f"{misfit}: '{name}' is {there} there and {here} here: {_why(key, here, there, otherwise)}")
+        if not torch.isfinite(weights.tensors[key]).all():
+            raise UserError(f"{misfit}: its values are not finite in '{name}'")
+    classifier.load_state_dict(weights.tensors)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _field_name(key: str, weights: Weights) -> str:
+    """The name that a weight which the file lacks would have there."""
+    if weights.arch is None:
+        return key
+    stage = max((name.split(".layer")[1][0] for name in weights.names.values() if ".layer" in f".{name}"), default="4")
+    return key.removeprefix("1.").replace("heads.0.0.", f"layer{stage}.").replace("heads.0.1.", "fc.")
+
+
+def _why(key: str, here: tuple[int, ...], there: tuple[int, ...], otherwise: str) -> str:
+    """What another shape of a weight means."""
+    if key.endswith((".1.weight", ".1.bias")) and ".heads." in key and here[1:] == there[1:]:
+        return f"it knows {there[0]} classes, the data have {here[0]}; is --dataset right?"
+    if key == "1.conv1.weight" and here[0] == there[0] and here[2:] == there[2:]:
+        return f"it takes {there[1]} channels, the data have {here[1]}; is --dataset right?"
+    kernel = len(here) == len(there) == 4 and here[2:] != there[2:]
+    return f"another {'kernel' if kernel else 'width'}, so another architecture; {otherwise}"

@@ -1,12 +1,10 @@
-"""Multi-head ResNets for small images: R8 to R110, 6n + 2 layers, widths 16, 32 and 64."""
+"""Multi-head ResNets for small images: 6n + 2 layers, widths 16, 32 and 64."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv3x3
 
 from spacte.model.heads import MultiHeadResNet, make_stage
-
-DEPTHS = {f"R{depth}": depth for depth in (8, 14, 20, 32, 44, 56, 110)}
 
 
 class CifarResNetMultiHead(MultiHeadResNet):

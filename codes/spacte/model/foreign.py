@@ -4,6 +4,7 @@ FILE.py:function -> module or callable -> Foreign: images [N, C, H, W] in [0, 1]
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -26,15 +27,17 @@ from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure
 class Foreign(FixedPasses):
     """A user's module or callable, images [N, C, H, W] -> logits [N, K] or [L, N, K], as a classifier in fixed passes.
 
-    A module is moved to the device, put into eval mode and its parameters frozen; another callable has its networks
-    where it wants, and finds its images on the device. `precision` "bf16" is torch.autocast.
+    A module is moved to the device and put into eval mode if it is not there already; another callable has its networks
+    where it wants, and finds its images on the device. `precision` "bf16" is torch.autocast. With `copies` it gets
+    images of its own, in which it may compute.
     """
 
     def __init__(self, function: Callable, device: torch.device, precision: str, batch_size: int, compiled: bool):
         super().__init__(device, batch_size, compiled)
         if isinstance(function, nn.Module):
-            function = function.to(device).eval().requires_grad_(False)
+            _prepare(function, device)
         self.function, self.precision = function, precision
+        self.copies = False
 
     def forward(self, images: Tensor) -> Tensor:
         """See FixedPasses. Raises UserError where the user's function fails, in one line."""
@@ -45,14 +48,15 @@ class Foreign(FixedPasses):
         except FOREIGN_ERRORS as error:
             if memory_is_short(error):
                 raise
-            raise UserError(f"the classifier fails on images {list(images.shape)}: {failure(error)}") from error
+            advice = _advice(self.function)
+            raise UserError(f"the classifier fails on images {list(images.shape)}: {failure(error)}{advice}") from error
 
     def logits(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [L, N, K], float32. Raises UserError where that is not what the user's function returns."""
         with autocast(self.device, self.precision):
-            logits = self.function(images)
+            logits = self.function(images.clone() if self.copies else images)
         if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() not in (2, 3):
-            raise UserError(f"the classifier returned {_described(logits)}: it must return {_LEGAL}")
+            raise UserError(f"the classifier returned {_described(logits)}: it must return {_LEGAL}{_where_in(logits)}")
         if logits.shape[-2] != len(images):
             raise UserError(
                 f"the classifier returned {_described(logits)} for {len(images)} images: they must be {_LEGAL}"
@@ -60,7 +64,58 @@ class Foreign(FixedPasses):
         return logits.float() if logits.dim() == 3 else logits.float().unsqueeze(0)
 
 
+def _prepare(module: nn.Module, device: torch.device) -> None:
+    """Move a module to the device and put it into eval mode, where that changes anything.
+
+    Scripted, frozen, exported and quantised modules lack some of nn.Module's methods: none is called without need, and
+    what cannot be switched is left to the checks of the contract.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    if len({tensor.device for tensor in tensors}) == 1 and tensors[0].device != device:  # not one on several devices
+        module.to(device)
+    if any(getattr(one, "training", False) for one in module.modules()):
+        with contextlib.suppress(NotImplementedError):  # an exported program's mode was fixed when it was exported
+            module.eval()
+
+
+@contextlib.contextmanager
+def borrowed(function: Callable) -> Iterator[None]:
+    """A module of the caller's gets back its mode and its device at the end; another callable is left alone."""
+    if not isinstance(function, nn.Module):
+        yield
+        return
+    modes = [(one, one.training) for one in function.modules() if hasattr(one, "training")]
+    devices = {tensor.device for tensor in (*function.parameters(), *function.buffers())}
+    try:
+        yield
+    finally:
+        for one, mode in modes:
+            if one.training != mode:
+                one.training = mode
+        if len(devices) == 1 and {tensor.device for tensor in function.parameters()} - devices:
+            function.to(*devices)
+
+
 _LEGAL = "logits, floating point, [N, K] or [L, N, K] for N images"
+
+
+def _where_in(value) -> str:
+    """Where in what a function returned its logits may lie."""
+    if isinstance(getattr(value, "logits", None), Tensor):
+        return ": return its .logits"
+    places = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, tuple | list) else ())
+    found = [key for key, one in places if isinstance(one, Tensor) and one.is_floating_point() and one.dim() == 2]
+    return f": return its [{found[0]!r}]" if found else ""
+
+
+def _advice(function: Callable) -> str:
+    """What to do about a failure, where the function's kind tells."""
+    tensors = [*function.parameters()] if isinstance(function, nn.Module) else []
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
+    if not kinds:
+        return ""
+    kind = str(kinds.pop()).removeprefix("torch.")
+    return f"; its parameters are {kind}, the images float32: return module.float(), or a function that converts both"
 
 
 def _described(value) -> str:
@@ -163,6 +218,8 @@ def parameters_sha256(classifier: Callable) -> str | None:
     """
     digest, held = hashlib.sha256(), list(_held(classifier))
     for one in held:
+        if isinstance(one, torch.jit.ScriptModule) and not any(True for _ in one.parameters()):
+            digest.update(one.save_to_buffer())  # frozen: its weights are constants of its code
         named = [("", one)] if isinstance(one, Tensor) else [*one.named_parameters(), *one.named_buffers()]
         for name, tensor in named:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

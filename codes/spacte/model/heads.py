@@ -36,6 +36,7 @@ class MultiHeadResNet(nn.Module):
     """
 
     min_size: int  # the smallest image side, in pixels, that leaves the last stage something to see
+    max_size: int | None = None  # the largest, where there is one
     whole_gradient = False
     frozen_trunk = False
 

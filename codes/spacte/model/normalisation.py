@@ -1,16 +1,25 @@
-"""The layer between the noise and the network, and which one a network was trained with where its file does not say."""
+"""The layer between the noise and the network: its names, its constants, and those that the field's networks have."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 from spacte.data.spec import DataSpec
-from spacte.model.heads import MultiHeadResNet
 from spacte.utils import UserError
 
 NORMALISATIONS = ("mean_std", "centre", "none")
-_FAR = 0.15  # nats: networks of a few epochs on digits and CIFAR-10 lie within 0.08 after their own layer
-_TIMES_NEARER = 4
-_FEWEST_BATCHES = 44  # of training: 0.9^44 = 1 % of bn1's statistics would still be those that it began with
+LEGAL = f"{', '.join(NORMALISATIONS)} or constants m,m,m/s,s,s"
+_FIELD = (  # constants of networks that people publish, whatever the data set
+    ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # CIFAR-10's, with the deviations that most code copies
+    ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),  # CIFAR-10's, with its true deviations
+    ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),  # CIFAR-100's
+    ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # CIFAR-100's in CAT-RS and ACR-weakness
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+)
+_SAME = 0.005  # of a deviation: constants that are nearer to each other make the same network, but for a vote in 1,000
+
+Constants = tuple[tuple[float, ...], tuple[float, ...]]  # of each channel, mean and deviation
 
 
 class Normalize(nn.Module):
@@ -35,51 +44,65 @@ class UnknownNormalisation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Raises UserError."""
-        raise UserError(f"the checkpoint does not say its normalisation: give one of {', '.join(NORMALISATIONS)}")
+        raise UserError(f"the checkpoint does not say its normalisation: give {LEGAL}")
 
 
-def normalisation(kind: str, spec: DataSpec) -> Normalize:
-    """The layer by name, with the data set's constants: mean_std (x - mean) / std, centre x - mean, none x."""
-    zeros, ones = (0.0,) * len(spec.mean), (1.0,) * len(spec.mean)
-    constants = {"mean_std": (spec.mean, spec.std), "centre": (spec.mean, ones), "none": (zeros, ones)}
-    return Normalize(*constants[kind])
-
-
-def distances(network: MultiHeadResNet, spec: DataSpec, images: Tensor) -> dict[str, float]:
-    """How far bn1's running statistics lie from those of conv1's output, for each normalisation before it, in nats.
-
-    The mean over channels of the Kullback-Leibler divergence of two normals: of the channel's mean and variance over
-    the noised `images` [N, C, H, W], from bn1's. BatchNorm's epsilon is part of both variances, so that dead channels
-    lie at 0.
+def normalisation(name: str, spec: DataSpec) -> Normalize:
+    """The layer by name: mean_std (x - mean) / std and centre x - mean with the data set's constants, none x, or its
+    constants. Raises UserError where it is neither.
     """
-    bn1, found = network.bn1, {}
-    for kind in NORMALISATIONS:
-        layer = normalisation(kind, spec)
-        with torch.no_grad():
-            outputs = [network.conv1(layer(part)) for part in images.split(32)]  # [32, C', H', W']
-            means = [torch.stack([part.mean((0, 2, 3)), part.square().mean((0, 2, 3))]) * len(part) for part in outputs]
-            mean, square = torch.stack(means).double().sum(0) / len(images)
-        variance, expected = square - mean**2 + bn1.eps, bn1.running_var.double() + bn1.eps
-        shift = (mean - bn1.running_mean.double()) ** 2 / expected
-        found[kind] = float((variance / expected + shift - 1 - (variance / expected).log()).mean() / 2)
-    return found
+    return Normalize(*constants(name, spec))
 
 
-def recognise_normalisation(network: MultiHeadResNet, spec: DataSpec, images: Tensor) -> tuple[str, str]:
-    """The normalisation that the network was trained with, and a line that says how clearly the data tell.
+def constants(name: str, spec: DataSpec) -> Constants:
+    """The constants of a normalisation's name, for the channels of the data set. Raises UserError as `parsed` does."""
+    channels = spec.shape[0]
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    named = {"mean_std": (spec.mean, spec.std), "centre": (spec.mean, ones), "none": (zeros, ones)}
+    if name in named:
+        return named[name]
+    mean, std = parsed(name)
+    if len(mean) not in (1, channels):
+        raise UserError(f"--normalize {name}: {spec.name} has {channels} channels, there are constants for {len(mean)}")
+    return mean * (channels // len(mean)), std * (channels // len(std))
 
-    `images` [N, C, H, W] are noised as in training. Raises UserError with both figures where two candidates are about
-    as near as each other or none is near (an untrained network, the noise of another training).
+
+def parsed(text: str) -> Constants:
+    """The constants that a text m,m,m/s,s,s holds, one for each channel or one for all.
+
+    Raises UserError where it is neither of that form nor a name.
     """
-    batches = int(network.bn1.num_batches_tracked)  # 0 where the file does not say
-    fresh = bool((network.bn1.running_mean == 0).all() and (network.bn1.running_var == 1).all())
-    ways_out = f"give --normalize {', '.join(NORMALISATIONS[:-1])} or {NORMALISATIONS[-1]}"
-    if fresh or 0 < batches < _FEWEST_BATCHES:
-        raise UserError(f"--normalize auto cannot tell: bn1 has seen only {batches} batches of training; {ways_out}")
-    found = distances(network, spec, images)
-    first, second, third = sorted(found, key=found.get)
-    figures = f"bn1's statistics lie {found[first]:.2g} nats from those after {first}, {found[second]:.2g} after "
-    figures += f"{second}, {found[third]:.2g} after {third}"
-    if found[first] > _FAR or found[second] < _TIMES_NEARER * found[first]:
-        raise UserError(f"--normalize auto cannot tell: {figures} (is --noise_sd the one of training?); {ways_out}")
-    return first, f"--normalize auto takes {first}: {figures}"
+    means, slash, deviations = text.partition("/")
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in (means, deviations))
+    except ValueError:
+        mean = std = ()
+    if not slash or not mean or len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise UserError(f"unknown normalisation '{text}': choose from auto, {LEGAL} (deviations above 0)")
+    return mean, std
+
+
+def name_of(values: Constants, spec: DataSpec) -> str:
+    """The name of a normalisation with these constants, the only one it has in a log."""
+    for name in NORMALISATIONS:
+        if constants(name, spec) == values:
+            return name
+    return "/".join(",".join(f"{value:g}" for value in part) for part in values)
+
+
+def known(spec: DataSpec) -> dict[str, Constants]:
+    """The normalisations by name that networks for such images are trained with, the likeliest first.
+
+    Not by an ImageFolder's own mean and deviation, which are here those of the test images.
+    """
+    channels = spec.shape[0]
+    halves = ((0.5,) * channels, (0.5,) * channels)
+    named = [constants(name, spec) for name in NORMALISATIONS if name == "none" or spec.name != "ImageFolder"]
+    candidates = [*named, halves, *(_FIELD if channels == 3 else ())]
+    return {name_of(values, spec): values for values in candidates}
+
+
+def are_the_same(one: Constants, other: Constants) -> bool:
+    """Whether two normalisations differ by so little that data do not tell them apart."""
+    pairs = zip(one[0] + one[1], other[0] + other[1], one[1] * 2, strict=True)
+    return all(abs(a - b) <= _SAME * deviation for a, b, deviation in pairs)

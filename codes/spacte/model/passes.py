@@ -94,7 +94,8 @@ class FixedPasses(nn.Module):
 
     def even_pass(self, images: Tensor, pixels: int) -> int:
         """The size of passes of about that many pixels, into which a batch is split without much padding."""
-        return math.ceil(self.most / math.ceil(self.most * images.shape[-2] * images.shape[-1] / pixels))
+        of_one = math.prod(images.shape[2:]) if images.dim() > 2 else images.shape[1]
+        return math.ceil(self.most / math.ceil(self.most * of_one / pixels))
 
     def forget_functions(self) -> None:
         """Forget what runs a pass; it is made again when it is needed."""
@@ -104,7 +105,7 @@ class FixedPasses(nn.Module):
         # Libraries choose kernels by shape, and kernels round differently. With one shape, an image has the same logits
         # in every batch: votes do not depend on the batch size, and a resumed run repeats them.
         missing = size - len(inputs)
-        padded = F.pad(inputs, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else inputs
+        padded = F.pad(inputs, (*(0, 0) * (inputs.dim() - 1), 0, missing)) if missing else inputs
         key = (stage.__name__, *settings, *padded.shape)
         if key not in self._functions:
             function = functools.partial(_call, stage, settings)
@@ -125,7 +126,7 @@ def fix_passes(network: nn.Module, images_per_pass: int | None) -> None:
 
 def pass_size(network: nn.Module, image: Tensor) -> int:
     """How many such images [C, H, W] a pass holds, of an ensemble one of its networks'."""
-    return in_passes(network)[0].pass_size(image)
+    return in_passes(network)[0].pass_size(image[None])
 
 
 def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
@@ -137,8 +138,8 @@ def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
     if first.device.type == "cuda":
         return None
     if first.fastest is None:
-        largest = first.even_pass(image, _CPU_PIXELS)
-        sizes = sorted({first.even_pass(image, pixels) for pixels in _FEWER_PIXELS} | {largest}, reverse=True)
+        largest = first.even_pass(image[None], _CPU_PIXELS)
+        sizes = sorted({first.even_pass(image[None], pixels) for pixels in _FEWER_PIXELS} | {largest}, reverse=True)
         fits = first.most * image[0].numel() <= _FIT_ANYWHERE
         first.fastest = largest if fits or len(sizes) == 1 else _measured(network, image, sizes)
     return first.fastest

@@ -50,6 +50,12 @@ class Run:
         return None if self.config is None else self.config["certificate"]
 
     @property
+    def trained(self) -> float | None:
+        """The sigma of the noise that the classifier was trained with; None where it is not known, or not one."""
+        known = {one.get("noise_sd") for one in self.training} or {None}
+        return known.pop() if len(known) == 1 else None
+
+    @property
     def variant(self) -> tuple[str, ...]:
         """What a checkpoint's training did otherwise than the paper: "no teaching", "no cosine", "5 teachers", ..."""
         words = []
@@ -59,6 +65,8 @@ class Run:
             words.append(f"{len(one['teachers'])} teachers" if one.get("teachers") else None)
             flags = ("whole_gradient", "frozen_trunk", "no_cosine")
             words += [name.replace("_", " ") for name in flags if one.get(name)]
+            sigma = one.get("noise_sd")
+            words.append(f"trained at sigma {sigma:g}" if _is_number(sigma) and sigma != self.sigma else None)
         return tuple(dict.fromkeys(filter(None, words)))
 
     @property

@@ -21,7 +21,7 @@ _MOST_CLASSES = 20  # that a table has a column each for
 _RADIUS_STEPS = {"ImageNet": 0.5}
 FORMATS = ("markdown", "csv", "latex", "json")
 TEXTS = ("defence", "dataset", "arch", "heads", "certificate", "run")  # the columns of a summary that hold no number
-_NEUTRAL = (*TEXTS, "sigma", "images", "group", "SE", "SD")  # nor is one of these better than another
+_NEUTRAL = (*TEXTS, "sigma", "trained", "images", "group", "SE", "SD")  # nor is one of these better than another
 
 
 def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
@@ -41,20 +41,23 @@ def reached_radii(runs: list[Run]) -> np.ndarray:
 def summary(runs: list[Run], radii) -> pd.DataFrame:
     """A row per run: what it is, images, group, abstained, clean (accuracy), ACR, its error, certified accuracies.
 
-    All shares lie in [0, 1]; the columns of the certified accuracies are the radii as text. Rows of one `group` were
+    `trained` is the sigma of training, where a run was certified at another. All shares lie in [0, 1]; the columns of the certified accuracies are the radii as text. Rows of one `group` were
     certified alike, see `comparable_groups`.
     """
     rows = []
     for run, group in zip(runs, comparable_groups(runs), strict=True):
         row = {name: getattr(run, name) for name in DESCRIPTION}
         row["defence"] = run.defence or run.method or None
+        row["trained"] = run.trained
         row |= {"images": len(run.log), "group": group}
         row |= {"abstained": float((run.log["predict"] == ABSTAIN).mean())}
         row |= {"clean": float(certified_accuracy(run.log, [0])[0]), "ACR": average_certified_radius(run.log)}
         row |= {"SE": acr_standard_error(run.log)}
         row |= dict(zip(radius_names(radii), certified_accuracy(run.log, radii).tolist(), strict=True))
         rows.append(row | {"run": run.title})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    elsewhere = table["trained"].notna() & (table["trained"] != table["sigma"])
+    return table if elsewhere.any() else table.drop(columns="trained")
 
 
 def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
@@ -82,9 +85,10 @@ def radius_names(radii) -> list[str]:
 def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
     """The summary and, after it, each method's best over sigma at each radius.
 
-    A method is a defence, architecture, number of heads and certificate; with one run it has no such row. ACR belongs
-    to one sigma and is left out; images and group are those of the runs where they share them. Raises UserError where
-    a method has two runs of one sigma, or one of unknown sigma.
+    A method is a defence, architecture, number of heads and certificate; with one run it has no such row. Its runs are
+    networks of several sigmas, or one network certified at several. ACR belongs to one sigma and is left out; images
+    and group are those of the runs where they share them. Raises UserError where a method has two runs of one sigma
+    that were trained with the same, or one of unknown sigma.
     """
     method, best = ["defence", "dataset", "arch", "heads", "certificate"], []
     for _, group in table.groupby(method, dropna=False, sort=False):
@@ -92,7 +96,7 @@ def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
             continue
         if group["sigma"].isna().any():
             raise UserError(f"--envelope: the sigma of '{group['run'][group['sigma'].isna()].iloc[0]}' is not known")
-        twice = group["sigma"].duplicated(keep=False)
+        twice = group.duplicated(subset=[name for name in ("sigma", "trained") if name in group], keep=False)
         if twice.any():
             one, other = group["run"][twice].iloc[:2]
             raise UserError(f"--envelope: '{one}' and '{other}' are one method at one sigma: leave one of them out")

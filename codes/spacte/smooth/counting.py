@@ -19,9 +19,10 @@ class VotesOfAll:
 
     def of(self, images: Tensor, sizes: Sequence[int], num_classes: int) -> Sequence[Tensor]:
         """The votes of each portion of the images: [V, K + 1], the last column for logits that are not finite."""
-        return _counted(self._classes(images, num_classes), sizes, num_classes + 1)
+        return _counted(self.classes(images, num_classes), sizes, num_classes + 1)
 
-    def _classes(self, images: Tensor, num_classes: int) -> Tensor:
+    def classes(self, images: Tensor, num_classes: int) -> Tensor:
+        """What each head and, last, the ensemble name on each image: [N, C, H, W] -> [V, N]."""
         if isinstance(self.classifier, FixedPasses) and self.classifier.is_graph:
             return self.classifier.classes(images, num_classes)
         return named_classes(voters(self.classifier(images).float()), num_classes)

@@ -65,8 +65,13 @@ class GridNoise:
         return (levels + steps) / self.levels
 
     def on_grid(self, x: Tensor) -> Tensor:
-        """The image's pixels in steps of the grid, whole numbers. UserError where they are not."""
+        """The image's pixels in steps of the grid, whole numbers. UserError where they are not.
+
+        Their sums with the noise stay below 2^24, where float32 holds every whole number.
+        """
         levels = (x * self.levels).round()
+        if float(levels.abs().max()) + self.reach >= 2**24:
+            raise UserError(f"exact noise on a grid of 1/{self.levels} needs values below {2**24 / self.levels:.3g}")
         if float((x * self.levels - levels).abs().max()) > 1e-3:  # float32's own rounding of k / levels is less
             raise UserError(f"exact noise needs images whose pixels are multiples of 1/{self.levels}")
         return levels

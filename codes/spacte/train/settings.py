@@ -8,7 +8,7 @@ from pathlib import Path
 from spacte import cli
 from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
-from spacte.model import ARCHITECTURES
+from spacte.model import LEGAL
 from spacte.train.teaching import PACED_BY
 from spacte.utils import UserError, run_tail
 
@@ -120,7 +120,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     recipe = parser.add_argument_group("what is trained")
     add = recipe.add_argument
     add("--dataset", help=f"one of {', '.join(DATASETS)}")
-    add("--arch", help=f"one of {', '.join(ARCHITECTURES)}")
+    add("--arch", help=f"one of {LEGAL}")
     add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
     add("--noise_sd", type=cli.positive_float, help="sigma, in units of [0, 1]")
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; m steps share a batch's images")

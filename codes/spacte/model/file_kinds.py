@@ -1,0 +1,122 @@
+"""What a file is that is no checkpoint, told from its first bytes, and what its owner can do with it."""
+
+import itertools
+import json
+import pickletools
+import zipfile
+from pathlib import Path
+
+_ARCHIVES = {
+    b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
+}  # fmt: skip
+_OTHERS = {
+    b"\x89HDF": "an HDF5 file (Keras?)",
+    b"\x93NUMPY": "a numpy array",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"%PDF": "a PDF document",
+}
+_SAVE = "where its code is, save torch.save({'state_dict': model.state_dict()}, file)"
+_TORCH = ("torch", "collections", "numpy", "builtins", "_codecs", "copyreg", "__builtin__")
+
+
+def folder_line(path: Path) -> str:
+    """What to say of a folder that was given as a checkpoint: which of its files may be one."""
+    files = itertools.islice((one for one in sorted(path.rglob("*.pt*")) if one.is_file()), 6)
+    names = [f"'{one}'" for one in files]
+    there = (
+        f"its checkpoints are {', '.join(names[:5])}{', ...' * (len(names) > 5)}" if names else "it has no .pth file"
+    )
+    return f"'{path}' is a folder: give a file; {there}"
+
+
+def described(path: Path) -> str:
+    """What the file is, and what to do, as the end of a sentence that begins with its name."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    start = head.lstrip().lower()
+    if not head:
+        return "is empty: copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file that it points to: run git lfs pull"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not a checkpoint: the download gave a page to confirm or to log in"
+    if head.startswith(b"PK"):
+        return _zip(path)
+    for magic, name in _ARCHIVES.items():
+        if head.startswith(magic):
+            return f"is a {name} archive: unpack it and give the file in it"
+    if head[257:262] == b"ustar":
+        return "is a tar archive: unpack it and give the file in it"
+    for magic, name in _OTHERS.items():
+        if head.startswith(magic):
+            return f"is {name}, not a file of torch.save"
+    if _is_safetensors(head, path):
+        return (
+            "is a safetensors file: torch.save({'state_dict': safetensors.torch.load_file(file)}, other) makes it a "
+            "checkpoint"
+        )
+    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b":"):
+        return "is an ONNX file: certify it as your own function, see codes/examples/onnx_runtime.py"
+    if head[:1] == b"\x80":
+        with open(path, "rb") as file:
+            return _pickle(file.read(2**22))
+    if b"\0" not in head and all(byte >= 9 for byte in head):
+        return f"is a text file, which begins with '{head[:40].decode(errors='replace').splitlines()[0].strip()}'"
+    return f"is not a file of torch.save (it begins with the bytes {head[:8].hex(' ')})"
+
+
+def _zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.split("/", 1)[-1] for name in archive.namelist()]
+            pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+            content = archive.read(pickled) if pickled else b""
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+        return "is truncated: its copy or download is not complete"
+    if any(name.startswith("code/") or name == "constants.pkl" for name in names):
+        return "is a TorchScript archive: certify it as your own function that returns torch.jit.load of it"
+    if any(name.endswith(("exported_program.json", "archive_format", "models/model.json")) for name in names):
+        return (
+            "is a program of torch.export: certify it as your own function that returns torch.export.load(...).module()"
+        )
+    if content:
+        return _pickle(content)
+    if any(name.endswith(".npy") for name in names):
+        return "is an .npz file of numpy arrays, not of torch.save"
+    return (
+        f"is a zip archive with {', '.join(names[:3])}{', ...' * (len(names) > 3)}: unpack it and give the file in it"
+    )
+
+
+def _pickle(content: bytes) -> str:
+    """Of a pickle: the classes that it would make, read without making them."""
+    names, texts = [], []
+    try:
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name == "GLOBAL":
+                names.append(argument.replace(" ", "."))
+            elif operation.name == "STACK_GLOBAL" and len(texts) > 1:
+                names.append(".".join(texts[-2:]))
+            elif isinstance(argument, str):
+                texts.append(argument)
+    except Exception:  # pickletools raises whatever the damage happens to trigger
+        return "is truncated or damaged: copy or download it again"
+    strange = [name for name in dict.fromkeys(names) if name.split(".")[0] not in _TORCH or ".nn." in name]
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        return f"holds pickled objects ({', '.join(strange[:3])}{more}), which are code and are not run here: {_SAVE}"
+    return f"is a pickle without a state dict: {_SAVE}"
+
+
+def _is_safetensors(head: bytes, path: Path) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or not 2 <= length <= path.stat().st_size - 8:
+        return False
+    with open(path, "rb") as file:
+        file.seek(8)
+        try:
+            return isinstance(json.loads(file.read(length)), dict)
+        except ValueError:
+            return False
