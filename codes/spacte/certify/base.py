@@ -81,9 +81,8 @@ def joint_settings(networks: list[Loaded]) -> dict:
     for name in ("dataset", "noise_sd"):
         values = {network.settings[name] for network in networks}
         if len(values) > 1:
-            raise UserError(
-                f"the checkpoints' {name} differ: {', '.join(sorted(map(str, values)))}; give one --{name} for all"
-            )
+            found = ", ".join(sorted(map(str, values)))
+            raise UserError(f"the checkpoints' {name} differ: {found}; give one --{name} for all")
     for network in networks:
         if (network.spec.shape, network.spec.class_names) != (first.spec.shape, first.spec.class_names):
             raise UserError("the checkpoints were trained on different images or classes")
@@ -127,7 +126,7 @@ def _examined(network: Loaded, split: Split, noise_sd: float) -> Loaded:
     """A published network, behind its normalisation; its BatchNorms say whether it is the one that was trained."""
     if not network.published:
         return network
-    images = _chosen_images(split, enough_images(split)).cpu()
+    images = _chosen_images(split, 256)
     try:
         name, line = examined(network.classifier[1], network.normalize, network.spec, images, noise_sd)
     except UserError as error:

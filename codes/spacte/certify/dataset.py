@@ -127,10 +127,11 @@ def _base(
     first = read_item(data, 0)[0] if len(data) else torch.empty(0)
     spec = DataSpec(dataset, tuple(first.shape), num_classes, (0.0,), (1.0,), levels)
     split = Indexed(spec, data, computing.device, any_range=True)
-    if first.dim() == 3 and first.dtype != torch.uint8 and not 0 <= float(first.min()) <= float(first.max()) <= 1:
+    low, high = float(first.min()), float(first.max())
+    if first.dim() == 3 and first.dtype != torch.uint8 and not 0 <= low <= high <= 1:
         warnings.warn(
-            f"image 0 has values from {float(first.min()):.3g} to {float(first.max()):.3g}: sigma and radii are in these "
-            "units; where they are pictures that were normalised, normalise in the classifier, after the noise",
+            f"image 0 has values from {low:.3g} to {high:.3g}: sigma and radii are in these units; where they are "
+            "pictures that were normalised, normalise in the classifier, after the noise",
             stacklevel=2,
         )
     kind = getattr(classifier, "__name__", type(classifier).__name__)

@@ -76,10 +76,10 @@ def _zip(path: Path) -> str:
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
         return "is truncated: its copy or download is not complete"
     if any(name.startswith("code/") or name == "constants.pkl" for name in names):
-        return "is a TorchScript archive: certify it as your own function that returns torch.jit.load of it"
+        return "is a TorchScript archive: certify it as your own function, which returns torch.jit.load(file)"
     if any(name.endswith(("exported_program.json", "archive_format", "models/model.json")) for name in names):
         return (
-            "is a program of torch.export: certify it as your own function that returns torch.export.load(...).module()"
+            "is a torch.export program: certify it as your own function, which returns torch.export.load(file).module()"
         )
     if content:
         return _pickle(content)

@@ -41,8 +41,9 @@ def reached_radii(runs: list[Run]) -> np.ndarray:
 def summary(runs: list[Run], radii) -> pd.DataFrame:
     """A row per run: what it is, images, group, abstained, clean (accuracy), ACR, its error, certified accuracies.
 
-    `trained` is the sigma of training, where a run was certified at another. All shares lie in [0, 1]; the columns of the certified accuracies are the radii as text. Rows of one `group` were
-    certified alike, see `comparable_groups`.
+    `trained`, the sigma of training, is there where a run was certified at another. All shares lie in [0, 1]; the
+    columns of the certified accuracies are the radii as text. Rows of one `group` were certified alike, see
+    `comparable_groups`.
     """
     rows = []
     for run, group in zip(runs, comparable_groups(runs), strict=True):
