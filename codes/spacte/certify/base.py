@@ -154,8 +154,6 @@ def of_callable(
     """
     batch_size = computing.batch_size(split)
     classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
-    if is_main_process():
-        print(_SPOT_CHECK, file=sys.stderr)
     heads = check_contract(classifier, noised(_chosen_images(split, 32), noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:
@@ -167,12 +165,6 @@ def of_callable(
     joint = {"dataset": config["dataset"], "arch": config["arch"], "num_heads": [heads], "noise_sd": noise_sd}
     identity = {"defence": None, "checkpoint_sha256": [], **config, "parameters_sha256": parameters}
     return BaseClassifier(classifier, run, joint | identity, [None])
-
-
-_SPOT_CHECK = (
-    "the classifier is spot-checked on 32 noised images: the same answer again, in other company and in another place. "
-    "That it is a function of each image alone beyond these stays your word"
-)
 
 
 def _warn_of_other_arithmetic(computing: Computing) -> None:

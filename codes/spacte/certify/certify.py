@@ -1,8 +1,10 @@
 """One certification run: votes of each image -> log -> summary."""
 
+import sys
 from dataclasses import asdict, dataclass
 
 from spacte import cli
+from spacte.certify.contract import SPOT_CHECK
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
 from spacte.certify.writer import RunWriter
@@ -90,6 +92,8 @@ def certify_images(
 
     with RunWriter(files, plan, about, indices, run.overwrite) as writer:
         if writer.missing and is_main_process():
+            if "parameters_sha256" in config:  # a classifier of the user's own
+                print(SPOT_CHECK, file=sys.stderr)
             evaluation.warn_at_chance()
         for counts in evaluation.sample("certify", writer.missing, plan.draws):
             writer.write(counts)

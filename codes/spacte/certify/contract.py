@@ -72,9 +72,13 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
     return heads
 
 
+SPOT_CHECK = (
+    "the classifier was spot-checked on 32 noised images: the same answer again, in other company, in another place; "
+    "that it is a function of each image alone beyond these is your word"
+)
 _DEPENDS = (
-    "the classifier's answer to an image depends on the other images of its batch ({}): take BatchNorm out of train "
-    "mode, and normalise, quantise and attend within each image alone"
+    "the classifier's answer to an image depends on the other images of its batch: take BatchNorm out of train mode, "
+    "and normalise, quantise and attend within each image alone ({})"
 )
 
 
