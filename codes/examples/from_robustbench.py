@@ -1,4 +1,4 @@
-"""A model of RobustBench's zoo as --classifier. Its empirical robustness says nothing about noise: see what it certifies.
+"""A model of RobustBench's zoo as --classifier. It was not trained for noise: see what it certifies.
 
 python codes/certify_mhead.py --classifier codes/examples/from_robustbench.py:build \
     --classifier_args model=Wong2020Fast threat_model=Linf --dataset CIFAR10 --noise_sd 0.12 --skip 20

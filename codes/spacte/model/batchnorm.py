@@ -6,6 +6,7 @@ another function.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,8 +23,9 @@ from spacte.utils import UserError
 
 # Nats. Right networks were measured over architectures, lengths of training, sigmas and augmentations: see
 # tests/model/test_batchnorm.py, where they and wrong ones are trained again.
-_FIRST_NEAR, _NEAR = 0.0025, 0.02  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
-_FIRST_SAMPLED, _SAMPLED = 0.35, 10.0  # divided by the number of images: what so few add
+_FIRST_NEAR, _NEAR = 0.0025, 0.003  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
+_FIRST_SAMPLED, _SAMPLED = 0.35, 10.0  # divided by the number of images, of their pixels in a layer: what so few add
+_LAG = 1.5  # divided by the batches of training: the statistics are an average over weights that still moved
 _TIMES_NEARER = 4
 _FEWEST_BATCHES = 44  # of training: 0.9^44 = 1 % of bn1's statistics would still be those that it began with
 _SIGMAS = (0.0, 0.12, 0.25, 0.5, 0.75, 1.0)  # of the field's networks
@@ -34,13 +36,14 @@ _PART = 128  # images at once
 class Fit:
     """How far the statistics of training lie from those after a normalisation, in nats, with noise of `sigma`.
 
-    Of the first BatchNorm, and of the one that lies farthest, `layer`, where the others were asked.
+    Of the first BatchNorm and, where the others were asked, of the one that lies farthest beyond its `limit`, `layer`.
     """
 
     values: Constants
     sigma: float
     first: float
     worst: float = 0.0
+    limit: float = math.inf
     layer: str = "bn1"
 
 
@@ -85,15 +88,17 @@ def _recognised(search: "_Search", sigma: float) -> tuple[str, str]:
         )
     line = f"--normalize auto takes {name}: bn1's statistics lie {best.first:.2g} nats from those after it"
     line += f", {others[0].first:.2g} after {search.name(others[0])}" if others else ""
-    line += f", every layer's within {best.worst:.2g}"
+    line += f", {best.worst:.2g} in {best.layer}, the farthest"
     if best.sigma != sigma:
         line += f"; it was trained with noise {best.sigma:g}, and is evaluated with {sigma:g}"
     return name, line + "".join(f" ({search.name(twin)} is too much like it to tell)" for twin in twins)
 
 
 def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) -> str | None:
-    fits = [search.fit(values, other) for other in (sigma, *_SIGMAS)]
-    own = next(filter(search.is_near, fits), min(fits, key=lambda fit: fit.first))
+    own = search.fit(values, sigma)
+    for other in _SIGMAS:
+        if not search.is_near(own):
+            own = min(own, search.fit(values, other), key=lambda fit: (not search.is_near(fit), fit.first))
     best = search.known_anywhere(sigma)[0]
     if best.first <= search.first_near and own.first > max(_FIRST_NEAR, _TIMES_NEARER * best.first):
         raise UserError(
@@ -102,7 +107,7 @@ def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) ->
         )
     if search.is_near(own):
         return None
-    if own.first <= search.first_near and own.worst > search.near:
+    if own.first <= search.first_near and own.worst > own.limit:
         raise UserError(_another_network(own))
     return (
         f"after --normalize {name} bn1's statistics lie {own.first:.2g} nats from those of training, where a right one "
@@ -113,8 +118,8 @@ def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) ->
 def _another_network(fit: Fit) -> str:
     return (
         f"the network here is not the one that was trained: bn1's statistics fit ({fit.first:.2g} nats), those of "
-        f"{fit.layer} lie {fit.worst:.2g} nats away; another stride, pooling, dilation or image size has the same "
-        "keys. Build it as it was trained: --classifier FILE.py:function"
+        f"{fit.layer} lie {fit.worst:.2g} nats away (limit {fit.limit:.2g}); another stride, pooling, dilation or "
+        "image size has the same keys. Build it as it was trained: --classifier FILE.py:function"
     )
 
 
@@ -124,7 +129,8 @@ class _Search:
     def __init__(self, network: MultiHeadResNet, spec: DataSpec, images: Tensor):
         self.network, self.spec = copy.deepcopy(network).to(images.device), spec
         self.first_near = _FIRST_NEAR + _FIRST_SAMPLED / len(images)
-        self.near = _NEAR + _SAMPLED / len(images)
+        batches = int(network.bn1.num_batches_tracked)
+        self.near = _NEAR + (_LAG / batches if batches else 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.views = [images, random_crop(images, 4)]  # networks for small images see black borders in training
@@ -140,7 +146,7 @@ class _Search:
 
     def is_near(self, fit: Fit) -> bool:
         """Whether the network is the one that was trained, as far as statistics tell."""
-        return fit.first <= self.first_near and fit.worst <= self.near
+        return fit.first <= self.first_near and fit.worst <= fit.limit
 
     def known(self, sigma: float) -> list[Fit]:
         """The known normalisations, the nearest to bn1 first. Only those near it are followed through all layers."""
@@ -178,8 +184,15 @@ class _Search:
             return Fit(values, sigma, first)
         view = self.views[firsts.index(first)]
         found = distances(nn.Sequential(Normalize(*values), self.network), view + sigma * self.noise)
-        layer = max(found, key=found.get)
-        return Fit(values, sigma, first, found[layer], layer.removeprefix("1."))
+        limits = {name: self.near + _SAMPLED / (len(view) * pixels) for name, (_, pixels) in found.items()}
+        limits["1.bn1"] = self.first_near
+        layer = max(found, key=lambda name: found[name][0] / limits[name])
+        return Fit(values, sigma, first, found[layer][0], limits[layer], self.in_file(layer))
+
+    def in_file(self, layer: str) -> str:
+        """The field's name of a layer."""
+        stages = sum(1 for name, _ in self.network.named_children() if name.startswith("layer"))
+        return layer.removeprefix("1.").replace("heads.0.0.", f"layer{stages + 1}.")
 
     def what_would_fit(self, nearest: Fit) -> str:
         """What the user is told where no known normalisation fits."""
@@ -201,15 +214,17 @@ class _Search:
 
 
 @torch.no_grad()
-def distances(classifier: nn.Module, images: Tensor) -> dict[str, float]:
+def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, int]]:
     """How far the running statistics of each BatchNorm lie from what it is given for `images` [N, C, H, W], in nats.
+
+    With the number of its pixels in an image.
 
     The mean over channels of the Kullback-Leibler divergence of two normals: of a channel's mean and variance over
     images and pixels, from those of training. BatchNorm's epsilon is part of both variances, so that dead channels lie
     at 0. As in training each layer normalises by its batch: by the running statistics, which lag behind the weights,
     differences would grow from layer to layer.
     """
-    classifier, sums = copy.deepcopy(classifier), {}
+    classifier, sums, pixels = copy.deepcopy(classifier), {}, {}
     trained = {name: module for name, module in classifier.named_modules() if isinstance(module, nn.BatchNorm2d)}
     statistics = {name: (layer.running_mean, layer.running_var) for name, layer in trained.items()}
 
@@ -220,6 +235,7 @@ def distances(classifier: nn.Module, images: Tensor) -> dict[str, float]:
             """Of a part of the images."""
             moments = torch.stack([inputs[0].mean((0, 2, 3)), inputs[0].square().mean((0, 2, 3))]).double()
             sums[name] = sums.get(name, 0) + moments * len(inputs[0]) / len(images)
+            pixels[name] = inputs[0][0, 0].numel()
 
         return add
 
@@ -229,7 +245,7 @@ def distances(classifier: nn.Module, images: Tensor) -> dict[str, float]:
     for part in images.tensor_split(max(1, len(images) // _PART)):
         classifier(part)
     return {
-        name: float(_nats(mean, square - mean**2, *statistics[name], trained[name].eps))
+        name: (float(_nats(mean, square - mean**2, *statistics[name], trained[name].eps)), pixels[name])
         for name, (mean, square) in sums.items()
     }
 

@@ -1,5 +1,6 @@
 """Checkpoints: ours, which hold a whole run, the authors', which hold a state dict, and the field's published ones."""
 
+import re
 import warnings
 from argparse import Namespace
 from collections import defaultdict
@@ -224,7 +225,7 @@ def _field_name(key: str, weights: Weights) -> str:
     """The name that a weight which the file lacks would have there."""
     if weights.arch is None:
         return key
-    stage = max((name.split(".layer")[1][0] for name in weights.names.values() if ".layer" in f".{name}"), default="4")
+    stage = max(re.findall(r"layer(\d)\.", " ".join(weights.names.values())), default="4")
     return key.removeprefix("1.").replace("heads.0.0.", f"layer{stage}.").replace("heads.0.1.", "fc.")
 
 

@@ -25,10 +25,8 @@ def folder_line(path: Path) -> str:
     """What to say of a folder that was given as a checkpoint: which of its files may be one."""
     files = itertools.islice((one for one in sorted(path.rglob("*.pt*")) if one.is_file()), 6)
     names = [f"'{one}'" for one in files]
-    there = (
-        f"its checkpoints are {', '.join(names[:5])}{', ...' * (len(names) > 5)}" if names else "it has no .pth file"
-    )
-    return f"'{path}' is a folder: give a file; {there}"
+    there = f"there are {', '.join(names[:5])}{', ...' * (len(names) > 5)}" if names else "there is no .pth in it"
+    return f"'{path}' is a folder, not a checkpoint: {there}"
 
 
 def described(path: Path) -> str:
@@ -62,7 +60,7 @@ def described(path: Path) -> str:
     if head[:1] == b"\x80":
         with open(path, "rb") as file:
             return _pickle(file.read(2**22))
-    if b"\0" not in head and all(byte >= 9 for byte in head):
+    if all(9 <= byte < 127 for byte in head):
         return f"is a text file, which begins with '{head[:40].decode(errors='replace').splitlines()[0].strip()}'"
     return f"is not a file of torch.save (it begins with the bytes {head[:8].hex(' ')})"
 
@@ -85,9 +83,8 @@ def _zip(path: Path) -> str:
         return _pickle(content)
     if any(name.endswith(".npy") for name in names):
         return "is an .npz file of numpy arrays, not of torch.save"
-    return (
-        f"is a zip archive with {', '.join(names[:3])}{', ...' * (len(names) > 3)}: unpack it and give the file in it"
-    )
+    listed = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    return f"is a zip archive ({listed}): unpack it and give the file in it"
 
 
 def _pickle(content: bytes) -> str:
@@ -102,6 +99,8 @@ def _pickle(content: bytes) -> str:
             elif isinstance(argument, str):
                 texts.append(argument)
     except Exception:  # pickletools raises whatever the damage happens to trigger
+        return "is truncated or damaged: copy or download it again"
+    if not content.endswith(b".") and len(content) < 2**22:
         return "is truncated or damaged: copy or download it again"
     strange = [name for name in dict.fromkeys(names) if name.split(".")[0] not in _TORCH or ".nn." in name]
     if strange:
