@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,9 @@ def stops(images):
         ({"num_classes": 3}, "has label .: it must be below 3"),
         ({"num_classes": 11}, "knows 10 classes, the data have 11"),
         ({"classifier": "a.pth"}, "the classifier is a str: it must be a module, another callable"),
-        ({"data": (torch.rand(4, 1, 8, 8) * 2, torch.arange(4))}, r"they must lie in \[0, 1\]; normalisation belongs"),
+        ({"data": (torch.full((4, 1, 8, 8), torch.inf), torch.arange(4))}, "image 0 has values that are not finite"),
+        ({"data": (torch.rand(4), torch.arange(4))}, r"its image is a Tensor of shape \[\], not real values of one"),
+        ({"levels": 0}, "levels: 0 must be an integer of at least 1"),
         ({"data": Augmented()}, "image 0 differs each time it is read: switch the data's augmentation off"),
         ({"data": []}, "the data are empty"),
         ({"data": None}, "the data are a NoneType: they must be a Dataset with a length"),
@@ -125,7 +128,6 @@ def stops(images):
         ({"data": list(PAIRS.tensors)}, "item 0 of the data must be an image and its label: it is a Tensor of shape"),
         ({"data": ("ab", "cd")}, r"the data are a tuple: it must be \(images, labels\)"),
         ({"data": PAIRS.tensors * 2}, r"the data are a tuple: it must be \(images, labels\)"),
-        ({"data": (torch.rand(4, 8, 8), torch.arange(4))}, r"its image is a Tensor of shape \[8, 8\], not \[C, H, W\]"),
         ({"data": (PAIRS.tensors[0], torch.eye(4))}, r"its label is a Tensor of shape \[4\], not an integer"),
         ({"data": (PAIRS.tensors[0], torch.arange(4) / 2)}, "item 1 of the data must be .* its label 0.5 must be an"),
         ({"data": [("a.png", 3)]}, "its image is a str, not a tensor, an array or a picture"),
@@ -146,9 +148,20 @@ def test_what_is_wrong_is_one_line_before_anything_is_written(digits, tmp_path, 
     assert not (tmp_path / "logs").exists()
 
 
-def test_what_a_checkpoint_says_is_not_contradicted(digits, digits_models):
-    with pytest.raises(UserError, match=r"noise_sd 0.25 contradicts the checkpoint, which has 0.5"):
-        certify_dataset(load_classifier(digits_models[1]), digits, noise_sd=0.25)
+def test_a_checkpoint_at_another_sigma(digits, digits_models, capsys):
+    """Log, folder and JSON say both sigmas; the same draws, scaled, by the same network."""
+    log = certify_dataset(load_classifier(digits_models[1]), digits, noise_sd=0.25, **SETTINGS)
+    assert "noise-0.25" in log.parts and "-trained-at-0.5-" in log.name
+    assert "trained with noise 0.5, certified with 0.25" in capsys.readouterr().err
+    noted = json.loads(beside(log, ".json").read_text())
+    assert noted["config"]["noise_sd"] == 0.25 and noted["about"]["training"][0]["noise_sd"] == 0.5
+    same = certify_dataset(load_classifier(digits_models[1], noise_sd=0.25), digits, overwrite=True, **SETTINGS)
+    assert same == log
+    with pytest.raises(UserError, match="num_classes 3 contradicts the checkpoint, which has 10"):
+        certify_dataset(load_classifier(digits_models[1]), digits, num_classes=3)
+    outside = (torch.rand(4, 1, 8, 8) * 2, torch.arange(4))
+    with pytest.raises(UserError, match=r"they must lie in \[0, 1\]; normalisation belongs"):
+        certify_dataset(load_classifier(digits_models[1]), outside)
 
 
 def test_a_checkpoint_that_does_not_say_its_sigma_takes_the_calls(digits, digits_models):
@@ -158,6 +171,44 @@ def test_a_checkpoint_that_does_not_say_its_sigma_takes_the_calls(digits, digits
     assert "noise-0.50" in log.parts
     with pytest.raises(UserError, match="the checkpoint does not say its noise_sd"):
         certify_dataset(silent, digits, **SETTINGS)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 40), (6, 4, 4), (3, 2, 2, 2)], ids=str)
+def test_data_of_any_shape_and_range(tmp_path, shape):
+    """A linear classifier of two classes, whose radii are known: sigma and radius are in the data's own units."""
+    torch.manual_seed(0)
+    data = 30 * torch.randn(12, *shape) - 7
+    direction = torch.randn(shape).flatten()
+    direction /= direction.norm()
+    labels = (data.flatten(1) @ direction > 0).long()
+
+    def sides(x):
+        margin = x.flatten(1) @ direction
+        return torch.stack([-margin, margin], 1)
+
+    own = {"noise_sd": 10.0, "num_classes": 2, "N0": 20, "N": 2000, "device": "cpu", "logs_dir": tmp_path}
+    log = read_log(certify_dataset(sides, (data, labels), **own))
+    distances = (data.flatten(1) @ direction).abs()
+    for row in log.itertuples():
+        assert row.predict == -1 or row.radius <= float(distances[row.idx]) + 1e-4
+    assert log["radius"].max() > 1
+    with pytest.warns(UserWarning, match="sigma and radii are in these units") if len(shape) == 3 else nullcontext():
+        certify_dataset(sides, (data, labels), overwrite=True, **own)
+
+
+def test_exact_noise_needs_levels_of_the_data(tmp_path):
+    data = (torch.randint(-40, 40, (6, 9)) / 4, torch.arange(6) % 2)
+    own = {"noise_sd": 1.0, "num_classes": 2, "N0": 10, "N": 100, "device": "cpu", "logs_dir": tmp_path}
+
+    def sides(x):
+        return torch.stack([-x.sum(1), x.sum(1)], 1)
+
+    certify_dataset(sides, data, levels=4, exact_noise=True, **own)
+    with pytest.raises(UserError, match="multiples of 1/2"):
+        certify_dataset(sides, data, levels=2, exact_noise=True, dataset="other", **own)
+    far = (data[0] + 2**23, data[1])
+    with pytest.raises(UserError, match=r"exact noise on a grid of 1/4 needs values below 4.19e\+06"):
+        certify_dataset(sides, far, levels=4, exact_noise=True, dataset="far", **own)
 
 
 def test_two_classes_need_no_share_of_alpha(tmp_path):
@@ -205,7 +256,7 @@ def test_a_classifier_that_fails_later_is_one_line_and_what_is_counted_stays(dig
 
     def classifier(images):
         calls.append(1)
-        if 9 < len(calls) < 12:
+        if 11 < len(calls) < 14:
             raise KeyError("weights")
         return network(images)
 

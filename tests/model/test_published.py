@@ -209,10 +209,18 @@ WAY_OUT = "certify it as your own function, --classifier my.py:build"
     ("network", "given", "message"),
     [
         (LeNet((6, 16)), {}, r"is not a network that is known here: its keys are 1.conv1.weight, .* LeNet.*" + WAY_OUT),
-        (CifarResNet(8, 1000), {}, r"'1.fc.weight' is \(1000, 64\) there and \(10, 64\) here: it knows 1000 classes"),
-        (small_stem(), {}, r"'1.conv1.weight' is \(64, 3, 3, 3\) there .* another kernel, so another arch.*" + WAY_OUT),
-        (wide_resnet50_2(num_classes=10), {}, "another width, so another architecture; " + WAY_OUT),
-        (CifarResNet(8), {"dataset": "MNIST"}, "it takes 3 channels, the data have 1; is --dataset right"),
+        (
+            CifarResNet(8, 1000),
+            {},
+            r"'1.fc.weight' is \(1000, 64\) there and \(10, 64\) here .wrong classes: it knows 1000, the data have 10",
+        ),
+        (
+            small_stem(),
+            {},
+            r"'1.conv1.weight' is \(64, 3, 3, 3\) there .* another kernel, so another architecture.*" + WAY_OUT,
+        ),
+        (wide_resnet50_2(num_classes=10), {}, r"another width, so another architecture\); " + WAY_OUT),
+        (CifarResNet(8), {"dataset": "MNIST"}, "wrong channels: it takes 3, the data have 1; is --dataset right"),
         (CifarResNet(8), {"arch": "cifar_resnet110"}, "--arch R110 contradicts checkpoint .* has arch R8"),
         (CifarResNet(8), {"num_heads": 5}, "--num_heads 5 contradicts"),
         (CifarResNet(8), {"dataset": None}, "does not say its dataset: give --dataset"),

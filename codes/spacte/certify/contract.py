@@ -5,6 +5,7 @@ Source: the checks that AutoAttack (Croce and Hein, ICML 2020) makes of a model 
 
 import math
 import warnings
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -48,25 +49,16 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
                 f"the {heads} heads return probabilities, and what is summed over heads is logits: return the values "
                 "before softmax (or their logarithms)"
             )
-        if _differ(logits, classifier(images), there):
-            raise UserError(
-                "the classifier answers the same images in two ways: switch off what is random in it (dropout, train "
-                "mode, noise of its own); a certificate is about a function"
-            )
-        for company, others in _companies(images).items():
-            if _differ(logits[:, ::2], classifier(others)[:, ::2], there):
-                raise UserError(_DEPENDS.format(f"it changes where the others are {company}"))
-        for idx in (0, len(images) // 2):  # as in certification, whose batches are copies of one image
-            copies = classifier(images[idx].expand_as(images).contiguous())
-            if _differ(logits[:, [idx]], copies[:, [idx]], there):
-                raise UserError(_DEPENDS.format("it changes where all are copies of it"))
+        company = classifier(_in_other_company(images))
+        if _differ(logits[:, ::2], company[:, ::2], there):
+            _refuse(classifier, images, logits, there, "it changes with them")
+        copies = classifier(images[:1].expand_as(images).contiguous())  # as in certification
+        if _differ(logits[:, :1], copies[:, :1], there):
+            _refuse(classifier, images, logits, there, "it changes where all are copies of it")
         if _differ(logits, classifier(images.flip(0)).flip(1), elsewhere):
-            raise UserError(_DEPENDS.format("it changes with its place among them"))
+            _refuse(classifier, images, logits, there, "it changes with its place among them")
         if _differ(logits, classifier(images), there):
-            raise UserError(
-                "the classifier answers the same images in another way after it has seen others: it keeps a state "
-                "(running statistics, observers of a quantisation, a counter); freeze it before certification"
-            )
+            _refuse(classifier, images, logits, there, "")
     if not _differ(logits, logits[:, :1].expand_as(logits), elsewhere):
         warnings.warn("the classifier answers every image alike: are its trained weights loaded?", stacklevel=2)
     return heads
@@ -82,16 +74,30 @@ _DEPENDS = (
 )
 
 
-def _companies(images: Tensor) -> dict[str, Tensor]:
-    """The batch [N, C, H, W] with others in every second place, by what they are."""
-    others = {
-        "mirrored, 1 - x": 1 - images,
-        "zeros": torch.zeros_like(images),
-        "three times as bright": 3 * images,
-        "copies of one": images[:1].expand_as(images),
-    }
-    second = torch.arange(len(images), device=images.device).view(-1, *[1] * (images.dim() - 1)) % 2 == 1
-    return {name: torch.where(second, other, images) for name, other in others.items()}
+def _refuse(classifier: Foreign, images: Tensor, logits: Tensor, rounding: float, company: str) -> NoReturn:
+    """UserError with the reason for which the classifier answers otherwise than with `logits`: `company`, unless the
+    same batch alone, asked again, has another answer, too.
+    """
+    again, once_more = classifier(images), classifier(images)
+    if _differ(again, once_more, rounding):
+        raise UserError(
+            "the classifier answers the same images in two ways: switch off what is random in it (dropout, train mode, "
+            "noise of its own); a certificate is about a function"
+        )
+    if _differ(logits, again, rounding) or not company:
+        raise UserError(
+            "the classifier answers the same images in another way after it has seen others: it keeps a state (running "
+            "statistics, observers of a quantisation, a counter); freeze it before certification"
+        )
+    raise UserError(_DEPENDS.format(company))
+
+
+def _in_other_company(images: Tensor) -> Tensor:
+    """The batch [N, C, H, W] with others in every second place: mirrored, zeros, three times as bright, or a copy."""
+    changed = images.clone()
+    for number, other in enumerate((1 - images, torch.zeros_like(images), 3 * images, images[:1].expand_as(images))):
+        changed[1 + 2 * number :: 8] = other[1 + 2 * number :: 8]
+    return changed
 
 
 def check_gradient(classifier: torch.nn.Module, images: Tensor) -> None:

@@ -88,10 +88,14 @@ def read(path: Path) -> dict:
     except MemoryError:
         raise
     except Exception as error:  # torch.load raises whatever the damage happens to trigger
-        raise UserError(f"'{path}' {described(path)}") from error
+        raise UserError(
+            f"'{path}' is not a readable checkpoint (truncated or foreign): it {described(path)}"
+        ) from error
     found = state_dict_of(contents)
     if found is None:
-        raise UserError(f"'{path}' is a foreign file: it holds {_summary(contents)}, no state_dict; {way_out(path)}")
+        raise UserError(
+            f"'{path}' is a foreign file: a checkpoint holds a 'state_dict', this {_summary(contents)}; {way_out(path)}"
+        )
     contents = dict(contents) if "state_dict" in contents or found[1] else {}
     contents["state_dict"], contents["keys"] = found
     if isinstance(contents.get("data"), dict):
@@ -173,8 +177,8 @@ def load_classifier(
     spec = spec or data_spec(settings["dataset"])
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     heads = f"{settings['num_heads']} head{'s' * (settings['num_heads'] > 1)}"
-    _fill(classifier, weights, f"checkpoint '{path}' does not fit {settings['arch']} with {heads} on {spec.name}",
-          way_out(path, contents["keys"]))  # fmt: skip
+    wanted = f"{settings['arch']} with {heads} on {spec.name}"
+    _fill(classifier, weights, Path(path), wanted, way_out(path, contents["keys"]))
     run = contents.get("run") or Path(path).resolve().parent.name
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     if published:
@@ -206,7 +210,8 @@ def _checked_normalize(path: Path, normalize: str, published: bool, in_file: str
     return in_file
 
 
-def _fill(classifier: nn.Module, weights: Weights, misfit: str, otherwise: str) -> None:
+def _fill(classifier: nn.Module, weights: Weights, path: Path, wanted: str, otherwise: str) -> None:
+    misfit = f"checkpoint '{path}' does not fit {wanted}"
     expected = classifier.state_dict()
     for key in [*expected, *weights.tensors]:
         if key not in weights.tensors or key not in expected:
@@ -215,9 +220,11 @@ def _fill(classifier: nn.Module, weights: Weights, misfit: str, otherwise: str) 
         here, there = tuple(expected[key].shape), tuple(weights.tensors[key].shape)
         name = weights.names.get(key, key)
         if here != there:
-            raise UserError(f"{misfit}: '{name}' is {there} there and {here} here: {_why(key, here, there, otherwise)}")
+            raise UserError(
+                f"{misfit}: '{name}' is {there} there and {here} here ({_why(key, here, there)}); {otherwise}"
+            )
         if not torch.isfinite(weights.tensors[key]).all():
-            raise UserError(f"{misfit}: its values are not finite in '{name}'")
+            raise UserError(f"checkpoint '{path}' holds values that are not finite in '{name}'")
     classifier.load_state_dict(weights.tensors)
 
 
@@ -229,11 +236,11 @@ def _field_name(key: str, weights: Weights) -> str:
     return key.removeprefix("1.").replace("heads.0.0.", f"layer{stage}.").replace("heads.0.1.", "fc.")
 
 
-def _why(key: str, here: tuple[int, ...], there: tuple[int, ...], otherwise: str) -> str:
+def _why(key: str, here: tuple[int, ...], there: tuple[int, ...]) -> str:
     """What another shape of a weight means."""
     if key.endswith((".1.weight", ".1.bias")) and ".heads." in key and here[1:] == there[1:]:
-        return f"it knows {there[0]} classes, the data have {here[0]}; is --dataset right?"
+        return f"wrong classes: it knows {there[0]}, the data have {here[0]}; is --dataset right?"
     if key == "1.conv1.weight" and here[0] == there[0] and here[2:] == there[2:]:
-        return f"it takes {there[1]} channels, the data have {here[1]}; is --dataset right?"
+        return f"wrong channels: it takes {there[1]}, the data have {here[1]}; is --dataset right?"
     kernel = len(here) == len(there) == 4 and here[2:] != there[2:]
-    return f"another {'kernel' if kernel else 'width'}, so another architecture; {otherwise}"
+    return f"another {'kernel' if kernel else 'width'}, so another architecture"

@@ -36,7 +36,8 @@ class Foreign(FixedPasses):
         super().__init__(device, batch_size, compiled)
         if isinstance(function, nn.Module):
             _prepare(function, device)
-        self.function, self.precision = function, precision
+        self.__dict__["function"] = function  # no submodule: an exported program has no eval() for it
+        self.precision = precision
         self.copies = False
 
     def forward(self, images: Tensor) -> Tensor:
@@ -218,14 +219,21 @@ def parameters_sha256(classifier: Callable) -> str | None:
     """
     digest, held = hashlib.sha256(), list(_held(classifier))
     for one in held:
-        if isinstance(one, torch.jit.ScriptModule) and not any(True for _ in one.parameters()):
-            digest.update(one.save_to_buffer())  # frozen: its weights are constants of its code
+        if isinstance(one, torch.jit.ScriptModule):
+            held += _constants(one)
         named = [("", one)] if isinstance(one, Tensor) else [*one.named_parameters(), *one.named_buffers()]
         for name, tensor in named:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             values = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(values.view(torch.uint8).numpy().tobytes() if len(values) else b"")
     return digest.hexdigest() if held else None
+
+
+def _constants(module: torch.jit.ScriptModule) -> list[Tensor]:
+    """The tensors in a scripted module's code, where a frozen one has its weights."""
+    graph = module.inlined_graph  # held while its nodes are read
+    nodes = graph.findAllNodes("prim::Constant")
+    return [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]
 
 
 def _held(value, depth: int = 4) -> Iterator[nn.Module | Tensor]:
