@@ -217,7 +217,7 @@ WAY_OUT = "certify it as your own function, --classifier my.py:build"
         (
             small_stem(),
             {},
-            r"'1.conv1.weight' is \(64, 3, 3, 3\) there .* another kernel, so another architecture.*" + WAY_OUT,
+            r"'1.conv1.weight' is \(64, 3, 3, 3\) there .*another kernel, so another architecture.*" + WAY_OUT,
         ),
         (wide_resnet50_2(num_classes=10), {}, r"another width, so another architecture\); " + WAY_OUT),
         (CifarResNet(8), {"dataset": "MNIST"}, "wrong channels: it takes 3, the data have 1; is --dataset right"),
