@@ -99,6 +99,21 @@ def test_the_envelope_is_the_best_over_sigma(script):
     assert rows[0]["ACR"] is None and rows[0]["sigma"] is None and rows[0]["images"] == 25
 
 
+def test_one_network_at_several_sigmas(script, tmp_path):
+    """The table says where each was trained; the envelope takes the best of the sigmas, also of two trainings."""
+    for trained, sigma, radius in ((0.5, 0.25, 0.4), (0.5, 0.5, 0.9), (0.25, 0.25, 0.6)):
+        folder = tmp_path / "0Gaussian" / f"noise-{sigma:.2f}" / f"at-{trained}"
+        log = make_log(folder / "h-5-eps-0.8-certify-skip-1.log", [(0, 3, 3, radius), (1, 4, 4, radius / 2)])
+        with_config(log, [{"noise_sd": trained, "seed": 1}], noise_sd=sigma)
+    code, out, err = script("report.py", tmp_path, "--envelope", "--format", "json", "--radii", 0.25, 0.5)
+    assert code == 0, err
+    *rows, best = json.loads(out)["logs"]
+    assert sorted((row["sigma"], row["trained"]) for row in rows) == [(0.25, 0.25), (0.25, 0.5), (0.5, 0.5)]
+    assert best["run"] == "best over sigma" and (best["0.25"], best["0.5"]) == (1.0, 0.5)
+    code, out, _ = script("report.py", tmp_path / "0Gaussian" / "noise-0.50")
+    assert code == 0 and "trained" not in out.splitlines()[0]
+
+
 def test_an_envelope_of_two_runs_at_one_sigma_is_refused(script, tmp_path):
     for name in ("a", "b"):
         random_log(tmp_path / "1Mine" / "noise-0.25" / f"h-5-{name}.log", 10, 0)

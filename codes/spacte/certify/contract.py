@@ -51,7 +51,7 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
             )
         company = classifier(_in_other_company(images))
         if _differ(logits[:, ::2], company[:, ::2], there):
-            _refuse(classifier, images, logits, there, "it changes with them")
+            _refuse(classifier, images, logits, there, "it changes in other company")
         copies = classifier(images[:1].expand_as(images).contiguous())  # as in certification
         if _differ(logits[:, :1], copies[:, :1], there):
             _refuse(classifier, images, logits, there, "it changes where all are copies of it")
