@@ -21,8 +21,8 @@ from spacte.model.heads import MultiHeadResNet
 from spacte.model.normalisation import LEGAL, Constants, Normalize, are_the_same, constants, known, name_of
 from spacte.utils import UserError
 
-# Nats. Right networks were measured over architectures, lengths of training, sigmas and augmentations: see
-# tests/model/test_batchnorm.py, where they and wrong ones are trained again.
+# Nats. tests/model/test_batchnorm.py says what right and wrong networks measured: architectures, lengths of training,
+# sigmas, augmentations and defences.
 _FIRST_NEAR, _NEAR = 0.0025, 0.003  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
 _FIRST_SAMPLED, _SAMPLED = 0.35, 10.0  # divided by the number of images, of their pixels in a layer: what so few add
 _LAG = 1.5  # divided by the batches of training: the statistics are an average over weights that still moved
@@ -34,13 +34,15 @@ _PART = 128  # images at once
 
 @dataclass(frozen=True)
 class Fit:
-    """How far the statistics of training lie from those after a normalisation, in nats, with noise of `sigma`.
+    """How far the statistics of training lie from those after a normalisation, in nats, with noise of `sigma` on this
+    `share` of the images.
 
     Of the first BatchNorm and, where the others were asked, of the one that lies farthest beyond its `limit`, `layer`.
     """
 
     values: Constants
     sigma: float
+    share: float
     first: float
     worst: float = 0.0
     limit: float = math.inf
@@ -95,10 +97,10 @@ def _recognised(search: "_Search", sigma: float) -> tuple[str, str]:
 
 
 def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) -> str | None:
-    own = search.fit(values, sigma)
-    for other in _SIGMAS:
+    own = search.fit(values, sigma, 1.0)
+    for noise in _other_noises(sigma):
         if not search.is_near(own):
-            own = min(own, search.fit(values, other), key=lambda fit: (not search.is_near(fit), fit.first))
+            own = min(own, search.fit(values, *noise), key=lambda fit: (not search.is_near(fit), fit.first))
     best = search.known_anywhere(sigma)[0]
     if best.first <= search.first_near and own.first > max(_FIRST_NEAR, _TIMES_NEARER * best.first):
         raise UserError(
@@ -113,6 +115,11 @@ def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) ->
         f"after --normalize {name} bn1's statistics lie {own.first:.2g} nats from those of training, where a right one "
         f"lies below {search.first_near:.2g}: are normalisation, --noise_sd and images those of training?"
     )
+
+
+def _other_noises(sigma: float) -> list[tuple[float, float]]:
+    """Of what the field trains with, sigma and the share of the images that have noise: half in stability training."""
+    return [(sigma, 0.5), *((other, 1.0) for other in _SIGMAS if other != sigma)]
 
 
 def _another_network(fit: Fit) -> str:
@@ -133,12 +140,14 @@ class _Search:
         self.near = _NEAR + (_LAG / batches if batches else 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.views = [images, random_crop(images, 4)]  # networks for small images see black borders in training
+            whole = images.cpu()
+            views = [whole, random_crop(whole, 4)]  # networks for small images see black borders in training
             if min(images.shape[2:]) >= 64:
                 zoom = v2.RandomResizedCrop(tuple(images.shape[2:]))
-                self.views.append(torch.stack([zoom(image) for image in images]))
+                views.append(torch.stack([zoom(image) for image in whole]))
             self.noise = torch.randn(images.shape).to(images.device)
-        self._first: dict[float, list[_FirstLayer]] = {}
+        self.views = [view.to(images.device) for view in views]
+        self._first: dict[tuple[float, float], list[_FirstLayer]] = {}
 
     def name(self, fit: Fit) -> str:
         """Of its normalisation."""
@@ -148,46 +157,49 @@ class _Search:
         """Whether the network is the one that was trained, as far as statistics tell."""
         return fit.first <= self.first_near and fit.worst <= fit.limit
 
-    def known(self, sigma: float) -> list[Fit]:
-        """The known normalisations, the nearest to bn1 first. Only those near it are followed through all layers."""
-        candidates = known(self.spec)
-        near = {name: min(layer.distance(values) for layer in self.first(sigma)) for name, values in candidates.items()}
-        nearest = min(near, key=near.get)
-        return sorted(
-            (
-                self.fit(candidates[name], sigma) if name == nearest else Fit(candidates[name], sigma, first)
-                for name, first in near.items()
-            ),
-            key=lambda fit: fit.first,
-        )
+    def known(self, sigma: float, share: float = 1.0) -> list[Fit]:
+        """The known normalisations, the nearest to bn1 first; it alone is followed through all layers."""
+        fits = []
+        for values in known(self.spec).values():
+            first = min(layer.distance(values) for layer in self.first(sigma, share))
+            fits.append(Fit(values, sigma, share, first))
+        best, *others = sorted(fits, key=lambda fit: fit.first)
+        return [self.fit(best.values, sigma, share), *others]
 
     def known_anywhere(self, sigma: float) -> list[Fit]:
         """The same for this noise or, where none is near, for another with which one is."""
         found = self.known(sigma)
         if self.is_near(found[0]):
             return found
-        elsewhere = [self.known(other) for other in _SIGMAS if other != sigma]
+        elsewhere = [self.known(*noise) for noise in _other_noises(sigma)]
         near = [fits for fits in elsewhere if self.is_near(fits[0])]
         return min(near, key=lambda fits: fits[0].first) if near else found
 
-    def first(self, sigma: float) -> list["_FirstLayer"]:
-        """The first layer under noise, of each view."""
-        if sigma not in self._first:
-            self._first[sigma] = [_FirstLayer(self.network, view + sigma * self.noise) for view in self.views]
-        return self._first[sigma]
+    def noised(self, view: Tensor, sigma: float, share: float) -> Tensor:
+        """The images of a view with noise, the last ones if not all."""
+        noise = sigma * self.noise
+        noise[: round((1 - share) * len(noise))] = 0
+        return view + noise
 
-    def fit(self, values: Constants, sigma: float) -> Fit:
+    def first(self, sigma: float, share: float) -> list["_FirstLayer"]:
+        """The first layer under noise, of each view."""
+        if (sigma, share) not in self._first:
+            layers = [_FirstLayer(self.network, self.noised(view, sigma, share)) for view in self.views]
+            self._first[sigma, share] = layers
+        return self._first[sigma, share]
+
+    def fit(self, values: Constants, sigma: float, share: float) -> Fit:
         """Of the view that is nearest in bn1; where that is not near, the other layers are not asked."""
-        firsts = [layer.distance(values) for layer in self.first(sigma)]
+        firsts = [layer.distance(values) for layer in self.first(sigma, share)]
         first = min(firsts)
         if first > self.first_near:
-            return Fit(values, sigma, first)
-        view = self.views[firsts.index(first)]
-        found = distances(nn.Sequential(Normalize(*values), self.network), view + sigma * self.noise)
+            return Fit(values, sigma, share, first)
+        view = self.noised(self.views[firsts.index(first)], sigma, share)
+        found = distances(nn.Sequential(Normalize(*values), self.network), view)
         limits = {name: self.near + _SAMPLED / (len(view) * pixels) for name, (_, pixels) in found.items()}
         limits["1.bn1"] = self.first_near
         layer = max(found, key=lambda name: found[name][0] / limits[name])
-        return Fit(values, sigma, first, found[layer][0], limits[layer], self.in_file(layer))
+        return Fit(values, sigma, share, first, found[layer][0], limits[layer], self.in_file(layer))
 
     def in_file(self, layer: str) -> str:
         """The field's name of a layer."""
@@ -198,13 +210,11 @@ class _Search:
         """What the user is told where no known normalisation fits."""
         if nearest.first <= self.first_near:
             return _another_network(nearest)
-        layers = self.first(nearest.sigma)
-        fits = [self.fit(layer.fitted(nearest.values), nearest.sigma) for layer in layers]
+        layers = self.first(nearest.sigma, nearest.share)
+        fits = [self.fit(layer.fitted(nearest.values), nearest.sigma, nearest.share) for layer in layers]
         fitted = min(fits, key=lambda fit: fit.first)
-        far = (
-            f"after {self.name(nearest)}, the nearest known, bn1's statistics lie {nearest.first:.2g} nats from those "
-        )
-        far += f"of training, where a right one lies below {self.first_near:.2g}"
+        far = f"after {self.name(nearest)}, the nearest known, bn1's statistics lie {nearest.first:.2g} nats from "
+        far += f"those of training, where a right one lies below {self.first_near:.2g}"
         if self.is_near(fitted):
             name = self.name(fitted)
             return f"{far}; {name} would fit to {fitted.first:.2g}: give --normalize {name} if it can be that"
@@ -242,8 +252,9 @@ def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, i
     for name, layer in trained.items():
         layer.running_mean = layer.running_var = None  # the batch's own are taken
         layer.register_forward_pre_hook(hook(name))
-    for part in images.tensor_split(max(1, len(images) // _PART)):
-        classifier(part)
+    parts = max(1, len(images) // _PART)
+    for number in range(parts):  # every so many images: each part has its share of those with noise
+        classifier(images[number::parts])
     return {
         name: (float(_nats(mean, square - mean**2, *statistics[name], trained[name].eps)), pixels[name])
         for name, (mean, square) in sums.items()
