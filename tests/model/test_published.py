@@ -160,6 +160,14 @@ def test_wrappers_and_containers_are_taken_off(tmp_path, how):
     torch.testing.assert_close(loaded.classifier(images)[0], network(images), rtol=1e-5, atol=1e-5)
 
 
+def test_of_two_networks_in_a_file_the_user_is_told_which_is_taken(tmp_path):
+    state, other = CifarResNet(8).state_dict(), CifarResNet(8).state_dict()
+    torch.save({"model": state, "ema": other, "args": ["--lr", 0.1]}, tmp_path / "a.pth")
+    with pytest.warns(UserWarning, match="holds networks under model and ema: the first is taken"):
+        loaded = load_classifier(tmp_path / "a.pth", dataset="CIFAR10", normalize="none")
+    assert torch.equal(loaded.classifier[1].conv1.weight, state["conv1.weight"])
+
+
 @torch.no_grad()
 def test_a_normalisation_in_the_file_is_taken(tmp_path):
     network, images = shaken(CifarResNet(8)), torch.rand(2, 3, 32, 32)

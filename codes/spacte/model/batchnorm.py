@@ -26,6 +26,7 @@ from spacte.utils import UserError
 _FIRST_NEAR, _NEAR = 0.0025, 0.003  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
 _FIRST_SAMPLED, _SAMPLED = 0.35, 10.0  # divided by the number of images, of their pixels in a layer: what so few add
 _LAG = 1.5  # divided by the batches of training: the statistics are an average over weights that still moved
+_CERTAIN = 0.001  # of bn1: no other noise is tried
 _TIMES_NEARER = 4
 _FEWEST_BATCHES = 44  # of training: 0.9^44 = 1 % of bn1's statistics would still be those that it began with
 _SIGMAS = (0.0, 0.12, 0.25, 0.5, 0.75, 1.0)  # of the field's networks
@@ -167,12 +168,12 @@ class _Search:
         return [self.fit(best.values, sigma, share), *others]
 
     def known_anywhere(self, sigma: float) -> list[Fit]:
-        """The same for this noise or, where none is near, for another with which one is."""
+        """The same for this noise or, where none is surely near, for another with which one is nearer."""
         found = self.known(sigma)
-        if self.is_near(found[0]):
+        if self.is_near(found[0]) and found[0].first <= _CERTAIN:
             return found
-        elsewhere = [self.known(*noise) for noise in _other_noises(sigma)]
-        near = [fits for fits in elsewhere if self.is_near(fits[0])]
+        everywhere = [found, *(self.known(*noise) for noise in _other_noises(sigma))]
+        near = [fits for fits in everywhere if self.is_near(fits[0])]
         return min(near, key=lambda fits: fits[0].first) if near else found
 
     def noised(self, view: Tensor, sigma: float, share: float) -> Tensor:

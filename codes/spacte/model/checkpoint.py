@@ -22,7 +22,7 @@ from spacte.model.normalisation import (
     normalisation,
     parsed,
 )
-from spacte.model.published import KNOWN, Weights, recognised, state_dict_of, way_out
+from spacte.model.published import CONTAINERS, KNOWN, Weights, recognised, state_dict_of, way_out
 from spacte.utils import UserError, replace_file
 
 
@@ -96,7 +96,14 @@ def read(path: Path) -> dict:
         raise UserError(
             f"'{path}' is a foreign file: a checkpoint holds a 'state_dict', this {_summary(contents)}; {way_out(path)}"
         )
-    contents = dict(contents) if "state_dict" in contents or found[1] else {}
+    others = [
+        name for name in CONTAINERS if name in contents and name not in found[1] and state_dict_of(contents[name])
+    ]
+    if others:
+        warnings.warn(
+            f"'{path}' holds networks under {found[1][0]} and {', '.join(others)}: the first is taken", stacklevel=2
+        )
+    contents = dict(contents) if found[1] else {}
     contents["state_dict"], contents["keys"] = found
     if isinstance(contents.get("data"), dict):
         try:
@@ -109,7 +116,9 @@ def read(path: Path) -> dict:
             raise UserError(f"'{path}' is a foreign file: its 'data' does not describe a data set")
     args = contents.setdefault("args", {})
     contents["args"] = args = vars(args) if isinstance(args, Namespace) else args
-    if not isinstance(args, dict):
+    if not isinstance(args, dict) and "data" not in contents:
+        contents["args"] = {}  # of another code
+    elif not isinstance(args, dict):
         raise UserError(f"'{path}' is a foreign file: its 'args' are not the settings of a run")
     return contents
 
