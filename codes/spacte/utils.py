@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import traceback
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -25,6 +26,12 @@ class RunError(RuntimeError):
 
 
 FOREIGN_ERRORS = (Exception, SystemExit)  # what a user's function may end with, short of Ctrl-C
+
+
+def listed(names: Iterable, most: int = 10) -> str:
+    """The names as a part of a message, which stays short: a, b and 12 more."""
+    texts = list(map(str, names))
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def failure(error: BaseException) -> str:

@@ -216,7 +216,11 @@ WAY_OUT = "certify it as your own function, --classifier my.py:build"
 @pytest.mark.parametrize(
     ("network", "given", "message"),
     [
-        (LeNet((6, 16)), {}, r"is not a network that is known here: its keys are 1.conv1.weight, .* LeNet.*" + WAY_OUT),
+        (
+            LeNet((6, 16)),
+            {},
+            r"is not a network that is known here: its keys are 1.conv1.weight, .* and 4 more; .* LeNet.*" + WAY_OUT,
+        ),
         (
             CifarResNet(8, 1000),
             {},

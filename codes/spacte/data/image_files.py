@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from spacte.utils import UserError
+from spacte.utils import UserError, listed
 
 Image.init()
 # what Pillow reads by itself: not formats of vectors, films or arrays, for which it needs another program
@@ -37,9 +37,8 @@ class Tree(datasets.ImageFolder):
         filled = set(self.targets)
         empty = [f"'{name}'" for label, name in enumerate(self.classes) if label not in filled]
         if empty:
-            names = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
             folders = "folder" if len(empty) == 1 else "folders"
-            raise UserError(f"no images in the class {folders} {names} of '{folder}': images end in {_COMMON}")
+            raise UserError(f"no images in the class {folders} {listed(empty)} of '{folder}': images end in {_COMMON}")
         if self.skipped:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common(5))
             warnings.warn(f"'{folder}': {self.skipped.total()} files are no images and skipped ({kinds})", stacklevel=2)

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import InMemory, Split, Streamed
-from spacte.utils import UserError
+from spacte.utils import UserError, listed
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
 
@@ -188,7 +188,7 @@ def open_split(
         measured = _measured_spec(images, class_names)
         if spec is not None and spec.class_names != class_names:
             strange = sorted(set(spec.class_names) ^ set(class_names))
-            raise UserError(f"the classes of '{data_dir}' differ from the classifier's: {', '.join(strange)}")
+            raise UserError(f"the classes of '{data_dir}' differ from the classifier's: {listed(strange)}")
         return InMemory(spec or measured, images, labels, train, device, crop=4, flip=True)
     spec = data_spec(name)
     if name == "ImageNet":

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spacte.utils import RunError, replace_file
+from spacte.utils import RunError, listed, replace_file
 
 _FREE_FLAGS = {  # a resumed run may change them
     "train": ("--data_dir", "--device", "--workers", "--save_freq", "--test_freq"),
@@ -141,7 +141,7 @@ def _checkpoints(job: Job) -> list[Path]:
     found = [path for path in job.folder.glob("save/*/*/*/*/epoch*.pth") if path.stem[5:].isdecimal()]
     runs = sorted({path.parent.name for path in found})
     if len(runs) > 1:
-        raise RunError(f"'{job.folder / 'save'}' holds several runs: {', '.join(runs)}; move all but one away")
+        raise RunError(f"'{job.folder / 'save'}' holds several runs: {listed(runs)}; move all but one away")
     return sorted(found, key=_epoch)
 
 

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 from spacte.jobs.job import Job, by_name
-from spacte.utils import UserError
+from spacte.utils import UserError, listed
 
 _SET_BY_THE_QUEUE = {
     "train": ("--seed", "--resume", "--save_dir", "--logs_dir", "--runs_dir"),
@@ -41,7 +41,7 @@ def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
         keys = {"label": str, "of": str, "seeds": list, "certify": str}
         where = _check_entry(path, "ensemble", entry, keys, ("label", "of"), taken=labels)
         if entry["of"] not in runs:
-            raise UserError(f"{where}: of = '{entry['of']}' must be the label of a run: {', '.join(runs)}")
+            raise UserError(f"{where}: of = '{entry['of']}' must be the label of a run: {listed(runs)}")
         labels.append(entry["label"])
         certify = _flags(where, "certify", defaults, entry)
         for name, members in _ensembles(where, entry, runs[entry["of"]]).items():
@@ -70,7 +70,7 @@ def _check_entry(path: Path, kind: str, entry: dict, keys: dict, required: tuple
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", entry["label"]):
         raise UserError(f"{where}: a label is the name of a folder: letters, digits, '.', '_', '+' and '-'")
     if entry["label"] in taken:
-        raise UserError(f"{where}: the label is taken; there are {', '.join(taken)}")
+        raise UserError(f"{where}: the label is taken; there are {listed(taken)}")
     return where
 
 
@@ -108,7 +108,7 @@ def _ensembles(where: str, entry: dict, jobs: list[Job]) -> dict[str, tuple[Job,
         legal = isinstance(seeds, list) and seeds and all(type(seed) is int and seed in of_seed for seed in seeds)
         if not legal or len(set(seeds)) < len(seeds):
             raise UserError(
-                f"{where}: seeds must be lists of seeds of its run ({', '.join(map(str, of_seed))}), each list an "
+                f"{where}: seeds must be lists of seeds of its run ({listed(of_seed)}), each list an "
                 f"ensemble in which no seed comes twice; one is {seeds}"
             )
         if any(set(seeds) == {job.seed for job in members} for members in found.values()):

@@ -23,7 +23,7 @@ from spacte.model.normalisation import (
     parsed,
 )
 from spacte.model.published import CONTAINERS, KNOWN, Weights, recognised, state_dict_of, way_out
-from spacte.utils import UserError, replace_file
+from spacte.utils import UserError, listed, replace_file
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ _HARMLESS = [
 def _summary(contents) -> str:
     if not isinstance(contents, dict):
         return f"a {type(contents).__name__}"
-    names = [str(name) for name in contents]
-    return f"{', '.join(names[:8]) or 'nothing'}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+    return listed(contents, 8) or "nothing"
 
 
 def load_classifier(
@@ -162,10 +161,9 @@ def load_classifier(
     weights = recognised(contents["state_dict"])
     if weights is None:
         named = f", arch '{contents['arch']}'," if isinstance(contents.get("arch"), str) else ""
-        keys = list(contents["state_dict"])
         raise UserError(
-            f"'{path}'{named} is not a network that is known here: its keys are {', '.join(keys[:4])}, ... "
-            f"({len(keys)}), and there are {KNOWN}; {way_out(path, contents['keys'])}"
+            f"'{path}'{named} is not a network that is known here: its keys are "
+            f"{listed(contents['state_dict'], 4)}; there are {KNOWN}; {way_out(path, contents['keys'])}"
         )
     known = {name: contents["args"].get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
     published = weights.arch is not None

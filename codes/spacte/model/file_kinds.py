@@ -1,10 +1,11 @@
 """What a file is that is no checkpoint, told from its first bytes, and what its owner can do with it."""
 
-import itertools
 import json
 import pickletools
 import zipfile
 from pathlib import Path
+
+from spacte.utils import listed
 
 _ARCHIVES = {
     b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z",
@@ -23,9 +24,8 @@ _TORCH = ("torch", "collections", "numpy", "builtins", "_codecs", "copyreg", "__
 
 def folder_line(path: Path) -> str:
     """What to say of a folder that was given as a checkpoint: which of its files may be one."""
-    files = itertools.islice((one for one in sorted(path.rglob("*.pt*")) if one.is_file()), 6)
-    names = [f"'{one}'" for one in files]
-    there = f"there are {', '.join(names[:5])}{', ...' * (len(names) > 5)}" if names else "there is no .pth in it"
+    files = [f"'{one}'" for one in sorted(path.rglob("*.pt*")) if one.is_file()]
+    there = f"there are {listed(files, 5)}" if files else "there is no .pth in it"
     return f"'{path}' is a folder, not a checkpoint: {there}"
 
 
@@ -83,8 +83,7 @@ def _zip(path: Path) -> str:
         return _pickle(content)
     if any(name.endswith(".npy") for name in names):
         return "is an .npz file of numpy arrays, not of torch.save"
-    listed = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-    return f"is a zip archive ({listed}): unpack it and give the file in it"
+    return f"is a zip archive ({listed(names, 3)}): unpack it and give the file in it"
 
 
 def _pickle(content: bytes) -> str:
@@ -104,8 +103,7 @@ def _pickle(content: bytes) -> str:
         return "is truncated or damaged: copy or download it again"
     strange = [name for name in dict.fromkeys(names) if name.split(".")[0] not in _TORCH or ".nn." in name]
     if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        return f"holds pickled objects ({', '.join(strange[:3])}{more}), which are code and are not run here: {_SAVE}"
+        return f"holds pickled objects ({listed(strange, 3)}), which are code and are not run here: {_SAVE}"
     return f"is a pickle without a state dict: {_SAVE}"
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from spacte.device import autocast, memory_is_short
 from spacte.model.passes import FixedPasses
-from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure
+from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure, listed
 
 
 class Foreign(FixedPasses):
@@ -149,7 +149,7 @@ def build(name: str, arguments: dict) -> Callable:
     builder = getattr(module, function, None)
     if not callable(builder):
         there = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise UserError(f"--classifier {name}: '{path}' has no function '{function}'; there are {', '.join(there)}")
+        raise UserError(f"--classifier {name}: '{path}' has no function '{function}'; there are {listed(there)}")
     try:
         wanted = inspect.signature(builder)
     except ValueError as error:
