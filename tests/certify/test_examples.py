@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import CODES, DIGITS, RUN_FLAGS
+from conftest import CODES
 from torch import nn
 
 from spacte import certify_dataset, open_split
@@ -163,20 +163,15 @@ def test_diffusion_denoised_smoothing(script, digits_models, tmp_path):
     """Trained by the example's command, one step takes half of the noise away; it is deterministic, and certified."""
     code, out, err = script("examples/diffusion_denoised.py", "--dataset", "digits", "--epochs", 4, "--device", "cpu")
     assert code == 0 and "epoch 4/4" in out, err
-    arguments = ("--classifier_args", "diffusion=diffusion", "noise_sd=0.5", f"classifier={digits_models[1]}")
-    command = ("--classifier", f"{CODES}/examples/diffusion_denoised.py:build", *arguments, *DIGITS, "--skip", 120)
-    code, _, err = script("certify_mhead.py", *command, *RUN_FLAGS)
-    assert code == 0, err
-    (log,) = tmp_path.rglob("build-*-certify-skip-120.log")
-    assert len(read_log(log)) == 3
-
     example = importlib.import_module("diffusion_denoised")
-    front, _ = example.build("diffusion", digits_models[1], 0.5)
+    whole = built("diffusion_denoised.py", diffusion="diffusion", classifier=digits_models[1], noise_sd=0.5)
+    front = whole[0]
     split = open_split("digits", ".", False, CPU)
     images, _ = next(split.batches(len(split)))
     with torch.no_grad():
         error = (front(images + 0.5 * torch.randn(images.shape)) - images).square().mean()
     assert error < 0.5**2 / 2
+    is_certified(whole, tmp_path, images[:4])
     abar = front.abar
     assert (1 - abar) / abar == pytest.approx(1.0, rel=0.03)  # (2 sigma)^2
     with pytest.raises(foreign.UserError, match="the diffusion model ends at noise"):

@@ -23,7 +23,7 @@ from spacte.logs.votes import read_counts
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_killed_again_and_again_ends_with_the_uninterrupted_log(certify, digits_models, tmp_path, world):
-    """SIGKILL 6 times, all processes at once, at a random moment after an image's votes have come to the disk."""
+    """SIGKILL 4 times, all processes at once, at a random moment after an image's votes have come to the disk."""
     flags = ("--model_path", digits_models[0], "--skip", 6, "--N0", 20, "--N", 2500, "--device", "cpu")
     flags = ("0Gaussian/certify_mhead.py", *flags, "--batch_size", 500, "--logs_dir", "killed")
     draw = random.Random(world)
@@ -31,7 +31,7 @@ def test_a_run_killed_again_and_again_ends_with_the_uninterrupted_log(certify, d
     def written():
         return sum(path.stat().st_size for path in (tmp_path / "killed").rglob("*.jsonl"))
 
-    for _ in range(6):
+    for _ in range(4):
         with Children(tmp_path, *flags, world=world) as children:
             before, end = written(), time.monotonic() + 60
             while written() == before and time.monotonic() < end:
