@@ -22,11 +22,11 @@ lint: .venv/installed-tests
 
 .venv/installed: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
 	touch $@
 
 .venv/installed-tests: .venv/installed tests/requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 
 clean:
