@@ -114,9 +114,9 @@ def without_pool():
     return network
 
 
-def changed(change):
+def changed(change, depth=8):
     def make():
-        network = CifarResNet(8)
+        network = CifarResNet(depth)
         change(network)
         return network
 
@@ -128,7 +128,8 @@ def halved_by_the_stem(network):
 
 
 def dilated(network):
-    network.layer1[0].conv1.dilation = network.layer1[0].conv1.padding = (2, 2)
+    for block in network.layer3[1:]:
+        block.conv1.dilation = block.conv1.padding = (2, 2)
 
 
 def leaky(network):
@@ -138,7 +139,7 @@ def leaky(network):
 @pytest.mark.parametrize("name", [None, "mean_std"])
 @pytest.mark.parametrize(
     "make",
-    [without_pool, changed(halved_by_the_stem), changed(dilated), changed(leaky)],
+    [without_pool, changed(halved_by_the_stem), changed(dilated, depth=14), changed(leaky)],
     ids=["no max-pool", "stride", "dilation", "another activation"],
 )
 def test_another_geometry_with_the_same_keys_is_refused(tmp_path, make, name):
