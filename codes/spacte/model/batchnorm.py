@@ -278,7 +278,7 @@ class _FirstLayer:
 
     @torch.no_grad()
     def __init__(self, network: MultiHeadResNet, images: Tensor):
-        conv, self.bn1 = network.conv1, network.bn1
+        conv, bn1 = network.conv1, network.bn1
         channels = conv.in_channels
         weight = conv.weight.transpose(0, 1).reshape(-1, 1, *conv.kernel_size)  # [C O, 1, k, k]
         geometry = (conv.stride, conv.padding, conv.dilation)
@@ -294,8 +294,9 @@ class _FirstLayer:
             mean.append(both.mean((0, 3)).double() * len(part))
             both = both.permute(2, 1, 0, 3).flatten(2)  # [O, 2C, N P]
             products.append((both @ both.mT / both.shape[2]).double() * len(part))
-        self.mean = sum(mean).T / len(images)  # [O, 2C]
-        self.products = sum(products) / len(images)  # [O, 2C, 2C]
+        self.mean = (sum(mean).T / len(images)).cpu()  # [O, 2C]
+        self.products = (sum(products) / len(images)).cpu()  # [O, 2C, 2C]
+        self.trained = (bn1.running_mean.cpu(), bn1.running_var.cpu(), bn1.eps)
 
     def distance(self, values: Constants) -> float:
         """How far bn1's statistics of training lie from those after the normalisation, in nats."""
@@ -323,4 +324,4 @@ class _FirstLayer:
     def _nats(self, weights: Tensor) -> Tensor:
         mean = self.mean @ weights
         variance = torch.einsum("i,oij,j->o", weights, self.products, weights) - mean**2
-        return _nats(mean, variance, self.bn1.running_mean, self.bn1.running_var, self.bn1.eps)
+        return _nats(mean, variance, *self.trained)
