@@ -196,7 +196,7 @@ class _Search:
         if first > self.first_near:
             return Fit(values, sigma, share, first)
         view = self.noised(self.views[firsts.index(first)], sigma, share)
-        found = distances(nn.Sequential(Normalize(*values), self.network), view)
+        found = distances(nn.Sequential(Normalize(*values).to(view.device), self.network), view)
         limits = {name: self.near + _SAMPLED / (len(view) * pixels) for name, (_, pixels) in found.items()}
         limits["1.bn1"] = self.first_near
         layer = max(found, key=lambda name: found[name][0] / limits[name])
