@@ -219,8 +219,6 @@ def parameters_sha256(classifier: Callable) -> str | None:
     """
     digest, held = hashlib.sha256(), list(_held(classifier))
     for one in held:
-        if isinstance(one, torch.jit.ScriptModule):
-            held += _constants(one)
         named = [("", one)] if isinstance(one, Tensor) else [*one.named_parameters(), *one.named_buffers()]
         for name, tensor in named:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -240,6 +238,8 @@ def _held(value, depth: int = 4) -> Iterator[nn.Module | Tensor]:
     """The modules and tensors that a value is or reaches within `depth` steps."""
     if isinstance(value, nn.Module | Tensor):
         yield value
+        if isinstance(value, torch.jit.ScriptModule):
+            yield from _constants(value)
         return
     parts = []
     if isinstance(value, list | tuple | dict):
