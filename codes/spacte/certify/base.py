@@ -126,7 +126,7 @@ def _examined(network: Loaded, split: Split, noise_sd: float) -> Loaded:
     """A published network, behind its normalisation; its BatchNorms say whether it is the one that was trained."""
     if not network.published:
         return network
-    images = _chosen_images(split, 256)
+    images, _ = chosen(split, 256)
     try:
         name, line = examined(network.classifier[1], network.normalize, network.spec, images, noise_sd)
     except UserError as error:
@@ -154,7 +154,8 @@ def of_callable(
     """
     batch_size = computing.batch_size(split)
     classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
-    heads = check_contract(classifier, noised(_chosen_images(split, 32), noise_sd), split.spec.num_classes)
+    images, _ = chosen(split, 32)
+    heads = check_contract(classifier, noised(images, noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:
         warnings.warn(
@@ -185,16 +186,14 @@ def enough_images(split: Split) -> int:
     return 256 if math.prod(split.spec.shape[1:]) <= 64**2 else 64
 
 
-def chosen_indices(split: Split, count: int) -> list[int]:
-    """About `count` images from the whole split; always the same ones."""
-    return torch.linspace(0, len(split) - 1, min(count, len(split))).long().tolist()
+def chosen(split: Split, count: int) -> tuple[Tensor, Tensor]:
+    """About `count` images [n, C, H, W] from the whole split and their labels [n]; always the same ones."""
+    indices = torch.linspace(0, len(split) - 1, min(count, len(split))).long().tolist()
+    images, labels = zip(*(split[idx] for idx in indices), strict=True)
+    return torch.stack(images), torch.tensor(labels)
 
 
 def noised(images: Tensor, noise_sd: float) -> Tensor:
     """The images with Gaussian noise, always the same."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return images + noise_sd * noise.to(images.device)
-
-
-def _chosen_images(split: Split, count: int) -> Tensor:
-    return torch.stack([split[idx][0] for idx in chosen_indices(split, count)])

@@ -17,7 +17,7 @@ from scipy.stats import binom
 from spacte.certify.base import (
     BaseClassifier,
     Computing,
-    chosen_indices,
+    chosen,
     enough_images,
     joint_settings,
     noised,
@@ -70,13 +70,14 @@ class Evaluation:
         if settings.classifier_args:
             raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
         known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
+        measured = None
         if split is None and settings.dataset == "ImageFolder":  # a published checkpoint does not know its images
-            found = _test_split("ImageFolder", settings, computing, None)
-            known = (*known, found.spec)
-        networks = [load_classifier(Path(path), *known) for path in settings.model_path]
+            measured = _test_split("ImageFolder", settings, computing, None)
+        measured_spec = None if measured is None else measured.spec
+        networks = [load_classifier(Path(path), *known, measured_spec) for path in settings.model_path]
         joint, spec = joint_settings(networks), networks[0].spec
-        if split is None and spec is known[-1]:
-            split = found
+        if measured is not None and spec is measured_spec:
+            split = measured
         elif split is None:
             split = _test_split(joint["dataset"], settings, computing, spec)
         elif (split.spec.shape, split.spec.class_names) != (spec.shape, spec.class_names):
@@ -139,11 +140,9 @@ class Evaluation:
         Guessing always names the commonest class; the share that is right must lie above that by more than chance does
         in one of 100 cases. Nothing is said where so few images could not show it.
         """
-        idxs = chosen_indices(self.split, enough_images(self.split))
-        labels = torch.tensor([self.split.label(idx) for idx in idxs])
-        images = noised(torch.stack([self.split[idx][0] for idx in idxs]), self.smooth.sigma)
-        voting = VotesOfAll(self.smooth.base_classifier)
-        named = voting.classes(images.to(self.device), self.smooth.num_classes)[-1].cpu()
+        images, labels = chosen(self.split, enough_images(self.split))
+        images = noised(images, self.smooth.sigma).to(self.device)
+        named = VotesOfAll(self.smooth.base_classifier).classes(images, self.smooth.num_classes)[-1].cpu()
         count, right = len(labels), int((named == labels).sum())
         chance = max(1 / self.smooth.num_classes, float(labels.bincount().max()) / count)
         if chance**count < _UNLIKELY and binom.sf(right - 1, count, chance) >= _UNLIKELY:
