@@ -19,6 +19,7 @@ from spacte.data.spec import DataSpec
 from spacte.data.splits import random_crop
 from spacte.model.heads import MultiHeadResNet
 from spacte.model.normalisation import LEGAL, Constants, Normalize, are_the_same, constants, known, name_of
+from spacte.model.published import field_name
 from spacte.utils import UserError
 
 # Nats. tests/model/test_batchnorm.py says what right and wrong networks measured: architectures, lengths of training,
@@ -205,7 +206,7 @@ class _Search:
     def in_file(self, layer: str) -> str:
         """The field's name of a layer."""
         stages = sum(1 for name, _ in self.network.named_children() if name.startswith("layer"))
-        return layer.removeprefix("1.").replace("heads.0.0.", f"layer{stages + 1}.")
+        return field_name(layer, stages + 1)
 
     def what_would_fit(self, nearest: Fit) -> str:
         """What the user is told where no known normalisation fits."""
@@ -226,9 +227,8 @@ class _Search:
 
 @torch.no_grad()
 def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, int]]:
-    """How far the running statistics of each BatchNorm lie from what it is given for `images` [N, C, H, W], in nats.
-
-    With the number of its pixels in an image.
+    """How far the running statistics of each BatchNorm lie from what it is given for `images` [N, C, H, W], in nats,
+    and how many pixels it is given of an image.
 
     The mean over channels of the Kullback-Leibler divergence of two normals: of a channel's mean and variance over
     images and pixels, from those of training. BatchNorm's epsilon is part of both variances, so that dead channels lie

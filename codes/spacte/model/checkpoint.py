@@ -1,6 +1,5 @@
 """Checkpoints: ours, which hold a whole run, the authors', which hold a state dict, and the field's published ones."""
 
-import re
 import warnings
 from argparse import Namespace
 from collections import defaultdict
@@ -14,6 +13,7 @@ from torch import nn
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model import build_classifier, our_name
 from spacte.model.file_kinds import described, folder_line
+from spacte.model.imgnet_resnet_mhead import STAGES
 from spacte.model.normalisation import (
     NORMALISATIONS,
     UnknownNormalisation,
@@ -22,7 +22,7 @@ from spacte.model.normalisation import (
     normalisation,
     parsed,
 )
-from spacte.model.published import CONTAINERS, KNOWN, Weights, recognised, state_dict_of, way_out
+from spacte.model.published import CONTAINERS, KNOWN, Weights, field_name, recognised, state_dict_of, way_out
 from spacte.utils import UserError, listed, replace_file
 
 
@@ -188,8 +188,7 @@ def load_classifier(
     _fill(classifier, weights, Path(path), wanted, way_out(path, contents["keys"]))
     run = contents.get("run") or Path(path).resolve().parent.name
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
-    if published:
-        training = {}  # another code's names
+    training = {} if published else training  # another code's flags say nothing here
     loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), training or None)
     if not published:
         return loaded
@@ -239,8 +238,7 @@ def _field_name(key: str, weights: Weights) -> str:
     """The name that a weight which the file lacks would have there."""
     if weights.arch is None:
         return key
-    stage = max(re.findall(r"layer(\d)\.", " ".join(weights.names.values())), default="4")
-    return key.removeprefix("1.").replace("heads.0.0.", f"layer{stage}.").replace("heads.0.1.", "fc.")
+    return field_name(key, 4 if weights.arch in STAGES else 3)
 
 
 def _why(key: str, here: tuple[int, ...], there: tuple[int, ...]) -> str:

@@ -112,6 +112,11 @@ def _resnet(weights: dict[str, Tensor]) -> tuple[str | None, dict[str, str]]:
     return arch, ours
 
 
+def field_name(key: str, stages: int) -> str:
+    """The field's name of a weight or layer of a ResNet of one head with so many stages."""
+    return key.removeprefix("1.").replace("heads.0.0.", f"layer{stages}.").replace("heads.0.1.", "fc.")
+
+
 def _block_numbers(weights: Iterable[str], stage: int) -> set[str]:
     return {key.split(".")[1] for key in weights if key.startswith(f"layer{stage}.")}
 
