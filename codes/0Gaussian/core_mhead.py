@@ -1,1 +1,1 @@
-../spacte/smooth/core_mhead.py
+../spacte/smooth/smooth.py

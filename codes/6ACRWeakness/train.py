@@ -15,7 +15,7 @@ from sampling import kept, weights
 from spacte.cli import image_norm, non_negative_int, positive_int, probability
 from spacte.model.frozen import freeze
 from spacte.model.noisy import noisy_logits
-from spacte.smooth.core_mhead import Smooth
+from spacte.smooth.smooth import Smooth
 from spacte.smooth.split_votes import split_votes
 from spacte.train import training
 from spacte.train.objective import Objective, loss_dict, unwrapped

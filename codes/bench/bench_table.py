@@ -56,7 +56,7 @@ from spacte.logs.certlog import acr_standard_error, average_certified_radius, ce
 from spacte.logs.from_votes import largest_radius, log_table
 from spacte.logs.votes import VoteCounts, read_counts
 from spacte.model.checkpoint import load_classifier
-from spacte.model.passes import fastest_pass, fix_passes
+from spacte.model.pass_size import fastest_pass, fix_passes
 from spacte.report.comparison import Comparison, compare
 from spacte.report.run import Run
 from spacte.report.runs import read_runs

@@ -16,8 +16,8 @@ from spacte.data.splits import InMemory
 from spacte.model import build_classifier
 from spacte.model.frozen import freeze
 from spacte.model.noisy import noisy_logits
-from spacte.model.passes import fastest_pass, fix_passes
-from spacte.smooth.core_mhead import Smooth
+from spacte.model.pass_size import fastest_pass, fix_passes
+from spacte.smooth.smooth import Smooth
 from spacte.train.objective import Objective, loss_dict
 from spacte.train.settings import Recipe
 from spacte.train.teaching import taught_cross_entropy

@@ -6,7 +6,7 @@ The public names below are imported when they are first asked for, so that readi
 import importlib
 
 _PUBLIC = {
-    "Smooth": "spacte.smooth.core_mhead",
+    "Smooth": "spacte.smooth.smooth",
     "build_classifier": "spacte.model",
     "load_classifier": "spacte.model.checkpoint",
     "certify_dataset": "spacte.certify.dataset",

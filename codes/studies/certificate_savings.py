@@ -22,7 +22,7 @@ from spacte.report.runs import read_runs
 from spacte.report.table import markdown, table_radii
 from spacte.report.votes import votes_of
 from spacte.smooth.certificates import CERTIFICATES, Certificate
-from spacte.smooth.core_mhead import portion
+from spacte.smooth.draws import portion
 from spacte.smooth.stopping import AllVotesDecided
 from spacte.utils import UserError
 

@@ -22,7 +22,7 @@ from spacte.logs.runfiles import RunFiles
 from spacte.report.table import RADIUS_STEP, markdown
 from spacte.smooth.bounds import anytime_lower_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN
-from spacte.smooth.core_mhead import portion
+from spacte.smooth.draws import portion
 from spacte.smooth.stopping import RadiiDecided
 from spacte.utils import UserError
 

@@ -12,10 +12,12 @@ from conftest import TINY
 
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
-from spacte.model.ensemble import named_classes, voters
+from spacte.model.ensemble import named_classes, with_ensemble
 from spacte.model.frozen import freeze
 from spacte.model.fused import fuse
-from spacte.smooth.core_mhead import Draws, Sample, Smooth
+from spacte.smooth.draws import Draws
+from spacte.smooth.smooth import Smooth
+from spacte.smooth.tally import Sample
 
 CPU = torch.device("cpu")
 
@@ -96,7 +98,7 @@ def test_a_gpus_fused_convolutions_are_the_plain_ones(monkeypatch, arch, dataset
 def test_classes_are_those_of_the_logits():
     """What a GPU's graphs compute in place of the logits, in passes of 4 of 9 images."""
     frozen, images = freeze(warmed_up("R8", "digits", (1, 8, 8)), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
-    logits = voters(frozen(images))
+    logits = with_ensemble(frozen(images))
     assert frozen.classes(images, 10).tolist() == logits.argmax(-1).tolist()
     for place, wrong in enumerate((torch.nan, torch.inf, -torch.inf)):
         logits[1, place, 2] = wrong
@@ -229,7 +231,7 @@ def test_batches_stay_full_where_images_stop_early():
 def test_the_seconds_of_the_images_are_those_of_the_run(monkeypatch):
     """Also where the device is waited for only at the end: shared by copies since the last wait."""
     clock = iter(range(10_000))
-    monkeypatch.setattr("spacte.smooth.core_mhead.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("spacte.smooth.smooth.time.monotonic", lambda: float(next(clock)))
     done = {one.idx: one.seconds for one in Smooth(Means(), 2, 0.5).sample(samples([250, 30, 700]), 100)}
     # images 0 and 1 are finished with the same batch: the first tick; image 2 alone takes the second
     assert done == pytest.approx({0: 250 / 280, 1: 30 / 280, 2: 1})

@@ -5,16 +5,16 @@ import time
 import pytest
 import torch
 
-from spacte.model import build_classifier
+from spacte.model import build_classifier, pass_size
 from spacte.model import passes as passes_module
-from spacte.model.ensemble import NetworkEnsemble
 from spacte.model.frozen import freeze
+from spacte.model.members import NetworkEnsemble
 
 CPU = torch.device("cpu")
 
 
 def test_passes_have_one_shape_that_fits(monkeypatch):
-    monkeypatch.setattr(passes_module, "_CPU_PIXELS", 3000)
+    monkeypatch.setattr(passes_module, "CPU_PIXELS", 3000)
     frozen, seen = freeze(build_classifier("R8", "digits", 1), CPU, batch_size=100), []
     frozen.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     with torch.inference_mode():
@@ -33,7 +33,7 @@ class Slow(passes_module.FixedPasses):
 
 def test_the_fastest_pass_is_measured_without_compiling(monkeypatch):
     """Although what has run before is compiled."""
-    monkeypatch.setattr(passes_module, "_SECONDS_OF_MEASURING", 0)
+    monkeypatch.setattr(pass_size, "_SECONDS_OF_MEASURING", 0)
     monkeypatch.setattr(
         passes_module, "_compiled", lambda stage, device: lambda images: calls.append(1) or stage(images)
     )
@@ -41,19 +41,17 @@ def test_the_fastest_pass_is_measured_without_compiling(monkeypatch):
     with torch.inference_mode():
         slow(torch.rand(10, 3, 32, 32))
     assert len(calls) == 1
-    passes_module.fastest_pass(slow, torch.rand(3, 32, 32))
+    pass_size.fastest_pass(slow, torch.rand(3, 32, 32))
     assert len(calls) == 1
 
 
 def test_the_fastest_pass_is_measured_and_fixed(monkeypatch):
-    monkeypatch.setattr(passes_module, "_SECONDS_OF_MEASURING", 0)
+    monkeypatch.setattr(pass_size, "_SECONDS_OF_MEASURING", 0)
     slow, small = (Slow(CPU, size, compiled=False) for size in (100, 50))
-    assert (
-        passes_module.fastest_pass(slow, torch.rand(3, 32, 32)) == 25 and slow.pass_size(torch.rand(3, 32, 32)) == 100
-    )
-    assert passes_module.fastest_pass(small, torch.rand(3, 32, 32)) == 50 and not hasattr(small, "seen"), "fits anyway"
+    assert pass_size.fastest_pass(slow, torch.rand(3, 32, 32)) == 25 and slow.pass_size(torch.rand(3, 32, 32)) == 100
+    assert pass_size.fastest_pass(small, torch.rand(3, 32, 32)) == 50 and not hasattr(small, "seen"), "fits anyway"
     both = NetworkEnsemble([slow, Slow(CPU, 20, compiled=False)])
-    passes_module.fix_passes(both, 25)
+    pass_size.fix_passes(both, 25)
     with torch.inference_mode():
         both(torch.rand(60, 3, 32, 32))
     assert [one.seen for one in both.networks] == [25, 20], "never more than a batch"

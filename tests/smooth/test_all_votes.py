@@ -11,7 +11,7 @@ from scipy import stats
 from spacte.certify.certify import check_certificate
 from spacte.smooth.bounds import upper_confidence_bound
 from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate
-from spacte.smooth.core_mhead import Smooth
+from spacte.smooth.smooth import Smooth
 from spacte.utils import UserError
 
 SIGMA = 0.5

@@ -11,8 +11,8 @@ from spacte.certify.predict import PredictPlan
 from spacte.logs.from_votes import certificate_of
 from spacte.logs.votes import VoteCounts
 from spacte.smooth.certificates import ABSTAIN, Certificate
-from spacte.smooth.core_mhead import Smooth
 from spacte.smooth.noise import GaussianNoise, GridNoise
+from spacte.smooth.smooth import Smooth
 
 
 def grid_noise(sigma=0.25, levels=255):

@@ -13,7 +13,9 @@ from spacte.model.passes import FixedPasses
 from spacte.smooth import certificates
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate, prediction
-from spacte.smooth.core_mhead import Draws, Sample, Smooth
+from spacte.smooth.draws import Draws
+from spacte.smooth.smooth import Smooth
+from spacte.smooth.tally import Sample
 from spacte.utils import RunError
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from spacte.smooth.core_mhead import Draws, Sample, Smooth
+from spacte.smooth.draws import Draws
+from spacte.smooth.smooth import Smooth
+from spacte.smooth.tally import Sample
 from spacte.utils import RunError
 
 

@@ -16,7 +16,7 @@ from spacte.logs.votes import read_counts
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import freeze
-from spacte.smooth.core_mhead import Smooth
+from spacte.smooth.smooth import Smooth
 from spacte.smooth.split_votes import split_votes
 from spacte.train.training import parse
 from spacte.utils import RunError, derived_seed

@@ -24,13 +24,14 @@ from spacte.logs.certlog import elapsed
 from spacte.logs.from_votes import voter_of
 from spacte.logs.runfiles import RunFiles, config_differences
 from spacte.logs.votes import dense, parsed, sparse
-from spacte.model.ensemble import voters
+from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import pgd
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
 from spacte.report.table import markdown
 from spacte.smooth.certificates import ABSTAIN, prediction
-from spacte.smooth.core_mhead import Draws, Sample
+from spacte.smooth.draws import Draws
+from spacte.smooth.tally import Sample
 from spacte.utils import UserError, sha256
 
 COLUMNS = ("idx", "label", "predict", "radius", "attack_radius", "adversarial", "correct", "broken", "time")
@@ -190,7 +191,7 @@ def attacked(
 
     def voting(images: Tensor) -> Tensor:
         logits = evaluation.smooth.base_classifier(images)[:first]
-        return voters(logits)[voter_of(config)].unsqueeze(0)  # [1, N, K]
+        return with_ensemble(logits)[voter_of(config)].unsqueeze(0)  # [1, N, K]
 
     for idx in indices:
         image, label = evaluation.split[idx]
@@ -207,7 +208,7 @@ def attacked(
                 levels = evaluation.split.spec.levels
                 moved = ((image * levels).round() + ((moved - image) * levels).trunc()) / levels
             sample = Sample(moved, generator, Draws(0, config["N"]), idx)
-            votes += [done.estimation for done in evaluation.smooth.sample([sample], evaluation.batch_size)]
+            votes += [drawn.estimation for drawn in evaluation.smooth.sample([sample], evaluation.batch_size)]
             norms.append(float((moved - image).norm()))
             seconds.append(time.monotonic() - started)
         yield AttackCounts(idx, label, predict, float(claim["radius"]), norms, votes, seconds)

@@ -16,9 +16,9 @@ from spacte.device import arithmetic
 from spacte.distributed import is_main_process
 from spacte.model.batchnorm import examined
 from spacte.model.checkpoint import Loaded
-from spacte.model.ensemble import NetworkEnsemble
 from spacte.model.foreign import Foreign, parameters_sha256
 from spacte.model.frozen import freeze
+from spacte.model.members import NetworkEnsemble
 from spacte.utils import UserError, sha256
 
 # the fields of a configuration that say which base classifier it is

@@ -13,13 +13,13 @@ from spacte.logs import certlog
 from spacte.logs.from_votes import certificate_of, certificate_row, certified, largest_radius, voter_of
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
-from spacte.model.ensemble import Consensus
 from spacte.report.runs import read_runs
 from spacte.report.table import render, summary, table_radii
 from spacte.report.votes import with_certificate
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.smooth.core_mhead import Draws
+from spacte.smooth.draws import Draws
 from spacte.smooth.stopping import AllVotesDecided, RadiiDecided, RadiusKnown
+from spacte.smooth.voters import Consensus
 from spacte.utils import UserError, replace_file
 
 

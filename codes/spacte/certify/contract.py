@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from spacte.model.ensemble import voters
+from spacte.model.ensemble import with_ensemble
 from spacte.model.foreign import Foreign
 from spacte.utils import UserError
 
@@ -127,6 +127,6 @@ def _differ(one: Tensor, other: Tensor, rounding: float) -> bool:
     spread = one.max() - one.min()
     if (one - other).abs().max() > rounding * spread:
         return True
-    votes, others = voters(one), voters(other).argmax(-1, keepdim=True)
+    votes, others = with_ensemble(one), with_ensemble(other).argmax(-1, keepdim=True)
     lead = votes.amax(-1, keepdim=True) - votes.gather(-1, others)
     return bool((lead > 1e-4 * spread).any())

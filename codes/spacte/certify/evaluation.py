@@ -34,10 +34,12 @@ from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
 from spacte.model import foreign
 from spacte.model.checkpoint import load_classifier
-from spacte.model.passes import fastest_pass, fix_passes, pass_size
-from spacte.smooth.core_mhead import Draws, Sample, Smooth
-from spacte.smooth.counting import VotesOfAll
+from spacte.model.pass_size import fastest_pass, fix_passes, pass_size
+from spacte.smooth.draws import Draws
 from spacte.smooth.noise import GaussianNoise, GridNoise
+from spacte.smooth.smooth import Smooth
+from spacte.smooth.tally import Sample
+from spacte.smooth.voters import AllHeads
 from spacte.utils import UserError, deciding_versions, derived_seed, package_versions, run_tail, sha256, source_state
 
 _UNLIKELY = 0.01
@@ -142,7 +144,7 @@ class Evaluation:
         """
         images, labels = chosen(self.split, enough_images(self.split))
         images = noised(images, self.smooth.sigma).to(self.device)
-        named = VotesOfAll(self.smooth.base_classifier).classes(images, self.smooth.num_classes)[-1].cpu()
+        named = AllHeads(self.smooth.base_classifier, self.smooth.num_classes)(images)[-1].cpu()
         count, right = len(labels), int((named == labels).sum())
         chance = max(1 / self.smooth.num_classes, float(labels.bincount().max()) / count)
         if chance**count < _UNLIKELY and binom.sf(right - 1, count, chance) >= _UNLIKELY:

@@ -12,7 +12,7 @@ from spacte.logs.from_votes import voter_of
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.votes import VoteCounts
 from spacte.smooth.certificates import ABSTAIN, fewest_deciding_votes, prediction
-from spacte.smooth.core_mhead import Draws
+from spacte.smooth.draws import Draws
 from spacte.utils import UserError
 
 COLUMNS = ("idx", "label", "predict", "correct", "time")

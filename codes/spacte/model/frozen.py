@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spacte.model.ensemble import disagree
 from spacte.model.fused import fuse
-from spacte.model.passes import FixedPasses, concatenated
+from spacte.model.heads import MultiHeadResNet
+from spacte.model.passes import FixedPasses
 
 
 def freeze(
@@ -21,7 +21,7 @@ def freeze(
     precision: str = "fp32",
     batch_size: int = 1000,
     compiled: bool = False,
-) -> nn.Module:
+) -> "Frozen":
     """A copy of `Sequential(normalise, network)` for inference: the same function except for rounding, never trained.
 
     images [N, C, H, W] -> logits [L, N, K], float32. `precision` "bf16" computes in bfloat16 between the normalisation
@@ -43,9 +43,11 @@ def freeze(
 
 
 class Frozen(FixedPasses):
-    """The network that `freeze` returns."""
+    """The network that `freeze` returns. Its Members (spacte.model.members) are its heads, which read the trunk."""
 
-    def __init__(self, normalise: nn.Module, network: nn.Module, device: torch.device, batch_size: int, compiled: bool):
+    def __init__(
+        self, normalise: nn.Module, network: MultiHeadResNet, device: torch.device, batch_size: int, compiled: bool
+    ):
         super().__init__(device, batch_size, compiled)
         self.is_graph = device.type == "cuda" and not compiled
         self.normalise, self.network = normalise, network
@@ -57,35 +59,22 @@ class Frozen(FixedPasses):
 
     @property
     def members(self) -> int:
-        """How many can take part in a consensus: the heads."""
+        """See Members."""
         return len(self.network.heads)
 
-    def early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See Consensus: the other heads read the trunk's features.
+    def features(self, images: Tensor) -> Tensor:
+        """See Members."""
+        return self.by_passes(self._trunk, images, dim=0)
 
-        On the CPU those of the images that need them are kept alone; on a GPU, where that would wait for it, all are.
-        """
-        sparing = self.device.type != "cuda"
+    def member_logits(self, features: Tensor, members: range, few: bool = False) -> Tensor:
+        """See Members."""
+        return self.by_passes(self._head_logits, features, members, few=few)
 
-        def kept(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Of a pass."""
-            needed = disagree(logits)
-            return logits, features[needed] if sparing else features, needed
+    def _trunk(self, images: Tensor) -> Tensor:
+        return self.network.trunk(self._normalised(images))
 
-        logits, features, needed = zip(*self.passes(self._early, images, first, reduce=kept), strict=True)
-        index = torch.cat(needed).nonzero().flatten() if sparing else None
-        return concatenated(logits, 1), torch.cat(features), index
-
-    def late(self, features: Tensor, first: int) -> Tensor:
-        """See Consensus; in passes of the size that the images' passes had."""
-        return concatenated(self.passes(self._late, features, first, reduce=lambda logits: logits), 1)
-
-    def _early(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        features = self.network.trunk(self._normalised(images))
-        return self.network.head_logits(features, slice(first)), features
-
-    def _late(self, features: Tensor, first: int) -> tuple[Tensor]:
-        return (self.network.head_logits(features.to(memory_format=torch.channels_last), slice(first, None)),)
+    def _head_logits(self, features: Tensor, heads: range) -> Tensor:
+        return self.network.head_logits(features.to(memory_format=torch.channels_last), heads)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return self.normalise(images.to(memory_format=torch.channels_last)).to(self.dtype)

@@ -65,12 +65,13 @@ class MultiHeadResNet(nn.Module):
         """Logits of every head: [N, C, H, W] -> [L, N, K]."""
         return self.head_logits(self.trunk(images))
 
-    def head_logits(self, features: Tensor, heads: slice = slice(None)) -> Tensor:
+    def head_logits(self, features: Tensor, heads: range | None = None) -> Tensor:
         """Logits of some heads, of all by default, from the trunk's features: [N, C', H', W'] -> [L, N, K]."""
         whole = self.whole_gradient and torch.is_grad_enabled()
         if whole:
             features = _ScaledGradient.apply(features, 1 / len(self.heads))
-        logits = torch.stack(side_by_side([functools.partial(_logits, *head) for head in self.heads[heads]], features))
+        chosen = self.heads if heads is None else [self.heads[head] for head in heads]
+        logits = torch.stack(side_by_side([functools.partial(_logits, *head) for head in chosen], features))
         return _ScaledGradient.apply(logits, len(self.heads)) if whole else logits
 
     def cosine_loss(self) -> Tensor:

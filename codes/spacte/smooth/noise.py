@@ -1,5 +1,7 @@
 """Noisy copies of an image: float32 Gaussian noise, or noise whose distribution is known to the last bit."""
 
+from typing import Protocol
+
 import mpmath
 import torch
 from torch import Generator, Tensor
@@ -7,6 +9,18 @@ from torch import Generator, Tensor
 from spacte.utils import UserError
 
 _BITS = 62  # of the uniform integers that choose a grid noise
+
+
+class Noise(Protocol):
+    """Draws noisy copies x + sigma * N(0, I), or what is as good."""
+
+    sigma: float
+
+    def slack(self, pixels: int, draws: int) -> float:
+        """What the noise's law costs the alpha of a claim about `draws` noisy copies of that many pixels."""
+
+    def __call__(self, x: Tensor, n: int, generator: Generator | None = None) -> Tensor:
+        """n independent noisy copies: x [C, H, W] -> [n, C, H, W]."""
 
 
 class GaussianNoise:

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from spacte.distributed import all_gather_object, get_rank, get_world_size
-from spacte.smooth.core_mhead import Draws, Sample, Smooth
+from spacte.smooth.draws import Draws
+from spacte.smooth.smooth import Smooth
+from spacte.smooth.tally import Sample
 from spacte.utils import derived_seed
 
 

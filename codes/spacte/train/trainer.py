@@ -23,7 +23,7 @@ from tqdm import tqdm
 from spacte.data.splits import Split
 from spacte.device import autocast, restore_rng_state, rng_state
 from spacte.distributed import all_gather_object, all_reduce_mean, broadcast, get_rank, get_world_size
-from spacte.model.ensemble import voters
+from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.train.graph import GraphedStep, uncompiled
 from spacte.train.meter import LossMeter
@@ -233,7 +233,7 @@ class Trainer:
             for images, labels in self.test_split.batches(batch_size):
                 noise = torch.randn(images.shape, device=self.device, generator=generator) * self.recipe.noise_sd
                 logits = unwrapped(self.classifier)(images + noise).float()  # [L, B, K]
-                correct += (voters(logits).argmax(-1) == labels).sum(1)  # [V]
+                correct += (with_ensemble(logits).argmax(-1) == labels).sum(1)  # [V]
         return self._accuracies((all_reduce_mean(correct) * get_world_size() / len(self.test_split)).tolist())
 
     @property

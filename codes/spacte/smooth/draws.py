@@ -1,0 +1,31 @@
+"""What is drawn for an image, and in which portions. Needs no torch: plans are made of it where logs are read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+_FIRST_LOOK = 100  # draws before a stopping rule is first asked
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for an image: n0 copies that select `voter`'s class, then n that estimate its probability.
+
+    The two are disjoint draws of one stream, hence independent, as a certificate needs. `should_stop`, if given, is
+    asked with the voter's selection and estimation votes [K] after 100 estimation draws, or a batch if that is smaller,
+    then whenever a quarter more (at most a batch) has been drawn, and may end the estimation early. Where another class
+    than `only_class` is selected, nothing is drawn to estimate it. n0 = 0 selects nothing.
+    """
+
+    n0: int
+    n: int
+    voter: int = -1
+    should_stop: Callable[[np.ndarray, np.ndarray], bool] | None = None
+    only_class: int | None = None
+
+
+def portion(drawn: int, n: int, batch_size: int, looks: bool) -> int:
+    """How many of n draws come next: a batch; for a rule that `looks` in between, 100 first, then a quarter more."""
+    size = min(batch_size, n - drawn)
+    return min(size, max(_FIRST_LOOK, drawn // 4)) if looks else size

@@ -1,0 +1,167 @@
+"""The smoothed classifier: votes over Gaussian noise, prediction, certified radius. Knows no data set, file or flag."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from spacte.model.passes import concatenated, in_passes
+from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
+from spacte.smooth.draws import Draws
+from spacte.smooth.noise import GaussianNoise, Noise
+from spacte.smooth.tally import Sample, Tally, Votes
+from spacte.smooth.voters import AllHeads, Consensus
+
+
+class Smooth:
+    """g(x) = the class that the heads' summed logits choose most often on x + N(0, sigma^2 I).
+
+    `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
+    on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.smooth.noise; default: float32
+    normals). With a `consensus` of K, the base classifier's class is the one that the first K heads agree on, else that
+    of the heads' summed logits: see spacte.smooth.voters.Consensus; of the heads the first K alone then vote, too.
+    Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
+
+    What `certify` computes, for one image and in batches that hold n copies:
+
+        def votes(n):
+            noisy = x + sigma * torch.randn(n, *x.shape, generator=generator)
+            return base_classifier(noisy).sum(0).argmax(-1).bincount(minlength=num_classes).numpy()
+
+        label = votes(n0).argmax()                             # selected by draws of its own: a fixed class, so that
+        p = lower_confidence_bound(votes(n)[label], n, alpha)  # the bound from fresh draws holds for its probability
+        return (label, sigma * ndtri(p)) if p >= 1 / 2 else (ABSTAIN, 0.0)
+
+    Everything else here lets many images share a batch, so that the device is never waited for without need.
+    """
+
+    ABSTAIN = ABSTAIN
+
+    def __init__(
+        self, base_classifier: Callable[[Tensor], Tensor], num_classes: int, sigma: float, noise: Noise | None = None,
+        consensus: int | None = None,
+    ):  # fmt: skip
+        if isinstance(base_classifier, nn.Module):
+            base_classifier.eval()
+        self.base_classifier = base_classifier
+        self.num_classes = num_classes
+        self.sigma = sigma
+        self.noise = noise or GaussianNoise(sigma)
+        if self.noise.sigma != sigma:
+            raise ValueError(f"the noise's sigma is {self.noise.sigma}, the classifier's {sigma}")
+        if consensus is not None and consensus < 1:
+            raise ValueError(f"a consensus of {consensus}: it must be of at least 1 head")
+        self.consensus = None if consensus is None else Consensus(base_classifier, num_classes, consensus)
+        self.voter = self.consensus or AllHeads(base_classifier, num_classes)
+
+    def certify(
+        self, x: Tensor, n0: int, n: int, alpha: float, batch_size: int, generator: Generator | None = None,
+        certificate: str = "cohen",
+    ) -> tuple[int, float]:  # fmt: skip
+        """With probability at least 1 - alpha over its draws, g is constant within the returned L2 radius of x.
+
+        n0 draws select the class, n fresh draws bound its probability (one-sided Clopper-Pearson); the claim needs the
+        two to be independent. Returns (class, radius), or (ABSTAIN, 0.0) where the bound is below 1/2. `certificate`
+        "all-votes" bounds the strongest other class, too: spacte.smooth.certificates.
+
+        x [C, H, W] lies on the device that computes; `generator`, if given, too. sigma and the radius are in x's units.
+        """
+        (votes,) = self.sample([Sample(x, generator, Draws(n0, n))], batch_size)
+        rule = Certificate(alpha - self.noise.slack(x.numel(), n), self.sigma, kind=certificate)
+        return rule(votes.selection[-1], votes.estimation[-1])
+
+    def predict(self, x: Tensor, n: int, alpha: float, batch_size: int, generator: Generator | None = None) -> int:
+        """With probability at least 1 - alpha over its n draws, the returned class is g(x) or ABSTAIN.
+
+        The two classes with most votes are compared by a two-sided binomial test (Hung and Fithian, 2019).
+        """
+        return prediction(self.count_votes(x, n, batch_size, generator)[-1], alpha - self.noise.slack(x.numel(), n))
+
+    def count_votes(self, x: Tensor, n: int, batch_size: int, generator: Generator | None = None) -> np.ndarray:
+        """Votes of n independent noisy copies of x: [V, K] integers, each row sums to n.
+
+        The last row is the ensemble's (summed logits), the rows before it are the heads' own, V = L + 1; one head is
+        its own ensemble, V = 1. All rows count the same forward passes. Raises RunError where logits are not finite.
+        """
+        (votes,) = self.sample([Sample(x, generator, Draws(0, n))], batch_size)
+        return votes.estimation
+
+    @torch.inference_mode()
+    def sample(self, samples: Iterable[Sample], batch_size: int) -> Iterator[Votes]:
+        """Draw each sample's noisy copies and count their votes; yields the votes as they are complete, the oldest
+        sample's mostly first.
+
+        Batches of at most `batch_size` noisy copies are filled in the samples' order, with whole portions; a new one is
+        begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
+        depend on which images share its batches, and the votes are counted on the device. If the network's passes are
+        halved because memory is short, it rounds differently: images in progress are drawn again, with the same noise,
+        for a certificate is about one function.
+        """
+        coming, active = iter(samples), list[Tally]()
+        passes, since = self._pass_sizes(), time.monotonic()
+        while batch := _next_batch(active, coming, batch_size):
+            sizes = [tally.wanted for tally in batch]
+            copies = [self.noise(tally.sample.x, tally.wanted, tally.sample.generator) for tally in batch]
+            classes = self.voter(concatenated(copies, 0))
+            for tally, counts in zip(batch, count(classes, sizes, self.num_classes), strict=True):
+                tally.add(counts)
+            _read([tally for tally in batch if tally.due])
+            passes_before, passes = passes, self._pass_sizes()
+            if passes != passes_before:  # smaller passes round differently: votes of both would be of two functions
+                active = [tally.again() for tally in active]
+                continue
+            finished = [tally for tally in batch if not tally.wanted]
+            if finished:  # they have waited for the device: the time since the last wait is shared by copies
+                seconds, drawn = time.monotonic() - since, sum(tally.unpaid for tally in active)
+                for tally in active:
+                    tally.seconds += seconds * tally.unpaid / drawn
+                    tally.unpaid = 0
+                since += seconds
+                active = [tally for tally in active if tally.wanted]
+                yield from [tally.votes() for tally in finished]
+
+    def _pass_sizes(self) -> list[int]:
+        return [one.most for one in in_passes(self.base_classifier)]
+
+
+def _next_batch(active: list[Tally], coming: Iterator[Sample], batch_size: int) -> list[Tally]:
+    """The tallies whose next portions fit into a batch, the oldest first; those that are begun join the active ones.
+
+    Portions are not divided: a portion's votes are one sum on the device. While the youngest does not fit, no other is
+    begun.
+    """
+    batch, room = list[Tally](), batch_size
+    for tally in active:
+        if tally.wanted <= room:
+            batch.append(tally)
+            room -= tally.wanted
+    while room and (not active or (batch and batch[-1] is active[-1])):
+        sample = next(coming, None)
+        if sample is None:
+            break
+        active.append(Tally(sample, batch_size))
+        if active[-1].wanted <= room:
+            batch.append(active[-1])
+            room -= active[-1].wanted
+    return batch
+
+
+def count(classes: Tensor, sizes: list[int], num_classes: int) -> Tensor:
+    """How often each class was named in each of P portions of these sizes: [V, N] -> [P, V, K + 1].
+
+    The last column counts logits that are not finite. Does not wait for the device.
+    """
+    counts = classes.new_zeros(len(sizes), len(classes), num_classes + 1)
+    for portion, named in zip(counts, classes.split(sizes, dim=1), strict=True):
+        portion.scatter_add_(1, named, torch.ones_like(named))
+    return counts
+
+
+def _read(tallies: list[Tally]) -> None:
+    """Let the tallies read their votes so far. The device is waited for once, however many they are."""
+    if tallies:
+        counts = torch.stack([tally.counts() for tally in tallies]).cpu().numpy()  # [S, V, K + 1]
+        for tally, own in zip(tallies, counts, strict=True):
+            tally.read(own)

@@ -1,0 +1,119 @@
+"""An image whose votes are wanted, and its tally while they are drawn.
+
+Sample (what is wanted) -> Tally (the votes so far) -> Votes (the result)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from spacte.smooth.draws import Draws, portion
+from spacte.utils import RunError
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image x [C, H, W], the generator of its noise and what is drawn for it; `idx` says whose it is."""
+
+    x: Tensor
+    generator: Generator | None
+    draws: Draws
+    idx: int | None = None
+
+
+@dataclass(frozen=True)
+class Votes:
+    """A sample's votes, `selection` and `estimation` [V, K], and its share of the time, by copies."""
+
+    idx: int | None
+    selection: np.ndarray
+    estimation: np.ndarray
+    seconds: float
+
+
+class Tally:
+    """The votes of a sample while they are drawn, at most `batch_size` at a time: first the selection, then estimation.
+
+    `wanted` is the number of copies that it wants next, 0 when it is finished. Until it reads them, its votes lie on
+    the device. `unpaid` is the number of copies whose time is not in its `seconds` yet.
+    """
+
+    def __init__(self, sample: Sample, batch_size: int, seconds: float = 0.0):
+        self.sample, self.batch_size, self.seconds, self.unpaid = sample, batch_size, seconds, 0
+        self._generator_state = None if sample.generator is None else sample.generator.get_state()
+        self._selection: np.ndarray | None = None
+        self._estimation: np.ndarray | None = None
+        self._counts: list[Tensor] = []  # this and the next of the selection, then of the estimation
+        self._drawn = 0
+        self.wanted = self._portion()
+
+    def again(self) -> "Tally":
+        """A tally of the same sample without any votes; its noise is the same if the generator is its own."""
+        if self.sample.generator is not None and self._generator_state is not None:
+            self.sample.generator.set_state(self._generator_state)
+        return Tally(self.sample, self.batch_size, self.seconds)
+
+    def add(self, counts: Tensor) -> None:
+        """Take the counts [V, K + 1] of the copies that it wanted, without waiting for the device."""
+        self._counts.append(counts)
+        self._drawn += self.wanted
+        self.unpaid += self.wanted
+        self.wanted = self._portion()
+
+    @property
+    def due(self) -> bool:
+        """Whether it must read its votes before more are drawn: a phase ends or the stopping rule is asked."""
+        return not self.wanted or self._looks
+
+    def counts(self) -> Tensor:
+        """The counts so far of what is being drawn, on the device, [V, K + 1]."""
+        self._counts = [torch.stack(self._counts).sum(0)]
+        return self._counts[0]
+
+    def read(self, counts: np.ndarray) -> None:
+        """Continue as its `counts`, fetched from the device, say. Raises RunError where logits were not finite."""
+        votes, draws = self._finite(counts), self.sample.draws
+        if self._selects:
+            # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just
+            # because it was chosen, and no bound would hold on them.
+            self._selection, self._counts, self._drawn = votes, [], 0
+            if draws.only_class in (None, int(votes[draws.voter].argmax())):
+                self.wanted = self._portion()
+            else:
+                self._estimation = np.zeros_like(votes)
+        elif not self.wanted or self._should_stop(votes):
+            self.wanted, self._estimation = 0, votes
+
+    def votes(self) -> Votes:
+        """The result, of a tally that is finished."""
+        if self._estimation is None:
+            raise RuntimeError("the votes are still being drawn")
+        selection = np.zeros_like(self._estimation) if self._selection is None else self._selection
+        return Votes(self.sample.idx, selection, self._estimation, self.seconds)
+
+    @property
+    def _selects(self) -> bool:
+        return self._selection is None and self.sample.draws.n0 > 0
+
+    @property
+    def _looks(self) -> bool:
+        return not self._selects and self.sample.draws.should_stop is not None
+
+    def _portion(self) -> int:
+        draws = self.sample.draws
+        return portion(self._drawn, draws.n0 if self._selects else draws.n, self.batch_size, self._looks)
+
+    def _should_stop(self, votes: np.ndarray) -> bool:
+        draws = self.sample.draws
+        selection = np.zeros_like(votes) if self._selection is None else self._selection
+        return draws.should_stop is not None and bool(draws.should_stop(selection[draws.voter], votes[draws.voter]))
+
+    def _finite(self, counts: np.ndarray) -> np.ndarray:
+        """The votes [V, K] of the counts, whose last column is for logits that are not finite."""
+        if counts[:, -1].any():
+            name = "an image" if self.sample.idx is None else f"image idx {self.sample.idx}"
+            wrong = f"{counts[:, -1].max()} of {self._drawn} noisy copies"
+            raise RunError(f"the classifier's logits are not finite on {wrong} of {name}")
+        return counts[:, :-1]

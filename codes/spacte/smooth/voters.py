@@ -1,0 +1,72 @@
+"""Who votes: voters are callables from noisy images [N, C, H, W] to the classes that they name, [V, N]."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spacte.model.ensemble import ensemble_logits, named_classes, with_ensemble
+from spacte.model.members import Members
+from spacte.model.passes import FixedPasses
+
+
+class AllHeads:
+    """Each head and, in the last row, the ensemble, by the sum of their logits; one head is its own ensemble.
+
+    `classifier` maps images [N, C, H, W] to logits [L, N, K], or [N, K] of one head.
+    """
+
+    def __init__(self, classifier: Callable[[Tensor], Tensor], num_classes: int):
+        self.classifier, self.num_classes = classifier, num_classes
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The classes named, [V, N]; K where logits are not finite."""
+        if isinstance(self.classifier, FixedPasses):
+            return self.classifier.classes(images, self.num_classes)
+        return named_classes(with_ensemble(self.classifier(images).float()), self.num_classes)
+
+
+class Consensus:
+    """The first members and, in the last row, the class on which they agree, else that of all members' summed logits.
+
+    It is a function of the image alone, so every certificate holds for it as for any classifier; the other members see
+    only the images that the first ones disagree on. The members are a network's heads, or the networks of an ensemble,
+    each with the sum of its own heads. The others' work is spared where the `classifier`, images [N, C, H, W] -> logits
+    [L, N, K], can compute its Members apart; `seen` and `disagreed` count images.
+    Source: Horvath et al. (ICLR 2022), section 4, for networks.
+    """
+
+    def __init__(self, classifier: Callable[[Tensor], Tensor], num_classes: int, first: int):
+        self.classifier, self.num_classes, self.first = classifier, num_classes, first
+        self.seen = self.disagreed = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The classes named, [first + 1, N]; K where logits are not finite. Waits for the device once."""
+        if isinstance(self.classifier, Members):
+            features = self.classifier.features(images)
+            early = self.classifier.member_logits(features, range(self.first))
+            undecided = disagree(early).nonzero().flatten()
+            late = early[:0, undecided]
+            if len(undecided):
+                others = range(self.first, self.classifier.members)
+                late = self.classifier.member_logits(features[undecided], others, few=True)
+        else:
+            logits = self.classifier(images)
+            if logits.dim() != 3 or len(logits) <= self.first:
+                shape, wanted = list(logits.shape), "[L, N, K] with more heads"
+                raise ValueError(f"logits {shape}: a consensus of {self.first} needs {wanted}")
+            early = logits[: self.first]
+            undecided = disagree(early).nonzero().flatten()
+            late = logits[self.first :, undecided]
+        self.seen += len(images)
+        self.disagreed += len(undecided)
+        classes = named_classes(early, self.num_classes)
+        decided = ensemble_logits(torch.cat([early[:, undecided], late]))
+        last = classes[0].index_copy(0, undecided, named_classes(decided, self.num_classes))
+        return torch.cat([classes, last.unsqueeze(0)])
+
+
+def disagree(logits: Tensor) -> Tensor:
+    """Whether the members name different classes: [L, N, K] -> booleans [N]."""
+    classes = logits.argmax(-1)
+    return (classes != classes[0]).any(0)
