@@ -7,7 +7,7 @@ import pytest
 from conftest import CODES, beside
 
 from spacte.logs.certlog import average_certified_radius, read_log
-from spacte.logs.votes import VoteCounts, read_counts
+from spacte.logs.counts import VoteCounts, read_counts
 from spacte.smooth.certificates import Certificate
 
 

@@ -1,18 +1,20 @@
 """The soft votes of a pretrained smoothed classifier on the training images, counted once and kept in files."""
 
-import json
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from spacte.certify.evaluation import Evaluation
-from spacte.certify.predict import PredictPlan
+from spacte.certify.loading import load
+from spacte.certify.record import about, fix_passes
 from spacte.certify.settings import ClassifierSettings
-from spacte.certify.writer import RunWriter
+from spacte.certify.writer import writing
 from spacte.data.splits import Split
 from spacte.distributed import broadcast_object, get_world_size, is_main_process
-from spacte.logs.runfiles import RunFiles, config_differences
-from spacte.logs.votes import read_counts, read_text
+from spacte.logs.config import RunConfig
+from spacte.logs.counts import read_counts, read_text
+from spacte.logs.plans import PredictPlan
+from spacte.logs.runfiles import RunFiles, folder_of
 from spacte.train.settings import Recipe
 from spacte.utils import UserError
 
@@ -33,14 +35,14 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     """
     device = split.device.type if get_world_size() > 1 else str(split.device)
     settings = ClassifierSettings((pretrained,), dataset=recipe.dataset, device=device, precision=recipe.precision)
-    evaluation = Evaluation.load(settings, draws, split)
-    plan = PredictPlan({"kind": "votes", **evaluation.config, "N": draws, "alpha": _ALPHA})
-    files = RunFiles(evaluation.folder(folder, "votes") / f"{evaluation.run_name}-votes-{draws}.log")
+    evaluation = load(settings, draws, split)
+    plan = PredictPlan(replace(evaluation.config, kind="votes", N=draws, alpha=_ALPHA))
+    files = RunFiles(folder_of(plan.config, folder, "votes") / f"{evaluation.run_name}-votes-{draws}.log")
     if not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
         if is_main_process():
             print(f"counting the pretrained network's votes: {files.counts}")
-        evaluation.fix_passes(files, overwrite=False)
-        with RunWriter(files, plan, evaluation.about(settings), list(range(len(split)))) as writer:
+        fix_passes(evaluation, files, settings.images_per_pass, overwrite=False)
+        with writing(files, plan, about(evaluation, settings), list(range(len(split)))) as writer:
             for counts in evaluation.sample("votes", writer.missing, plan.draws):
                 writer.write(counts)
     counted = broadcast_object(lambda: read_counts(files.counts))  # in the order of the images
@@ -48,11 +50,11 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     return votes.float() / draws
 
 
-def _is_complete(files: RunFiles, config: dict, images: int) -> bool:
+def _is_complete(files: RunFiles, config: RunConfig, images: int) -> bool:
     """Whether all images are counted. UserError where some were counted with another configuration."""
     if not files.json.exists():
         return False
-    differences = config_differences(files.read_json()["config"], json.loads(json.dumps(config)))
+    differences = files.read_json().config.differences(config)
     if differences:
         raise UserError(f"the votes '{files.counts}' are others: {differences}; give another --votes_dir")
     return read_text(files.counts).count("\n") == images

@@ -40,7 +40,7 @@ import bench_table
 from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, speed
 from spacte import cli
 from spacte.device import PRECISIONS, select_device, select_precision
-from spacte.report.table import markdown
+from spacte.logs.table import markdown
 from spacte.utils import UserError, make_folder, package_versions, replace_file, source_state
 
 _OWN_FLAGS = {"table": bench_table.main, "sweep": bench_sweep.main}  # tasks that have flags of their own

@@ -49,18 +49,19 @@ from bench_plain import plain_votes
 from spacte import cli
 from spacte.certify.certify import CertifySettings, certify_images
 from spacte.certify.evaluation import Evaluation
+from spacte.certify.loading import load
 from spacte.certify.settings import ClassifierSettings, RunSettings
 from spacte.data.splits import Split
 from spacte.device import PRECISIONS, select_device
+from spacte.logs.certified import largest_radius, log_table
 from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy
-from spacte.logs.from_votes import largest_radius, log_table
-from spacte.logs.votes import VoteCounts, read_counts
+from spacte.logs.counts import VoteCounts, read_counts
+from spacte.logs.table import markdown, radius_names, records, table_radii
 from spacte.model.checkpoint import load_classifier
 from spacte.model.pass_size import fastest_pass, fix_passes
 from spacte.report.comparison import Comparison, compare
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
-from spacte.report.table import markdown, radius_names, records, table_radii
 from spacte.utils import UserError, make_folder, replace_file
 
 _WAYS = ("compiled", "sequential", "consensus", "together")
@@ -114,14 +115,14 @@ def main(given: list[str]) -> None:
         make_folder(args.json.absolute().parent)  # before, not after, the measurements
     select_device(args.device, compiled={"compiled", "together"} & {*args.ways} != set())  # raises without a compiler
     settings = ClassifierSettings((args.model_path,), **{name: getattr(args, name) for name in _AS_CERTIFY})
-    evaluation = Evaluation.load(settings, args.N)
+    evaluation = load(settings, args.N)
     few = math.ceil(args.N * args.share)
     _check(evaluation, few, args)
     device = torch.cuda.get_device_name(evaluation.device) if evaluation.device.type == "cuda" else "cpu"
     print(f"{device}, {torch.get_num_threads()} threads", flush=True)
 
-    heads = sum(evaluation.config["num_heads"])
-    second = _ours(evaluation.config["precision"], settings, evaluation.split, args.N, args)
+    heads = evaluation.config.heads.total
+    second = _ours(evaluation.config.precision, settings, evaluation.split, args.N, args)
     rows = [_authors(evaluation, settings, second.run, few, args), second]
     for way in args.ways:
         options = _options(way, heads, args)
@@ -131,7 +132,7 @@ def main(given: list[str]) -> None:
         draws = args.N if "sequential" in options else few
         rows.append(_ours(way, settings, evaluation.split, draws, args, **options))
 
-    radii = table_radii(largest_radius(second.run.config), second.run.dataset)[1:]
+    radii = table_radii(largest_radius(second.run.configuration), second.run.dataset)[1:]
     table = pd.DataFrame([_figures(row, rows[0].seconds, radii) for row in rows])
     comparisons = {row.way: _compared(row, second, radii, args.seed) for row in rows if row is not second}
     print(
@@ -147,7 +148,7 @@ def main(given: list[str]) -> None:
 
 def _check(evaluation: Evaluation, few: int, args) -> None:
     """UserError, before anything is measured, where so few draws never certify or there are no two images."""
-    largest_radius(evaluation.config | {"N": few, "alpha": CertifySettings.alpha, "sequential": None})
+    largest_radius(replace(evaluation.config, N=few, alpha=CertifySettings.alpha))
     images = RunSettings(args.skip, args.max).chosen(range(len(evaluation.split)))
     if len(images) < 2:
         raise UserError(f"--skip {args.skip} and --max {args.max} choose one image: a comparison needs 2 or more")
@@ -176,7 +177,7 @@ def _ours(
 ) -> _Row:
     """What certify_mhead.py does, its files in a folder that is removed."""
     settings = replace(settings, **options)
-    evaluation = Evaluation.load(settings, draws, split)
+    evaluation = load(settings, draws, split)
     certification = CertifySettings(N=draws, sequential=sequential)
     image, _ = split[0]
 
@@ -198,10 +199,10 @@ def _authors(evaluation: Evaluation, settings: ClassifierSettings, second: Run, 
     """The images of the second row, certified as the authors' code does it."""
     known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
     loaded = load_classifier(Path(args.model_path), *known)
-    if loaded.normalize is None:
-        loaded = loaded.normalised_by(evaluation.config["normalize"][0])
+    if loaded.normalize is None and evaluation.config.normalize:
+        loaded = loaded.normalised_by(evaluation.config.normalize[0])
     classifier, smooth = loaded.classifier.to(evaluation.device).eval(), evaluation.smooth
-    config = second.config | {"N": draws}
+    config = replace(second.configuration, N=draws)
 
     def votes(image: Tensor, n: int) -> np.ndarray:
         """Of n noisy copies, [1, K]."""
@@ -216,7 +217,7 @@ def _authors(evaluation: Evaluation, settings: ClassifierSettings, second: Run, 
         counts = []
         for idx in second.log["idx"].tolist():
             image, label = evaluation.split[idx]
-            counts.append(VoteCounts(idx, label, 0.0, votes(image, config["N0"]), votes(image, draws)))
+            counts.append(VoteCounts(idx, label, 0.0, votes(image, config.N0), votes(image, draws)))
         return counts, replace(second, log=log_table(counts, config), config=config)
 
     _, first = _timed(lambda: votes(evaluation.split[0][0], args.plain_batch_size))
@@ -226,7 +227,7 @@ def _authors(evaluation: Evaluation, settings: ClassifierSettings, second: Run, 
 
 def _whole_table(way: str, run: Run, counts: list[VoteCounts], first: float, seconds: float, N: int) -> _Row:
     """The row of a run whose draws are multiplied up to N an image, from `first` and all other seconds."""
-    times = (run.config["N0"] + N) / (run.config["N0"] + run.config["N"])
+    times = (run.configuration.N0 + N) / (run.configuration.N0 + run.configuration.N)
     draws = sum(int(one.selection[-1].sum() + one.estimation[-1].sum()) for one in counts)
     row = _Row(way, run, counts, round(draws * times), first + seconds * times)
     print(f"{way}: {row.seconds:.1f} s, of which {first + seconds:.1f} s were measured", flush=True)
@@ -243,9 +244,9 @@ def _timed(work: Callable) -> tuple:
 
 
 def _figures(row: _Row, authors_seconds: float, radii: np.ndarray) -> dict:
-    log, reached = row.run.log, radii <= largest_radius(row.run.config)
+    log, reached = row.run.log, radii <= largest_radius(row.run.configuration)
     accuracy = np.where(reached, certified_accuracy(log, radii), np.nan).tolist()
-    figures = {"way": row.way, "N": row.run.config["N"], "draws": row.draws, "seconds": row.seconds}
+    figures = {"way": row.way, "N": row.run.configuration.N, "draws": row.draws, "seconds": row.seconds}
     figures |= {"ratio": authors_seconds / row.seconds}
     figures |= {"ACR": average_certified_radius(log), "SE": acr_standard_error(log)}
     figures["clean"] = float(certified_accuracy(log, [0])[0])
@@ -254,11 +255,11 @@ def _figures(row: _Row, authors_seconds: float, radii: np.ndarray) -> dict:
 
 def _compared(row: _Row, second: _Row, radii: np.ndarray, seed: int) -> Comparison:
     """The row against the second one, whose votes are thinned to the row's N where they are more."""
-    config, other = row.run.config, second.run
-    if config["N"] < other.config["N"]:
+    config, other = row.run.configuration, second.run
+    if config.N < other.configuration.N:
         draws = np.random.default_rng(seed)
-        few = [_thinned(one, config["N"], draws) for one in second.counts]
-        config = other.config | {"N": config["N"]}
+        few = [_thinned(one, config.N, draws) for one in second.counts]
+        config = replace(other.configuration, N=config.N)
         other = replace(other, log=log_table(few, config), config=config)
     return compare(row.run, other, radii[radii <= largest_radius(config)])
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from gpu_plan import read_speeds
+from spacte.logs.table import markdown, render
 from spacte.report.runs import read_runs
-from spacte.report.table import markdown, reached_radii, render, summary
+from spacte.report.table import reached_radii, summary
 from spacte.utils import UserError
 
 _PUBLISHED = """Published of this network, 150 epochs, sigma .5: ACR .668 with five heads, .538 with one. EXPERIMENTS.md

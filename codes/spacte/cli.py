@@ -95,6 +95,16 @@ seed = _number(int, "an integer from 0 to 2^63 - 1", lambda value: 0 <= value < 
 open_probability = _number(float, "above 0 and below 1", lambda value: 0 < value < 1)
 
 
+def run_with_settings(parser: Parser, function: Callable[..., None], *kinds: type) -> None:
+    """Run a script whose `function` takes settings of these kinds, one after the other, from the flags: see `run`."""
+
+    def command() -> None:
+        args = parser.parse_args()
+        function(*(settings_of(kind, args) for kind in kinds))
+
+    run(command)
+
+
 def run(command: Callable[[], None]) -> None:
     """Run a script's body. A UserError prints one line on stderr and exits with code 2; a warning is one line.
 

@@ -10,16 +10,17 @@ alike` the share of N at which the certificate from all the votes reaches what C
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from spacte import cli
-from spacte.logs.from_votes import certificate_of, largest_radius
+from spacte.logs.certified import certificate_of, largest_radius
+from spacte.logs.table import markdown, table_radii
 from spacte.report.run import Run
 from spacte.report.runs import read_runs
-from spacte.report.table import markdown, table_radii
 from spacte.report.votes import votes_of
 from spacte.smooth.certificates import CERTIFICATES, Certificate
 from spacte.smooth.draws import portion
@@ -44,15 +45,15 @@ def _main() -> None:
         if not all(one.sum() for one in votes):
             raise UserError(f"'{run.path}' has images without estimation votes (--skip_wrong): all are needed")
         probabilities = np.stack([one / one.sum() for one in votes])
-        rows += _simulated(run, probabilities, args.N or run.config["N"], args.batch_size, args.seed)
+        rows += _simulated(run, probabilities, args.N or run.configuration.N, args.batch_size, args.seed)
     print(markdown(pd.DataFrame(rows)))
 
 
 def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, seed: int) -> list[dict]:
     """A row for each certificate with a fixed N and one for each that stops early."""
     labels = run.log["label"].to_numpy()
-    alpha, sigma = certificate_of(run.config).alpha, run.config["noise_sd"]
-    limit = largest_radius(run.config | {"N": n, "certificate": "cohen", "sequential": None})
+    alpha, sigma = certificate_of(run.configuration).alpha, run.configuration.noise_sd
+    limit = largest_radius(replace(run.configuration, N=n, certificate="cohen", sequential=None))
     radii, rows, reached = table_radii(limit, run.dataset), [], {}
     for kind in CERTIFICATES:
         fixed = Certificate(alpha, sigma, False, kind)

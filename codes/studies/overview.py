@@ -16,7 +16,7 @@ from spacte import cli
 from spacte.logs.certlog import certified_accuracy
 from spacte.report import plots
 from spacte.report.alike import rows_of
-from spacte.report.runs import heads_in_words, read_runs
+from spacte.report.runs import read_runs
 
 _HEADS = 5
 
@@ -30,7 +30,7 @@ def _main() -> None:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_architecture(left)
-    names = [f"{heads_in_words(some[0])}{f', {len(some)} seeds' * (len(some) > 1)}" for some in groups]
+    names = [f"{some[0].heads.in_words}{f', {len(some)} seeds' * (len(some) > 1)}" for some in groups]
     plots.draw_curves(right, groups, names)
     first = groups[0][0]
     right.set(

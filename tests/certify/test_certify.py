@@ -9,14 +9,15 @@ import pytest
 import torch
 from conftest import RUN_FLAGS, beside, golden, without_time
 
-from spacte.certify.base import Computing
+from spacte.certify.classifier import Computing
 from spacte.data.spec import DataSpec
 from spacte.data.splits import InMemory
 from spacte.logs import certlog
+from spacte.logs.certified import log_table
 from spacte.logs.certlog import average_certified_radius, certified_accuracy, format_row, read_log, round_down
-from spacte.logs.from_votes import log_table
-from spacte.logs.votes import VoteCounts, read_counts
-from spacte.report.table import table_radii
+from spacte.logs.counts import VoteCounts, read_counts
+from spacte.logs.runfiles import RunFiles
+from spacte.logs.table import table_radii
 from spacte.utils import UserError
 
 
@@ -44,7 +45,7 @@ def test_a_run_leaves_log_counts_configuration_and_summary(certify):
     for one in votes:
         assert one.selection.shape == (3, 10)
         assert one.selection.sum(1).tolist() == [20] * 3 and one.estimation.sum(1).tolist() == [200] * 3
-    derived = log_table(votes, json.loads(beside(log, ".json").read_text())["config"])
+    derived = log_table(votes, RunFiles(log).read_json().config)
     for column in ("idx", "label", "predict", "radius", "correct"):
         assert derived[column].tolist() == table[column].tolist()
     config = json.loads(beside(log, ".json").read_text())["config"]

@@ -12,7 +12,7 @@ from PIL import Image
 from spacte.data.sources import open_split
 from spacte.device import select_precision
 from spacte.logs.certlog import read_log
-from spacte.logs.votes import read_counts
+from spacte.logs.counts import read_counts
 from spacte.model.foreign import parameters_sha256
 
 MODELS = """

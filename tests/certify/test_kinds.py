@@ -9,7 +9,7 @@ from conftest import RUN_FLAGS, attack_flags, beside, without_time
 from scipy import stats
 
 from spacte.logs.certlog import average_certified_radius, read_log
-from spacte.logs.votes import read_counts
+from spacte.logs.counts import read_counts
 from spacte.smooth.bounds import anytime_lower_bound
 
 # --- single heads ---

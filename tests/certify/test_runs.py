@@ -16,7 +16,7 @@ from conftest import CODES, RUN_FLAGS, TINY, beside, without_time
 
 from spacte.certify import evaluation
 from spacte.logs.certlog import read_log
-from spacte.logs.votes import read_counts
+from spacte.logs.counts import read_counts
 
 # --- killed at any moment ---
 

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from spacte.logs.runfiles import RunFiles, config_differences
-from spacte.logs.votes import VoteCounts, read_counts
+from spacte.logs.config import RunConfig
+from spacte.logs.counts import VoteCounts, read_counts
+from spacte.logs.runfiles import RunFiles
 from spacte.utils import UserError
 
 GOOD = VoteCounts(7, 2, 1.5, np.array([[0, 5, 1], [6, 0, 0]]), np.array([[90, 0, 10], [0, 0, 100]]))
@@ -63,5 +64,7 @@ def test_what_decides_no_vote_does_not_divide_runs():
     """Upgrades of pandas and Python's patch release do not; one of torch does."""
     earlier = {"alpha": 0.1, "versions": {"python": "3.11.7", "torch": "2.14.1", "pandas": "3.1.1", "numpy": "2.4.6"}}
     new = {"alpha": 0.1, "versions": {"python": "3.11", "torch": "2.14.1", "numpy": "2.4.6"}}
-    assert config_differences(earlier, new) == ""
-    assert "versions" in config_differences(earlier, new | {"versions": new["versions"] | {"torch": "2.15.0"}})
+    other = new | {"versions": new["versions"] | {"torch": "2.15.0"}}
+    earlier, new, other = map(RunConfig.from_json, (earlier, new, other))
+    assert earlier.differences(new) == ""
+    assert "versions" in earlier.differences(other)

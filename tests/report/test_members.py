@@ -10,9 +10,10 @@ from conftest import load_file
 from scipy.stats import beta, norm
 
 from spacte.cli import defaults_of
+from spacte.logs.certified import certificate_row
 from spacte.logs.certlog import HEADER, average_certified_radius, certified_accuracy, read_log
-from spacte.logs.from_votes import certificate_row
-from spacte.logs.votes import VoteCounts
+from spacte.logs.config import RunConfig
+from spacte.logs.counts import VoteCounts
 from spacte.report.comparison import compare
 from spacte.report.runs import read_runs
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
@@ -45,7 +46,7 @@ def run_with(path, images, seed=0, **config):
             100 * np.eye(3, dtype=int)[shown.argmax(-1)],
             0 * shown if estimation is None else estimation,
         )
-        rows.append(certificate_row(one, config))
+        rows.append(certificate_row(one, RunConfig.from_json(config)))
         lines.append(one.to_line())
     path.write_text(HEADER + "".join(rows))
     path.with_name(f"{path.stem}-counts.jsonl").write_text("".join(lines))

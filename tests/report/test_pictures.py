@@ -10,11 +10,12 @@ import pytest
 from children import run
 from conftest import EXCERPTS, TINY, beside, make_log, random_log
 
-from spacte.logs.votes import read_counts
+from spacte.logs.counts import read_counts
+from spacte.logs.table import markdown
 from spacte.report import page, plots
 from spacte.report.comparison import compare
 from spacte.report.runs import read_runs
-from spacte.report.table import markdown, reached_radii, summary
+from spacte.report.table import reached_radii, summary
 from spacte.report.votes import label_probabilities, with_certificate
 
 # --- pictures ---

@@ -13,8 +13,9 @@ import pytest
 from conftest import EXCERPTS, beside, make_log, random_log
 
 from spacte.logs import certlog
+from spacte.logs.table import render, table_radii
 from spacte.report.runs import labels, read_runs
-from spacte.report.table import reached_radii, render, summary, table_radii
+from spacte.report.table import reached_radii, summary
 
 CONFIG = {
     "kind": "certify", "dataset": "digits", "arch": "R8", "num_heads": [5], "noise_sd": 0.5, "head": None, "N0": 100,
@@ -175,13 +176,13 @@ def test_a_configuration_says_more_than_the_path(tmp_path):
     }
     log.with_suffix(".json").write_text(json.dumps({"config": config, "about": {}}))
     (run,) = read_runs([log])
-    assert (run.name, run.defence, run.dataset, run.arch, run.heads, run.sigma) == (
+    assert (run.name, run.defence, run.dataset, run.arch, str(run.heads), run.sigma) == (
         "h-5-x", "Own", "digits", "R8+R14", "1+1", 0.5,
     )  # fmt: skip
     log.with_suffix(".json").write_text(json.dumps({"of": "another program"}))
     with pytest.warns(UserWarning, match="is not a configuration of ours"):
         (run,) = read_runs([log])
-    assert (run.defence, run.dataset, run.arch, run.heads, run.sigma) == ("Gaussian", "CIFAR10", "R110", "5", 0.25)
+    assert (run.defence, run.dataset, run.arch, str(run.heads), run.sigma) == ("Gaussian", "CIFAR10", "R110", "5", 0.25)
 
 
 def test_nothing_is_known_of_a_bare_log(tmp_path):
@@ -462,6 +463,6 @@ def test_a_certification_prints_the_reports_table(script, trained):
     log = Path(re.search(r"log: (.*)", out)[1])
     (run,) = read_runs([log])
     row = out.splitlines()[2]
-    assert (run.defence, run.dataset, run.arch, run.heads, run.sigma) == ("Gaussian", "digits", "R8", "2", 0.5)
+    assert (run.defence, run.dataset, run.arch, str(run.heads), run.sigma) == ("Gaussian", "digits", "R8", "2", 0.5)
     assert row.startswith("| Gaussian") and f"{certlog.average_certified_radius(run.log):.3f} ± " in row
     assert script("report.py", log, "--radii", 0.25, 0.5, 0.75)[1].splitlines()[2] == row

@@ -1,15 +1,17 @@
 """Grid noise: its law, its place on the grid, what it costs a certificate."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from spacte.certify.predict import PredictPlan
-from spacte.logs.from_votes import certificate_of
-from spacte.logs.votes import VoteCounts
+from spacte.logs.certified import certificate_of
+from spacte.logs.config import RunConfig
+from spacte.logs.counts import VoteCounts
+from spacte.logs.plans import PredictPlan
 from spacte.smooth.certificates import ABSTAIN, Certificate
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.smooth.smooth import Smooth
@@ -68,10 +70,10 @@ def test_the_slack_is_paid_for_by_the_certificate():
 
 
 def test_the_slack_is_paid_in_a_run_too():
-    config = {"alpha": 0.001, "noise_slack": 0.0009, "noise_sd": 0.25, "sequential": None, "head": None, "N": 100}
+    config = RunConfig(alpha=0.001, noise_slack=0.0009, noise_sd=0.25, N=100)
     assert certificate_of(config).alpha == pytest.approx(0.0001)
     votes = VoteCounts(0, 0, 1.0, np.zeros((1, 2)), np.array([[68, 32]]))  # the binomial test's p is 0.0004
-    assert "\t0\t1\t" in PredictPlan(config | {"noise_slack": 0.0}).rows(votes)
+    assert "\t0\t1\t" in PredictPlan(replace(config, noise_slack=0.0)).rows(votes)
     assert f"\t{ABSTAIN}\t0\t" in PredictPlan(config).rows(votes)
 
 

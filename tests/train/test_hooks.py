@@ -12,7 +12,7 @@ from conftest import TINY, load_module
 from test_bad_input import is_one_line, written
 
 from spacte.data.sources import open_split
-from spacte.logs.votes import read_counts
+from spacte.logs.counts import read_counts
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import freeze

@@ -1,40 +1,36 @@
 """Attacking a smoothed classifier through its noise, to see which certificates hold (all should)."""
 
-import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from spacte import cli
-from spacte.certify.base import IDENTITY
 from spacte.certify.contract import check_gradient
 from spacte.certify.evaluation import Evaluation
-from spacte.certify.predict import check_deciding
-from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags, shard_ending
-from spacte.certify.writer import RunWriter
+from spacte.certify.loading import load
+from spacte.certify.record import about, fix_passes
+from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
+from spacte.certify.writer import writing
+from spacte.data.splits import Split
 from spacte.distributed import init_distributed, is_main_process
-from spacte.logs.certlog import elapsed
-from spacte.logs.from_votes import voter_of
-from spacte.logs.runfiles import RunFiles, config_differences
-from spacte.logs.votes import dense, parsed, sparse
+from spacte.logs.certlog import read_log
+from spacte.logs.config import IDENTIFIES, RunConfig
+from spacte.logs.counts import AttackCounts
+from spacte.logs.described import check_certification_log, description
+from spacte.logs.plans import AttackPlan
+from spacte.logs.runfiles import RunFiles
 from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import pgd
-from spacte.report.run import Run
-from spacte.report.runs import read_runs
-from spacte.report.table import markdown
-from spacte.smooth.certificates import ABSTAIN, prediction
+from spacte.smooth.certificates import ABSTAIN
 from spacte.smooth.draws import Draws
 from spacte.smooth.tally import Sample
 from spacte.utils import UserError, sha256
-
-COLUMNS = ("idx", "label", "predict", "radius", "attack_radius", "adversarial", "correct", "broken", "time")
 
 
 @dataclass(frozen=True)
@@ -51,12 +47,7 @@ class AttackSettings:
 
 def main(description: str) -> None:
     """The command line of attack_mhead.py."""
-
-    def command() -> None:
-        args = _parser(description).parse_args()
-        attack(*(cli.settings_of(kind, args) for kind in (ClassifierSettings, RunSettings, AttackSettings)))
-
-    cli.run(command)
+    cli.run_with_settings(_parser(description), attack, ClassifierSettings, RunSettings, AttackSettings)
 
 
 def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSettings) -> None:
@@ -69,145 +60,73 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     source = RunFiles(Path(settings.log))
     if source.log.is_dir():
         raise UserError(f"--log '{source.log}' is a folder: give a certification log")
-    (logged,) = read_runs([source.log])
-    certified = logged.log.set_index("idx")
-    evaluation = Evaluation.load(classifier, settings.N)
-    _check_same_classifier(logged, evaluation)
+    check_certification_log(source.log)
+    certified = read_log(source.log).set_index("idx")
+    evaluation = load(classifier, settings.N)
+    _check_same_classifier(source.log, evaluation.config)
     indices = run.chosen(sorted(certified.index))
-    _check_same_images(source, certified.loc[indices], evaluation)
-    if "classifier" in evaluation.config:  # the user's own
+    _check_same_images(source.log, certified.loc[indices], evaluation.split)
+    if evaluation.config.classifier is not None:  # the user's own
         check_gradient(evaluation.smooth.base_classifier, evaluation.split[indices[0]][0].expand(8, -1, -1, -1))
-    config = {"kind": "attack", **evaluation.config, "skip": run.skip, "log_sha256": sha256(source.log)}
-    config |= {name: value for name, value in asdict(settings).items() if name != "log"}
-    plan = AttackPlan(config | {"radii": sorted(set(settings.radii)), "climbs_from": "certified class"})
-    folder = evaluation.folder(run.logs_dir, "attack-mhead")
-    files = RunFiles(folder / f"{source.log.stem}-attack{shard_ending(run.shard)}.log")
+    plan = AttackPlan(_config(evaluation, run, settings))
+    files = run.files(plan.config, "attack-mhead", f"{source.log.stem}-attack")
+    fix_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
+    noted = about(evaluation, classifier, run, settings)
+    noted["attacked"] = len(replace(run, shard=None).chosen(certified.index))  # by all shards
 
-    evaluation.fix_passes(files, run.overwrite)
-    about = evaluation.about(classifier, run, settings)
-    about["attacked"] = len(replace(run, shard=None).chosen(certified.index))  # by all shards
-    with RunWriter(files, plan, about, indices, run.overwrite) as writer:
+    with writing(files, plan, noted, indices, run.overwrite) as writer:
         for counts in attacked(evaluation, plan.config, certified, writer.missing):
             writer.write(counts)
     if is_main_process():
-        print(f"{plan.summarise(files)}\nlog: {files.log}")
+        print(f"{writer.summary(evaluation.training)}\nlog: {files.log}")
 
 
-@dataclass(frozen=True)
-class AttackCounts:
-    """What was counted on one image under attack: for each attack radius the moved image's votes [V, K].
-
-    `predict` and `radius` are the certificate that is put to the test; `norms` and `seconds_each` [R] are the L2 norms
-    that the attacks reached and the time they took.
-    """
-
-    idx: int
-    label: int
-    predict: int
-    radius: float
-    norms: list[float]
-    votes: list[np.ndarray]
-    seconds_each: list[float]
-
-    def to_line(self) -> str:
-        """One JSON line."""
-        fields = {"idx": self.idx, "label": self.label, "seconds": round(sum(self.seconds_each), 6)}
-        fields |= {"classes": self.votes[0].shape[1], "predict": self.predict, "radius": self.radius}
-        attacks = zip(self.norms, self.seconds_each, self.votes, strict=True)
-        attacks = [{"norm": norm, "seconds": round(took, 6), "votes": sparse(votes)} for norm, took, votes in attacks]
-        return json.dumps(fields | {"attacks": attacks}) + "\n"
-
-    @classmethod
-    def from_line(cls, line: str) -> "AttackCounts":
-        """The inverse of `to_line`. Raises UserError where the line is not a count of an attack."""
-        fields = parsed(line)
-        try:
-            norms, took = ([float(one[name]) for one in fields["attacks"]] for name in ("norm", "seconds"))
-            votes = [dense(one["votes"], fields["classes"]) for one in fields["attacks"]]
-            predict, radius = int(fields["predict"]), float(fields["radius"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"not a vote count of an attack: {error}") from error
-        return cls(fields["idx"], fields["label"], predict, radius, norms, votes, took)
-
-
-class AttackPlan:
-    """What an attack makes of the votes on an attacked image; all of it follows from the configuration.
-
-    A certificate is broken where an attack within its radius gets another class predicted. An image is right under
-    attack where its label is predicted, unless another class was certified: then it is wrong without an attack.
-    Raises UserError where not even unanimous votes would decide.
-    """
-
-    header, metric, from_line = "\t".join(COLUMNS) + "\n", "empirical accuracy", AttackCounts.from_line
-
-    def __init__(self, config: dict):
-        self.config = config
-        check_deciding(config)
-
-    def rows(self, counts: AttackCounts) -> str:
-        """The image's lines in the log, one per radius."""
-        attacks = zip(self.config["radii"], self._predicted(counts), counts.norms, counts.seconds_each, strict=True)
-        lines = []
-        for attack_radius, adversarial, norm, took in attacks:
-            inside = norm < counts.radius
-            broken = inside and counts.predict != ABSTAIN and adversarial not in (counts.predict, ABSTAIN)
-            certificate = (counts.idx, counts.label, counts.predict, counts.radius)
-            result = (attack_radius, adversarial, int(_is_right(adversarial, counts)), int(broken), elapsed(took))
-            lines.append("\t".join(map(str, certificate + result)) + "\n")
-        return "".join(lines)
-
-    def score(self, counts: AttackCounts) -> float:
-        """What the image adds to the empirical accuracy at the largest radius."""
-        return float(_is_right(self._predicted(counts)[-1], counts))
-
-    def summarise(self, files: RunFiles) -> str:
-        """The broken certificates by name, and the table of `accuracies`."""
-        table = pd.read_csv(files.log, sep="\t")
-        broken = [
-            f"idx {row.idx}: the certificate of radius {row.radius} is broken at {row.attack_radius}\n"
-            for row in table[table["broken"] == 1].itertuples()
-        ]
-        return "".join(broken) + markdown(accuracies(table))
-
-    def _predicted(self, counts: AttackCounts) -> list[int]:
-        voter, alpha = voter_of(self.config), self.config["alpha"] - self.config["noise_slack"]
-        return [prediction(votes[voter], alpha) for votes in counts.votes]
-
-
-def _is_right(adversarial: int, counts: AttackCounts) -> bool:
-    return adversarial == counts.label and counts.predict in (counts.label, ABSTAIN)
+def _config(evaluation: Evaluation, run: RunSettings, settings: AttackSettings) -> RunConfig:
+    """What the log's rows depend on."""
+    return replace(
+        evaluation.config,
+        kind="attack",
+        skip=run.skip,
+        log_sha256=sha256(Path(settings.log)),
+        radii=tuple(sorted(set(settings.radii))),
+        num_steps=settings.num_steps,
+        num_noise_vec=settings.num_noise_vec,
+        N=settings.N,
+        alpha=settings.alpha,
+        climbs_from="certified class",
+    )
 
 
 def attacked(
-    evaluation: Evaluation, config: dict, certified: pd.DataFrame, indices: Iterable[int]
+    evaluation: Evaluation, config: RunConfig, certified: pd.DataFrame, indices: Iterable[int]
 ) -> Iterator[AttackCounts]:
     """The votes on each image, moved at each of the radii; `certified` is the certification log by idx.
 
     The attack climbs from the class that is certified, else from the label: only so can it break a certificate on a
     wrong class. On a consensus it climbs the summed logits of the first K, which decide mostly.
     """
-    heads, consensus = config["num_heads"], config.get("consensus")
+    heads, consensus = config.num_heads, config.consensus
     first = sum(heads[:consensus]) if len(heads) > 1 else consensus  # heads that climb, of networks all of theirs
 
     def voting(images: Tensor) -> Tensor:
         logits = evaluation.smooth.base_classifier(images)[:first]
-        return with_ensemble(logits)[voter_of(config)].unsqueeze(0)  # [1, N, K]
+        return with_ensemble(logits)[config.heads.voter].unsqueeze(0)  # [1, N, K]
 
     for idx in indices:
         image, label = evaluation.split[idx]
         claim, generator = certified.loc[idx], evaluation.generator("attack", idx)
         predict, norms, votes, seconds = int(claim["predict"]), [], [], []
-        for radius in config["radii"]:
+        for radius in config.radii:
             started = time.monotonic()
             climbed = label if predict == ABSTAIN else predict
             moved = through_noise(
-                voting, image, climbed, radius, evaluation.smooth.sigma, config["num_steps"], config["num_noise_vec"],
+                voting, image, climbed, radius, evaluation.smooth.sigma, config.num_steps, config.num_noise_vec,
                 generator,
             )  # fmt: skip
-            if config["exact_noise"]:  # towards the image, onto the grid: the norm does not grow
+            if config.exact_noise:  # towards the image, onto the grid: the norm does not grow
                 levels = evaluation.split.spec.levels
                 moved = ((image * levels).round() + ((moved - image) * levels).trunc()) / levels
-            sample = Sample(moved, generator, Draws(0, config["N"]), idx)
+            sample = Sample(moved, generator, Draws(0, config.N), idx)
             votes += [drawn.estimation for drawn in evaluation.smooth.sample([sample], evaluation.batch_size)]
             norms.append(float((moved - image).norm()))
             seconds.append(time.monotonic() - started)
@@ -232,15 +151,6 @@ def through_noise(
     return moved.squeeze(0)
 
 
-def accuracies(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per attack radius: the images still right under attack, the certified ones, the broken certificates."""
-    certified = (table["predict"] == table["label"]) & (table["radius"] >= table["attack_radius"])
-    groups = table.assign(certified=certified).groupby("attack_radius")
-    means = groups[["correct", "certified"]].mean().rename(columns={"correct": "empirical accuracy"})
-    means = means.rename(columns={"certified": "certified accuracy"})
-    return means.assign(broken=groups["broken"].sum(), images=groups.size()).reset_index()
-
-
 def _parser(description: str) -> cli.Parser:
     parser = cli.Parser(description)
     add_classifier_flags(parser)
@@ -257,28 +167,22 @@ def _parser(description: str) -> cli.Parser:
     return parser
 
 
-def _check_same_classifier(logged: Run, evaluation: Evaluation) -> None:
+def _check_same_classifier(log: Path, config: RunConfig) -> None:
     """UserError where the configuration beside the log is about another smoothed classifier; a warning without one."""
-    if logged.config is None:
-        sigma = evaluation.smooth.sigma
-        other = (
-            f", and its path says sigma {logged.sigma:g}, not {sigma:g}" if logged.sigma not in (None, sigma) else ""
-        )
-        warnings.warn(
-            f"no configuration lies beside '{logged.path}': whether it is about this classifier is not checked{other}",
-            stacklevel=1,
-        )
+    known = description(log)
+    if known.config is None:
+        elsewhere = known.sigma not in (None, config.noise_sd)
+        other = f", and its path says sigma {known.sigma:g}, not {config.noise_sd:g}" if elsewhere else ""
+        text = f"no configuration lies beside '{log}': whether it is about this classifier is not checked{other}"
+        warnings.warn(text, stacklevel=1)
         return
-    names = (*IDENTITY, "head", "consensus", "noise_sd", "precision", "exact_noise", "data_sha256")
-    differences = config_differences(
-        *({name: config.get(name) for name in names} for config in (logged.config, evaluation.config))
-    )
+    differences = known.config.differences(config, IDENTIFIES)
     if differences:
-        raise UserError(f"'{logged.path}' is about another classifier or other images: {differences}")
+        raise UserError(f"'{log}' is about another classifier or other images: {differences}")
 
 
-def _check_same_images(files: RunFiles, certified: pd.DataFrame, evaluation: Evaluation) -> None:
+def _check_same_images(log: Path, certified: pd.DataFrame, split: Split) -> None:
     """UserError where the split has another label at an idx of the log, or not so many images."""
     for idx, label in certified["label"].items():
-        if idx >= len(evaluation.split) or evaluation.split.label(idx) != label:
-            raise UserError(f"'{files.log}' is about other images: its idx {idx} has label {label}")
+        if idx >= len(split) or split.label(idx) != label:
+            raise UserError(f"'{log}' is about other images: its idx {idx} has label {label}")

@@ -1,26 +1,26 @@
 """One certification run: votes of each image -> log -> summary."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from spacte import cli
+from spacte.certify.chance import warn_at_chance
 from spacte.certify.contract import SPOT_CHECK
 from spacte.certify.evaluation import Evaluation
+from spacte.certify.loading import load
+from spacte.certify.record import about, fix_passes
 from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
-from spacte.certify.writer import RunWriter
+from spacte.certify.writer import writing
 from spacte.distributed import all_gather_object, init_distributed, is_main_process
-from spacte.logs import certlog
-from spacte.logs.from_votes import certificate_of, certificate_row, certified, largest_radius, voter_of
-from spacte.logs.runfiles import RunFiles
-from spacte.logs.votes import VoteCounts
-from spacte.report.runs import read_runs
-from spacte.report.table import render, summary, table_radii
-from spacte.report.votes import with_certificate
+from spacte.logs.certified import check_certificate, largest_radius
+from spacte.logs.config import RunConfig, Stopping
+from spacte.logs.plans import CertifyPlan
+from spacte.logs.runfiles import RunFiles, certificate_ending
+from spacte.logs.table import table_radii
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.smooth.draws import Draws
-from spacte.smooth.stopping import AllVotesDecided, RadiiDecided, RadiusKnown
+from spacte.smooth.stopping import GIVE_UP
 from spacte.smooth.voters import Consensus
-from spacte.utils import UserError, replace_file
+from spacte.utils import UserError
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,7 @@ class CertifySettings:
 
 def main(description: str) -> None:
     """The command line of certify_mhead.py."""
-
-    def command() -> None:
-        args = parser_of(description).parse_args()
-        certify(*(cli.settings_of(kind, args) for kind in (ClassifierSettings, RunSettings, CertifySettings)))
-
-    cli.run(command)
+    cli.run_with_settings(parser_of(description), certify, ClassifierSettings, RunSettings, CertifySettings)
 
 
 def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifySettings) -> None:
@@ -56,7 +51,7 @@ def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifyS
     """
     init_distributed()
     check_stopping(settings)
-    evaluation = Evaluation.load(classifier, settings.N)
+    evaluation = load(classifier, settings.N)
     files, table = certify_images(evaluation, classifier, run, settings)
     disagreement = _disagreement(evaluation.smooth.consensus)
     if is_main_process():
@@ -85,67 +80,18 @@ def certify_images(
     largest_radius(config, classes)  # raises where there is none
     plan = CertifyPlan(config)
     name = f"{evaluation.run_name}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
-    files = run.files(evaluation.folder(run.logs_dir, "certify-mhead"), name)
+    files = run.files(config, "certify-mhead", name)
     indices = run.chosen(range(len(evaluation.split)))
-    evaluation.fix_passes(files, run.overwrite)
-    about = evaluation.about(classifier, run, settings)
+    fix_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
 
-    with RunWriter(files, plan, about, indices, run.overwrite) as writer:
+    with writing(files, plan, about(evaluation, classifier, run, settings), indices, run.overwrite) as writer:
         if writer.missing and is_main_process():
-            if "parameters_sha256" in config:  # a classifier of the user's own
+            if config.classifier is not None:  # the user's own
                 print(SPOT_CHECK, file=sys.stderr)
-            evaluation.warn_at_chance()
+            warn_at_chance(evaluation.smooth, evaluation.split)
         for counts in evaluation.sample("certify", writer.missing, plan.draws):
             writer.write(counts)
-    return files, plan.summarise(files) if is_main_process() else ""
-
-
-class CertifyPlan:
-    """What certification draws for an image, and what it makes of the votes, as the configuration says."""
-
-    header, metric, from_line = certlog.HEADER, "ACR", VoteCounts.from_line
-
-    def __init__(self, config: dict):
-        self.config = config
-        self.largest_radius = largest_radius(config)
-        self._should_stop = _stopping_rule(config)
-
-    def draws(self, label: int) -> Draws:
-        """What is drawn for an image of that label."""
-        only_class = label if self.config["skip_wrong"] else None
-        return Draws(self.config["N0"], self.config["N"], voter_of(self.config), self._should_stop, only_class)
-
-    def rows(self, counts: VoteCounts) -> str:
-        """The image's line in the log."""
-        return certificate_row(counts, self.config)
-
-    def score(self, counts: VoteCounts) -> float:
-        """What the image adds to the ACR: its radius where it is right."""
-        predict, radius = certified(counts, self.config)
-        return radius if predict == counts.label else 0.0
-
-    def summarise(self, files: RunFiles) -> str:
-        """Write ACR and certified accuracy at the radii that N draws can reach beside the log; returns the table.
-
-        It has a row for each certificate, both from the same votes.
-        """
-        radii = table_radii(self.largest_radius, self.config["dataset"])[1:]
-        (run,) = read_runs([files.log])
-        both = [with_certificate(run, kind) for kind in CERTIFICATES]
-        table = render(summary(both, radii), "markdown")
-        replace_file(files.summary, lambda temporary: temporary.write_text(table + "\n", encoding="utf-8"))
-        return table
-
-
-def check_certificate(certificate: str, classes: int) -> None:
-    """UserError where the certificate needs more classes."""
-    if certificate == "all-votes" and classes < 2:
-        raise UserError("--certificate all-votes needs at least 2 classes: take cohen")
-
-
-def certificate_ending(certificate: str) -> str:
-    """What a log's name ends in where its certificate is not Cohen's."""
-    return "" if certificate == "cohen" else f"-{certificate}"
+    return files, writer.summary(evaluation.training)
 
 
 def parser_of(description: str) -> cli.Parser:
@@ -171,17 +117,32 @@ def parser_of(description: str) -> cli.Parser:
     return parser
 
 
-def _config(evaluation: Evaluation, run: RunSettings, settings: CertifySettings) -> dict:
+def _config(evaluation: Evaluation, run: RunSettings, settings: CertifySettings) -> RunConfig:
     """What the log's rows depend on."""
-    names = ("N0", "N", "alpha", "certificate", "skip_wrong", "sequential")
-    config = {"kind": "certify", **evaluation.config, "skip": run.skip}
-    config |= {name: value for name, value in asdict(settings).items() if name in names}
-    if settings.sequential:
-        limit = largest_radius(config)
-        config["sequential"] = _stopping(settings, limit, config["dataset"])
-    else:
-        config["sequential"] = None
-    return config
+    return replace(
+        evaluation.config,
+        kind="certify",
+        skip=run.skip,
+        N0=settings.N0,
+        N=settings.N,
+        alpha=settings.alpha,
+        certificate=settings.certificate,
+        skip_wrong=settings.skip_wrong,
+        sequential=_stopping(evaluation.config, settings) if settings.sequential else None,
+    )
+
+
+def _stopping(config: RunConfig, settings: CertifySettings) -> Stopping:
+    """When draws end early; by default when the radii of the table are decided that N draws can reach."""
+    if settings.tolerance is not None:
+        return Stopping(tolerance=settings.tolerance)
+    give_up = settings.give_up or GIVE_UP
+    if settings.radii:
+        return Stopping(tuple(sorted(settings.radii)), give_up)
+    reachable = replace(
+        config, N=settings.N, alpha=settings.alpha, certificate=settings.certificate, sequential=Stopping()
+    )
+    return Stopping(tuple(table_radii(largest_radius(reachable), config.dataset).tolist()), give_up)
 
 
 def check_stopping(settings: CertifySettings) -> None:
@@ -192,27 +153,3 @@ def check_stopping(settings: CertifySettings) -> None:
     if "tolerance" in given and len(given) > 1:
         other = next(name for name in given if name != "tolerance")
         raise UserError(f"--tolerance and --{other} belong to two rules for stopping: give one of them")
-
-
-def _stopping(settings: CertifySettings, limit: float, dataset: str) -> dict:
-    """The stopping rule as the configuration records it."""
-    if settings.tolerance is not None:
-        return {"tolerance": settings.tolerance}
-    radii = sorted(settings.radii) if settings.radii else table_radii(limit, dataset).tolist()
-    return {"radii": radii, "give_up": settings.give_up or 0.01}
-
-
-def _stopping_rule(config: dict):
-    """What says, from the selection and the estimation votes [K], whether estimation may end; None where N is fixed."""
-    stopping, n, sigma = config["sequential"], config["N"], config["noise_sd"]
-    if stopping is None:
-        return None
-    certificate = certificate_of(config)
-    if certificate.kind == "all-votes":
-        return AllVotesDecided(certificate, n, **stopping)
-    alpha = certificate.alpha
-    if "tolerance" in stopping:
-        rule = RadiusKnown(stopping["tolerance"], n, alpha, sigma)
-    else:
-        rule = RadiiDecided(stopping["radii"], n, alpha, sigma, stopping["give_up"])
-    return lambda selection, estimation: rule(int(estimation[selection.argmax()]), int(estimation.sum()))

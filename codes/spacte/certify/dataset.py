@@ -10,16 +10,18 @@ import torch
 from torch.utils.data import TensorDataset
 
 from spacte import cli
-from spacte.certify.base import BaseClassifier, Computing, joint_settings, of_callable, of_checkpoints
 from spacte.certify.certify import CertifySettings, certify_images, check_stopping, parser_of
-from spacte.certify.evaluation import Evaluation, computing_of
+from spacte.certify.classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
+from spacte.certify.loading import computing_of, evaluation_of
 from spacte.certify.settings import ClassifierSettings, RunSettings
 from spacte.data.indexed import Indexed, read_item
 from spacte.data.spec import DataSpec
 from spacte.data.splits import Split
 from spacte.distributed import init_distributed
+from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import borrowed, printable_name
+from spacte.smooth.noise import GridNoise
 from spacte.utils import UserError
 
 _KINDS = (ClassifierSettings, RunSettings, CertifySettings)
@@ -59,8 +61,8 @@ def certify_dataset(
     computing = computing_of(own)
     with borrowed(classifier):
         base, split = _base(classifier, data, noise_sd, num_classes, levels, dataset, name, computing)
-        evaluation = Evaluation.of(base, split, own, computing, certification.N)
-        if own.exact_noise:
+        evaluation = evaluation_of(base, split, own, computing, certification.N)
+        if isinstance(evaluation.smooth.noise, GridNoise):
             for idx in run.chosen(range(len(split))):
                 evaluation.smooth.noise.on_grid(split[idx][0])
         files, _ = certify_images(evaluation, own, run, certification)
@@ -105,13 +107,13 @@ def _base(
     networks = [classifier] if isinstance(classifier, Loaded) else classifier
     if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
         networks = [_at_noise(one, noise_sd) for one in networks]
-        joint_settings(networks)
+        joint_config(networks)
         spec = networks[0].spec
         if num_classes not in (None, spec.num_classes):
             raise UserError(f"num_classes {num_classes} contradicts the checkpoint, which has {spec.num_classes}")
         split = Indexed(spec, data, computing.device)
         base = of_checkpoints(networks, split, computing)
-        config = base.config | ({} if dataset is None else {"dataset": printable_name(dataset)})
+        config = base.config if dataset is None else replace(base.config, dataset=printable_name(dataset))
         return replace(base, run_name=printable_name(name or base.run_name), config=config), split
     if not callable(classifier):
         raise UserError(
@@ -135,8 +137,8 @@ def _base(
             stacklevel=2,
         )
     kind = getattr(classifier, "__name__", type(classifier).__name__)
-    config = {"dataset": printable_name(dataset), "arch": printable_name(kind), "classifier": kind}
-    return of_callable(classifier, split, noise_sd, printable_name(name or "classifier"), config, computing), split
+    config = RunConfig(dataset=printable_name(dataset), arch=printable_name(kind), noise_sd=noise_sd, classifier=kind)
+    return of_callable(classifier, split, printable_name(name or "classifier"), config, computing), split
 
 
 def _at_noise(network: Loaded, noise_sd: float | None) -> Loaded:

@@ -1,22 +1,19 @@
 """Logs from logs: the shards of a run merged, or the same votes at another level. No network runs."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spacte import cli
-from spacte.certify.attack import AttackPlan
-from spacte.certify.certify import CertifyPlan, certificate_ending, check_certificate
-from spacte.certify.predict import PredictPlan
 from spacte.certify.settings import RunSettings, shard_ending
-from spacte.certify.writer import RunWriter
-from spacte.logs.from_votes import of_head
-from spacte.logs.runfiles import RunFiles, config_differences
-from spacte.logs.votes import read_counts
+from spacte.certify.writer import writing
+from spacte.logs.certified import check_certificate
+from spacte.logs.config import Noted, RunConfig
+from spacte.logs.counts import Counts, VoteCounts, read_counts
+from spacte.logs.plans import Plan, plan_of
+from spacte.logs.runfiles import RunFiles, certificate_ending
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError
-
-_PLANS = {"certify": CertifyPlan, "predict": PredictPlan, "attack": AttackPlan}
 
 
 def merge_main(description: str) -> None:
@@ -38,14 +35,14 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
     contents = [shard.read_json() for shard in shards]
     first, flags = contents[0], [_flags(content, shard) for content, shard in zip(contents, shards, strict=True)]
     for log, content in zip(logs[1:], contents[1:], strict=True):
-        differences = config_differences(first["config"], content["config"])
+        differences = first.config.differences(content.config)
         if differences:
             raise UserError(f"'{logs[0]}' and '{log}' have different configurations: {differences}")
     if len({flag["max"] for flag in flags}) > 1:
         raise UserError("the shards were run with different --max")
     _check_shards([flag["shard"] for flag in flags])
-    plan = _plan(first, shards[0])
-    counts = {}
+    plan = plan_of(first.config, shards[0].json)
+    counts: dict[int, Counts] = {}
     for shard, content, flag in zip(shards, contents, flags, strict=True):
         part, planned = read_counts(shard.counts, plan.from_line), _number_of_images(content, flag, shard)
         if len(part) != planned:
@@ -57,8 +54,8 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
     output = logs[0].with_name(before + after)
     if output.resolve() in [log.resolve() for log in logs]:
         raise UserError(f"'{logs[0]}' was renamed: its name must hold '{shard_ending(flags[0]['shard'])}'")
-    about = first["about"] | {"flags": flags[0] | {"shard": None}}
-    about["merged"] = {str(log): content["about"] for log, content in zip(logs, contents, strict=True)}
+    about = first.about | {"flags": flags[0] | {"shard": None}}
+    about["merged"] = {str(log): content.about for log, content in zip(logs, contents, strict=True)}
     _write(RunFiles(output), plan, about, counts, overwrite)
 
 
@@ -98,14 +95,14 @@ def relog(log: Path, settings: RelogSettings) -> None:
     """
     source = RunFiles(log)
     content = source.read_json()
-    flags, config = _flags(content, source), dict(content["config"])
+    flags, config = _flags(content, source), content.config
     if settings.alpha is not None:
-        config["alpha"] = settings.alpha
+        config = replace(config, alpha=settings.alpha)
     if settings.certificate is not None:
-        config["certificate"] = settings.certificate
+        config = config.with_certificate(settings.certificate)
     if settings.head is not None:
-        config = of_head(config, settings.head)
-    plan = _plan({"config": config}, source)
+        config = config.of_head(settings.head)
+    plan = plan_of(config, source.json)
     counts = {one.idx: one for one in read_counts(source.counts, plan.from_line)}
     if not counts:
         raise UserError(f"'{source.counts}' holds no votes")
@@ -119,54 +116,46 @@ def relog(log: Path, settings: RelogSettings) -> None:
     head = "" if settings.head is None else f"-head-{settings.head}"
     stem, certificate = log.stem, ""
     if settings.certificate is not None:
-        stem = stem.removesuffix(certificate_ending(content["config"].get("certificate", "cohen")))
+        stem = stem.removesuffix(certificate_ending(content.config.certificate))
         certificate = f"-{settings.certificate}"
-    output = settings.output or log.with_name(f"{stem}-alpha-{config['alpha']:g}{certificate}{head}.log")
+    output = settings.output or log.with_name(f"{stem}-alpha-{config.alpha:g}{certificate}{head}.log")
     if output.suffix != ".log" or output.resolve() == log.resolve():
         raise UserError(f"--output '{output}': choose a name that ends in .log and is not the log's own")
-    _write(RunFiles(output), plan, content["about"] | {"made_from": str(log)}, counts, settings.overwrite)
+    _write(RunFiles(output), plan, content.about | {"made_from": str(log)}, counts, settings.overwrite)
 
 
-def _check_certificate(certificate: str, counts, config: dict, source: RunFiles) -> None:
-    if config["kind"] != "certify":
+def _check_certificate(certificate: str, counts: Counts, config: RunConfig, source: RunFiles) -> None:
+    if config.kind != "certify" or not isinstance(counts, VoteCounts):
         raise UserError(f"'{source.log}' holds no certificates: --certificate is for certification logs")
     if not counts.selection.any():
         raise UserError(f"'{source.counts}' holds no selection votes: no class was chosen by them")
     check_certificate(certificate, counts.selection.shape[1])
 
 
-def _check_head(head: int, counts, config: dict, log: Path) -> None:
-    if config["kind"] == "attack":
+def _check_head(head: int, counts: Counts, config: RunConfig, log: Path) -> None:
+    if not isinstance(counts, VoteCounts):
         raise UserError(f"'{log}' is an attack on the ensemble: its heads were not attacked")
     heads = max(len(counts.selection) - 1, 1)
     if head >= heads:
         raise UserError(f"--head {head}: the counts' heads are 0..{heads - 1}")
-    if config.get("skip_wrong"):  # where the ensemble is wrong, a head may be right, but was not counted
+    if config.skip_wrong:  # where the ensemble is wrong, a head may be right, but was not counted
         raise UserError(f"'{log}' was made with --skip_wrong: its heads were not counted on every image")
 
 
-def _plan(content: dict, files: RunFiles):
-    """The plan of a run with this configuration; UserError where it is not one of ours."""
-    try:
-        return _PLANS[content["config"]["kind"]](content["config"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"'{files.json}' is not the configuration of a run: {error} is missing or wrong") from error
-
-
-def _flags(content: dict, files: RunFiles) -> dict:
+def _flags(content: Noted, files: RunFiles) -> dict:
     """The settings that the run was started with."""
-    flags, images = content["about"].get("flags"), content["about"].get("images")
+    flags, images = content.about.get("flags"), content.about.get("images")
     if not isinstance(flags, dict) or not {"max", "shard"} <= flags.keys() or type(images) is not int:
         raise UserError(f"'{files.json}' does not say which images the run was about: flags and images are missing")
     return flags
 
 
-def _number_of_images(content: dict, flags: dict, files: RunFiles) -> int:
+def _number_of_images(content: Noted, flags: dict, files: RunFiles) -> int:
     """How many images the run has that was started with these flags: of the split's or, an attack, of a log's."""
-    about, attack = content["about"], content["config"]["kind"] == "attack"
+    about, attack = content.about, content.config.kind == "attack"
     if attack and type(about.get("attacked")) is not int:
         raise UserError(f"'{files.json}' does not say how many images are attacked")
-    whole = RunSettings(content["config"]["skip"], flags["max"])
+    whole = RunSettings(content.config.skip, flags["max"])
     images = range(about["attacked"]) if attack else whole.chosen(range(about["images"]))
     return len(images if flags["shard"] is None else images[flags["shard"][0] - 1 :: flags["shard"][1]])
 
@@ -184,11 +173,11 @@ def _check_shards(shards: list) -> None:
             raise UserError(f"shard {k}/{number} is {'missing' if [k, number] not in shards else 'there twice'}")
 
 
-def _write(files: RunFiles, plan, about: dict, counts: dict[int, object], overwrite: bool) -> None:
+def _write(files: RunFiles, plan: Plan, about: dict, counts: dict[int, Counts], overwrite: bool) -> None:
     """A finished run's files from its counts."""
     if files.log.exists() and not overwrite:
         raise UserError(f"'{files.log}' exists; --overwrite replaces it")
-    with RunWriter(files, plan, about, sorted(counts), overwrite) as writer:
+    with writing(files, plan, about, sorted(counts), overwrite) as writer:
         for one in counts.values():
             writer.write(one)
-    print(f"{plan.summarise(files)}\nlog: {files.log}")
+    print(f"{writer.summary(about.get('training') or [])}\nlog: {files.log}")

@@ -4,12 +4,12 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from spacte import cli
 from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
-from spacte.logs.runfiles import RunFiles
+from spacte.logs.config import RunConfig
+from spacte.logs.runfiles import RunFiles, folder_of
 from spacte.model import LEGAL
 from spacte.model.normalisation import NORMALISATIONS, parsed
 from spacte.utils import UserError
@@ -97,9 +97,9 @@ class RunSettings:
                 raise UserError("--shard {}/{} has no image: the run is too small for so many".format(*self.shard))
         return indices
 
-    def files(self, folder: Path, name: str) -> RunFiles:
+    def files(self, config: RunConfig, kind: str, name: str) -> RunFiles:
         """The files of a run called `name`, or of its shard."""
-        return RunFiles(folder / f"{name}{shard_ending(self.shard)}.log")
+        return RunFiles(folder_of(config, self.logs_dir, kind) / f"{name}{shard_ending(self.shard)}.log")
 
 
 def add_run_flags(parser: cli.Parser) -> None:

@@ -3,152 +3,143 @@
 A kill at any moment loses at most the images in progress.
 """
 
+import contextlib
 import re
 import time
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Generic
 
 from tqdm import tqdm
 
 from spacte.distributed import barrier, broadcast_object, get_rank, get_world_size
-from spacte.logs.runfiles import RunFiles
-from spacte.logs.votes import read_counts
-from spacte.utils import UserError, lock, make_folder
+from spacte.logs.counts import C, read_counts
+from spacte.logs.described import parts_of
+from spacte.logs.plans import Plan
+from spacte.logs.runfiles import RunFiles, run_name
+from spacte.utils import UserError, lock, make_folder, replace_file
 
 _SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 _SECONDS_FOR_A_SLOW_FOLDER = 60  # for what one node has written to show on another
 
 
-class RunWriter:
+class RunWriter(Generic[C]):
     """Takes the counts of a run's images and keeps its files; in torchrun, the main process does.
 
-    The `plan` (CertifyPlan, PredictPlan, AttackPlan) says how counts become rows. Entering makes the files ready to be
-    appended to: a line cut in half is dropped, a row that the log lacks is made from its counts, and what the processes
-    of an unfinished run have counted is kept. Raises UserError, in every process, where an earlier run's configuration
-    differs (then no file is created or changed), where files do not belong together or cannot be written, and where
-    another process is writing them.
-
-        with RunWriter(files, plan, about, indices, overwrite) as writer:
-            for counts in evaluation.sample(..., writer.missing, ...):
-                writer.write(counts)
+    `writing` opens it. While it is open, `missing` are the images that this process has to count, and each is handed to
+    `write`; when the block of `writing` ends, all rows of the run are written, and `summary` says what they amount to.
     """
 
-    def __init__(self, files: RunFiles, plan, about: dict, indices: list[int], overwrite: bool = False):
-        self.files, self.plan, self.about, self.indices, self.overwrite = files, plan, about, indices, overwrite
-        self._files: _Files | None = None  # the main process's
-        self._progress: _Progress | None = None
+    def __init__(self, missing: list[int], files: RunFiles, kept: "_Files[C] | None"):
+        self.missing, self.files, self._kept = missing, files, kept  # kept: by the main process
 
-    def __enter__(self) -> "RunWriter":
-        todo = broadcast_object(self._begin)
-        self.missing = todo[get_rank() :: get_world_size()]  # the images that this process has to count
-        return self
-
-    def _begin(self) -> list[int]:
-        self._files = _Files(self.files, self.plan, self.overwrite)
-        try:
-            self._files.make_ready(self.about, self.overwrite)
-            todo = self._files.plan_for(self.indices)
-            if todo:  # a run that has nothing left to count keeps what is noted about it
-                self.files.write_json(self.plan.config, self.about, rows=len(self._files.done))
-            beyond = {one.idx for one in self._files.done}.difference(self.indices)
-            if beyond:
-                text = f"'{self.files.log}' holds images beyond --max ({len(beyond)}): they stay in its summary"
-                warnings.warn(text, stacklevel=2)
-            self._progress = _Progress(len(self.indices), self._files.done, self.plan)
-        except BaseException:
-            self._files.unlock()
-            raise
-        return todo
-
-    def write(self, counts) -> None:
+    def write(self, counts: C) -> None:
         """Take in the counts of one image."""
         if get_world_size() > 1:  # parts on disk, not messages: what a killed process has counted is not lost
             append(self.files.part(get_rank()), counts.to_line())
-            self._collect()
-        elif self._files:
-            self._progress.add(self._files.add(counts))
+            if self._kept:
+                self._kept.show(self._kept.collect())
+        elif self._kept:
+            self._kept.show(self._kept.add(counts))
 
-    def _collect(self) -> None:
-        if self._files:
-            self._progress.add(self._files.collect())
+    def summary(self, training: list) -> str:
+        """What is said of all images together, in the main process, and written where the plan keeps it; else "".
 
-    def __exit__(self, kind, error, trace) -> None:
-        try:
-            if kind is None:
-                barrier()
-                broadcast_object(self._finish)
-        finally:
-            if self._progress:
-                self._progress.close()
-            if self._files:
-                self._files.unlock()
-
-    def _finish(self) -> None:
-        """Write the rows that the other processes counted last."""
-        patience = time.monotonic() + _SECONDS_FOR_A_SLOW_FOLDER
-        self._collect()
-        while self._files.remaining and time.monotonic() < patience:
-            time.sleep(1)
-            self._collect()
-        if self._files.remaining:
-            folder, idx = self.files.log.parent, self._files.remaining[0]
-            raise UserError(f"'{folder}' is not one folder for all processes: idx {idx} is missing")
-        self._files.remove_parts()
+        `training` is what the classifier's checkpoints were trained with.
+        """
+        if self._kept is None:
+            return ""
+        plan, files = self._kept.plan, self.files
+        text = plan.summary(self._kept.counts, run_name(parts_of(files.log)[-1], plan.config.certificate), training)
+        if plan.keeps_summary:
+            replace_file(files.summary, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+        return text
 
 
-class _Files:
-    """The files of a RunWriter, in the main process: see there."""
+@contextlib.contextmanager
+def writing(
+    files: RunFiles, plan: Plan[C], about: dict[str, Any], indices: list[int], overwrite: bool = False
+) -> Iterator[RunWriter[C]]:
+    """Make a run's files ready to be appended to, for the block; at its end all rows are written.
 
-    def __init__(self, files: RunFiles, plan, overwrite: bool):
-        """Lock the files; nothing else is changed."""
+    A line cut in half is dropped, a row that the log lacks is made from its counts, and what the processes of an
+    unfinished run have counted is kept. The `plan` says how counts become rows. Raises UserError, in every process,
+    where an earlier run's configuration differs (then no file is created or changed), where files do not belong
+    together or cannot be written, and where another process is writing them.
+
+        with writing(files, plan, about, indices, overwrite) as writer:
+            for counts in evaluation.sample(..., writer.missing, ...):
+                writer.write(counts)
+        print(writer.summary(evaluation.training))
+    """
+    opened: list[_Files[C]] = []  # by the main process
+
+    def open_files() -> list[int]:
+        opened.append(_Files(files, plan, about, indices, overwrite))
+        return opened[0].missing
+
+    missing = broadcast_object(open_files)
+    try:
+        yield RunWriter(missing[get_rank() :: get_world_size()], files, opened[0] if opened else None)
+        barrier()
+        broadcast_object(lambda: opened[0].finish())
+    finally:
+        for one in opened:
+            one.close()
+
+
+class _Files(Generic[C]):
+    """The files of a run in the main process, locked from when it is made until it is closed.
+
+    `counts` are those of the images whose rows are written, in their order; `missing` the images that were still to be
+    counted at the beginning.
+    """
+
+    def __init__(self, files: RunFiles, plan: Plan[C], about: dict[str, Any], indices: list[int], overwrite: bool):
         self.files, self.plan = files, plan
-        self.remaining: list[int] = []
-        self.waiting: dict[int, object] = {}  # counted, but a row before theirs is not
-        self._offsets: dict[Path, int] = {}
         if not overwrite:
             files.check_configuration(plan.config)  # before any file is created, and again under the lock
         make_folder(files.log.parent)
-        self._lock(overwrite)
-
-    def make_ready(self, about: dict, overwrite: bool) -> None:
-        """Let the files be as after the last whole image, or empty ones."""
-        files, plan = self.files, self.plan
+        self._held = _locked(files, overwrite)
         try:
-            if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
-                self._held.truncate(0)
-                for path in (*files.parts(), files.packed_counts, files.log, files.summary, files.json):
-                    path.unlink(missing_ok=True)
-            files.check_configuration(plan.config)
-            if not files.json.exists():  # before the first count: no file is ever without a configuration
-                files.write_json(plan.config, about, rows=0)
-            self.done = self._recover()
-            for path in files.parts():
-                _drop_cut_line(path)
-        except OSError as error:
-            raise _cannot_write(Path(error.filename or files.log), error) from error
-        self.last = self.done[-1].idx if self.done else -1  # what is written ends here
+            self.counts: list[C] = _made_ready(files, plan, about, self._held, overwrite)
+            self._remaining = [idx for idx in indices if idx > self._last]  # rows come in this order
+            self._waiting: dict[int, C] = {}  # counted, but a row before theirs is not
+            self._offsets: dict[Path, int] = {}  # of what is read of the processes' parts
+            self.collect()
+            self.missing = [idx for idx in self._remaining if idx not in self._waiting]
+            if self.missing:  # a run that has nothing left to count keeps what is noted about it
+                files.write_json(plan.config, about, rows=len(self.counts))
+            beyond = {one.idx for one in self.counts}.difference(indices)
+            if beyond:
+                text = f"'{files.log}' holds images beyond --max ({len(beyond)}): they stay in its summary"
+                warnings.warn(text, stacklevel=2)
+            self._progress = _Progress(len(indices), self.counts, plan)
+        except BaseException:
+            self._held.close()
+            raise
 
-    def plan_for(self, indices: list[int]) -> list[int]:
-        """Which of the indices, in ascending order, are still to be counted; rows come in that order."""
-        self.remaining = [idx for idx in indices if idx > self.last]
-        self.done += self.collect()
-        return [idx for idx in self.remaining if idx not in self.waiting]
+    @property
+    def _last(self) -> int:
+        """What is written ends here."""
+        return self.counts[-1].idx if self.counts else -1
 
-    def add(self, counts) -> list:
+    def add(self, counts: C) -> list[C]:
         """Take in an image; returns those whose rows could be written now."""
-        if counts.idx > self.last:
-            self.waiting[counts.idx] = counts
+        if counts.idx > self._last:
+            self._waiting[counts.idx] = counts
         written = []
-        while self.remaining and self.remaining[0] in self.waiting:  # in order: a prefix of the rows is a valid log
-            one = self.waiting.pop(self.remaining.pop(0))
+        while self._remaining and self._remaining[0] in self._waiting:  # in order: a prefix of the rows is a valid log
+            one = self._waiting.pop(self._remaining.pop(0))
             append(self.files.counts, one.to_line())  # first, so that its row can always be made again
             append(self.files.log, self.plan.rows(one))
-            self.last = one.idx
+            self.counts.append(one)
             written.append(one)
         return written
 
-    def collect(self) -> list:
+    def collect(self) -> list[C]:
         """Take in what the processes' parts hold by now; returns the images whose rows could be written."""
         written = []
         for path in self.files.parts():
@@ -161,52 +152,87 @@ class _Files:
                 written += self.add(self.plan.from_line(line))
         return written
 
-    def remove_parts(self) -> None:
-        """Remove the processes' parts once all that they hold is written."""
-        if not self.remaining and not self.waiting:
+    def show(self, written: list[C]) -> None:
+        """Show that these images are done."""
+        self._progress.add(written)
+
+    def finish(self) -> None:
+        """Write the rows that the other processes counted last, and remove their parts."""
+        patience = time.monotonic() + _SECONDS_FOR_A_SLOW_FOLDER
+        self.show(self.collect())
+        while self._remaining and time.monotonic() < patience:
+            time.sleep(1)
+            self.show(self.collect())
+        if self._remaining:
+            folder, idx = self.files.log.parent, self._remaining[0]
+            raise UserError(f"'{folder}' is not one folder for all processes: idx {idx} is missing")
+        if not self._waiting:
             for path in self.files.parts():
                 path.unlink()
 
-    def unlock(self) -> None:
+    def close(self) -> None:
         """Let another process write the files."""
+        self._progress.close()
         self._held.close()
 
-    def _lock(self, overwrite: bool) -> None:
-        counts = self.files.counts
-        if counts.suffix == ".gz" and overwrite:
-            counts = self.files.plain_counts
-        elif counts.suffix == ".gz":
-            raise UserError(f"'{counts}' is compressed: unpack it (gunzip) to resume the run")
-        self._held = lock(counts, f"another run is writing '{self.files.log}'")
 
-    def _recover(self) -> list:
-        log, counts = self.files.log, self.files.counts
-        for path in (counts, log):
+def _locked(files: RunFiles, overwrite: bool):
+    """The counts file, locked while it stays open."""
+    counts = files.counts
+    if counts.suffix == ".gz" and overwrite:
+        counts = files.plain_counts
+    elif counts.suffix == ".gz":
+        raise UserError(f"'{counts}' is compressed: unpack it (gunzip) to resume the run")
+    return lock(counts, f"another run is writing '{files.log}'")
+
+
+def _made_ready(files: RunFiles, plan: Plan[C], about: dict[str, Any], held, overwrite: bool) -> list[C]:
+    """Let the files be as after the last whole image, or empty ones; returns the counts that they hold."""
+    try:
+        if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
+            held.truncate(0)
+            for path in (*files.parts(), files.packed_counts, files.log, files.summary, files.json):
+                path.unlink(missing_ok=True)
+        files.check_configuration(plan.config)
+        if not files.json.exists():  # before the first count: no file is ever without a configuration
+            files.write_json(plan.config, about, rows=0)
+        counts = _recovered(files, plan)
+        for path in files.parts():
             _drop_cut_line(path)
-        if not log.exists() or log.stat().st_size == 0:
-            append(log, self.plan.header)
-        # the counts are the truth, the rows follow from them: a log that says otherwise was made by something else
-        done = read_counts(counts, self.plan.from_line)
-        header, *logged = log.read_text(errors="replace").splitlines(keepends=True)
-        expected = [line for one in done for line in self.plan.rows(one).splitlines(keepends=True)]
-        there, wanted = ([_without_time(line) for line in lines] for lines in (logged, expected))
-        if header != self.plan.header or there != wanted[: len(there)]:
-            raise self.files.mixed_error()
-        for line in expected[len(logged) :]:
-            append(log, line)
-        return done
+    except OSError as error:
+        raise _cannot_write(Path(error.filename or files.log), error) from error
+    return counts
 
 
-class _Progress:
+def _recovered(files: RunFiles, plan: Plan[C]) -> list[C]:
+    """The counts on disk, with the log that follows from them."""
+    log = files.log
+    for path in (files.counts, log):
+        _drop_cut_line(path)
+    if not log.exists() or log.stat().st_size == 0:
+        append(log, plan.header)
+    # the counts are the truth, the rows follow from them: a log that says otherwise was made by something else
+    counts = read_counts(files.counts, plan.from_line)
+    header, *logged = log.read_text(errors="replace").splitlines(keepends=True)
+    expected = [line for one in counts for line in plan.rows(one).splitlines(keepends=True)]
+    there, wanted = ([_without_time(line) for line in lines] for lines in (logged, expected))
+    if header != plan.header or there != wanted[: len(there)]:
+        raise files.mixed_error()
+    for line in expected[len(logged) :]:
+        append(log, line)
+    return counts
+
+
+class _Progress(Generic[C]):
     """A bar where there is a terminal, otherwise a line now and then: images done, time left, the metric so far."""
 
-    def __init__(self, images: int, done: list, plan):
-        self.bar = tqdm(total=images, initial=len(done), unit="image", disable=None, dynamic_ncols=True)
-        self.total, self.before, self.plan = images, len(done), plan
+    def __init__(self, total: int, done: list[C], plan: Plan[C]):
+        self.bar = tqdm(total=total, initial=len(done), unit="image", disable=None, dynamic_ncols=True)
+        self.total, self.before, self.plan = total, len(done), plan
         self.images, self.sum = len(done), sum(map(plan.score, done))
         self.started = self.said = time.monotonic()
 
-    def add(self, counts: list) -> None:
+    def add(self, counts: list[C]) -> None:
         """Show that these images are done."""
         if not counts:
             return

@@ -9,10 +9,13 @@
 
 import glob
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from spacte.utils import UserError, deciding_versions, replace_file
+from spacte.logs.config import Noted, RunConfig
+from spacte.utils import UserError, replace_file, run_tail
 
 _WAYS_OUT = "write to another folder to keep it, or give --overwrite to lose it"
 
@@ -61,27 +64,27 @@ class RunFiles:
         stem = self._beside("-part-").name
         return sorted(path for path in self.log.parent.glob("*-part-*.jsonl") if path.name.startswith(stem))
 
-    def read_json(self) -> dict:
-        """{"config", "about"} of the run that made the log."""
+    def read_json(self) -> Noted:
+        """The configuration and what is noted about the run that made the log. UserError where that cannot be read."""
         try:
             content = json.loads(self.json.read_text())
-            return {"config": dict(content["config"]), "about": dict(content["about"])}
+            return Noted(RunConfig.from_json(dict(content["config"])), dict(content["about"]))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
-    def noted(self, from_scratch: bool) -> dict | None:
+    def noted(self, from_scratch: bool) -> dict[str, Any] | None:
         """What the run's JSON says "about" it, unless it starts from scratch, else another shard's; None without."""
         stem, shard, _ = self.json.name.partition("-shard-")
         others = sorted(self.json.parent.glob(f"{glob.escape(stem)}-shard-*.json")) if shard else []
         for path in (self.json, *others):
             if path.exists() and not (from_scratch and path == self.json):
-                return RunFiles(path.with_suffix(".log")).read_json()["about"]
+                return RunFiles(path.with_suffix(".log")).read_json().about
         return None
 
-    def check_configuration(self, config: dict) -> None:
+    def check_configuration(self, config: RunConfig) -> None:
         """UserError where files are there of a run with another configuration (the fields are named) or without one."""
         if self.json.exists():
-            differences = config_differences(self.read_json()["config"], json.loads(json.dumps(config)))
+            differences = self.read_json().config.differences(config)
             if differences:
                 raise UserError(f"'{self.log}' has another configuration: {differences}; {_WAYS_OUT}")
         elif self.log.exists() or self.parts() or (self.counts.exists() and self.counts.stat().st_size):
@@ -91,35 +94,32 @@ class RunFiles:
         """The error where the log and the counts contradict each other."""
         return UserError(f"'{self.log}' and '{self.counts}' do not belong together; {_WAYS_OUT}")
 
-    def write_json(self, config: dict, about: dict, rows: int) -> None:
+    def write_json(self, config: RunConfig, about: dict[str, Any], rows: int) -> None:
         """Note the configuration and `about`; what was noted of the run before it was interrupted, at `rows` rows,
         is kept under "earlier" where it differs.
         """
         if self.json.exists():
-            noted, new = self.read_json()["about"], json.loads(json.dumps(about))
+            noted, new = self.read_json().about, json.loads(json.dumps(about))
             earlier = noted.pop("earlier", [])
             if noted != new and rows:  # so that each row can be traced to the machine and code that made it
                 earlier = [*earlier, noted | {"rows": rows}]
             if earlier:
                 about = about | {"earlier": earlier}
-        content = json.dumps({"config": config, "about": about}, indent=2) + "\n"
+        content = json.dumps({"config": config.to_json(), "about": about}, indent=2) + "\n"
         replace_file(self.json, lambda temporary: temporary.write_text(content))
 
 
-_LATER_FIELDS = {"certificate": "cohen", "consensus": None}  # with what runs did before they were recorded
+def folder_of(config: RunConfig, logs_dir: str, kind: str) -> Path:
+    """Where a run's files lie: <logs_dir>/<dataset>/<arch>/noise-<sd>/<kind>."""
+    return Path(logs_dir) / run_tail(config.dataset, config.arch, config.noise_sd) / kind
 
 
-def _comparable(config: dict) -> dict:
-    versions = {"versions": deciding_versions(config["versions"])} if config.get("versions") else {}
-    return _LATER_FIELDS | config | versions
+def certificate_ending(certificate: str) -> str:
+    """What a log's name ends in where its certificate is not Cohen's."""
+    return "" if certificate == "cohen" else f"-{certificate}"
 
 
-def config_differences(earlier: dict, new: dict) -> str:
-    """The fields in which two configurations differ, with both values; empty where they do not.
-
-    Older configurations hold the versions of packages that decide no vote, too, which are not compared, and lack
-    fields that then had their default.
-    """
-    earlier, new = (_comparable(config) for config in (earlier, new))
-    names = [name for name in {**earlier, **new} if earlier.get(name) != new.get(name)]
-    return ", ".join(f"{name} ({earlier.get(name)} there, {new.get(name)} here)" for name in names)
+def run_name(log_name: str, certificate: str | None) -> str:
+    """The training run's name, of a log's name without .log; the certificate, where it is known, is no part of it."""
+    name = re.sub(r"-certify-skip-\d+", "", log_name)
+    return name if certificate is None else name.removesuffix(certificate_ending("all-votes"))

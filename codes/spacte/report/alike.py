@@ -9,8 +9,6 @@ from spacte.logs.certlog import first_line
 from spacte.report.run import Run
 from spacte.utils import UserError
 
-# the fields of a configuration in which the certifications of one classifier differ
-CERTIFICATION = ("certificate", "N0", "N", "alpha", "sequential", "skip_wrong", "exact_noise", "precision")
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
 _OF_A_SEED = ("seed", "data_dir", "save_dir", "logs_dir", "runs_dir", "save_freq", "test_freq", "device", "workers")
 _OF_A_SEED += ("no_cuda_graph", "resume", "pretrained_model", "votes_dir", "teachers", "frozen_trunk")
@@ -41,8 +39,10 @@ def certification_differences(a: Run, b: Run) -> str:
     """How two certifications differ, as far as both configurations tell: the fields, with both values."""
     if a.config is None or b.config is None:
         return ""
-    pairs = [(name, a.config[name], b.config[name]) for name in CERTIFICATION if name in a.config and name in b.config]
-    return ", ".join(f"{name} {one} and {other}" for name, one, other in pairs if one != other)
+    one, other = a.config.certification(), b.config.certification()
+    return ", ".join(
+        f"{name} {one[name]} and {other[name]}" for name in one if name in other and one[name] != other[name]
+    )
 
 
 def experiments(runs: list[Run]) -> list[str]:
@@ -104,13 +104,10 @@ def _recipe_differences(a: Run, b: Run) -> str:
 def comparable_groups(runs: list[Run]) -> list[int]:
     """The number, from 1, of each run's group: runs of one group certify the same images in the same way.
 
-    The way is CERTIFICATION's fields; runs whose configurations lack one of them, or that have none, share a group only
-    with runs that lack the same. This alone decides which rows of a table are ranked against each other.
+    The way is `RunConfig.certification`; runs whose configurations lack one of its fields, or that have none, share a
+    group only with runs that lack the same. This alone decides which rows of a table are ranked against each other.
     """
-    keys = [
-        (frozenset(run.log["idx"]), json.dumps([(run.config or {}).get(name, "unknown") for name in CERTIFICATION]))
-        for run in runs
-    ]
+    keys = [(frozenset(run.log["idx"]), json.dumps(run.config.certification()) if run.config else "") for run in runs]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys), start=1)}
     return [numbers[key] for key in keys]
 
@@ -144,7 +141,7 @@ def _seeds(run: Run) -> set[str]:
 
 
 def _checkpoints(run: Run) -> set[str]:
-    config = run.config or {}
-    found, parameters = config.get("checkpoint_sha256"), config.get("parameters_sha256")
-    named = [*(found if isinstance(found, list) else ()), *([parameters] if parameters else ())]
-    return {str(one) for one in named}
+    if run.config is None:
+        return set()
+    parameters = run.config.parameters_sha256
+    return {*run.config.checkpoint_sha256, *([parameters] if parameters else ())}

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import certified_at
+from spacte.logs.described import DESCRIPTION
 from spacte.report.alike import rows_of
-from spacte.report.run import DESCRIPTION, Run
+from spacte.report.run import Run
 from spacte.report.runs import labels
 
 _FEWEST_IMAGES = 10  # to call a class given up: with a quarter of them right, 0 of 10 would have probability .06
@@ -23,8 +24,7 @@ def table(runs: list[Run], radius: float, over_seeds: bool = False) -> pd.DataFr
         for at in dict.fromkeys((0.0, radius)):
             mean = np.mean([certified_at(run.log, [at])[0].mean() for run in some])
             classes = pd.concat([_by_class(run, at) for run in some], axis=1).mean(axis=1).sort_index()
-            row = {column: getattr(some[0], column) for column in DESCRIPTION}
-            row |= {"radius": at, "mean": float(mean), "smallest": float(classes.min())}
+            row = some[0].facts | {"radius": at, "mean": float(mean), "smallest": float(classes.min())}
             row |= {str(label): float(share) for label, share in classes.items()}
             rows.append(row | {"run": name})
     classes = sorted({int(name) for row in rows for name in row if name.isdecimal()})

@@ -7,10 +7,11 @@ import pandas as pd
 from scipy import stats
 
 from spacte.logs.certlog import certified_at, certified_radius
+from spacte.logs.table import plain, radius_names, records
 from spacte.report.alike import certification_differences, check_seeds
 from spacte.report.run import Run
 from spacte.report.runs import labels
-from spacte.report.table import plain, radius_names, reached_radii, records
+from spacte.report.table import reached_radii
 from spacte.utils import UserError
 
 _LEVEL = 0.95

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from spacte.logs.certified import log_table
 from spacte.logs.certlog import certified_radius
-from spacte.logs.from_votes import log_table, of_head
 from spacte.report.alike import rows_of
 from spacte.report.comparison import interval_over_seeds
-from spacte.report.run import DESCRIPTION, Run
+from spacte.report.run import Run
 from spacte.report.votes import counts_of
 
 _OF_EACH = ("each ACR", "each clean")  # columns with a figure for each member
@@ -47,8 +47,8 @@ def members_of(run: Run) -> Members | None:
     counts = counts_of(run, "its members are left out")
     if counts is None:
         return None
-    config = run.config
-    if config.get("consensus"):
+    config = run.configuration
+    if config.consensus:
         text = f"'{run.path}': of a consensus' heads not all voted on every noisy copy: its members are left out"
         warnings.warn(text, stacklevel=2)
         return None
@@ -58,7 +58,7 @@ def members_of(run: Run) -> Members | None:
         return None
     voters = len(counts[0].selection)
     single = voters == 1
-    alone = [config] if single else [of_head(config, head) for head in range(voters - 1)]
+    alone = [config] if single else [config.of_head(head) for head in range(voters - 1)]
     tables = [log_table(counts, one) for one in (config, *alone)]
     radii = np.stack([certified_radius(one) for one in tables]) * drawn
     right = np.stack([one["correct"].to_numpy(bool) for one in tables]) & drawn
@@ -87,13 +87,13 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     images, or over images and seeds); sd p, the deviation over members of the label's share of votes, and TV, the total
     variation between two members' votes, both means over the drawn images; each member's ACR and clean, ascending.
     """
-    every = [None if run.config and run.config["head"] is not None else members_of(run) for run in runs]
+    every = [None if run.heads and run.heads.head is not None else members_of(run) for run in runs]
     known = [run for run, one in zip(runs, every, strict=True) if one is not None]
     of_run = {id(run): one for run, one in zip(runs, every, strict=True)}
     rows = []
     for name, some in rows_of(known, over_seeds):
         figures = _figures([of_run[id(run)] for run in some])
-        rows.append({column: getattr(some[0], column) for column in DESCRIPTION} | figures | {"run": name})
+        rows.append(some[0].facts | figures | {"run": name})
     return pd.DataFrame(rows)
 
 
@@ -132,12 +132,12 @@ def _interval(seeds: list[Members]) -> tuple[float, float]:
 def remarks(runs: list[Run]) -> list[str]:
     """What a reader of the table must know of runs made with --skip_wrong or --sequential."""
     lines = []
-    if any(run.config and run.config.get("skip_wrong") for run in runs):
+    if any(run.config and run.config.skip_wrong for run in runs):
         lines.append(
             "drawn: images whose votes were counted. On the others (--skip_wrong) the vote is wrong and its members "
             "count as wrong: their figures are lower bounds, and what the vote adds is an upper bound."
         )
-    if any(run.config and run.config.get("sequential") for run in runs):
+    if any(run.config and run.config.sequential for run in runs):
         lines.append(
             "Sequential runs stop when the vote's radii are decided, not its members': what the vote adds there is not "
             "that of a fixed N."

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from spacte.logs.described import DESCRIPTION, printable
+from spacte.logs.table import TEXTS, best, records, without_single_group
 from spacte.report import plots
 from spacte.report.comparison import Comparison
-from spacte.report.run import DESCRIPTION, Run, printable
+from spacte.report.run import Run
 from spacte.report.runs import labels
-from spacte.report.table import TEXTS, Part, best, records, without_single_group
+from spacte.report.table import Part
 from spacte.report.votes import votes_of, with_certificate
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import check_ending, replace_file
@@ -40,7 +42,7 @@ def write(
         },
         "comparisons": [one.record() for one in comparisons],
         "parts": [_part(part) for part in parts],
-        "runs": [{"label": label, "log": printable(run.path), "config": run.config}
+        "runs": [{"label": label, "log": printable(run.path), "config": run.config and run.config.to_json()}
                  for label, run in zip(labels(runs), runs, strict=True)],
         "images": _images(runs),
     }  # fmt: skip

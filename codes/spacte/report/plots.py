@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
 from spacte.logs.certlog import certified_accuracy, certified_radius
-from spacte.report.run import Run, printable
+from spacte.logs.described import printable
+from spacte.report.run import Run
 from spacte.report.runs import labels
 from spacte.report.votes import label_probabilities
 from spacte.utils import UserError, check_ending, replace_file

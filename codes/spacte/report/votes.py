@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import norm
 
-from spacte.logs.from_votes import log_table, of_head, voter_of
+from spacte.logs.certified import log_table
+from spacte.logs.config import CERTIFIES
+from spacte.logs.counts import VoteCounts, read_counts
 from spacte.logs.runfiles import RunFiles
-from spacte.logs.votes import VoteCounts, read_counts
-from spacte.report.run import MAKES_CERTIFICATES, Run, heads_of, wrong_fields
+from spacte.report.run import Run
 from spacte.utils import UserError
 
 
@@ -19,7 +20,7 @@ def with_certificate(run: Run, certificate: str) -> Run:
     Raises UserError where no counts or no configuration lie beside the log.
     """
     counts = needed_counts(run, "its certificates are fixed")
-    config = run.config | {"certificate": certificate}
+    config = run.configuration.with_certificate(certificate)
     return replace(run, log=log_table(counts, config), config=config)
 
 
@@ -28,22 +29,23 @@ def heads_alone(run: Run) -> list[Run]:
 
     Raises UserError where the heads were not counted on every image.
     """
-    if run.heads == "1" or (run.heads or "").startswith("head"):
+    if run.heads is not None and (run.heads.head is not None or run.heads.networks == (1,)):
         return []
-    votes, config = counts_of(run, "its heads alone are left out"), run.config
+    votes = counts_of(run, "its heads alone are left out")
     if votes is None:
         return []
-    if config["skip_wrong"]:
+    config = run.configuration
+    if config.skip_wrong:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
-    if config.get("consensus"):
-        text = f"'{run.path}': of a consensus' heads the first {config['consensus']} alone voted on every noisy copy"
+    if config.consensus:
+        text = f"'{run.path}': of a consensus' heads the first {config.consensus} alone voted on every noisy copy"
         warnings.warn(text, stacklevel=2)
     try:
-        configs = [of_head(config, head) for head in range(len(votes[0].selection) - 1)]
+        configs = [config.of_head(head) for head in range(len(votes[0].selection) - 1)]
     except UserError as error:
         warnings.warn(f"'{run.path}': {error}", stacklevel=2)
         return []
-    return [replace(run, log=log_table(votes, one), heads=heads_of(one), config=one) for one in configs]
+    return [replace(run, log=log_table(votes, one), heads=one.heads, config=one) for one in configs]
 
 
 def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
@@ -74,9 +76,9 @@ def votes_of(run: Run, or_selection: bool = False) -> list[np.ndarray] | None:
 
     `or_selection`: of an image that --skip_wrong drew none for, its selection votes.
     """
-    if run.config is None or wrong_fields(run.config, MAKES_CERTIFICATES) or not RunFiles(run.path).counts.exists():
+    if run.config is None or run.config.lacks(CERTIFIES) or not RunFiles(run.path).counts.exists():
         return None
-    voter, counts = voter_of(run.config), _counts_behind(run)
+    voter, counts = run.config.heads.voter, _counts_behind(run)
     return [(one.selection if or_selection and not one.estimation.any() else one.estimation)[voter] for one in counts]
 
 
@@ -97,10 +99,12 @@ def label_probabilities(run: Run) -> np.ndarray:
 def _counts_behind(run: Run) -> list[VoteCounts]:
     """The counts beside a log; UserError where they or the configuration are not this log's."""
     files = RunFiles(run.path)
-    wrong = wrong_fields(run.config, MAKES_CERTIFICATES)
+    wrong = run.configuration.lacks(CERTIFIES)
     if wrong:
         raise UserError(f"'{files.json}': {', '.join(wrong)} missing or wrong: the counts cannot be certified")
-    counts = read_counts(files.counts)[: len(run.log)]  # of a running program they may be a row ahead of the log
+    counts = read_counts(files.counts, VoteCounts.from_line)[
+        : len(run.log)
+    ]  # of a running program they may be a row ahead of the log
     if [one.idx for one in counts] != run.log["idx"].tolist():
         raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
     return counts

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _FIRST_LOOK = 100  # draws before a stopping rule is first asked
+ShouldStop = Callable[[np.ndarray, np.ndarray], bool]  # of the selection and the estimation votes [K]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Draws:
     n0: int
     n: int
     voter: int = -1
-    should_stop: Callable[[np.ndarray, np.ndarray], bool] | None = None
+    should_stop: ShouldStop | None = None
     only_class: int | None = None
 
 

@@ -3,6 +3,8 @@
 A rule can be chosen freely: it only decides when to stop, and the anytime-valid bounds hold whenever that is.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import stats
 
@@ -15,6 +17,8 @@ from spacte.smooth.bounds import (
 )
 from spacte.smooth.certificates import Certificate
 
+GIVE_UP = 0.01  # the level of the bound by which a radius is given up, unless another is asked for
+
 
 class RadiiDecided:
     """Stop once every one of some radii is either certified or given up.
@@ -23,7 +27,7 @@ class RadiiDecided:
     would be expected to stay below. A larger `give_up` saves draws and loses some certificates at the border.
     """
 
-    def __init__(self, radii, n_max: int, alpha: float, sigma: float, give_up: float = 0.01):
+    def __init__(self, radii: Sequence[float], n_max: int, alpha: float, sigma: float, give_up: float = GIVE_UP):
         self.n_max, self.alpha, self.give_up = n_max, alpha, give_up
         self.needed = stats.norm.cdf(np.asarray(radii, dtype=float) / sigma)  # p_A of each radius
         self.votes = np.array([_votes_needed(p, n_max, alpha) for p in self.needed])
@@ -72,7 +76,10 @@ class AllVotesDecided:
     The last bracket is the radii themselves, so that there always is an answer.
     """
 
-    def __init__(self, certificate: Certificate, n_max: int, radii=(), tolerance=None, give_up: float = 0.01):
+    def __init__(
+        self, certificate: Certificate, n_max: int, radii: Sequence[float] = (), tolerance: float | None = None,
+        give_up: float = GIVE_UP,
+    ):  # fmt: skip
         self.certificate, self.n_max, self.radii = certificate, n_max, np.asarray(radii, dtype=float)
         self.tolerance, self.give_up = tolerance, give_up
 

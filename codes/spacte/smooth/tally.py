@@ -15,19 +15,19 @@ from spacte.utils import RunError
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """An image x [C, H, W], the generator of its noise and what is drawn for it; `idx` says whose it is."""
+    """An image x [C, H, W], the generator of its noise and what is drawn for it; `idx` is its place in a split."""
 
     x: Tensor
     generator: Generator | None
     draws: Draws
-    idx: int | None = None
+    idx: int = -1  # of no split
 
 
 @dataclass(frozen=True)
 class Votes:
     """A sample's votes, `selection` and `estimation` [V, K], and its share of the time, by copies."""
 
-    idx: int | None
+    idx: int
     selection: np.ndarray
     estimation: np.ndarray
     seconds: float
@@ -113,7 +113,7 @@ class Tally:
     def _finite(self, counts: np.ndarray) -> np.ndarray:
         """The votes [V, K] of the counts, whose last column is for logits that are not finite."""
         if counts[:, -1].any():
-            name = "an image" if self.sample.idx is None else f"image idx {self.sample.idx}"
+            name = "an image" if self.sample.idx < 0 else f"image idx {self.sample.idx}"
             wrong = f"{counts[:, -1].max()} of {self._drawn} noisy copies"
             raise RunError(f"the classifier's logits are not finite on {wrong} of {name}")
         return counts[:, :-1]

@@ -5,27 +5,24 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from spacte.certify.chance import chosen, noised
 from spacte.certify.contract import check_contract
 from spacte.data.splits import Split
 from spacte.device import arithmetic
 from spacte.distributed import is_main_process
+from spacte.logs.config import RunConfig
 from spacte.model.batchnorm import examined
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import Foreign, parameters_sha256
 from spacte.model.frozen import freeze
 from spacte.model.members import NetworkEnsemble
 from spacte.utils import UserError, sha256
-
-# the fields of a configuration that say which base classifier it is
-IDENTITY = (
-    "checkpoint_sha256", "normalize", "classifier", "classifier_args", "classifier_sha256", "parameters_sha256",
-)  # fmt: skip
-
 
 _GPU_PIXELS = 2**22  # of a batch on a GPU: an H200 certified R110 a quarter faster by 4,096 images than by 1,000
 
@@ -63,15 +60,15 @@ class BaseClassifier:
 
     network: nn.Module
     run_name: str
-    config: dict
-    training: list[dict | None]
+    config: RunConfig
+    training: list[dict[str, Any] | None]
 
 
 # --- checkpoints ---
 
 
-def joint_settings(networks: list[Loaded]) -> dict:
-    """The settings of one checkpoint or of several that belong together; architectures and heads may differ.
+def joint_config(networks: list[Loaded]) -> RunConfig:
+    """What one checkpoint, or several that belong together, say of a configuration; architectures and heads may differ.
 
     Raises UserError where they do not, or where one does not say its noise_sd.
     """
@@ -86,12 +83,13 @@ def joint_settings(networks: list[Loaded]) -> dict:
     for network in networks:
         if (network.spec.shape, network.spec.class_names) != (first.spec.shape, first.spec.class_names):
             raise UserError("the checkpoints were trained on different images or classes")
-    return {
-        "dataset": first.settings["dataset"],
-        "arch": _joint_name([network.settings["arch"] for network in networks], repeats=False),
-        "num_heads": [network.settings["num_heads"] for network in networks],
-        "noise_sd": first.settings["noise_sd"],
-    }
+    return RunConfig(
+        dataset=first.settings["dataset"],
+        arch=_joint_name([network.settings["arch"] for network in networks], repeats=False),
+        num_heads=tuple(network.settings["num_heads"] for network in networks),
+        noise_sd=first.settings["noise_sd"],
+        defence=_joint_name([one.defence for one in networks if one.defence], repeats=False) or None,
+    )
 
 
 def of_checkpoints(networks: list[Loaded], split: Split, computing: Computing) -> BaseClassifier:
@@ -100,25 +98,24 @@ def of_checkpoints(networks: list[Loaded], split: Split, computing: Computing) -
     Raises UserError where they do not belong together, or where a published one, after the images of the split, is not
     the network that was trained.
     """
-    config = joint_settings(networks)
-    networks = [_examined(network, split, config["noise_sd"]) for network in networks]
+    config = joint_config(networks)
+    networks = [_examined(network, split, config.noise_sd) for network in networks]
     batch_size = computing.batch_size(split)
     frozen = [
         freeze(network.classifier, computing.device, computing.precision, batch_size, computing.compiled)
         for network in networks
     ]
-    config["defence"] = _joint_name([one.defence for one in networks if one.defence], repeats=False) or None
-    config["checkpoint_sha256"] = [sha256(network.path) for network in networks]
+    config = replace(config, checkpoint_sha256=tuple(sha256(network.path) for network in networks))
     if any(network.published for network in networks):
-        config["normalize"] = [network.normalize for network in networks]
+        config = replace(config, normalize=tuple(network.normalize for network in networks))
     run = _joint_name([network.run for network in networks])
     training = [network.training for network in networks]
-    trained = sorted({one["noise_sd"] for one in training if one and "noise_sd" in one} - {config["noise_sd"]})
+    trained = sorted({one["noise_sd"] for one in training if one and "noise_sd" in one} - {config.noise_sd})
     if trained:
         run += f"-trained-at-{'+'.join(f'{sigma:g}' for sigma in trained)}"
         if is_main_process():
             noises = " and ".join(f"{sigma:g}" for sigma in trained)
-            print(f"trained with noise {noises}, certified with {config['noise_sd']:g}", file=sys.stderr)
+            print(f"trained with noise {noises}, certified with {config.noise_sd:g}", file=sys.stderr)
     return BaseClassifier(frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen), run, config, training)
 
 
@@ -145,17 +142,15 @@ def _joint_name(names: list[str], repeats: bool = True) -> str:
 # --- the user's own ---
 
 
-def of_callable(
-    function: Callable, split: Split, noise_sd: float, run: str, config: dict, computing: Computing
-) -> BaseClassifier:
-    """A user's module or callable; `config` are dataset, arch and what else identifies it.
+def of_callable(function: Callable, split: Split, run: str, config: RunConfig, computing: Computing) -> BaseClassifier:
+    """A user's module or callable; `config` holds dataset, arch, noise_sd and what else identifies it.
 
     Raises UserError where it does not keep the contract (spacte.certify.contract).
     """
     batch_size = computing.batch_size(split)
     classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
     images, _ = chosen(split, 32)
-    heads = check_contract(classifier, noised(images, noise_sd), split.spec.num_classes)
+    heads = check_contract(classifier, noised(images, config.noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:
         warnings.warn(
@@ -163,9 +158,7 @@ def of_callable(
             stacklevel=2,
         )
     _warn_of_other_arithmetic(computing)
-    joint = {"dataset": config["dataset"], "arch": config["arch"], "num_heads": [heads], "noise_sd": noise_sd}
-    identity = {"defence": None, "checkpoint_sha256": [], **config, "parameters_sha256": parameters}
-    return BaseClassifier(classifier, run, joint | identity, [None])
+    return BaseClassifier(classifier, run, replace(config, num_heads=(heads,), parameters_sha256=parameters), [None])
 
 
 def _warn_of_other_arithmetic(computing: Computing) -> None:
@@ -179,21 +172,3 @@ def _warn_of_other_arithmetic(computing: Computing) -> None:
             f"beside its precision {computing.precision}",
             stacklevel=2,
         )
-
-
-def enough_images(split: Split) -> int:
-    """How many images of a split tell what a network does, within seconds: 256, of ImageNet's size 64."""
-    return 256 if math.prod(split.spec.shape[1:]) <= 64**2 else 64
-
-
-def chosen(split: Split, count: int) -> tuple[Tensor, Tensor]:
-    """About `count` images [n, C, H, W] from the whole split and their labels [n]; always the same ones."""
-    indices = torch.linspace(0, len(split) - 1, min(count, len(split))).long().tolist()
-    images, labels = zip(*(split[idx] for idx in indices), strict=True)
-    return torch.stack(images), torch.tensor(labels)
-
-
-def noised(images: Tensor, noise_sd: float) -> Tensor:
-    """The images with Gaussian noise, always the same."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return images + noise_sd * noise.to(images.device)

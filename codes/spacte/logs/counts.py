@@ -1,13 +1,29 @@
-"""The vote counts of a run: one JSON line per image, from which any certificate follows without a network."""
+"""The vote counts of a run: one JSON line per image, from which its rows follow without a network."""
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 
 from spacte.utils import UserError
+
+
+class Counts(Protocol):
+    """What was counted on one image, as a line of a counts file."""
+
+    @property
+    def idx(self) -> int:
+        """The image's place in its split."""
+
+    def to_line(self) -> str:
+        """One JSON line."""
+
+
+C = TypeVar("C", bound=Counts)
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,43 @@ class VoteCounts:
         if len(selection) != len(estimation):
             raise UserError(f"no vote count: {len(selection)} voters select and {len(estimation)} estimate")
         return cls(fields["idx"], fields["label"], fields["seconds"], selection, estimation)
+
+
+@dataclass(frozen=True)
+class AttackCounts:
+    """What was counted on one image under attack: for each attack radius the moved image's votes [V, K].
+
+    `predict` and `radius` are the certificate that is put to the test; `norms` and `seconds_each` [R] are the L2 norms
+    that the attacks reached and the time they took.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    radius: float
+    norms: list[float]
+    votes: list[np.ndarray]
+    seconds_each: list[float]
+
+    def to_line(self) -> str:
+        """One JSON line."""
+        fields = {"idx": self.idx, "label": self.label, "seconds": round(sum(self.seconds_each), 6)}
+        fields |= {"classes": self.votes[0].shape[1], "predict": self.predict, "radius": self.radius}
+        attacks = zip(self.norms, self.seconds_each, self.votes, strict=True)
+        attacks = [{"norm": norm, "seconds": round(took, 6), "votes": sparse(votes)} for norm, took, votes in attacks]
+        return json.dumps(fields | {"attacks": attacks}) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> "AttackCounts":
+        """The inverse of `to_line`. Raises UserError where the line is not a count of an attack."""
+        fields = parsed(line)
+        try:
+            norms, took = ([float(one[name]) for one in fields["attacks"]] for name in ("norm", "seconds"))
+            votes = [dense(one["votes"], fields["classes"]) for one in fields["attacks"]]
+            predict, radius = int(fields["predict"]), float(fields["radius"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"not a vote count of an attack: {error}") from error
+        return cls(fields["idx"], fields["label"], predict, radius, norms, votes, took)
 
 
 def sparse(votes: np.ndarray) -> list[dict[int, int]]:
@@ -84,7 +137,15 @@ def _without_duplicates(pairs: list[tuple]) -> dict:
     return dict(pairs)
 
 
-def read_counts(path: Path, from_line=VoteCounts.from_line) -> list:
+@overload
+def read_counts(path: Path) -> list[VoteCounts]: ...
+
+
+@overload
+def read_counts(path: Path, from_line: Callable[[str], C]) -> list[C]: ...
+
+
+def read_counts(path: Path, from_line: Callable[[str], Any] = VoteCounts.from_line) -> list[Any]:
     """Every image of a counts file (of a compressed one where its name ends in .gz), in its order.
 
     A last line without its end, which is being written, is left out. Raises UserError that names the file and the line

@@ -1,56 +1,49 @@
-"""A certification log from votes: what a run's configuration makes of the counts of an image."""
+"""Certificates from votes: what a run's configuration makes of the counts of an image."""
 
 import pandas as pd
 
 from spacte.logs.certlog import COLUMNS, format_row, round_down
-from spacte.logs.votes import VoteCounts
+from spacte.logs.config import RunConfig
+from spacte.logs.counts import VoteCounts
 from spacte.smooth.certificates import Certificate
 from spacte.utils import UserError
 
 
-def voter_of(config: dict) -> int:
-    """The row of the vote counts that a run's log is about: a head's, or -1, the ensemble's."""
-    return -1 if config["head"] is None else config["head"]
-
-
-def of_head(config: dict, head: int) -> dict:
-    """The configuration of a head alone, of a run with this one; a head of a consensus has voted on every copy.
-
-    UserError where the votes are not heads': a consensus of networks of several heads counts whole networks.
-    """
-    if config.get("consensus") and len(config["num_heads"]) > 1 and max(config["num_heads"]) > 1:
-        raise UserError("the counts of a consensus of networks are of networks, not of heads: no head is alone in them")
-    return {name: value for name, value in config.items() if name != "consensus"} | {"head": head}
-
-
-def certificate_of(config: dict) -> Certificate:
+def certificate_of(config: RunConfig) -> Certificate:
     """How the votes of a run with this configuration become certificates."""
-    kind = config.get("certificate", "cohen")  # older configurations do not name it
     # the exact noise's law is off by at most `noise_slack`: bounds at alpha - slack fail with at most alpha under it
-    return Certificate(config["alpha"] - config["noise_slack"], config["noise_sd"], bool(config["sequential"]), kind)
+    level, sequential = config.alpha - config.noise_slack, config.sequential is not None
+    return Certificate(level, config.noise_sd, sequential, config.certificate)
 
 
-def certified(counts: VoteCounts, config: dict) -> tuple[int, float]:
+def certified(counts: VoteCounts, config: RunConfig) -> tuple[int, float]:
     """(class, radius) of the voter that a run's configuration names; see Certificate for the guarantee."""
-    voter = voter_of(config)
+    voter = config.heads.voter
     return certificate_of(config)(counts.selection[voter], counts.estimation[voter])
 
 
-def largest_radius(config: dict, classes: int = 2) -> float:
+def check_certificate(certificate: str, classes: int) -> None:
+    """UserError where the certificate needs more classes."""
+    if certificate == "all-votes" and classes < 2:
+        raise UserError("--certificate all-votes needs at least 2 classes: take cohen")
+
+
+def largest_radius(config: RunConfig, classes: int = 2) -> float:
     """The radius of an image whose N votes all agree. UserError where not even that is a certificate.
 
     Of two classes it is both certificates'; of more, that from all the votes is smaller.
     """
-    n, alpha, slack = config["N"], config["alpha"], config["noise_slack"]
+    n, alpha, slack = config.N, config.alpha, config.noise_slack
     if alpha <= slack:
         raise UserError(
             f"--alpha {alpha} is below what --exact_noise costs at --N {n}, {slack:.3g}: take a larger alpha"
         )
-    radius = certificate_of(config).radius(n, 0, n, classes)
+    certificate = certificate_of(config)
+    radius = certificate.radius(n, 0, n, classes)
     if radius is None:
         raise UserError(
             f"--N {n} at --alpha {alpha} can never certify: even {n} votes of {n} do not bound the probability above "
-            f"1/2; take at least {_fewest_certifying(certificate_of(config), n, classes)}"
+            f"1/2; take at least {_fewest_certifying(certificate, n, classes)}"
         )
     return radius
 
@@ -63,13 +56,13 @@ def _fewest_certifying(certificate: Certificate, too_few: int, classes: int) -> 
     return n
 
 
-def certificate_row(counts: VoteCounts, config: dict) -> str:
+def certificate_row(counts: VoteCounts, config: RunConfig) -> str:
     """An image's line in a certification log."""
     predict, radius = certified(counts, config)
     return format_row(counts.idx, counts.label, predict, radius, counts.seconds)
 
 
-def log_table(counts: list[VoteCounts], config: dict) -> pd.DataFrame:
+def log_table(counts: list[VoteCounts], config: RunConfig) -> pd.DataFrame:
     """The certification log that a configuration makes of the votes, with the radii as its file would hold them."""
     rows = []
     for one in counts:

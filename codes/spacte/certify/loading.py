@@ -1,0 +1,127 @@
+"""An evaluation from settings: what they name is loaded, checked and put together.
+
+checkpoints -> classifier -> frozen -> Smooth
+FILE.py:function -> classifier -> checked -> Smooth
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from spacte.certify.classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
+from spacte.certify.evaluation import Evaluation
+from spacte.certify.settings import ClassifierSettings
+from spacte.data.sources import open_split
+from spacte.data.spec import DATASETS, DataSpec
+from spacte.data.splits import Split
+from spacte.device import arithmetic, select_device, select_precision
+from spacte.distributed import main_process_first
+from spacte.logs.config import RunConfig
+from spacte.model import foreign
+from spacte.model.checkpoint import load_classifier
+from spacte.model.members import Members
+from spacte.smooth.noise import GaussianNoise, GridNoise
+from spacte.smooth.smooth import Smooth
+from spacte.utils import UserError, deciding_versions, package_versions, sha256
+
+
+def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -> Evaluation:
+    """Load what the settings name; `draws` is how many noisy copies of an image a claim rests on.
+
+    A `split` that is given is evaluated in place of the test split, and must be of the classifier's images. Raises
+    UserError where a setting, file or folder is wrong, the checkpoints do not belong together, or the user's own
+    classifier does not keep the contract.
+    """
+    computing = computing_of(settings)
+    if settings.classifier is not None:
+        return evaluation_of(*_from_function(settings, computing), settings, computing, draws)
+    if settings.classifier_args:
+        raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
+    known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
+    measured = None
+    if split is None and settings.dataset == "ImageFolder":  # a published checkpoint does not know its images
+        measured = _test_split("ImageFolder", settings, computing, None)
+    measured_spec = None if measured is None else measured.spec
+    networks = [load_classifier(Path(path), *known, measured_spec) for path in settings.model_path]
+    config, spec = joint_config(networks), networks[0].spec
+    if measured is not None and spec is measured_spec:
+        split = measured
+    elif split is None:
+        split = _test_split(config.dataset, settings, computing, spec)
+    elif (split.spec.shape, split.spec.class_names) != (spec.shape, spec.class_names):
+        raise UserError(f"checkpoint '{settings.model_path[0]}' was trained on images of other sizes or classes")
+    return evaluation_of(of_checkpoints(networks, split, computing), split, settings, computing, draws)
+
+
+def evaluation_of(
+    base: BaseClassifier, split: Split, settings: ClassifierSettings, computing: Computing, draws: int
+) -> Evaluation:
+    """The smoothed classifier over `base`. Raises UserError where the settings ask for heads that are not there."""
+    heads = base.config.heads.total
+    if settings.head is not None and settings.head >= heads:
+        raise UserError(f"--head {settings.head}: the classifier's heads are 0..{heads - 1}")
+    if settings.consensus is not None:
+        members = base.network.members if isinstance(base.network, Members) else heads
+        _check_consensus(settings.consensus, settings.head, members)
+    sigma, levels = base.config.noise_sd, split.spec.levels
+    noise = GridNoise(sigma, levels) if settings.exact_noise else GaussianNoise(sigma)
+    config = replace(
+        base.config,
+        data_sha256=split.fingerprint(),
+        head=settings.head,
+        seed=settings.seed,
+        compile=settings.compile,
+        exact_noise=settings.exact_noise,
+        precision=computing.precision,
+        noise_slack=noise.slack(split[0][0].numel(), draws),
+        arithmetic=arithmetic(),
+        versions=deciding_versions(package_versions()),
+        consensus=settings.consensus,
+    )
+    run = base.run_name + ("" if settings.head is None else f"-head-{settings.head}")
+    run += "" if settings.consensus is None else f"-consensus-{settings.consensus}"
+    smooth = Smooth(base.network, split.spec.num_classes, sigma, noise, settings.consensus)
+    return Evaluation(smooth, split, computing.device, computing.batch_size(split), run, config, base.training)
+
+
+def _check_consensus(first: int, head: int | None, members: int) -> None:
+    if head is not None:
+        raise UserError("--head and --consensus: a head votes alone or not; relog.py --head makes its log")
+    if members < 3:
+        raise UserError(f"--consensus needs at least 3 heads, or networks of an ensemble: here is {members}")
+    if not 2 <= first < members:
+        raise UserError(f"--consensus {first}: it must lie in 2..{members - 1}, of {members} that vote")
+
+
+def computing_of(settings: ClassifierSettings) -> Computing:
+    """The device and the arithmetic that the settings name. Raises UserError for what is not there."""
+    device = select_device(settings.device, settings.compile)
+    precision = select_precision(settings.precision, device)
+    return Computing(device, precision, settings.batch_size, settings.compile, arithmetic())
+
+
+def _test_split(dataset: str, settings: ClassifierSettings, computing: Computing, spec: DataSpec | None) -> Split:
+    return main_process_first(lambda: open_split(dataset, settings.data_dir, False, computing.device, spec=spec))
+
+
+def _from_function(settings: ClassifierSettings, computing: Computing) -> tuple[BaseClassifier, Split]:
+    """What --classifier names, and the test images."""
+    for name, legal in (("dataset", f"one of {', '.join(DATASETS)}"), ("noise_sd", "sigma, in units of [0, 1]")):
+        if getattr(settings, name) is None:
+            raise UserError(f"--classifier does not say its {name}: give --{name}, {legal}")
+    for name, default in (("arch", None), ("num_heads", None), ("normalize", "auto")):
+        if getattr(settings, name) != default:
+            raise UserError(f"--{name} is about a checkpoint's network: a --classifier is what its function returns")
+    arguments = foreign.parsed_arguments(settings.classifier_args)
+    path, name = foreign.parts(settings.classifier)
+    function = foreign.build(settings.classifier, arguments)
+    config = RunConfig(
+        dataset=settings.dataset,
+        arch=foreign.printable_name(path.stem),
+        noise_sd=settings.noise_sd,
+        classifier=f"{path.name}:{name}",
+        classifier_args=arguments,
+        classifier_sha256=sha256(path),
+    )
+    split = _test_split(settings.dataset, settings, computing, None)
+    run = foreign.run_name(name, arguments)
+    return of_callable(function, split, run, config, computing), split

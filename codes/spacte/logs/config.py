@@ -1,0 +1,294 @@
+"""The configuration of a run, from the flags to the JSON beside the log: what the rows of the log depend on."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+from spacte.utils import UserError, deciding_versions
+
+KINDS = ("certify", "predict", "attack", "votes")  # votes: those of a network that a training learns from
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Who votes: all heads of the networks together, one `head` alone, or a `consensus` of the first.
+
+    `networks` says how many heads each of the networks has. As text: 5; 5+1 (of two networks); head 2 of 5;
+    5 by consensus of 2.
+    """
+
+    networks: tuple[int, ...]
+    head: int | None = None
+    consensus: int | None = None
+
+    def __str__(self) -> str:
+        networks = "+".join(map(str, self.networks))
+        if self.head is not None:
+            return f"head {self.head} of {networks}"
+        return f"{networks} by consensus of {self.consensus}" if self.consensus else networks
+
+    @property
+    def in_words(self) -> str:
+        """1 head, 5 heads, 5 networks (of one head each), 5+1 heads, 5 heads by consensus of 2, head 0 of 5."""
+        if self.head is not None:
+            return str(self)
+        if len(self.networks) > 1 and set(self.networks) == {1}:
+            who = f"{len(self.networks)} networks"
+        else:
+            who = f"{'+'.join(map(str, self.networks))} head{'s' * (self.networks != (1,))}"
+        return f"{who} by consensus of {self.consensus}" if self.consensus else who
+
+    @property
+    def total(self) -> int:
+        """How many heads all networks have together."""
+        return sum(self.networks)
+
+    @property
+    def voter(self) -> int:
+        """The row of the vote counts that decides: a head's, or -1, the ensemble's."""
+        return -1 if self.head is None else self.head
+
+    def alone(self, head: int) -> "Heads":
+        """The head alone; one of a consensus has voted on every copy.
+
+        UserError where the votes are not heads': a consensus of networks of several heads counts whole networks.
+        """
+        if self.consensus and len(self.networks) > 1 and max(self.networks) > 1:
+            raise UserError(
+                "the counts of a consensus of networks are of networks, not of heads: no head is alone in them"
+            )
+        return Heads(self.networks, head)
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When an image's estimation draws end early: once each of `radii` is certified or given up (`give_up` is the level
+    of the bound that does), or once the radius is known to within `tolerance`.
+    """
+
+    radii: tuple[float, ...] | None = None
+    give_up: float | None = None
+    tolerance: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """{"radii", "give_up"} or {"tolerance"}."""
+        if self.tolerance is not None:
+            return {"tolerance": self.tolerance}
+        return {"radii": list(self.radii or ()), "give_up": self.give_up}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Stopping":
+        """The inverse of `to_json`."""
+        radii = value.get("radii")
+        return cls(None if radii is None else tuple(radii), value.get("give_up"), value.get("tolerance"))
+
+
+# --- what is legal in a file ---
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(accept: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(accept, value))
+
+
+def _is(*kinds: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+def _or_none(accept: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or accept(value)
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 < float(value) < 1  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_stopping(value: object) -> bool:
+    if not isinstance(value, dict) or not value.keys() <= {"radii", "give_up", "tolerance"}:
+        return False
+    radii = _is_list_of(_is_number)(value["radii"]) if "radii" in value else "tolerance" in value
+    return radii and all(_is_number(value[name]) for name in ("give_up", "tolerance") if name in value)
+
+
+# --- the configuration ---
+
+# what a field can be needed for
+DESCRIBES = "describes"  # the classifier, in a report
+IDENTIFIES = "identifies"  # the smoothed classifier and its images: an attack must be on what was certified
+CERTIFIES = "certifies"  # makes certificates from votes
+DECIDES = "decides"  # rows, beside the votes
+ALIKE = "alike"  # certifications that differ in it are not ranked against each other
+
+
+def _field(
+    default: Any, legal: Callable[[object], bool], *needed: str, of: tuple[str, ...] = KINDS, later: bool = False
+) -> Any:
+    """A field that is `needed` for something, in the configurations `of` some kinds (of none: where it is not None).
+
+    `legal` says whether a value in a file is, and `later` that older files lack it: it then was the default.
+    """
+    rules = {"legal": legal, "needed": needed, "of": of, "later": later}
+    return field(default_factory=dict, metadata=rules) if default == {} else field(default=default, metadata=rules)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the rows of a run's log depend on; see `_field` for what is said of each field.
+
+    Of a file that is not whole, `lacking` are the fields of its kind that are missing or wrong, in whose place the
+    default stands; `others` are the fields of a file that are none of these.
+    """
+
+    kind: str = _field("certify", lambda value: value in KINDS, DECIDES)
+    # the classifier
+    dataset: str = _field("", _is_text, DESCRIBES)
+    arch: str = _field("", _is_text, DESCRIBES)
+    num_heads: tuple[int, ...] = _field((), _is_list_of(_is_number), DESCRIBES)
+    noise_sd: float = _field(
+        float("nan"), lambda value: _is_number(value) and float(value) > 0, DESCRIBES, IDENTIFIES
+    )  # sigma
+    defence: str | None = _field(None, _or_none(_is_text), DESCRIBES, later=True)
+    checkpoint_sha256: tuple[str, ...] = _field((), _is_list_of(_is_text), IDENTIFIES)
+    normalize: tuple[str, ...] | None = _field(None, _is_list_of(_or_none(_is_text)), IDENTIFIES, of=())
+    classifier: str | None = _field(None, _is_text, IDENTIFIES, of=())  # the user's own
+    classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, of=())
+    classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, of=())
+    parameters_sha256: str | None = _field(None, _or_none(_is_text), IDENTIFIES, of=())
+    # how it is evaluated
+    data_sha256: str = _field("", _is_text, IDENTIFIES)
+    head: int | None = _field(None, _or_none(_is_number), DESCRIBES, IDENTIFIES)
+    seed: int = _field(0, _is_number)
+    compile: bool = _field(False, _is(bool))
+    exact_noise: bool = _field(False, _is(bool), IDENTIFIES, ALIKE)
+    precision: str = _field("", _is_text, IDENTIFIES, ALIKE)
+    noise_slack: float = _field(0.0, lambda value: value == 0 or _is_share(value), CERTIFIES)
+    arithmetic: dict[str, Any] = _field({}, _is(dict))
+    versions: dict[str, Any] = _field({}, lambda value: isinstance(value, dict) and _is_text(value.get("python")))
+    consensus: int | None = _field(None, _or_none(_is_number), IDENTIFIES, of=(), later=True)
+    skip: int = _field(1, _is_count, DECIDES, of=("certify", "predict", "attack"))
+    # an attack
+    log_sha256: str = _field("", _is_text, of=("attack",))
+    radii: tuple[float, ...] = _field((), _is_list_of(_is_number), DECIDES, of=("attack",))
+    num_steps: int = _field(0, _is_count, of=("attack",))
+    num_noise_vec: int = _field(0, _is_count, of=("attack",))
+    # draws and certificate
+    N0: int = _field(0, _is_count, ALIKE, of=("certify",))
+    N: int = _field(0, _is_count, DECIDES, ALIKE)
+    alpha: float = _field(float("nan"), _is_share, CERTIFIES, ALIKE)
+    climbs_from: str = _field("", _is_text, of=("attack",))
+    certificate: str = _field("cohen", _is_text, ALIKE, of=("certify",), later=True)
+    skip_wrong: bool = _field(False, _is(bool), CERTIFIES, ALIKE, of=("certify",))
+    sequential: Stopping | None = _field(None, _or_none(_is_stopping), CERTIFIES, ALIKE, of=("certify",))
+
+    lacking: tuple[str, ...] = ()
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def heads(self) -> Heads:
+        """Who votes."""
+        return Heads(self.num_heads, self.head, self.consensus)
+
+    def of_head(self, head: int) -> "RunConfig":
+        """The configuration of a head alone. UserError where the votes are not heads', see Heads.alone."""
+        alone = self.heads.alone(head)
+        return replace(self, head=alone.head, consensus=alone.consensus)
+
+    def with_certificate(self, kind: str) -> "RunConfig":
+        """The configuration of the same votes under another certificate."""
+        return replace(self, certificate=kind)
+
+    def lacks(self, *needed: str) -> list[str]:
+        """The fields that are missing or wrong and that something needs."""
+        names = {one.name for one in _FIELDS if set(needed) & set(one.metadata["needed"])}
+        return [name for name in self.lacking if name in names]
+
+    def certification(self) -> dict[str, Any]:
+        """In what certifications of one classifier differ, as far as it is known: ALIKE's fields, as in the JSON."""
+        values = self.to_json()
+        return {one.name: values[one.name] for one in _FIELDS if ALIKE in one.metadata["needed"] and one.name in values}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of the JSON file."""
+        values = {
+            one.name: getattr(self, one.name) for one in _FIELDS if self._is_written(one.name, one.metadata["of"])
+        }
+        return {name: _plain(value) for name, value in values.items()} | self.others
+
+    def _is_written(self, name: str, kinds: tuple[str, ...]) -> bool:
+        if name in self.lacking:
+            return False
+        if name == "parameters_sha256":  # None: none are seen in the user's classifier
+            return self.classifier is not None
+        return self.kind in kinds or (not kinds and getattr(self, name) is not None)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunConfig":
+        """The configuration in a file, by any version of this program, or of what is like it."""
+        kind = values.get("kind")
+        kind = kind if kind in KINDS else "certify"
+        found, lacking = {}, []
+        for one in _FIELDS:
+            name, rules = one.name, one.metadata
+            if name in values and rules["legal"](values[name]):
+                found[name] = _typed(name, values[name])
+            elif name in values or (kind in rules["of"] and not rules["later"]):
+                lacking.append(name)
+        names = {one.name for one in _FIELDS}
+        others = {name: value for name, value in values.items() if name not in names}
+        return cls(**found, lacking=tuple(lacking), others=others)
+
+    def differences(self, other: "RunConfig", needed: str | None = None) -> str:
+        """The fields in which another configuration differs, with both values; empty where it does not.
+
+        `needed`: those alone that something needs. Older configurations hold the versions of packages that decide no
+        vote, too, which are not compared, and lack fields that then had their default.
+        """
+        there, here = self._comparable(), other._comparable()
+        names: Iterable[str] = {**there, **here}
+        if needed is not None:
+            wanted = {one.name for one in _FIELDS if needed in one.metadata["needed"]}
+            names = [name for name in names if name in wanted]
+        differing = [name for name in names if there.get(name) != here.get(name)]
+        return ", ".join(f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in differing)
+
+    def _comparable(self) -> dict[str, Any]:
+        values = json.loads(json.dumps(self.to_json()))
+        if self.versions:
+            values["versions"] = deciding_versions(self.versions)
+        return values
+
+
+_FIELDS = tuple(one for one in fields(RunConfig) if one.metadata)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, Stopping):
+        return value.to_json()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A legal value of the JSON as the configuration has it."""
+    if name == "sequential" and value is not None:
+        return Stopping.from_json(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Noted(NamedTuple):
+    """What the JSON beside a log holds: the configuration, and what is noted about the run for the record."""
+
+    config: RunConfig
+    about: dict[str, Any]

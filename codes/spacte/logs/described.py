@@ -1,0 +1,176 @@
+"""What is known of a log's classifier: from the configuration beside the log, or else from its path."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spacte.data.spec import DATASETS
+from spacte.logs.certlog import beginning
+from spacte.logs.config import DESCRIBES, Heads, Noted, RunConfig
+from spacte.logs.runfiles import RunFiles
+from spacte.utils import UserError, as_recorded_today
+
+# the fields of a description that say which one it is
+DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma", "certificate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of a log's classifier (None: nothing is); `training` is what each of its checkpoints was trained
+    with, as far as the file beside the log tells.
+    """
+
+    defence: str | None
+    dataset: str | None
+    arch: str | None
+    heads: Heads | None
+    sigma: float | None
+    config: RunConfig | None
+    training: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """DESCRIPTION's fields by name, the heads as text."""
+        return {name: getattr(self, name) for name in DESCRIPTION} | {"heads": self.heads and str(self.heads)}
+
+    @property
+    def certificate(self) -> str | None:
+        """How votes became certificates: "cohen" or "all-votes"."""
+        return None if self.config is None else self.config.certificate
+
+    @property
+    def trained(self) -> float | None:
+        """The sigma of the noise that the classifier was trained with; None where it is not known, or not one."""
+        known = {one.get("noise_sd") for one in self.training} or {None}
+        return known.pop() if len(known) == 1 else None
+
+
+_ARCH = r"(?:.*[-_])?(?:R|resnet|ResNet-?)(\d+)"  # R110, CIFAR10-R110; resnet110, cifar_resnet110 of other projects
+_SIGMA = r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)(?:_\d+)?"  # noise-0.50; sigma_0.5; noise_0.50_7483 with a seed
+_NICKNAMES = {"fmnist": "FashionMNIST", "fashion_mnist": "FashionMNIST"}  # of data sets
+
+
+def description(path: Path) -> Description:
+    """What is known of a log's classifier."""
+    heads = _part(path, r"h-(\d+)-.*", int)
+    from_path = Description(
+        defence=_part(path, r"\d([A-Z]\w+)", str),
+        dataset=_known(path, DATASETS),
+        arch=_part(path, _ARCH, lambda depth: f"R{depth}"),
+        heads=None if heads is None else Heads((heads,)),
+        sigma=_part(path, _SIGMA, float),
+        config=None,
+    )
+    noted = _noted(RunFiles(path))
+    if noted is None:
+        return from_path
+    training = noted.about.get("training")
+    known = description_of(noted.config, training if isinstance(training, list) else ())
+    return known if known.defence else replace(known, defence=from_path.defence)
+
+
+def description_of(config: RunConfig, training: Iterable[object]) -> Description:
+    """What a configuration says of the classifier; `training` is what its checkpoints were trained with."""
+    return Description(
+        defence=printable(config.defence or "") or None,
+        dataset=printable(config.dataset),
+        arch=printable(config.arch),
+        heads=config.heads,
+        sigma=config.noise_sd,
+        config=config,
+        training=tuple(as_recorded_today(one) for one in training if isinstance(one, dict)),
+    )
+
+
+def _noted(files: RunFiles) -> Noted | None:
+    """What the JSON beside a log holds; None, with a warning where one is there, if it does not describe a run."""
+    if not files.json.exists():
+        return None
+    try:
+        noted = files.read_json()
+        wrong = noted.config.lacks(DESCRIBES)
+        reason = f": {', '.join(wrong)} missing or wrong" if wrong else ""
+    except UserError:
+        noted, reason = None, ""
+    if noted is None or reason:
+        warnings.warn(f"'{files.json}' is not a configuration of ours{reason}; ignored", stacklevel=2)
+        return None
+    return noted
+
+
+def _part(path: Path, pattern: str, kind: Callable):
+    """What the pattern's group finds in the innermost part of the path that is like it."""
+    for part in reversed(parts_of(path)):
+        match = re.fullmatch(pattern, part)
+        if match:
+            return kind(match[1])
+    return None
+
+
+def parts_of(path: Path) -> tuple[str, ...]:
+    """The path's folders and its name without .log or the like; a name like sigma_0.25 has no ending to lose."""
+    name = re.sub(r"\.(log|tsv|csv|txt)$", "", path.name)
+    return tuple(map(printable, (*path.absolute().parts[1:-1], name)))
+
+
+def _known(path: Path, names) -> str | None:
+    """The one of the names that is a part of the path, or a part of a part between hyphens (CIFAR10-R110)."""
+    known = _NICKNAMES | {name.lower(): name for name in names}
+    for part in reversed(parts_of(path)[:-1]):
+        for word in part.lower().split("-"):
+            if word in known:
+                return known[word]
+    return None
+
+
+def printable(text: str | Path) -> str:
+    r"""The text with what UTF-8 cannot hold (bytes of a file's name that are none) as an escape, \udcff say."""
+    return str(text).encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def method_parts(place: str) -> str:
+    """Of folders a/b/c those that say neither sigma, architecture, data set nor seed: what may be a method's name."""
+    known = {*_NICKNAMES, *(name.lower() for name in DATASETS)}
+    said = re.compile(rf"{_ARCH}|{_SIGMA}|seed[-_]?\d+")
+    return "/".join(part for part in place.split("/") if not said.fullmatch(part) and part.lower() not in known)
+
+
+_OTHER_KINDS = {"attack": "an attack log", "predict": "a prediction log"}
+
+
+def check_certification_log(path: Path) -> None:
+    """UserError where a log is another kind's."""
+    kind = kind_of(path)
+    if kind != "certify":
+        raise UserError(f"'{path}' is {_OTHER_KINDS[kind]}: give a certification log")
+
+
+def columns_of(log: Path) -> tuple[set[str], bool]:
+    """The columns that a file's first line names, and whether there is a second line."""
+    encoding, header = beginning(log)
+    with open(log, encoding=encoding, errors="replace") as file:
+        file.readline(1000)
+        return set(re.split(r"[\s,]+", header[:1000])), bool(file.readline(1000))
+
+
+def kind_of(log: Path) -> str:
+    """What the configuration beside a log says it is, or else its columns: "certify", "attack" or "predict".
+
+    A file that is none of them is "certify": its reader says what is wrong with it.
+    """
+    try:
+        config = RunFiles(log).read_json().config
+        if "kind" not in config.lacking and config.kind in ("certify", *_OTHER_KINDS):
+            return config.kind
+    except UserError:
+        pass  # not a configuration of ours: the columns tell
+    try:
+        columns, _ = columns_of(log)
+    except OSError:
+        return "certify"
+    if "attack_radius" in columns:
+        return "attack"
+    return "predict" if {"idx", "predict", "correct"} <= columns and "radius" not in columns else "certify"
