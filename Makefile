@@ -19,6 +19,7 @@ bench: .venv/installed
 lint: .venv/installed-tests
 	$(PY) -m ruff check codes tests
 	$(PY) -m ruff format --check codes tests
+	$(PY) -m mypy
 
 .venv/installed: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv

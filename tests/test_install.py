@@ -57,7 +57,7 @@ def installed(archives, tmp_path_factory):
 def test_the_archives_hold_the_library_and_nothing_else(archives):
     library = {str(path.relative_to(ROOT / "codes")) for path in (ROOT / "codes/spacte").rglob("*.py")}
     wheel = {name for name in zipfile.ZipFile(archives[0]).namelist() if ".dist-info/" not in name}
-    assert wheel == library | {"spacte/report/page.html"}
+    assert wheel == library | {"spacte/report/page.html", "spacte/py.typed"}
     with tarfile.open(archives[1]) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {f"codes/{name}" for name in wheel} | {"pyproject.toml", "README.md"} <= names

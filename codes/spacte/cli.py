@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from typing import Any, cast
 
 from spacte.utils import RunError, UserError
 
@@ -29,7 +30,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         without = action.nargs == 0 or any(
             action.default is nothing for nothing in (None, False, (), argparse.SUPPRESS)
         )
-        return action.help if without else f"{action.help} (%(default)s)"
+        return str(action.help) if without else f"{action.help} (%(default)s)"
 
 
 def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
@@ -61,8 +62,9 @@ def checked(parser: Parser, given: dict) -> dict:
         if action.nargs == "+" and not isinstance(value, list | tuple) and value is not None:
             value = [value]
         parts = list(value) if isinstance(value, list | tuple) else [value]
+        kind = cast(Callable[[str], Any] | None, action.type)
         try:
-            parts = [action.type(str(part)) if action.type and part is not None else part for part in parts]
+            parts = [kind(str(part)) if kind and part is not None else part for part in parts]
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{name}: {error}") from error
         legal = (True, False) if action.nargs == 0 else action.choices

@@ -4,6 +4,7 @@ Each imports what it runs when it is called, so that reading logs loads no torch
 """
 
 import inspect
+from collections.abc import Callable
 
 
 def certify() -> None:
@@ -15,7 +16,7 @@ def certify() -> None:
     """
     from spacte.certify.certify import main
 
-    main(inspect.getdoc(certify))
+    main(_description(certify))
 
 
 def predict() -> None:
@@ -25,7 +26,7 @@ def predict() -> None:
     """
     from spacte.certify.predict import main
 
-    main(inspect.getdoc(predict))
+    main(_description(predict))
 
 
 def attack() -> None:
@@ -35,7 +36,7 @@ def attack() -> None:
     """
     from spacte.certify.attack import main
 
-    main(inspect.getdoc(attack))
+    main(_description(attack))
 
 
 def report() -> None:
@@ -47,7 +48,7 @@ def report() -> None:
     """
     from spacte.report.command import main
 
-    main(inspect.getdoc(report))
+    main(_description(report))
 
 
 def relog() -> None:
@@ -57,7 +58,7 @@ def relog() -> None:
     """
     from spacte.certify.relog import relog_main
 
-    relog_main(inspect.getdoc(relog))
+    relog_main(_description(relog))
 
 
 def merge() -> None:
@@ -67,4 +68,8 @@ def merge() -> None:
     """
     from spacte.certify.relog import merge_main
 
-    merge_main(inspect.getdoc(merge))
+    merge_main(_description(merge))
+
+
+def _description(command: Callable[[], None]) -> str:
+    return inspect.getdoc(command) or ""

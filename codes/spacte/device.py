@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import warnings
+from typing import Any
 
 import torch
 
@@ -76,7 +77,8 @@ def select_precision(name: str, device: torch.device) -> str:
     if name == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 is a GPU's: choose fp32 or bf16 on the CPU")
     precision = name if name != "auto" else "tf32" if device.type == "cuda" else "fp32"
-    for of_others in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv):
+    backends: Any = torch.backends  # which torch's types do not know in full
+    for of_others in (backends, backends.cudnn, backends.mkldnn.conv):
         of_others.fp32_precision = "none"  # torch's newer settings would hold beside these two
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -97,13 +99,14 @@ def _check_compiler(device: torch.device) -> None:
 
 def arithmetic() -> dict[str, bool | str]:
     """The settings that decide how the network's arithmetic rounds, as they are now, for the record."""
-    settings = {
+    settings: dict[str, bool | str] = {
         "float32_matmul_precision": _matmul_precision(),
         "cudnn_allow_tf32": _cudnn_allow_tf32(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
     }
-    on_cpu = torch.backends.mkldnn.conv.fp32_precision
+    backends: Any = torch.backends
+    on_cpu = backends.mkldnn.conv.fp32_precision
     if on_cpu not in ("none", "ieee"):  # otherwise left out: older runs have not recorded it, and still resume
         settings["mkldnn_conv_fp32_precision"] = on_cpu
     return settings
@@ -113,13 +116,12 @@ def _matmul_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # torch's older setting, asked for, is at odds with its newer ones, which hold
-        return (
-            f"{torch.backends.cuda.matmul.fp32_precision} on CUDA, {torch.backends.mkldnn.matmul.fp32_precision} on CPU"
-        )
+        backends: Any = torch.backends
+        return f"{backends.cuda.matmul.fp32_precision} on CUDA, {backends.mkldnn.matmul.fp32_precision} on CPU"
 
 
 def _cudnn_allow_tf32() -> bool | str:
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     try:
         return cudnn.allow_tf32
     except RuntimeError:  # as above

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,27 +123,31 @@ def source_sha256(*files: str) -> str:
     return digest.hexdigest()
 
 
-def source_state(*files: str) -> dict:
+def source_state(*files: str) -> dict[str, Any]:
     """The code that runs, for the record: its hash (see `source_sha256`), and the commit and whether the source differs
     from it where the library lies in a git checkout (None elsewhere).
     """
-    state = {"source_sha256": source_sha256(*files), "commit": None, "dirty": None}
+    state: dict[str, Any] = {"source_sha256": source_sha256(*files), "commit": None, "dirty": None}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         folders = [Path(__file__).resolve().parent, *(Path(file).resolve().parent for file in files)]
         git = ["git", "-C", str(folders[0])]
-        run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
         own = str(Path(__file__).resolve())  # a defence's folder has a link to the library
-        subprocess.run([*git, "ls-files", "--error-unmatch", "--", own], **run)  # not installed within another's
-        state["commit"] = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
+        _output([*git, "ls-files", "--error-unmatch", "--", own])  # not installed within another's
+        state["commit"] = _output([*git, "rev-parse", "HEAD"])
         status = [*git, "status", "--porcelain", "-uall", "--", *(f"{folder}/*.py" for folder in folders)]
-        state["dirty"] = bool(subprocess.run(status, **run).stdout.strip())
+        state["dirty"] = bool(_output(status))
     return state
 
 
-def deciding_versions(versions: dict[str, str]) -> dict[str, str]:
+def _output(command: list[str]) -> str:
+    """What a command prints. SubprocessError where it fails."""
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def deciding_versions(versions: dict[str, str]) -> dict[str, str | None]:
     """Those of `package_versions` that a vote or a bound may depend on; of Python's, not the patch release."""
     python = ".".join(versions["python"].split(".")[:2])
-    return {"python": python} | {name: versions.get(name) for name in _DECIDE_VOTES}
+    return {"python": python, **{name: versions.get(name) for name in _DECIDE_VOTES}}
 
 
 def package_versions() -> dict[str, str]:

@@ -44,6 +44,15 @@ def test_no_teaching_is_the_other_name_of_nobody():
     assert recipes[0] == recipes[1] and recipes[0].variant == "-no-teaching"
 
 
+def test_a_defences_own_lambda_goes_with_a_pace_share():
+    """A number that its `threshold` returns is paced on plain noise, too."""
+    kind = load_module("0Gaussian", "train").Gaussian
+    own = type("Own", (kind,), {"threshold": lambda self, epoch: 0.7})
+    recipe, _, _ = parse(kind, "", 1.0, ["--pace_share", "0.8", "--paced_by", "self"])
+    pace = own(recipe, 10).threshold_on(1, torch.zeros(1, 2, 3, 10), torch.arange(3))
+    assert isinstance(pace, Pace) and pace.threshold == 0.7 and pace.by == "self" and pace.losses.shape == (1, 3)
+
+
 # --- --whole_gradient ---
 
 

@@ -1,5 +1,6 @@
 """What a defence asks of the training split: votes that choose and weigh images, votes that are learnt."""
 
+import copy
 import itertools
 import json
 
@@ -18,6 +19,7 @@ from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import freeze
 from spacte.smooth.smooth import Smooth
 from spacte.smooth.split_votes import split_votes
+from spacte.train.trainer import Trainer
 from spacte.train.training import parse
 from spacte.utils import RunError, derived_seed
 
@@ -52,6 +54,25 @@ def test_split_votes_are_smooths(network, split):
     for idx, row in zip((7, 3, 150), votes, strict=True):
         generator = torch.Generator().manual_seed(derived_seed("test", 5, idx))
         np.testing.assert_array_equal(row, smooth.count_votes(split[idx][0], 30, 50, generator))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_copy_that_a_hook_makes_answers_by_its_own_weights(split, precision):
+    """An average of the weights, or a frozen teacher: whatever the precision of the training."""
+    seen = []
+
+    class Copies(load_module("0Gaussian", "train").Gaussian):
+        def sampling_weights(self, epoch, classifier, split):
+            other = copy.deepcopy(classifier)
+            for parameter in other.parameters():
+                parameter.data.zero_()
+            seen.append([one.eval()(split[0][0][None]).abs().sum().item() for one in (other, classifier)])
+
+    recipe, _, own = parse(Copies, "", 1.0, [*map(str, SMALL), "--epochs", "1", "--precision", precision])
+    classifier = build_classifier("R8", "digits", recipe.num_heads)
+    trainer = Trainer(recipe, Copies(recipe, 10, **own), classifier, CPU, split, split)
+    assert len(list(trainer.epochs())) == len(seen) == 1
+    assert seen[0][0] == 0 < seen[0][1]
 
 
 def test_acrweakness_leaves_images_out_once_and_weighs_the_others_again(network, split):

@@ -125,7 +125,7 @@ def _examined(network: Loaded, split: Split, noise_sd: float) -> Loaded:
         return network
     images, _ = chosen(split, 256)
     try:
-        name, line = examined(network.classifier[1], network.normalize, network.spec, images, noise_sd)
+        name, line = examined(network.classifier.network, network.normalize, network.spec, images, noise_sd)
     except UserError as error:
         raise UserError(f"'{network.path}': {error}") from error
     if line and is_main_process():

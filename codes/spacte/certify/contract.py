@@ -5,6 +5,7 @@ Source: the checks that AutoAttack (Croce and Hein, ICML 2020) makes of a model 
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -100,7 +101,7 @@ def _in_other_company(images: Tensor) -> Tensor:
     return changed
 
 
-def check_gradient(classifier: torch.nn.Module, images: Tensor) -> None:
+def check_gradient(classifier: Callable[[Tensor], Tensor], images: Tensor) -> None:
     """UserError where no gradient of the logits reaches the images [N, C, H, W], which an attack climbs along."""
     point = images.detach().clone().requires_grad_()
     with torch.enable_grad():

@@ -94,7 +94,10 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
         raise UserError(f"unknown setting '{strange[0]}': choose from {', '.join(sorted(legal))}")
     given = {name: str(value) if isinstance(value, Path | torch.device) else value for name, value in given.items()}
     values = cli.checked(parser_of(""), given)
-    return tuple(kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values}) for kind in _KINDS)
+    own, run, certification = (
+        {one.name: values[one.name] for one in fields(kind) if one.name in values} for kind in _KINDS
+    )
+    return ClassifierSettings(**own), RunSettings(**run), CertifySettings(**certification)
 
 
 def _base(

@@ -33,7 +33,8 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
     """
     computing = computing_of(settings)
     if settings.classifier is not None:
-        return evaluation_of(*_from_function(settings, computing), settings, computing, draws)
+        base, split = _from_function(settings.classifier, settings, computing)
+        return evaluation_of(base, split, settings, computing, draws)
     if settings.classifier_args:
         raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
     known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
@@ -103,25 +104,26 @@ def _test_split(dataset: str, settings: ClassifierSettings, computing: Computing
     return main_process_first(lambda: open_split(dataset, settings.data_dir, False, computing.device, spec=spec))
 
 
-def _from_function(settings: ClassifierSettings, computing: Computing) -> tuple[BaseClassifier, Split]:
+def _from_function(name: str, settings: ClassifierSettings, computing: Computing) -> tuple[BaseClassifier, Split]:
     """What --classifier names, and the test images."""
-    for name, legal in (("dataset", f"one of {', '.join(DATASETS)}"), ("noise_sd", "sigma, in units of [0, 1]")):
-        if getattr(settings, name) is None:
-            raise UserError(f"--classifier does not say its {name}: give --{name}, {legal}")
-    for name, default in (("arch", None), ("num_heads", None), ("normalize", "auto")):
-        if getattr(settings, name) != default:
-            raise UserError(f"--{name} is about a checkpoint's network: a --classifier is what its function returns")
+    if settings.dataset is None:
+        raise UserError(f"--classifier does not say its dataset: give --dataset, one of {', '.join(DATASETS)}")
+    if settings.noise_sd is None:
+        raise UserError("--classifier does not say its noise_sd: give --noise_sd, sigma, in units of [0, 1]")
+    for flag, default in (("arch", None), ("num_heads", None), ("normalize", "auto")):
+        if getattr(settings, flag) != default:
+            raise UserError(f"--{flag} is about a checkpoint's network: a --classifier is what its function returns")
     arguments = foreign.parsed_arguments(settings.classifier_args)
-    path, name = foreign.parts(settings.classifier)
-    function = foreign.build(settings.classifier, arguments)
+    path, function_name = foreign.parts(name)
+    function = foreign.build(name, arguments)
     config = RunConfig(
         dataset=settings.dataset,
         arch=foreign.printable_name(path.stem),
         noise_sd=settings.noise_sd,
-        classifier=f"{path.name}:{name}",
+        classifier=f"{path.name}:{function_name}",
         classifier_args=arguments,
         classifier_sha256=sha256(path),
     )
     split = _test_split(settings.dataset, settings, computing, None)
-    run = foreign.run_name(name, arguments)
+    run = foreign.run_name(function_name, arguments)
     return of_callable(function, split, run, config, computing), split

@@ -168,5 +168,5 @@ def _is_deep(image: Image.Image, path: str) -> bool:
         with open(path, "rb") as file:
             return file.read(25)[24] > 8  # the bit depth in IHDR, which comes first
     if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (1,))) > 8  # BitsPerSample
-    return any("16" in str(tile[3]) for tile in image.tile if image.format == "PPM")
+        return max(getattr(image, "tag_v2", {}).get(258, (1,))) > 8  # BitsPerSample
+    return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()) if image.format == "PPM")

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
-from spacte.data.splits import InMemory, Split, Streamed
+from spacte.data.splits import BatchedSplit, InMemory, Streamed
 from spacte.utils import UserError, listed
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
@@ -62,11 +62,12 @@ def _saved_arrays(path: Path, train: bool) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _SAVED if name not in file]
-            images, labels = (None, None) if missing else (file[part], file[f"{part}_labels"])
+            arrays = [] if missing else [file[part], file[f"{part}_labels"]]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"'{path}' is not a readable .npz file: it must hold {', '.join(_SAVED)}") from error
     if missing:
         raise UserError(f"'{path}' lacks {', '.join(missing)}: it must hold {', '.join(_SAVED)}")
+    images, labels = arrays
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(f"'{path}': {part} must be uint8 [n, C, H, W] or [n, H, W], not {_described(images)}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
@@ -174,7 +175,7 @@ SOURCES = {
 def open_split(
     name: str, data_dir: Path | str, train: bool, device: torch.device | str = "cpu", workers: int = 0,
     spec: DataSpec | None = None,
-) -> Split:  # fmt: skip
+) -> BatchedSplit:  # fmt: skip
     """The training or test split of a data set by name, on the device.
 
     Fixed-size sets are read from <data_dir>/<name>.npz where that is, and else downloaded to `data_dir` when missing.

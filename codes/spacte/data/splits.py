@@ -6,6 +6,7 @@ through torchvision's transforms and worker processes.
 
 import hashlib
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,34 @@ from spacte.distributed import get_rank, get_world_size
 from spacte.utils import UserError
 
 
-class Split:
-    """One split of a data set: `split[idx]` is an image [C, H, W] in [0, 1] and its label; `batches` passes over it."""
+class Split(ABC):
+    """One split of a data set: `split[idx]` is an image [C, H, W] in [0, 1] on the device, and its label."""
 
     def __init__(self, spec: DataSpec, device: torch.device):
         self.spec, self.device = spec, device
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many images it has."""
+
+    @abstractmethod
+    def __getitem__(self, idx: int) -> tuple[Tensor, int]:
+        """An image and its label."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash that two splits share only if they hold the same images (a streamed one: file names) and labels."""
+
+    def label(self, idx: int) -> int:
+        """The label of an image, without reading the image where that can be."""
+        return self[idx][1]
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        return images.float() / self.spec.levels
+
+
+class BatchedSplit(Split):
+    """A split that `batches` passes over, as training does."""
 
     def batches(
         self, batch_size: int, order: Generator | None = None, smallest: int = 1, weights: Tensor | None = None,
@@ -74,28 +98,20 @@ class Split:
         full, rest = divmod(len(self), batch_size)
         return full * (batch_size >= smallest) + (rest >= smallest)
 
-    def label(self, idx: int) -> int:
-        """The label of an image, without reading the image where that can be."""
-        return self[idx][1]
-
-    def fingerprint(self) -> str:
-        """A hash that two splits share only if they hold the same images (a streamed one: file names) and labels."""
-        raise NotImplementedError
-
+    @abstractmethod
     def _load(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotImplementedError
+        """The batches of these indices."""
 
+    @abstractmethod
     def _labels(self) -> Tensor:
-        raise NotImplementedError
+        """All labels, [n]."""
 
+    @abstractmethod
     def _keep(self, indices: Tensor) -> None:
-        raise NotImplementedError
-
-    def _scaled(self, images: Tensor) -> Tensor:
-        return images.float() / self.spec.levels
+        """Keep these images alone, in their order."""
 
 
-class InMemory(Split):
+class InMemory(BatchedSplit):
     """A split held as one uint8 tensor on the device.
 
     `images` [n, C, H, W] holds integers from 0 to spec.levels, `labels` [n] integers below spec.num_classes: UserError
@@ -121,7 +137,7 @@ class InMemory(Split):
         if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
             raise UserError(f"{spec.name}: labels must lie in 0..{spec.num_classes - 1}")
         self.images, self.labels = images.to(self.device), labels.to(self.device)
-        self.crop, self.flip = (crop, flip) if train else (0, False)
+        self.crop, self.flip = crop * train, bool(flip and train)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -155,7 +171,7 @@ class InMemory(Split):
             yield self._scaled(images), self.labels[chosen]
 
 
-class Streamed(Split):
+class Streamed(BatchedSplit):
     """A split read from files by worker processes: ImageNet. `dataset` yields uint8 images [C, H, W] and labels."""
 
     def __init__(self, spec: DataSpec, dataset, device: torch.device, workers: int):

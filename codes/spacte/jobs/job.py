@@ -162,18 +162,17 @@ def _last_checkpoint(job: Job) -> str:
 def commands(job: Job) -> Iterator[list[str]]:
     """The job's commands, one after the other: ask for the next one once the one before has ended well."""
     if job.train is not None:
-        yield _train_command(job)
-        remove_old_checkpoints(job, keep=1)
+        yield _train_command(job, job.train)
     if job.certify is not None:
-        yield [*_certify_command(job), *map(_last_checkpoint, job.members or (job,))]
+        yield [*_certify_command(job, job.certify), *map(_last_checkpoint, job.members or (job,))]
 
 
-def _train_command(job: Job) -> list[str]:
+def _train_command(job: Job, flags: tuple[str, ...]) -> list[str]:
     folders = [part for kind in ("save", "logs", "runs") for part in (f"--{kind}_dir", str(job.folder / kind))]
-    own = [str(job.work) + part[4:] if part.startswith("WORK/") else part for part in job.train]
+    own = [str(job.work) + part[4:] if part.startswith("WORK/") else part for part in flags]
     return [sys.executable, "train.py", *own, "--seed", str(job.seed), *folders, "--resume"]
 
 
-def _certify_command(job: Job) -> list[str]:
+def _certify_command(job: Job, flags: tuple[str, ...]) -> list[str]:
     """All but the checkpoints, which come last."""
-    return [sys.executable, "certify_mhead.py", *job.certify, "--logs_dir", str(job.folder / "logs"), "--model_path"]
+    return [sys.executable, "certify_mhead.py", *flags, "--logs_dir", str(job.folder / "logs"), "--model_path"]

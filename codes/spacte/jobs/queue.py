@@ -43,6 +43,7 @@ class Running:
         self.output = job.folder / "output.txt"
         self.is_fresh = not self.output.exists()  # otherwise its time says nothing of other jobs'
         self.steps = commands(job)
+        self.command: list[str] = []  # that runs, or ran last
         self.child: subprocess.Popen | None = None
         record(job, finished=False)
 
@@ -55,17 +56,18 @@ class Running:
                 return False
             if code:
                 how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-                raise RunError(f"{self.child.args[1]} ended with {how}: {self.last_line()}")
-        command = next(self.steps, None)
-        if command is None:
+                raise RunError(f"{self.command[1]} ended with {how}: {self.last_line()}")
+            remove_old_checkpoints(self.job, keep=1)
+        self.command = next(self.steps, [])
+        if not self.command:
             record(self.job, finished=True, seconds=self.seconds() if self.is_fresh else None)
             return True
         with open(self.output, "a") as output:
             own = [f"{name}={value}" for name, value in self.own.items()]
-            output.write(f"$ cd {shlex.quote(str(self.job.scripts))}; {shlex.join(own + command)}\n")
+            output.write(f"$ cd {shlex.quote(str(self.job.scripts))}; {shlex.join(own + self.command)}\n")
             output.flush()
             self.child = subprocess.Popen(
-                command,
+                self.command,
                 cwd=self.job.scripts,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

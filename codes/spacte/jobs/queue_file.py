@@ -25,7 +25,8 @@ def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
     file is wrong.
     """
     content = _read_toml(path)
-    defaults, runs = content.get("defaults", {}), {}
+    defaults: dict = content.get("defaults", {})
+    runs: dict[str, list[Job]] = {}
     _check_keys(f"'{path}', defaults", defaults, {"seeds": list, "train": str, "certify": str})
     for entry in content.get("run", []):
         keys = {"label": str, "defence": str, "seeds": list, "train": str, "certify": (str, bool)}
@@ -103,7 +104,7 @@ def _ensembles(where: str, entry: dict, jobs: list[Job]) -> dict[str, tuple[Job,
         return {name: tuple(jobs)}
     if not entry["seeds"]:
         raise UserError(f"{where}: seeds is empty; it must be lists of seeds of its run, or be left out")
-    found = {}
+    found: dict[str, tuple[Job, ...]] = {}
     for seeds in entry["seeds"]:
         legal = isinstance(seeds, list) and seeds and all(type(seed) is int and seed in of_seed for seed in seeds)
         if not legal or len(set(seeds)) < len(seeds):

@@ -171,7 +171,7 @@ class Session:
             timer = threading.Timer(max(self._step_end - time.monotonic(), 0), _kill, [child])
             timer.start()
             try:
-                for line in itertools.chain([f"$ cd {folder}; {shlex.join(command)}\n"], child.stdout):
+                for line in itertools.chain([f"$ cd {folder}; {shlex.join(command)}\n"], child.stdout or ()):
                     print(line, end="", flush=True)
                     file.write(line)
                     file.flush()

@@ -1,9 +1,10 @@
 """The configuration of a run, from the flags to the JSON beside the log: what the rows of the log depend on."""
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from spacte.utils import UserError, deciding_versions
 
@@ -87,7 +88,7 @@ class Stopping:
 # --- what is legal in a file ---
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
@@ -108,7 +109,7 @@ def _or_none(accept: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 def _is_share(value: object) -> bool:
-    return _is_number(value) and 0 < float(value) < 1  # type: ignore[arg-type]
+    return _is_number(value) and 0 < value < 1
 
 
 def _is_count(value: object) -> bool:
@@ -156,12 +157,10 @@ class RunConfig:
     dataset: str = _field("", _is_text, DESCRIBES)
     arch: str = _field("", _is_text, DESCRIBES)
     num_heads: tuple[int, ...] = _field((), _is_list_of(_is_number), DESCRIBES)
-    noise_sd: float = _field(
-        float("nan"), lambda value: _is_number(value) and float(value) > 0, DESCRIBES, IDENTIFIES
-    )  # sigma
+    noise_sd: float = _field(math.nan, lambda value: _is_number(value) and value > 0, DESCRIBES, IDENTIFIES)  # sigma
     defence: str | None = _field(None, _or_none(_is_text), DESCRIBES, later=True)
     checkpoint_sha256: tuple[str, ...] = _field((), _is_list_of(_is_text), IDENTIFIES)
-    normalize: tuple[str, ...] | None = _field(None, _is_list_of(_or_none(_is_text)), IDENTIFIES, of=())
+    normalize: tuple[str | None, ...] | None = _field(None, _is_list_of(_or_none(_is_text)), IDENTIFIES, of=())
     classifier: str | None = _field(None, _is_text, IDENTIFIES, of=())  # the user's own
     classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, of=())
     classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, of=())
@@ -186,7 +185,7 @@ class RunConfig:
     # draws and certificate
     N0: int = _field(0, _is_count, ALIKE, of=("certify",))
     N: int = _field(0, _is_count, DECIDES, ALIKE)
-    alpha: float = _field(float("nan"), _is_share, CERTIFIES, ALIKE)
+    alpha: float = _field(math.nan, _is_share, CERTIFIES, ALIKE)
     climbs_from: str = _field("", _is_text, of=("attack",))
     certificate: str = _field("cohen", _is_text, ALIKE, of=("certify",), later=True)
     skip_wrong: bool = _field(False, _is(bool), CERTIFIES, ALIKE, of=("certify",))

@@ -75,8 +75,10 @@ class AttackCounts:
         """One JSON line."""
         fields = {"idx": self.idx, "label": self.label, "seconds": round(sum(self.seconds_each), 6)}
         fields |= {"classes": self.votes[0].shape[1], "predict": self.predict, "radius": self.radius}
-        attacks = zip(self.norms, self.seconds_each, self.votes, strict=True)
-        attacks = [{"norm": norm, "seconds": round(took, 6), "votes": sparse(votes)} for norm, took, votes in attacks]
+        attacks = [
+            {"norm": norm, "seconds": round(took, 6), "votes": sparse(votes)}
+            for norm, took, votes in zip(self.norms, self.seconds_each, self.votes, strict=True)
+        ]
         return json.dumps(fields | {"attacks": attacks}) + "\n"
 
     @classmethod
@@ -97,7 +99,7 @@ def sparse(votes: np.ndarray) -> list[dict[int, int]]:
     return [{k: n for k, n in enumerate(row) if n} for row in votes.tolist()]
 
 
-def dense(voters: list[dict[str, int]], classes: int) -> np.ndarray:
+def dense(voters: object, classes: int) -> np.ndarray:
     """The inverse of `sparse`, [V, K]. Raises UserError where the votes cannot have been counted together."""
     if not isinstance(voters, list) or not voters or not all(isinstance(votes, dict) for votes in voters):
         raise UserError("no vote count: the votes must be a list with {class: votes} for each voter")

@@ -7,7 +7,7 @@ from the configuration.
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -27,9 +27,9 @@ from spacte.utils import UserError
 class Plan(Protocol[C]):
     """What makes a log's rows of the counts C of its images."""
 
-    header: ClassVar[str]  # of the log
-    metric: ClassVar[str]  # what the mean score is
-    keeps_summary: ClassVar[bool]  # in a file of its own
+    header: str  # of the log
+    metric: str  # what the mean score is
+    keeps_summary: bool  # in a file of its own
     config: RunConfig
 
     def from_line(self, line: str) -> C:

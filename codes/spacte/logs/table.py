@@ -18,7 +18,7 @@ _NEUTRAL = (*TEXTS, "sigma", "trained", "images", "group", "SE", "SD")  # nor is
 
 def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
     """The radii of a table: 0, step, 2 step, ... up to `limit`; the step is the data set's."""
-    step = _RADIUS_STEPS.get(dataset, RADIUS_STEP)
+    step = _RADIUS_STEPS.get(dataset or "", RADIUS_STEP)
     return step * np.arange(int(limit / step) + 1)
 
 
@@ -70,8 +70,8 @@ def render(table: pd.DataFrame, style: str) -> str:
         alignment = "".join("l" if name in TEXTS else "r" for name in cells)
         return cells.to_latex(index=False, escape=False, column_format=alignment).rstrip("\n")
     cells = _cells(table, "**{}**")
-    alignment = ["left" if name in TEXTS else "right" for name in cells]
-    return cells.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+    sides = ["left" if name in TEXTS else "right" for name in cells]
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
 def records(table: pd.DataFrame) -> list[dict]:
@@ -132,4 +132,4 @@ def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
 def latex(text: str) -> str:
     """The text with the signs that LaTeX would read escaped."""
     signs = {sign: f"\\{sign}" for sign in "_%&#${}"} | {"\\": r"\textbackslash{}", "~": r"\~{}", "^": r"\^{}"}
-    return text.translate(str.maketrans(signs))
+    return text.translate({ord(sign): escaped for sign, escaped in signs.items()})

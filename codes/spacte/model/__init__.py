@@ -2,10 +2,9 @@
 
 import re
 
-from torch import nn
-
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model.cifar_resnet_mhead import CifarResNetMultiHead
+from spacte.model.classifier import Classifier
 from spacte.model.heads import MultiHeadResNet
 from spacte.model.imgnet_resnet_mhead import STAGES, ImageNetResNetMultiHead
 from spacte.model.lenet_mhead import LeNetMultiHead
@@ -54,7 +53,7 @@ def our_name(arch: str) -> str:
     return large if large in STAGES and not named[1] else small_image_resnet(int(named[2])) or arch
 
 
-def build_classifier(arch: str, dataset: str | DataSpec, num_heads: int) -> nn.Sequential:
+def build_classifier(arch: str, dataset: str | DataSpec, num_heads: int) -> Classifier:
     """A freshly initialised `Sequential(normalise, network)`: images [N, C, H, W] in [0, 1] -> logits [L, N, K].
 
     `dataset` is a data set's name, or its DataSpec where the name does not tell the images' shape (ImageFolder).
@@ -69,4 +68,4 @@ def build_classifier(arch: str, dataset: str | DataSpec, num_heads: int) -> nn.S
             f"{arch} needs images of {'' if most else 'at least '}{least}x{least} pixels, "
             f"those of {spec.name} are {height}x{width}"
         )
-    return nn.Sequential(normalisation("mean_std", spec), network)
+    return Classifier(normalisation("mean_std", spec), network)

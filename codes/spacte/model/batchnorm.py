@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +65,9 @@ def examined(
     first = next((module for module in network.modules() if isinstance(module, nn.BatchNorm2d)), None)
     if first is None:
         return name or "none", None if name else "--normalize auto takes none: the network has no BatchNorm to ask"
-    batches = int(first.num_batches_tracked)  # 0 where the file does not say
-    fresh = bool((first.running_mean == 0).all() and (first.running_var == 1).all())
+    batches = _batches(first)  # 0 where the file does not say
+    mean, variance = _statistics(first)
+    fresh = bool((mean == 0).all() and (variance == 1).all())
     if fresh or 0 < batches < _FEWEST_BATCHES:
         seen = f"bn1 has seen only {batches} batches of training"
         if name:
@@ -138,7 +140,7 @@ class _Search:
     def __init__(self, network: MultiHeadResNet, spec: DataSpec, images: Tensor):
         self.network, self.spec = copy.deepcopy(network).to(images.device), spec
         self.first_near = _FIRST_NEAR + _FIRST_SAMPLED / len(images)
-        batches = int(network.bn1.num_batches_tracked)
+        batches = _batches(cast(nn.BatchNorm2d, network.bn1))
         self.near = _NEAR + (_LAG / batches if batches else 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -235,9 +237,11 @@ def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, i
     at 0. As in training each layer normalises by its batch: by the running statistics, which lag behind the weights,
     differences would grow from layer to layer.
     """
-    classifier, sums, pixels = copy.deepcopy(classifier), {}, {}
+    classifier = copy.deepcopy(classifier)
+    sums: dict[str, Tensor] = {}
+    pixels: dict[str, int] = {}
     trained = {name: module for name, module in classifier.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    statistics = {name: (layer.running_mean, layer.running_var) for name, layer in trained.items()}
+    statistics = {name: _statistics(layer) for name, layer in trained.items()}
 
     def hook(name: str) -> Callable:
         """Adds up what the layer is given."""
@@ -245,7 +249,7 @@ def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, i
         def add(layer: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
             """Of a part of the images."""
             moments = torch.stack([inputs[0].mean((0, 2, 3)), inputs[0].square().mean((0, 2, 3))]).double()
-            sums[name] = sums.get(name, 0) + moments * len(inputs[0]) / len(images)
+            sums[name] = sums.get(name, torch.zeros(())) + moments * len(inputs[0]) / len(images)
             pixels[name] = inputs[0][0, 0].numel()
 
         return add
@@ -268,6 +272,15 @@ def _nats(mean: Tensor, variance: Tensor, trained_mean: Tensor, trained_variance
     return ((mean - trained_mean.double()) ** 2 / expected + ratio - 1 - ratio.log()).mean() / 2
 
 
+def _statistics(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean and variance of training; the layers of these networks track them."""
+    return cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
+
+
+def _batches(layer: nn.BatchNorm2d) -> int:
+    return int(cast(Tensor, layer.num_batches_tracked))
+
+
 class _FirstLayer:
     """What bn1 is given after any normalisation, from one pass over the images.
 
@@ -278,14 +291,15 @@ class _FirstLayer:
 
     @torch.no_grad()
     def __init__(self, network: MultiHeadResNet, images: Tensor):
-        conv, bn1 = network.conv1, network.bn1
+        conv, bn1 = cast(nn.Conv2d, network.conv1), cast(nn.BatchNorm2d, network.bn1)
         channels = conv.in_channels
         weight = conv.weight.transpose(0, 1).reshape(-1, 1, *conv.kernel_size)  # [C O, 1, k, k]
-        geometry = (conv.stride, conv.padding, conv.dilation)
+        stride, padding, dilation = (cast(tuple[int, int], one) for one in (conv.stride, conv.padding, conv.dilation))
 
         def parts(x: Tensor) -> Tensor:
             """[N, C, H, W] -> [N, C, O, P]."""
-            return F.conv2d(x, weight, None, *geometry, groups=channels).unflatten(1, (channels, -1)).flatten(3)
+            found = F.conv2d(x, weight, None, stride, padding, dilation, groups=channels)
+            return found.unflatten(1, (channels, -1)).flatten(3)
 
         ones = parts(torch.ones_like(images[:1]))
         mean, products = [], []
@@ -294,9 +308,10 @@ class _FirstLayer:
             mean.append(both.mean((0, 3)).double() * len(part))
             both = both.permute(2, 1, 0, 3).flatten(2)  # [O, 2C, N P]
             products.append((both @ both.mT / both.shape[2]).double() * len(part))
-        self.mean = (sum(mean).T / len(images)).cpu()  # [O, 2C]
-        self.products = (sum(products) / len(images)).cpu()  # [O, 2C, 2C]
-        self.trained = (bn1.running_mean.cpu(), bn1.running_var.cpu(), bn1.eps)
+        self.mean = (torch.stack(mean).sum(0).T / len(images)).cpu()  # [O, 2C]
+        self.products = (torch.stack(products).sum(0) / len(images)).cpu()  # [O, 2C, 2C]
+        trained_mean, trained_variance = _statistics(bn1)
+        self.trained = (trained_mean.cpu(), trained_variance.cpu(), bn1.eps)
 
     def distance(self, values: Constants) -> float:
         """How far bn1's statistics of training lie from those after the normalisation, in nats."""

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model import build_classifier, our_name
+from spacte.model.classifier import Classifier
 from spacte.model.file_kinds import described, folder_line
 from spacte.model.imgnet_resnet_mhead import STAGES
 from spacte.model.normalisation import (
@@ -39,7 +41,7 @@ class Loaded:
 
     path: Path
 
-    classifier: nn.Sequential
+    classifier: Classifier
     spec: DataSpec
     settings: dict
     run: str
@@ -50,7 +52,7 @@ class Loaded:
 
     def normalised_by(self, name: str) -> "Loaded":
         """The same with the normalisation `name` before the network."""
-        classifier = nn.Sequential(normalisation(name, self.spec), self.classifier[1]).eval()
+        classifier = Classifier(normalisation(name, self.spec), self.classifier[1]).eval()
         return replace(self, classifier=classifier, normalize=name_of(constants(name, self.spec), self.spec))
 
 
@@ -124,9 +126,10 @@ def read(path: Path) -> dict:
 
 
 # what people save beside the weights: scores as numpy's numbers and arrays, flags, paths
+_NUMPY: Any = np._core.multiarray  # type: ignore[attr-defined]
 _HARMLESS = [
-    np.dtype, np.ndarray, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"), np._core.multiarray._reconstruct,
+    np.dtype, np.ndarray, (_NUMPY.scalar, "numpy.core.multiarray.scalar"), _NUMPY.scalar,
+    (_NUMPY._reconstruct, "numpy.core.multiarray._reconstruct"), _NUMPY._reconstruct,
     *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType") and name != "ObjectDType"),
     Namespace, PosixPath, defaultdict,
 ]  # fmt: skip
@@ -175,7 +178,7 @@ def load_classifier(
     for name, value in given.items():
         if value is not None and known[name] is not None and value != known[name] and name != "noise_sd":
             raise UserError(f"--{name} {value} contradicts checkpoint '{path}', which has {name} {known[name]}")
-    settings = {name: known[name] if value is None else value for name, value in given.items()}
+    settings: dict[str, Any] = {name: known[name] if value is None else value for name, value in given.items()}
     missing = [name for name in ("arch", "dataset", "num_heads") if settings[name] is None]
     if missing:
         raise UserError(f"checkpoint '{path}' does not say its {missing[0]}: give --{missing[0]}")
@@ -193,7 +196,7 @@ def load_classifier(
     if not published:
         return loaded
     if normalize == "auto":
-        unknown = nn.Sequential(UnknownNormalisation(), classifier[1])
+        unknown = Classifier(UnknownNormalisation(), classifier[1])
         return replace(loaded, classifier=unknown, normalize=None, published=True)
     if spec.name == "ImageFolder" and normalize in ("mean_std", "centre"):
         raise UserError(

@@ -88,11 +88,12 @@ def _zip(path: Path) -> str:
 
 def _pickle(content: bytes) -> str:
     """Of a pickle: the classes that it would make, read without making them."""
-    names, texts = [], []
+    names: list[str] = []
+    texts: list[str] = []
     try:
         for operation, argument, _ in pickletools.genops(content):
             if operation.name == "GLOBAL":
-                names.append(argument.replace(" ", "."))
+                names.append(str(argument).replace(" ", "."))
             elif operation.name == "STACK_GLOBAL" and len(texts) > 1:
                 names.append(".".join(texts[-2:]))
             elif isinstance(argument, str):

@@ -12,9 +12,10 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,14 @@ class Foreign(FixedPasses):
         super().__init__(device, batch_size, compiled)
         if isinstance(function, nn.Module):
             _prepare(function, device)
-        self.__dict__["function"] = function  # no submodule: an exported program has no eval() for it
+        self._held = (function,)  # no submodule: an exported program has no eval() for it
         self.precision = precision
         self.copies = False
+
+    @property
+    def function(self) -> Callable[[Tensor], Any]:
+        """The user's."""
+        return self._held[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """See FixedPasses. Raises UserError where the user's function fails, in one line."""
@@ -80,7 +86,7 @@ def _prepare(module: nn.Module, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def borrowed(function: Callable) -> Iterator[None]:
+def borrowed(function: object) -> Iterator[None]:
     """A module of the caller's gets back its mode and its device at the end; another callable is left alone."""
     if not isinstance(function, nn.Module):
         yield
@@ -94,7 +100,7 @@ def borrowed(function: Callable) -> Iterator[None]:
             if one.training != mode:
                 one.training = mode
         if len(devices) == 1 and {tensor.device for tensor in function.parameters()} - devices:
-            function.to(*devices)
+            function.to(devices.pop())
 
 
 _LEGAL = "logits, floating point, [N, K] or [L, N, K] for N images"
@@ -134,7 +140,7 @@ def build(name: str, arguments: dict) -> Callable:
     path, function = parts(name)
     if not path.is_file():
         raise UserError(f"--classifier {name}: there is no file '{path}'")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec: Any = importlib.util.spec_from_file_location(path.stem, path)  # a file's spec has a loader
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
     before = sys.modules.get(path.stem)
@@ -229,7 +235,7 @@ def parameters_sha256(classifier: Callable) -> str | None:
 
 def _constants(module: torch.jit.ScriptModule) -> list[Tensor]:
     """The tensors in a scripted module's code, where a frozen one has its weights."""
-    graph = module.inlined_graph  # held while its nodes are read
+    graph: Any = module.inlined_graph  # held while its nodes are read
     nodes = graph.findAllNodes("prim::Constant")
     return [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]
 
@@ -241,7 +247,7 @@ def _held(value, depth: int = 4) -> Iterator[nn.Module | Tensor]:
         if isinstance(value, torch.jit.ScriptModule):
             yield from _constants(value)
         return
-    parts = []
+    parts: Iterable[Any] = ()
     if isinstance(value, list | tuple | dict):
         parts = value.values() if isinstance(value, dict) else value
     elif isinstance(value, functools.partial):

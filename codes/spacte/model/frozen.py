@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spacte.model.classifier import Classifier
 from spacte.model.fused import fuse
 from spacte.model.heads import MultiHeadResNet
 from spacte.model.passes import FixedPasses
 
 
 def freeze(
-    classifier: nn.Sequential,
+    classifier: Classifier,
     device: torch.device,
     precision: str = "fp32",
     batch_size: int = 1000,
@@ -29,10 +30,12 @@ def freeze(
     images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused convolutions.
     `compiled`: through torch.compile, with constants folded.
     """
-    normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)
+    classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
+    normalise, network = classifier[0], classifier.network
     for module in list(network.modules()):
         _fold_batchnorm(module)
-    network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32, memory_format=torch.channels_last)
+    network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    network.to(memory_format=torch.channels_last)
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.float()  # 8 bits of a logit would make ties

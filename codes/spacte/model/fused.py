@@ -7,6 +7,8 @@ pixels of a row, which lie side by side in memory, are therefore taken as one of
 meet, so the function stays what it was except for the order in which its sums round.
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -22,7 +24,8 @@ def fuse(network: MultiHeadResNet, widen: bool) -> None:
     Where gradients are enabled they run as before. `widen` only where matrix units compute: without them the products
     with zeros cost what they save.
     """
-    network.conv1 = _FusedConvolution(network.conv1, widen)  # the ReLU that follows it changes nothing any more
+    stem = cast(nn.Conv2d, network.conv1)
+    network.conv1 = _FusedConvolution(stem, widen)  # the ReLU that follows it changes nothing any more
     for parent in list(network.modules()):
         for name, module in parent.named_children():
             if isinstance(module, BasicBlock | Bottleneck):
@@ -32,7 +35,7 @@ def fuse(network: MultiHeadResNet, widen: bool) -> None:
 class _FusedBlock(nn.Module):
     """A BasicBlock or Bottleneck without BatchNorm."""
 
-    def __init__(self, block: nn.Module, widen: bool):
+    def __init__(self, block: BasicBlock | Bottleneck, widen: bool):
         super().__init__()
         self.block = block
         convolutions = [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
@@ -43,14 +46,16 @@ class _FusedBlock(nn.Module):
         if torch.is_grad_enabled():
             return self.block(x)
         y, shortcut = x, self.block.downsample
-        *others, last = self.convolutions
-        for convolution in others:
+        for convolution in self.convolutions[:-1]:
             y = convolution(y)
-        return last(y, x if shortcut is None else shortcut(x))
+        return self.convolutions[-1](y, x if shortcut is None else shortcut(x))
 
 
 class _FusedConvolution(nn.Module):
     """relu(convolution(x) + bias + residual); the convolution alone where gradients are enabled."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, convolution: nn.Conv2d, widen: bool):
         super().__init__()
@@ -59,7 +64,7 @@ class _FusedConvolution(nn.Module):
         if self.pixels > 1:
             weight = widened(convolution.weight.detach(), self.pixels)
             self.register_buffer("weight", weight.to(memory_format=torch.channels_last), persistent=False)
-            self.register_buffer("bias", convolution.bias.detach().repeat(self.pixels), persistent=False)
+            self.register_buffer("bias", _bias(convolution).detach().repeat(self.pixels), persistent=False)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[N, C, H, W] and optionally a residual of the result's shape -> [N, C', H', W']."""
@@ -67,16 +72,21 @@ class _FusedConvolution(nn.Module):
         if torch.is_grad_enabled():
             return one(x)
         if pixels == 1 or x.shape[-1] % pixels:
-            return _fused(x, one.weight, one.bias, residual, one)
+            return _fused(x, one.weight, _bias(one), residual, one)
         residual = None if residual is None else joined(residual, pixels)
         return separated(_fused(joined(x, pixels), self.weight, self.bias, residual, one), pixels)
 
 
 def _fused(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, like: nn.Conv2d) -> Tensor:
-    geometry = (like.stride, like.padding, like.dilation, like.groups)
+    geometry: Any = (like.stride, like.padding, like.dilation, like.groups)
     if residual is None:
         return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
     return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    """The bias that a folded BatchNorm has left."""
+    return cast(Tensor, convolution.bias)
 
 
 def _pixels(convolution: nn.Conv2d) -> int:

@@ -1,16 +1,19 @@
 """One trunk, many heads: what the CIFAR and the ImageNet networks share."""
 
 import functools
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import conv1x1
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from spacte.model.cuda_graph import side_by_side
 
 
-def make_stage(block: type[nn.Module], in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+def make_stage(
+    block: type[BasicBlock] | type[Bottleneck], in_planes: int, planes: int, blocks: int, stride: int
+) -> nn.Sequential:
     """A residual stage of torchvision blocks; the first one halves the image if `stride` is 2."""
     out_planes = planes * block.expansion
     shortcut = None
@@ -35,6 +38,7 @@ class MultiHeadResNet(nn.Module):
     Source: arXiv 2211.10882, section 3; weights are initialised as in He et al. (2015), fan-out.
     """
 
+    heads: nn.ModuleList
     min_size: int  # the smallest image side, in pixels, that leaves the last stage something to see
     max_size: int | None = None  # the largest, where there is one
     whole_gradient = False
@@ -70,7 +74,8 @@ class MultiHeadResNet(nn.Module):
         whole = self.whole_gradient and torch.is_grad_enabled()
         if whole:
             features = _ScaledGradient.apply(features, 1 / len(self.heads))
-        chosen = self.heads if heads is None else [self.heads[head] for head in heads]
+        which = range(len(self.heads)) if heads is None else heads
+        chosen = [cast(tuple[nn.Module, nn.Linear], self.heads[head]) for head in which]
         logits = torch.stack(side_by_side([functools.partial(_logits, *head) for head in chosen], features))
         return _ScaledGradient.apply(logits, len(self.heads)) if whole else logits
 

@@ -1,6 +1,7 @@
 """The members of an ensemble that can be computed apart, and the ensemble of several networks."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class NetworkEnsemble(nn.Module):
     weighs more in it. Its Members are the networks, each with the sum of its own heads.
     """
 
-    def __init__(self, networks: list[FixedPasses]):
+    def __init__(self, networks: Sequence[FixedPasses]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
@@ -53,6 +54,6 @@ class NetworkEnsemble(nn.Module):
 
     def member_logits(self, features: Tensor, members: range, few: bool = False) -> Tensor:
         """See Members."""
-        networks = [self.networks[member] for member in members]
+        networks = [cast(FixedPasses, self.networks[member]) for member in members]
         logits = [network.logits_of_few(features) if few else network(features) for network in networks]
         return torch.stack([ensemble_logits(one) for one in logits])

@@ -34,6 +34,9 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    mean: Tensor
+    std: Tensor
+
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
         return (images - self.mean) / self.std

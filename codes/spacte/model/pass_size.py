@@ -2,9 +2,10 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spacte.model.passes import CPU_PIXELS, in_passes
 
@@ -14,18 +15,18 @@ _FIT_ANYWHERE = 2**16  # a batch of no more pixels is one pass
 _SECONDS_OF_MEASURING = 0.5
 
 
-def fix_passes(network: nn.Module, images_per_pass: int | None) -> None:
+def fix_passes(network: Callable[[Tensor], Tensor], images_per_pass: int | None) -> None:
     """Let the passes of the network, or of each of an ensemble's, hold that many images on the CPU."""
     for one in in_passes(network):
         one.images_per_pass = images_per_pass
 
 
-def pass_size(network: nn.Module, image: Tensor) -> int:
+def pass_size(network: Callable[[Tensor], Tensor], image: Tensor) -> int:
     """How many such images [C, H, W] a pass holds, of an ensemble one of its networks'."""
     return in_passes(network)[0].pass_size(image[None])
 
 
-def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
+def fastest_pass(network: Callable[[Tensor], Tensor], image: Tensor) -> int | None:
     """How many images [C, H, W] per pass are fastest on this CPU, by a short measurement; None on a GPU.
 
     It is measured once, without compiling. A batch that any cache holds is not split, and nothing is measured.
@@ -42,7 +43,7 @@ def fastest_pass(network: nn.Module, image: Tensor) -> int | None:
 
 
 @torch.inference_mode()
-def _measured(network: nn.Module, image: Tensor, sizes: list[int]) -> int:
+def _measured(network: Callable[[Tensor], Tensor], image: Tensor, sizes: list[int]) -> int:
     """Which of the sizes takes the least time per image."""
     parts = in_passes(network)
     before = [(one.images_per_pass, one.compiled) for one in parts]
@@ -62,4 +63,4 @@ def _measured(network: nn.Module, image: Tensor, sizes: list[int]) -> int:
     for one, (images_per_pass, compiled) in zip(parts, before, strict=True):
         one.images_per_pass, one.compiled = images_per_pass, compiled
         one.forget_functions()
-    return min(sizes, key=seconds.get)
+    return min(sizes, key=lambda size: seconds[size])

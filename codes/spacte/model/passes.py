@@ -112,7 +112,7 @@ class FixedPasses(nn.Module):
         padded = F.pad(inputs, (*(0, 0) * (inputs.dim() - 1), 0, missing)) if missing else inputs
         key = (stage.__name__, *settings, *padded.shape)
         if key not in self._functions:
-            function = functools.partial(_call, stage, settings)
+            function: Callable[[Tensor], Tensor] = functools.partial(_call, stage, settings)
             if self.compiled:
                 function = _compiled(function, self.device)
             elif self.is_graph:
@@ -121,7 +121,7 @@ class FixedPasses(nn.Module):
         return self._functions[key](padded)
 
 
-def in_passes(network) -> list[FixedPasses]:
+def in_passes(network: object) -> list[FixedPasses]:
     """The classifiers in passes that the network is, or that an ensemble holds; of anything but modules none."""
     modules = network.modules() if isinstance(network, nn.Module) else ()
     return [one for one in modules if isinstance(one, FixedPasses)]
@@ -129,7 +129,7 @@ def in_passes(network) -> list[FixedPasses]:
 
 def concatenated(parts: Sequence[Tensor], dim: int) -> Tensor:
     """The parts as one tensor; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _call(stage: Callable[..., Tensor], settings: tuple, inputs: Tensor) -> Tensor:

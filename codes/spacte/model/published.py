@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torchvision.models.resnet import Bottleneck
 
@@ -64,7 +65,8 @@ def recognised(state_dict: dict[str, Tensor]) -> Weights | None:
     tensors = {f"1.{renamed[name]}": value for name, value in weights.items()}
     for key, value in list(tensors.items()) if not heads else ():
         if key.endswith("running_var"):
-            tensors.setdefault(f"{key.removesuffix('running_var')}num_batches_tracked", value.new_zeros((), dtype=int))
+            batches = f"{key.removesuffix('running_var')}num_batches_tracked"
+            tensors.setdefault(batches, value.new_zeros((), dtype=torch.int64))
     in_file = {f"1.{renamed[name]}": key for name, key in names.items()}
     return Weights(tensors, in_file, arch, len(heads) or 1, constants)
 

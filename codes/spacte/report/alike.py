@@ -10,8 +10,10 @@ from spacte.report.run import Run
 from spacte.utils import UserError
 
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
-_OF_A_SEED = ("seed", "data_dir", "save_dir", "logs_dir", "runs_dir", "save_freq", "test_freq", "device", "workers")
-_OF_A_SEED += ("no_cuda_graph", "resume", "pretrained_model", "votes_dir", "teachers", "frozen_trunk")
+_OF_A_SEED = (
+    "seed", "data_dir", "save_dir", "logs_dir", "runs_dir", "save_freq", "test_freq", "device", "workers",
+    "no_cuda_graph", "resume", "pretrained_model", "votes_dir", "teachers", "frozen_trunk",
+)  # fmt: skip
 
 
 def check_same_images(runs: list[Run]) -> None:
@@ -26,10 +28,10 @@ def check_same_images(runs: list[Run]) -> None:
         other = earlier.notna() & (earlier != run.log["label"])
         if other.any():
             row = run.log[other].iloc[0]
-            label, there = first[row["idx"]]
+            label, other_run = first[row["idx"]]
             raise UserError(
                 f"two data sets in one report: '{run.path}', line {first_line(other)}: idx {row['idx']} has label "
-                f"{row['label']}, but {label} in '{there.path}'"
+                f"{row['label']}, but {label} in '{other_run.path}'"
             )
         for idx, label in zip(run.log["idx"], run.log["label"], strict=True):
             first.setdefault(idx, (label, run))

@@ -130,8 +130,9 @@ def compare(a: Run, b: Run, radii=None) -> Comparison:
         np.array([radius.mean(), *certified.mean(axis=1)])
         for radius, certified in ((radius_a, certified_a), (radius_b, certified_b))
     ]
-    table, different = _table(radii, *means, low, high), int(_differ(differences).sum())
-    return Comparison(*labels([a, b]), len(shared), different, table, only_a, only_b, *_settings(a, b))
+    table, different = _table(radii, means[0], means[1], low, high), int(_differ(differences).sum())
+    name_a, name_b = labels([a, b])
+    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, *_settings(a, b))
 
 
 def compare_experiments(a: list[Run], b: list[Run], radii=None) -> Comparison:
@@ -155,8 +156,9 @@ def compare_experiments(a: list[Run], b: list[Run], radii=None) -> Comparison:
     if different < FEWEST_DIFFERENT:
         low[0] = high[0] = np.nan
     table = _table(radii, figures_a.mean(axis=(1, 2)), figures_b.mean(axis=(1, 2)), low, high)
-    names, seeds = labels([a[0], b[0]]), (len(a), len(b))
-    return Comparison(*names, len(shared), different, table, only_a, only_b, *_settings(a[0], b[0]), seeds)
+    (name_a, name_b), seeds = labels([a[0], b[0]]), (len(a), len(b))
+    settings, certificate = _settings(a[0], b[0])
+    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, settings, certificate, seeds)
 
 
 def _settings(a: Run, b: Run) -> tuple[str, str]:
@@ -269,7 +271,8 @@ def _differ(differences: np.ndarray) -> np.ndarray:
 
 def _named(images: list[int]) -> str:
     """0-4, 7, 20, 40, ..., 980: runs and steps of equal width are abbreviated; after some of them, how many more."""
-    parts, rest = [], list(images)
+    parts: list[str] = []
+    rest = list(images)
     while rest and len(parts) < _MOST_NAMED:
         step = rest[1] - rest[0] if len(rest) > 1 else 0
         count = 1

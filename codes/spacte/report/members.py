@@ -88,8 +88,8 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     variation between two members' votes, both means over the drawn images; each member's ACR and clean, ascending.
     """
     every = [None if run.heads and run.heads.head is not None else members_of(run) for run in runs]
-    known = [run for run, one in zip(runs, every, strict=True) if one is not None]
-    of_run = {id(run): one for run, one in zip(runs, every, strict=True)}
+    of_run = {id(run): one for run, one in zip(runs, every, strict=True) if one is not None}
+    known = [run for run in runs if id(run) in of_run]
     rows = []
     for name, some in rows_of(known, over_seeds):
         figures = _figures([of_run[id(run)] for run in some])

@@ -87,7 +87,7 @@ def _images(runs: list[Run]) -> list[list]:
 
 def _found(run: Run) -> dict[int, list]:
     """[predict, radius] by idx; where the counts tell, also both certificates' radii and the top classes' votes."""
-    log = {row.idx: [int(row.predict), float(row.radius)] for row in run.log.itertuples()}
+    log: dict[int, list] = {row.idx: [int(row.predict), float(row.radius)] for row in run.log.itertuples()}
     votes = votes_of(run)
     if votes is not None:
         radii = [with_certificate(run, kind).log["radius"].tolist() for kind in CERTIFICATES]

@@ -42,7 +42,7 @@ class Run(Description):
         """What a checkpoint's training did otherwise than the paper: "no teaching", "no cosine", "5 teachers", ..."""
         words = []
         for one in self.training:
-            words.append({"none": "no teaching", "self": "paced by self"}.get(one.get("paced_by")))
+            words.append({"none": "no teaching", "self": "paced by self"}.get(str(one.get("paced_by"))))
             words.append(f"pace share {one['pace_share']}" if one.get("pace_share") is not None else None)
             words.append(f"{len(one['teachers'])} teachers" if one.get("teachers") else None)
             flags = ("whole_gradient", "frozen_trunk", "no_cosine")

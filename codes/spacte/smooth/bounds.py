@@ -9,7 +9,7 @@ from scipy import special
 _PRIOR = 0.5  # both parameters of the anytime bound's Beta prior: Jeffreys'
 
 
-def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
+def lower_confidence_bound(n_a: float, n: int, alpha: float) -> float:
     """The exact one-sided Clopper-Pearson bound: P(bound > p_A) <= alpha over n_A ~ Binomial(n, p_A).
 
     n_a successes in n independent draws, alpha in (0, 1); 0 where n_a is 0.

@@ -58,7 +58,7 @@ class RadiusKnown:
         if upper is None:
             return True
         for least, most in self.certificate.radius_brackets(n_a, n - n_a, n, 2):
-            known = [bool(upper - max(lower, 0.0) <= self.tolerance) for lower in (least, most)]
+            known = [bool(upper - max(float(lower), 0.0) <= self.tolerance) for lower in (least, most)]
             if known[0] == known[1]:  # hence for every radius in between: the larger it is, the sooner it is known
                 break
         return known[0]

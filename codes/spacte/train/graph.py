@@ -6,6 +6,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,8 +101,8 @@ class GraphedStep:
 
     def _on_cpu(self) -> dict[str, bytes]:
         """The states of the CPU's generators, and the numbers."""
-        generators = {"torch's generator": torch.get_rng_state().tolist(), "Python's generator": random.getstate()}
-        generators["numpy's generator"] = np.random.get_state()
+        generators: dict[str, Any] = {"torch's generator": torch.get_rng_state().tolist()}
+        generators |= {"Python's generator": random.getstate(), "numpy's generator": np.random.get_state()}
         numbers = {name: value for name, value in self.numbers().items() if isinstance(value, int | float | str)}
         return {name: pickle.dumps(value) for name, value in (generators | numbers).items()}
 

@@ -1,14 +1,15 @@
 """What the base defences' training objectives share. A defence is a subclass of `Objective` in its own folder."""
 
 import math
-from argparse import ArgumentParser
+from argparse import _ArgumentGroup
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from spacte.data.splits import Split
+from spacte.data.splits import BatchedSplit
+from spacte.model.classifier import Classifier
 from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
@@ -44,8 +45,8 @@ class Objective:
         return cls.__name__
 
     @staticmethod
-    def add_flags(parser: ArgumentParser) -> None:
-        """Add the flags that only this defence has."""
+    def add_flags(parser: _ArgumentGroup) -> None:
+        """Add the flags that only this defence has to its group of flags, as to a parser."""
 
     @classmethod
     def own_defaults(cls) -> dict:
@@ -63,12 +64,12 @@ class Objective:
         """
         return self.recipe.num_noise_vec
 
-    def targets(self, split: Split) -> Tensor | None:
+    def targets(self, split: BatchedSplit) -> Tensor | None:
         """What the loss needs of each training image beside its label, [n, ...]: the rows of a mini-batch's images are
         then the fifth argument of the call. Called once, in every process, before training.
         """
 
-    def sampling_weights(self, epoch: int, classifier: nn.Sequential, split: Split) -> Tensor | None:
+    def sampling_weights(self, epoch: int, classifier: Classifier, split: BatchedSplit) -> Tensor | None:
         """Weights [n] >= 0 in proportion to which the epoch draws n training images, with replacement.
 
         An image of weight 0 is left out; None draws each image once. Called before every epoch, in every process, all
@@ -117,9 +118,10 @@ class Objective:
 
     def threshold_on(self, epoch: int, logits: Tensor, labels: Tensor) -> float | Pace:
         """The same where logits [L, m, B, K] on plain noisy copies are there already."""
-        pace = self.threshold(epoch)
+        threshold = self.threshold(epoch)
         if self.recipe.pace_share is None:
-            return pace
+            return threshold
+        pace = threshold if isinstance(threshold, Pace) else Pace(threshold, self.recipe.paced_by)
         return replace(pace, losses=smoothed_cross_entropy(logits.detach(), labels))
 
     def easy_share(self, epoch: int) -> float:
@@ -146,7 +148,7 @@ class Objective:
         """L_cos of the classifier's network, a scalar; 0 with --no_cosine."""
         if self.recipe.no_cosine:
             return torch.zeros((), device=next(classifier.parameters()).device)
-        return unwrapped(classifier)[-1].cosine_loss()
+        return unwrapped(classifier).network.cosine_loss()
 
     def draw_noises(self, images: Tensor) -> Tensor:
         """m Gaussian noise vectors per image, with deviation noise_sd: [B, C, H, W] -> [m, B, C, H, W]."""
@@ -154,9 +156,9 @@ class Objective:
         return torch.randn(shape, device=images.device) * self.recipe.noise_sd
 
 
-def unwrapped(classifier: nn.Module) -> nn.Sequential:
+def unwrapped(classifier: nn.Module) -> Classifier:
     """The classifier itself, without DistributedDataParallel around it."""
-    return getattr(classifier, "module", classifier)
+    return cast(Classifier, getattr(classifier, "module", classifier))
 
 
 def loss_dict(loss: CircularLoss, **others: Tensor) -> dict[str, Tensor]:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from spacte.data.spec import DataSpec
-from spacte.device import autocast
 from spacte.model import checkpoint
+from spacte.model.classifier import Classifier
 from spacte.train.settings import Recipe
 from spacte.utils import UserError, sha256
 
@@ -24,7 +24,7 @@ class Teachers:
         self.networks = [_loaded(path, recipe, spec).classifier.to(device) for path in recipe.teachers]
         for network in self.networks:
             network.to(memory_format=torch.channels_last).requires_grad_(False)
-            network.forward = autocast(device, recipe.precision)(network.forward)
+            network.precision = recipe.precision
         self.mean = recipe.num_heads == 1
 
     @torch.no_grad()
@@ -42,21 +42,21 @@ class Teachers:
         return F.kl_div(F.log_softmax(logits, -1), taught, reduction="none").sum(-1).mean(1)
 
 
-def take_trunk(classifier: nn.Sequential, recipe: Recipe, spec: DataSpec) -> None:
-    """Give the classifier the trunk of the recipe's `frozen_trunk`, which the training leaves as it is."""
-    loaded = _loaded(recipe.frozen_trunk, recipe, spec)
+def take_trunk(classifier: Classifier, path: str, recipe: Recipe, spec: DataSpec) -> None:
+    """Give the classifier the trunk of a trained network, which the training leaves as it is."""
+    loaded = _loaded(path, recipe, spec)
     if (loaded.spec.mean, loaded.spec.std) != (spec.mean, spec.std):
         raise UserError(
-            f"--frozen_trunk '{recipe.frozen_trunk}' normalises by {loaded.spec.mean} and {loaded.spec.std}, the "
+            f"--frozen_trunk '{path}' normalises by {loaded.spec.mean} and {loaded.spec.std}, the "
             f"network here by {spec.mean} and {spec.std}"
         )
     if loaded.settings["arch"] != recipe.arch:
-        raise UserError(
-            f"--frozen_trunk '{recipe.frozen_trunk}' is of {loaded.settings['arch']}, the network here of {recipe.arch}"
-        )
-    trunk = {key: value for key, value in loaded.classifier[1].state_dict().items() if not key.startswith("heads.")}
-    classifier[1].load_state_dict(trunk, strict=False)
-    classifier[1].freeze_trunk()
+        raise UserError(f"--frozen_trunk '{path}' is of {loaded.settings['arch']}, the network here of {recipe.arch}")
+    trunk = {
+        key: value for key, value in loaded.classifier.network.state_dict().items() if not key.startswith("heads.")
+    }
+    classifier.network.load_state_dict(trunk, strict=False)
+    classifier.network.freeze_trunk()
 
 
 def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
@@ -68,11 +68,12 @@ def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
         for path in paths:
             if not Path(path).is_file():
                 raise UserError(f"--{name}: there is no checkpoint '{path}'")
-    return {name: [sha256(path) for path in paths] for name, paths in recipe.inputs.items()}
+    return {name: [sha256(Path(path)) for path in paths] for name, paths in recipe.inputs.items()}
 
 
-def _loaded(path: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
+def _loaded(name: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
     """The network of a checkpoint. UserError where it is not of the training's data."""
+    path = Path(name)
     if not checkpoint.read(path)["args"]:
         raise UserError(f"'{path}' is not a checkpoint of train.py: it does not say its architecture")
     loaded = checkpoint.load_classifier(path, dataset=recipe.dataset)

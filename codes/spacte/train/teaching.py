@@ -160,11 +160,11 @@ def taught_cross_entropy(
     batch, the same in every process.
     """
     pace = threshold if isinstance(threshold, Pace) else Pace(threshold)
-    threshold = pace.of(labels)
+    lam = pace.of(labels)
     losses = smoothed_cross_entropy(logits, labels)  # [L, B]
     paced = losses if pace.losses is None else pace.losses
-    weights = received_weights(paced, threshold, pace.by)
+    weights = received_weights(paced, lam, pace.by)
     heads = (weights * losses).mean(1)
     c = broadcast(head_weights(all_reduce_mean(heads.detach()), eps, explore))  # one favoured head, not one per process
     ce = c @ heads
-    return CircularLoss(ce, ce, heads, weights, c, (paced <= threshold).float().mean())
+    return CircularLoss(ce, ce, heads, weights, c, (paced <= lam).float().mean())

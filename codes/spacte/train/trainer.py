@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from tqdm import tqdm
 
-from spacte.data.splits import Split
-from spacte.device import autocast, restore_rng_state, rng_state
+from spacte.data.splits import BatchedSplit
+from spacte.device import restore_rng_state, rng_state
 from spacte.distributed import all_gather_object, all_reduce_mean, broadcast, get_rank, get_world_size
+from spacte.model.classifier import Classifier
 from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.train.graph import GraphedStep, uncompiled
@@ -44,8 +45,8 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, objective: Objective, classifier: nn.Sequential, device: torch.device,
-        train_split: Split, test_split: Split, graphs: bool = True,
+        self, recipe: Recipe, objective: Objective, classifier: Classifier, device: torch.device,
+        train_split: BatchedSplit, test_split: BatchedSplit, graphs: bool = True,
     ):  # fmt: skip
         self.recipe, self.device, self.objective = recipe, device, objective
         self.train_split, self.test_split = train_split, test_split
@@ -58,11 +59,11 @@ class Trainer:
                 f"--batch_size {recipe.batch_size} of {len(train_split)} training images: both must be at least "
                 f"{self.smallest}, for {self.mini_batches} mini-batches in each of {get_world_size()} processes"
             )
-        classifier.to(device, memory_format=torch.channels_last)
-        classifier.forward = autocast(device, recipe.precision)(classifier.forward)
+        classifier.to(device).to(memory_format=torch.channels_last)
+        classifier.precision = recipe.precision
         if recipe.compile:
             _compile(classifier, device)
-        self.classifier = classifier
+        self.classifier: nn.Module = classifier
         if get_world_size() > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 convolutions; harmless
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.11 has no other name
@@ -244,7 +245,7 @@ class Trainer:
         return {"acc": shares[-1], **{f"acc{h}": share for h, share in enumerate(shares[: self.recipe.num_heads])}}
 
 
-def _compile(classifier: nn.Sequential, device: torch.device) -> None:
+def _compile(classifier: Classifier, device: torch.device) -> None:
     """Through torch.compile: on the CPU the whole classifier, on a GPU each residual block.
 
     A GPU has the rest of a step in the CUDA graph around it, and blocks of one shape share what is compiled: seconds

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from spacte import cli
 from spacte.data.sources import open_split
+from spacte.data.splits import BatchedSplit
 from spacte.device import select_device, select_precision
 from spacte.distributed import broadcast_object, init_distributed, is_main_process, main_process_first
 from spacte.model import build_classifier, checkpoint
@@ -68,10 +69,10 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
 
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.arch, train_split.spec, recipe.num_heads)
-    classifier[1].whole_gradient = recipe.whole_gradient
+    classifier.network.whole_gradient = recipe.whole_gradient
     done = bool(resumed) and resumed["epoch"] == recipe.epochs  # then files that may be gone are not needed
     if recipe.frozen_trunk and not done:
-        take_trunk(classifier, recipe, train_split.spec)
+        take_trunk(classifier, recipe.frozen_trunk, recipe, train_split.spec)
     if recipe.teachers and not done:
         objective.teachers = Teachers(recipe, train_split.spec, device)
     trainer = Trainer(recipe, objective, classifier, device, train_split, test_split, not place.no_cuda_graph)
@@ -100,13 +101,13 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         print(f"checkpoint: {paths.checkpoint(recipe.epochs)}\nlog: {paths.log}\nTensorBoard: {paths.tensorboard}")
 
 
-def _open_splits(recipe: Recipe, place: Place, device: torch.device):
+def _open_splits(recipe: Recipe, place: Place, device: torch.device) -> tuple[BatchedSplit, BatchedSplit]:
     """The training split, or its first images of each class, and the test split."""
-    where = (recipe.dataset, place.data_dir)
-    train_split = main_process_first(lambda: open_split(*where, True, device, place.workers))
+    where, workers = (recipe.dataset, place.data_dir), place.workers or 0
+    train_split = main_process_first(lambda: open_split(*where, True, device, workers))
     if recipe.train_images is not None:
         train_split.keep_first_of_each_class(recipe.train_images)
-    test_split = main_process_first(lambda: open_split(*where, False, device, place.workers, train_split.spec))
+    test_split = main_process_first(lambda: open_split(*where, False, device, workers, train_split.spec))
     return train_split, test_split
 
 

@@ -1,0 +1,103 @@
+"""The configuration of a run: what it says of the heads, and what older, newer and damaged files become."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from conftest import ROOT
+
+from spacte.logs.config import ALIKE, CERTIFIES, DESCRIBES, IDENTIFIES, Heads, RunConfig, Stopping
+from spacte.utils import UserError
+
+COMMITTED = sorted((ROOT / "logs_certification").rglob("certify-mhead/*.json"))
+VERSIONS = {"python": "3.11", "torch": "2.14.1"}
+WHOLE = RunConfig(
+    dataset="CIFAR10", arch="R8", num_heads=(5,), noise_sd=0.5, defence="Gaussian", checkpoint_sha256=("a",),
+    data_sha256="b", precision="fp32", versions=VERSIONS, N0=100, N=1000, alpha=0.001,
+)  # fmt: skip
+
+
+def test_the_committed_configurations_are_whole_and_stay_as_they_are():
+    assert len(COMMITTED) > 50
+    for path in COMMITTED:
+        content = json.loads(path.read_text())["config"]
+        config = RunConfig.from_json(content)
+        assert not config.lacks(DESCRIBES, CERTIFIES, ALIKE) and not config.others, path
+        written = config.to_json()
+        assert [name for name in written if name in content] == list(content), "in the same order"
+        assert written.items() >= content.items() and written.keys() - content.keys() <= {"certificate"}
+        assert RunConfig.from_json(written) == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        WHOLE,
+        replace(WHOLE, sequential=Stopping((0.0, 0.25), 0.01), skip_wrong=True, head=2, consensus=None),
+        replace(WHOLE, sequential=Stopping(tolerance=0.1), consensus=3, normalize=("mean_std",)),
+        replace(WHOLE, kind="predict", N0=0),
+        replace(WHOLE, kind="attack", N0=0, radii=(0.25, 0.5), num_steps=20, log_sha256="c", climbs_from="label"),
+        replace(WHOLE, classifier="x.py:build", classifier_args={"scale": [1, 2]}, checkpoint_sha256=()),
+    ],
+)
+def test_a_configuration_is_the_same_when_it_is_read_again(config):
+    again = RunConfig.from_json(json.loads(json.dumps(config.to_json())))
+    assert again == config and again.differences(config) == "" and not again.lacking
+
+
+def test_a_kind_writes_its_own_fields_alone():
+    attack = replace(WHOLE, kind="attack").to_json()
+    assert "radii" in attack and "sequential" not in attack and "consensus" not in attack
+    assert WHOLE.to_json()["sequential"] is None and "radii" not in WHOLE.to_json()
+    assert "parameters_sha256" not in WHOLE.to_json() and "normalize" not in WHOLE.to_json()
+    assert replace(WHOLE, classifier="x.py:build").to_json()["parameters_sha256"] is None, "none are seen"
+
+
+def test_older_files_lack_what_then_had_its_default_and_newer_ones_hold_more():
+    content = WHOLE.to_json()
+    del content["certificate"], content["defence"]
+    older = RunConfig.from_json(content)
+    assert not older.lacking and older.certificate == "cohen"
+    newer = RunConfig.from_json(WHOLE.to_json() | {"temperature": 2})
+    assert newer.to_json()["temperature"] == 2 and "temperature (None there, 2 here)" in WHOLE.differences(newer)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("alpha", 2), ("num_heads", "5"), ("noise_sd", -1), ("skip_wrong", None)])
+def test_a_field_that_is_missing_or_wrong_is_named(name, wrong):
+    for content in (WHOLE.to_json() | {name: wrong}, {key: one for key, one in WHOLE.to_json().items() if key != name}):
+        config = RunConfig.from_json(content)
+        assert config.lacking == (name,) and name in config.lacks(DESCRIBES, CERTIFIES) and name not in config.to_json()
+
+
+def test_differences_are_named_with_both_values():
+    other = replace(WHOLE, alpha=0.01, noise_sd=0.25)
+    assert WHOLE.differences(other) == "noise_sd (0.5 there, 0.25 here), alpha (0.001 there, 0.01 here)"
+    assert WHOLE.differences(other, IDENTIFIES) == "noise_sd (0.5 there, 0.25 here)"
+
+
+def test_every_field_says_what_is_legal():
+    """A further field is one line."""
+    assert all(one.metadata for one in fields(RunConfig) if one.name not in ("lacking", "others"))
+
+
+@pytest.mark.parametrize(
+    ("heads", "text", "words"),
+    [
+        (Heads((1,)), "1", "1 head"),
+        (Heads((5,)), "5", "5 heads"),
+        (Heads((5, 1)), "5+1", "5+1 heads"),
+        (Heads((1, 1, 1)), "1+1+1", "3 networks"),
+        (Heads((5,), head=2), "head 2 of 5", "head 2 of 5"),
+        (Heads((5,), consensus=2), "5 by consensus of 2", "5 heads by consensus of 2"),
+        (Heads((1, 1, 1), consensus=2), "1+1+1 by consensus of 2", "3 networks by consensus of 2"),
+    ],
+)
+def test_heads_as_text(heads, text, words):
+    assert (str(heads), heads.in_words) == (text, words)
+    assert heads.voter == (2 if "head " in text else -1)
+
+
+def test_a_head_alone():
+    assert Heads((5,), consensus=2).alone(1) == Heads((5,), head=1)
+    with pytest.raises(UserError, match="of networks, not of heads"):
+        Heads((5, 1, 1), consensus=2).alone(1)
