@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from spacte.logs import certlog
-from spacte.train import training
+from spacte.train import command
 
 torch.set_num_threads(1)
 
@@ -125,7 +125,7 @@ def digits_models(tmp_path_factory):
     with contextlib.chdir(folder):
         for heads in (3, 1):
             flags = (*TINY, "--num_heads", heads, "--epochs", 4, "--lr_step_size", 3, "--batch_size", 128)
-            training.train(gaussian, *training.parse(gaussian, "", 1.2, [str(flag) for flag in flags]))
+            command.train(gaussian, *command.parse(gaussian, "", 1.2, [str(flag) for flag in flags]))
             paths.append(folder / f"save/digits/R8/noise-0.50/h-{heads}-eps-0.8-m-2-lbdlast-1.2/epoch4.pth")
     return paths
 

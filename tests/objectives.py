@@ -3,7 +3,7 @@
 import torch
 from conftest import load_module
 
-from spacte.train.training import parse
+from spacte.train.command import parse
 
 
 def objective_of(defence, *flags):

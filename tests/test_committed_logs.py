@@ -5,8 +5,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from spacte.report.runs import read_runs
-from spacte.report.votes import with_certificate
+from spacte.report.reading import read_runs
+from spacte.report.recount import with_certificate
 
 QUEUES = sorted(path for path in (ROOT / "logs_certification").iterdir() if path.is_dir())
 

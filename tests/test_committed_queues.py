@@ -9,9 +9,9 @@ from conftest import CODES, DEFENCES, ROOT, load_module
 from spacte.jobs.job import _train_command, by_name
 from spacte.jobs.queue_file import read_queue
 from spacte.logs.certlog import average_certified_radius, read_log
+from spacte.train.command import parse
 from spacte.train.objective import Objective
 from spacte.train.runlog import RunPaths
-from spacte.train.training import parse
 
 
 def test_the_digits_queue_is_the_matrix_of_its_page(tmp_path):

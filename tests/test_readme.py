@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from spacte.logs.certlog import average_certified_radius
 from spacte.model.checkpoint import load_classifier
-from spacte.report.runs import read_runs
+from spacte.report.reading import read_runs
 from spacte.smooth.certificates import CERTIFICATES, Certificate, multiclass_certificate
 from spacte.utils import sha256
 

@@ -5,7 +5,7 @@ python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --nu
 
 from circular_teaching import ct_loss
 from spacte.model.noisy import noisy_logits
-from spacte.train import training
+from spacte.train import command
 from spacte.train.objective import Objective, loss_dict
 
 
@@ -22,4 +22,4 @@ class Gaussian(Objective):
 
 
 if __name__ == "__main__":
-    training.main(Gaussian, __doc__, lbdlast=1.2)
+    command.main(Gaussian, __doc__, lbdlast=1.2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from circular_teaching import ct_loss
 from spacte.cli import non_negative_float
 from spacte.model.noisy import noisy_logits
-from spacte.train import training
+from spacte.train import command
 from spacte.train.objective import Objective, loss_dict
 
 
@@ -47,4 +47,4 @@ class Consistency(Objective):
 
 
 if __name__ == "__main__":
-    training.main(Consistency, __doc__, lbdlast=1.0)
+    command.main(Consistency, __doc__, lbdlast=1.0)

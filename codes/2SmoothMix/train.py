@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from circular_teaching import ct_loss
 from smoothmix import attack
 from spacte.cli import non_negative_float, non_negative_int, positive_float, positive_int
-from spacte.train import training
+from spacte.train import command
 from spacte.train.objective import Objective, loss_dict, unwrapped
 from spacte.utils import UserError
 
@@ -60,4 +60,4 @@ class SmoothMix(Objective):
 
 
 if __name__ == "__main__":
-    training.main(SmoothMix, __doc__, lbdlast=1.6)
+    command.main(SmoothMix, __doc__, lbdlast=1.6)

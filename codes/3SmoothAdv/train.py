@@ -10,7 +10,7 @@ from circular_teaching import ct_loss
 from smoothadv import attack
 from spacte.cli import image_norm, positive_int
 from spacte.model.noisy import noisy_logits
-from spacte.train import training
+from spacte.train import command
 from spacte.train.objective import Objective, loss_dict, unwrapped
 
 
@@ -47,4 +47,4 @@ class SmoothAdv(Objective):
 
 
 if __name__ == "__main__":
-    training.main(SmoothAdv, __doc__, lbdlast=1.6, num_noise_vec=4)
+    command.main(SmoothAdv, __doc__, lbdlast=1.6, num_noise_vec=4)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from circular_teaching import ct_loss
 from spacte.cli import non_negative_float, positive_float
 from spacte.model.noisy import noisy_logits
-from spacte.train import training
+from spacte.train import command
 from spacte.train.objective import Objective, loss_dict
 from spacte.utils import UserError
 
@@ -60,4 +60,4 @@ class MACER(Objective):
 
 
 if __name__ == "__main__":
-    training.main(MACER, __doc__, lbdlast=1.2, num_noise_vec=16, batch_size=64)
+    command.main(MACER, __doc__, lbdlast=1.2, num_noise_vec=16, batch_size=64)

@@ -15,7 +15,7 @@ from circular_teaching import ct_loss
 from soft_votes import soft_votes
 from spacte.cli import image_norm, non_negative_float, positive_int
 from spacte.model.noisy import noisy_logits
-from spacte.train import training
+from spacte.train import command
 from spacte.train.objective import Objective, loss_dict, unwrapped
 from spacte.utils import UserError, sha256
 
@@ -94,4 +94,4 @@ class CATRS(Objective):
 
 
 if __name__ == "__main__":
-    training.main(CATRS, __doc__, lbdlast=1.6, num_noise_vec=4)
+    command.main(CATRS, __doc__, lbdlast=1.6, num_noise_vec=4)

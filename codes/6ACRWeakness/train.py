@@ -15,9 +15,9 @@ from sampling import kept, weights
 from spacte.cli import image_norm, non_negative_int, positive_int, probability
 from spacte.model.frozen import freeze
 from spacte.model.noisy import noisy_logits
+from spacte.smooth.poll import poll
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.split_votes import split_votes
-from spacte.train import training
+from spacte.train import command
 from spacte.train.objective import Objective, loss_dict, unwrapped
 from spacte.utils import RunError, UserError
 
@@ -88,7 +88,7 @@ class ACRWeakness(Objective):
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):
         """How many of the ensemble's n votes are right on each of the N images, [N]; other draws for each purpose."""
         seed = (purpose, self.recipe.seed, epoch)
-        labels, votes = split_votes(smooth, split, indices, n, seed)
+        labels, votes = poll(smooth, split, indices, n, seed)
         return votes[np.arange(len(labels)), -1, labels]
 
     def state(self):
@@ -113,4 +113,4 @@ class ACRWeakness(Objective):
 
 
 if __name__ == "__main__":
-    training.main(ACRWeakness, __doc__, lbdlast=1.6, num_noise_vec=4)
+    command.main(ACRWeakness, __doc__, lbdlast=1.6, num_noise_vec=4)

@@ -60,8 +60,8 @@ from spacte.logs.table import markdown, radius_names, records, table_radii
 from spacte.model.checkpoint import load_classifier
 from spacte.model.pass_size import fastest_pass, fix_passes
 from spacte.report.comparison import Comparison, compare
+from spacte.report.reading import read_runs
 from spacte.report.run import Run
-from spacte.report.runs import read_runs
 from spacte.utils import UserError, make_folder, replace_file
 
 _WAYS = ("compiled", "sequential", "consensus", "together")

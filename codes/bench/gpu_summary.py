@@ -7,7 +7,7 @@ import pandas as pd
 
 from gpu_plan import read_speeds
 from spacte.logs.table import markdown, render
-from spacte.report.runs import read_runs
+from spacte.report.reading import read_runs
 from spacte.report.table import reached_radii, summary
 from spacte.utils import UserError
 

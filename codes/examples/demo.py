@@ -13,7 +13,7 @@ from pathlib import Path
 
 from spacte import cli
 from spacte.report.comparison import compare
-from spacte.report.runs import read_runs
+from spacte.report.reading import read_runs
 
 # Learning rate and lambda are tuned for each side on two other seeds: codes/queues/digits-tuning.toml.
 RECIPE = (

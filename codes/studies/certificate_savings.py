@@ -19,9 +19,9 @@ import pandas as pd
 from spacte import cli
 from spacte.logs.certified import certificate_of, largest_radius
 from spacte.logs.table import markdown, table_radii
+from spacte.report.reading import read_runs
+from spacte.report.recount import votes_of
 from spacte.report.run import Run
-from spacte.report.runs import read_runs
-from spacte.report.votes import votes_of
 from spacte.smooth.certificates import CERTIFICATES, Certificate
 from spacte.smooth.draws import portion
 from spacte.smooth.stopping import AllVotesDecided

@@ -29,7 +29,7 @@ from scipy.stats import norm
 from spacte import cli
 from spacte.logs.counts import read_counts
 from spacte.logs.table import markdown
-from spacte.report.run import differing_parts
+from spacte.report.labels import differing_parts
 
 _IMAGES = 400  # simulated images of a column
 _GRID = 400  # values of p_A at which the joint test looks

@@ -15,8 +15,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from spacte import cli
 from spacte.logs.certlog import certified_accuracy
 from spacte.report import plots
-from spacte.report.alike import rows_of
-from spacte.report.runs import read_runs
+from spacte.report.comparable import rows_of
+from spacte.report.reading import read_runs
 
 _HEADS = 5
 

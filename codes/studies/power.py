@@ -27,11 +27,11 @@ from spacte.logs.certified import largest_radius, log_table
 from spacte.logs.certlog import certified_radius
 from spacte.logs.counts import VoteCounts
 from spacte.logs.table import markdown
-from spacte.report.alike import check_same_images
+from spacte.report.comparable import check_same_images
 from spacte.report.comparison import FEWEST_DIFFERENT
+from spacte.report.reading import read_runs
+from spacte.report.recount import needed_counts
 from spacte.report.run import Run
-from spacte.report.runs import read_runs
-from spacte.report.votes import needed_counts
 from spacte.utils import UserError
 
 _DRAWS = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import RUN_FLAGS, beside, golden, without_time
 
-from spacte.certify.classifier import Computing
+from spacte.certify.base_classifier import Computing
 from spacte.data.spec import DataSpec
 from spacte.data.splits import InMemory
 from spacte.logs import certlog

@@ -11,7 +11,7 @@ from scipy import stats
 
 from spacte.logs import certlog
 from spacte.report.comparison import _named, accuracy_interval, acr_interval, compare, experiments_interval
-from spacte.report.runs import read_runs
+from spacte.report.reading import read_runs
 
 
 def runs_of(tmp_path, *logs):

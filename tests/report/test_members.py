@@ -15,7 +15,7 @@ from spacte.logs.certlog import HEADER, average_certified_radius, certified_accu
 from spacte.logs.config import RunConfig
 from spacte.logs.counts import VoteCounts
 from spacte.report.comparison import compare
-from spacte.report.runs import read_runs
+from spacte.report.reading import read_runs
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
 from spacte.train.settings import Recipe
 from spacte.utils import _LATER_SETTINGS, as_recorded_today

@@ -14,9 +14,9 @@ from spacte.logs.counts import read_counts
 from spacte.logs.table import markdown
 from spacte.report import page, plots
 from spacte.report.comparison import compare
-from spacte.report.runs import read_runs
+from spacte.report.reading import read_runs
+from spacte.report.recount import label_probabilities, with_certificate
 from spacte.report.table import reached_radii, summary
-from spacte.report.votes import label_probabilities, with_certificate
 
 # --- pictures ---
 

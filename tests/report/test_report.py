@@ -14,7 +14,8 @@ from conftest import EXCERPTS, beside, make_log, random_log
 
 from spacte.logs import certlog
 from spacte.logs.table import render, table_radii
-from spacte.report.runs import labels, read_runs
+from spacte.report.labels import labels
+from spacte.report.reading import read_runs
 from spacte.report.table import reached_radii, summary
 
 CONFIG = {

@@ -9,10 +9,10 @@ from conftest import DEFENCES, TINY, load_module
 from objectives import call, objective_of
 
 from spacte.model import build_classifier
+from spacte.train.command import parse
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace
 from spacte.train.trainer import Trainer
-from spacte.train.training import parse
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")

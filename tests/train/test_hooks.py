@@ -17,10 +17,10 @@ from spacte.logs.counts import read_counts
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import freeze
+from spacte.smooth.poll import poll
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.split_votes import split_votes
+from spacte.train.command import parse
 from spacte.train.trainer import Trainer
-from spacte.train.training import parse
 from spacte.utils import RunError, derived_seed
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def split():
 def test_split_votes_are_smooths(network, split):
     """Whatever else is in the batch; the labels are the split's."""
     smooth = Smooth(freeze(network, CPU, batch_size=50), 10, 0.5)
-    labels, votes = split_votes(smooth, split, [7, 3, 150], 30, ("test", 5), 50)
+    labels, votes = poll(smooth, split, [7, 3, 150], 30, ("test", 5), 50)
     assert labels.tolist() == [split[idx][1] for idx in (7, 3, 150)] and votes.shape == (3, 4, 10)
     for idx, row in zip((7, 3, 150), votes, strict=True):
         generator = torch.Generator().manual_seed(derived_seed("test", 5, idx))

@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from spacte.data.spec import DataSpec
 from spacte.data.splits import InMemory
 from spacte.model import build_classifier
+from spacte.train.command import parse
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective
 from spacte.train.settings import Recipe
 from spacte.train.trainer import Trainer
-from spacte.train.training import parse
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,10 @@ from conftest import CODES, DEFENCES, TINY, load_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spacte.model import checkpoint
+from spacte.train.command import parse
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective
 from spacte.train.settings import Place, Recipe, available_workers
-from spacte.train.training import parse
 from spacte.utils import RunError, lock
 
 RUN = {

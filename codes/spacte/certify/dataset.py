@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from spacte import cli
+from spacte.certify.base_classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
 from spacte.certify.certify import CertifySettings, certify_images, check_stopping, parser_of
-from spacte.certify.classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
 from spacte.certify.loading import computing_of, evaluation_of
 from spacte.certify.settings import ClassifierSettings, RunSettings
 from spacte.data.indexed import Indexed, read_item

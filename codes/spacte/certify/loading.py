@@ -7,7 +7,7 @@ FILE.py:function -> classifier -> checked -> Smooth
 from dataclasses import replace
 from pathlib import Path
 
-from spacte.certify.classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
+from spacte.certify.base_classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.sources import open_split

@@ -5,9 +5,9 @@ import pandas as pd
 
 from spacte.logs.certlog import certified_at
 from spacte.logs.described import DESCRIPTION
-from spacte.report.alike import rows_of
+from spacte.report.comparable import rows_of
+from spacte.report.labels import labels
 from spacte.report.run import Run
-from spacte.report.runs import labels
 
 _FEWEST_IMAGES = 10  # to call a class given up: with a quarter of them right, 0 of 10 would have probability .06
 _MOST_NAMED = 5

@@ -10,10 +10,10 @@ import pandas as pd
 from spacte import cli
 from spacte.logs.table import FORMATS, records, render
 from spacte.report import classes, members, page, plots
-from spacte.report.alike import check_same_images
+from spacte.report.comparable import check_same_images
 from spacte.report.comparison import Comparison, compare, compare_experiments
+from spacte.report.reading import read_runs
 from spacte.report.run import Run
-from spacte.report.runs import read_runs
 from spacte.report.table import Part, envelope, over_seeds, reached_radii, summary
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError, check_ending

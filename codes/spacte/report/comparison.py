@@ -8,9 +8,9 @@ from scipy import stats
 
 from spacte.logs.certlog import certified_at, certified_radius
 from spacte.logs.table import plain, radius_names, records
-from spacte.report.alike import certification_differences, check_seeds
+from spacte.report.comparable import certification_differences, check_seeds
+from spacte.report.labels import labels
 from spacte.report.run import Run
-from spacte.report.runs import labels
 from spacte.report.table import reached_radii
 from spacte.utils import UserError
 

@@ -8,10 +8,10 @@ import pandas as pd
 
 from spacte.logs.certified import log_table
 from spacte.logs.certlog import certified_radius
-from spacte.report.alike import rows_of
+from spacte.report.comparable import rows_of
 from spacte.report.comparison import interval_over_seeds
+from spacte.report.recount import counts_of
 from spacte.report.run import Run
-from spacte.report.votes import counts_of
 
 _OF_EACH = ("each ACR", "each clean")  # columns with a figure for each member
 

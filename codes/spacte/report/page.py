@@ -13,10 +13,10 @@ from spacte.logs.described import DESCRIPTION, printable
 from spacte.logs.table import TEXTS, best, records, without_single_group
 from spacte.report import plots
 from spacte.report.comparison import Comparison
+from spacte.report.labels import labels
+from spacte.report.recount import votes_of, with_certificate
 from spacte.report.run import Run
-from spacte.report.runs import labels
 from spacte.report.table import Part
-from spacte.report.votes import votes_of, with_certificate
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import check_ending, replace_file
 

@@ -8,9 +8,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from spacte.logs.certlog import certified_accuracy, certified_radius
 from spacte.logs.described import printable
+from spacte.report.labels import labels
+from spacte.report.recount import label_probabilities
 from spacte.report.run import Run
-from spacte.report.runs import labels
-from spacte.report.votes import label_probabilities
 from spacte.utils import UserError, check_ending, replace_file
 
 ENDINGS = (".png", ".pdf", ".svg")

@@ -1,13 +1,12 @@
 """A certification log as a run of a report."""
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from spacte.logs.config import RunConfig
-from spacte.logs.described import Description, parts_of
+from spacte.logs.described import Description
 from spacte.utils import UserError
 
 
@@ -57,13 +56,3 @@ class Run(Description):
     def title(self) -> str:
         """The name, and the place where it takes that to tell two runs apart."""
         return f"{self.name} ({self.place})" if self.place else self.name
-
-
-def differing_parts(paths: list[Path]) -> list[str]:
-    """What tells each path from the others: its parts after the folders that all share, without those alike in all."""
-    parts = [parts_of(path) for path in paths]
-    folders = zip(*(part[:-1] for part in parts), strict=False)
-    shared = sum(1 for _ in itertools.takewhile(lambda found: len(set(found)) == 1, folders))
-    parts = [part[shared:][::-1] for part in parts]  # innermost first: the paths may differ in depth
-    places = [place for place, found in enumerate(itertools.zip_longest(*parts)) if len(set(found)) > 1]
-    return ["/".join(part[place] for place in reversed(places) if place < len(part)) for part in parts]

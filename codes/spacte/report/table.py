@@ -11,7 +11,7 @@ import pandas as pd
 from spacte.logs.certlog import certified_radius
 from spacte.logs.described import DESCRIPTION
 from spacte.logs.table import RADIUS_STEP, TEXTS, plain, radius_names, summary_row, summary_table, table_radii
-from spacte.report.alike import comparable_groups, rows_of
+from spacte.report.comparable import comparable_groups, rows_of
 from spacte.report.run import Run
 from spacte.utils import UserError
 

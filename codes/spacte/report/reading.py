@@ -1,4 +1,4 @@
-"""The runs of logs and folders, in the order of a table, and their short names."""
+"""The runs of logs and folders, in the order of a table."""
 
 import os
 import warnings
@@ -8,9 +8,10 @@ from pathlib import Path
 from spacte.logs.certlog import COLUMNS, read_log
 from spacte.logs.described import check_certification_log, columns_of, description, kind_of, method_parts, parts_of
 from spacte.logs.runfiles import run_name
-from spacte.report.alike import check_same_images
-from spacte.report.run import Run, differing_parts
-from spacte.report.votes import heads_alone, with_certificate
+from spacte.report.comparable import check_same_images
+from spacte.report.labels import differing_parts, places
+from spacte.report.recount import heads_alone, with_certificate
+from spacte.report.run import Run
 from spacte.utils import UserError
 
 
@@ -32,8 +33,8 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
             run = with_certificate(run, certificate)
         runs += [*(heads_alone(run) if heads else ()), run]
     check_same_images(runs)
-    places = _places([run.described for run in runs], runs)
-    runs = [replace(run, place=place) for run, place in zip(runs, places, strict=True)]
+    found = places([run.described for run in runs], runs)
+    runs = [replace(run, place=place) for run, place in zip(runs, found, strict=True)]
     return sorted(_with_methods(runs), key=_order)
 
 
@@ -43,16 +44,6 @@ def _with_methods(runs: list[Run]) -> list[Run]:
     methods = map(method_parts, differing_parts([run.path.parent for run in unknown]) if unknown else ())
     named = {id(run): method for run, method in zip(unknown, methods, strict=True)}
     return [replace(run, method=named.get(id(run), "")) for run in runs]
-
-
-def _places(names: list, runs: list[Run]) -> list[str]:
-    """For each run whose name another has too, in what the paths of their logs differ; "" for the others."""
-    places = [""] * len(runs)
-    for name in set(names):
-        tied = [number for number, other in enumerate(names) if other == name]
-        for number, place in zip(tied, differing_parts([runs[number].path for number in tied]), strict=True):
-            places[number] = place
-    return places
 
 
 def _logs_in(path: Path) -> list[Path]:
@@ -77,19 +68,3 @@ def _order(run: Run) -> tuple:
     texts = (run.dataset or "", run.arch or "", run.sigma or 0.0, run.defence or "")
     heads, alone = str(run.heads or ""), run.heads is not None and run.heads.head is not None
     return (*texts, not alone, len(heads), heads, run.title)
-
-
-def labels(runs: list[Run]) -> list[str]:
-    """A short name for each run of a picture or a sentence: what is known of it, and where its log lies in a tie."""
-    short = []
-    for run in runs:
-        heads = run.heads and run.heads.in_words
-        parts = [run.defence, heads, *run.variant, run.sigma and f"sigma {run.sigma:g}"]
-        for name in ("arch", "dataset", "certificate"):
-            if len({getattr(other, name) for other in runs}) > 1:
-                parts.append(getattr(run, name))
-        short.append(", ".join(part for part in parts if part))
-    places = _places(short, runs)
-    for number, (text, place) in enumerate(zip(short, places, strict=True)):
-        short[number] = f"{text} ({place})" if text and place else text or place or runs[number].title
-    return short

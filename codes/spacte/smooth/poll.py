@@ -12,7 +12,7 @@ from spacte.smooth.tally import Sample
 from spacte.utils import derived_seed
 
 
-def split_votes(
+def poll(
     smooth: Smooth, split, indices: Sequence[int], n: int, seed: tuple, batch_size: int = 1000
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] and votes [N, V, K] of n noisy copies of each of N images; see Smooth.count_votes for V.
