@@ -2,12 +2,16 @@
 
 import atexit
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from spacte.utils import RunError, UserError
+
+T = TypeVar("T")
 
 
 def get_rank() -> int:
@@ -33,9 +37,9 @@ def init_distributed() -> None:
         atexit.register(dist.destroy_process_group)
 
 
-def broadcast_object(make):
+def broadcast_object(make: Callable[[], T]) -> T:
     """`make()` of the main process, in every process; a UserError or RunError that it raises is raised in every one."""
-    box = [None]
+    box: list[Any] = [None]
     if is_main_process():
         try:
             box = [make()]
@@ -48,19 +52,19 @@ def broadcast_object(make):
     return box[0]
 
 
-def main_process_first(make):
+def main_process_first(make: Callable[[], T]) -> T:
     """`make()` in every process, in the main one first: what it leaves on disk is there for the others."""
-    made = []
+    made: list[T] = []
     broadcast_object(lambda: made.append(make()))
     return made[0] if made else make()
 
 
-def all_gather_object(value) -> list:
+def all_gather_object(value: T) -> list[T]:
     """Every process's value, in order of rank."""
-    values = [value]
-    if get_world_size() > 1:
-        values = [None] * get_world_size()
-        dist.all_gather_object(values, value)
+    if get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(values, value)
     return values
 
 

@@ -14,9 +14,9 @@ import torch
 from children import Children, free_port, run
 from conftest import CODES, RUN_FLAGS, TINY, beside, without_time
 
-from spacte.certify import evaluation
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
+from spacte.model import pass_size
 
 # --- killed at any moment ---
 
@@ -170,7 +170,7 @@ def test_a_run_keeps_the_pass_that_it_was_begun_with(script, trained, monkeypatc
         return {json.loads(path.read_text())["about"]["images_per_pass"] for path in Path(logs).rglob("*.json")}
 
     sizes = iter(range(40, 50))
-    monkeypatch.setattr(evaluation, "fastest_pass", lambda network, image: next(sizes))
+    monkeypatch.setattr(pass_size, "fastest_pass", lambda network, image: next(sizes))
     assert noted("a", "--max", 90) == {40} == noted("a") == noted("a")
     assert noted("a", "--overwrite") == {41}
     assert noted("b", "--shard", "2/2") == {42} == noted("b", "--shard", "1/2")

@@ -65,19 +65,22 @@ class Frozen(FixedPasses):
         """See Members."""
         return len(self.network.heads)
 
-    def features(self, images: Tensor) -> Tensor:
+    def first_logits(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """See Members."""
-        return self.by_passes(self._trunk, images, dim=0)
+        logits, features = self.by_passes(self._first, images, first, dims=(1, 0))
+        return logits, features
 
-    def member_logits(self, features: Tensor, members: range, few: bool = False) -> Tensor:
+    def other_logits(self, features: Tensor, first: int) -> Tensor:
         """See Members."""
-        return self.by_passes(self._head_logits, features, members, few=few)
+        return self.by_passes(self._others, features, first, few=True)[0]
 
-    def _trunk(self, images: Tensor) -> Tensor:
-        return self.network.trunk(self._normalised(images))
+    def _first(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        features = self.network.trunk(self._normalised(images))
+        return self.network.head_logits(features, range(first)), features
 
-    def _head_logits(self, features: Tensor, heads: range) -> Tensor:
-        return self.network.head_logits(features.to(memory_format=torch.channels_last), heads)
+    def _others(self, features: Tensor, first: int) -> Tensor:
+        features = features.to(memory_format=torch.channels_last)
+        return self.network.head_logits(features, range(first, self.members))
 
     def _normalised(self, images: Tensor) -> Tensor:
         return self.normalise(images.to(memory_format=torch.channels_last)).to(self.dtype)

@@ -18,14 +18,11 @@ class Members(Protocol):
     def members(self) -> int:
         """How many there are."""
 
-    def features(self, images: Tensor) -> Tensor:
-        """What all members read: images [N, C, H, W] -> [N, ...]."""
+    def first_logits(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """The first members' logits on images [N, C, H, W], [first, N, K], and features [N, ...] for the others."""
 
-    def member_logits(self, features: Tensor, members: range, few: bool = False) -> Tensor:
-        """The logits of some members: features [N, ...] -> [len(members), N, K].
-
-        `few`: of the features of a few images of a batch, in smaller passes.
-        """
+    def other_logits(self, features: Tensor, first: int) -> Tensor:
+        """The logits of all members but the first, of the features of a few images: [M - first, N, K]."""
 
 
 class NetworkEnsemble(nn.Module):
@@ -48,12 +45,11 @@ class NetworkEnsemble(nn.Module):
         """See Members."""
         return len(self.networks)
 
-    def features(self, images: Tensor) -> Tensor:
+    def first_logits(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """See Members: the networks share no more than the images."""
-        return images
+        return torch.stack([ensemble_logits(network(images)) for network in self.networks[:first]]), images
 
-    def member_logits(self, features: Tensor, members: range, few: bool = False) -> Tensor:
+    def other_logits(self, features: Tensor, first: int) -> Tensor:
         """See Members."""
-        networks = [cast(FixedPasses, self.networks[member]) for member in members]
-        logits = [network.logits_of_few(features) if few else network(features) for network in networks]
-        return torch.stack([ensemble_logits(one) for one in logits])
+        others = [cast(FixedPasses, network) for network in self.networks[first:]]
+        return torch.stack([ensemble_logits(network.logits_of_few(features)) for network in others])

@@ -18,7 +18,7 @@ from spacte.model.cuda_graph import Graph
 from spacte.model.ensemble import named_classes, with_ensemble
 
 CPU_PIXELS = 2**18  # of a pass on the CPU; R50 at 224x224 then needs 2 GB
-_FEW = 8  # passes of few images hold this part of the others'
+_FEW = 4  # passes of few images hold this part of the others'
 
 
 class FixedPasses(nn.Module):
@@ -41,11 +41,11 @@ class FixedPasses(nn.Module):
         """Logits of every head: [N, C, H, W] -> [L, N, K]. Where gradients are enabled, in one pass as it is."""
         if torch.is_grad_enabled():
             return self.logits(images)
-        return self.by_passes(self.logits, images)
+        return self.by_passes(self.logits, images)[0]
 
     def logits_of_few(self, images: Tensor) -> Tensor:
         """The same of a few images of a batch, in smaller passes."""
-        return self.by_passes(self.logits, images, few=True)
+        return self.by_passes(self.logits, images, few=True)[0]
 
     def classes(self, images: Tensor, num_classes: int) -> Tensor:
         """What each head and the ensemble name on each image: [N, C, H, W] -> [V, N]; see `named_classes`.
@@ -53,19 +53,20 @@ class FixedPasses(nn.Module):
         On a GPU that is a part of a pass's graph.
         """
         if self.is_graph:
-            return self.by_passes(self._classes, images, num_classes)
+            return self.by_passes(self._classes, images, num_classes)[0]
         return named_classes(with_ensemble(self(images).float()), num_classes)
 
     def _classes(self, images: Tensor, num_classes: int) -> Tensor:
         return named_classes(with_ensemble(self.logits(images).float()), num_classes)
 
     def by_passes(
-        self, stage: Callable[..., Tensor], inputs: Tensor, *settings: Hashable, dim: int = 1, few: bool = False
-    ) -> Tensor:
+        self, stage: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Tensor, *settings: Hashable,
+        dims: tuple[int, ...] = (1,), few: bool = False,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """What `stage(inputs, *settings)`, a method of this classifier, makes of inputs [N, ...], a pass at a time.
 
-        Its result has the inputs along `dim`. Passes of `few` inputs hold an eighth as many: padding then does not cost
-        what is spared.
+        Its results have the inputs along `dims`. Passes of `few` inputs hold a quarter as many: padding then does not
+        cost what is spared.
         """
         halved = False
         while True:  # the memory that others leave on a shared GPU is known only by trying
@@ -73,8 +74,7 @@ class FixedPasses(nn.Module):
                 size = self.pass_size(inputs)
                 if few:
                     size = math.ceil(size / _FEW)
-                parts = inputs.split(size)
-                found = [self._pass(stage, part, size, settings).narrow(dim, 0, len(part)) for part in parts]
+                found = [self._pass(stage, part, size, settings, dims) for part in inputs.split(size)]
                 break
             except RuntimeError as error:
                 if self.most == 1 or not memory_is_short(error):
@@ -86,7 +86,7 @@ class FixedPasses(nn.Module):
             self.most, halved = (self.most + 1) // 2, True
         if halved:
             print(f"the GPU's memory is short: from here on {self.most} images per pass", file=sys.stderr, flush=True)
-        return concatenated(found, dim)
+        return tuple(concatenated(parts, dim) for parts, dim in zip(zip(*found, strict=True), dims, strict=True))
 
     def pass_size(self, images: Tensor) -> int:
         """How many images a pass holds; on the CPU the first images decide, unless it is fixed."""
@@ -105,20 +105,23 @@ class FixedPasses(nn.Module):
         """Forget what runs a pass; it is made again when it is needed."""
         self._functions.clear()
 
-    def _pass(self, stage: Callable[..., Tensor], inputs: Tensor, size: int, settings: tuple) -> Tensor:
+    def _pass(
+        self, stage: Callable, inputs: Tensor, size: int, settings: tuple, dims: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
         # Libraries choose kernels by shape, and kernels round differently. With one shape, an image has the same logits
         # in every batch: votes do not depend on the batch size, and a resumed run repeats them.
         missing = size - len(inputs)
         padded = F.pad(inputs, (*(0, 0) * (inputs.dim() - 1), 0, missing)) if missing else inputs
         key = (stage.__name__, *settings, *padded.shape)
         if key not in self._functions:
-            function: Callable[[Tensor], Tensor] = functools.partial(_call, stage, settings)
+            function: Callable[[Tensor], tuple[Tensor, ...]] = functools.partial(_call, stage, settings)
             if self.compiled:
                 function = _compiled(function, self.device)
             elif self.is_graph:
                 function = _replayed(function)
             self._functions[key] = function
-        return self._functions[key](padded)
+        results = self._functions[key](padded)
+        return tuple(one.narrow(dim, 0, len(inputs)) for one, dim in zip(results, dims, strict=True))
 
 
 def in_passes(network: object) -> list[FixedPasses]:
@@ -132,33 +135,36 @@ def concatenated(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def _call(stage: Callable[..., Tensor], settings: tuple, inputs: Tensor) -> Tensor:
-    return stage(inputs, *settings)
+def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...]:
+    results = stage(inputs, *settings)
+    return results if isinstance(results, tuple) else (results,)
 
 
-def _replayed(stage: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _replayed(stage: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """`stage`, which needs no gradients, as a CUDA graph, captured when it is called first."""
     graph: Graph | None = None
 
-    def run(inputs: Tensor) -> Tensor:
+    def run(inputs: Tensor) -> tuple[Tensor, ...]:
         """What the stage returns, in memory of its own: the next pass writes to the same place."""
         nonlocal graph
         with torch.inference_mode():
             if graph is None:
                 stage(inputs)  # loads the libraries' kernels, and shows whether the memory suffices
                 graph = Graph(stage, inputs)
-            return graph(inputs).clone()
+            return tuple(one.clone() for one in graph(inputs))
 
     return run
 
 
-def _compiled(stage: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
+def _compiled(
+    stage: Callable[[Tensor], tuple[Tensor, ...]], device: torch.device
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """`stage` through torch.compile, with the weights as constants and, on a GPU, as a CUDA graph."""
     function = torch.compile(stage, dynamic=False, options={"triton.cudagraphs": device.type == "cuda"})
 
-    def run(inputs: Tensor) -> Tensor:
+    def run(inputs: Tensor) -> tuple[Tensor, ...]:
         """Compiles when it is called first; each network of an ensemble and each size of a pass for itself."""
         with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=1000):
-            return function(inputs).clone()  # a CUDA graph writes the next pass to the same place
+            return tuple(one.clone() for one in function(inputs))  # a CUDA graph writes the next pass to the same place
 
     return run

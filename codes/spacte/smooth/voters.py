@@ -43,13 +43,11 @@ class Consensus:
     def __call__(self, images: Tensor) -> Tensor:
         """The classes named, [first + 1, N]; K where logits are not finite. Waits for the device once."""
         if isinstance(self.classifier, Members):
-            features = self.classifier.features(images)
-            early = self.classifier.member_logits(features, range(self.first))
+            early, features = self.classifier.first_logits(images, self.first)
             undecided = disagree(early).nonzero().flatten()
             late = early[:0, undecided]
             if len(undecided):
-                others = range(self.first, self.classifier.members)
-                late = self.classifier.member_logits(features[undecided], others, few=True)
+                late = self.classifier.other_logits(features[undecided], self.first)
         else:
             logits = self.classifier(images)
             if logits.dim() != 3 or len(logits) <= self.first:

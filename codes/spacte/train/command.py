@@ -70,7 +70,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.arch, train_split.spec, recipe.num_heads)
     classifier.network.whole_gradient = recipe.whole_gradient
-    done = bool(resumed) and resumed["epoch"] == recipe.epochs  # then files that may be gone are not needed
+    done = resumed is not None and resumed["epoch"] == recipe.epochs  # then files that may be gone are not needed
     if recipe.frozen_trunk and not done:
         take_trunk(classifier, recipe.frozen_trunk, recipe, train_split.spec)
     if recipe.teachers and not done:
