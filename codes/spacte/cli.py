@@ -8,9 +8,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from spacte.utils import RunError, UserError
+
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None):
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
@@ -34,7 +36,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
-    def parse(text: str):
+    def parse(text: str) -> float:
         """The number; argparse's error, with what is legal, where it is not one."""
         try:
             value = kind(text)
@@ -74,12 +76,12 @@ def checked(parser: Parser, given: dict) -> dict:
     return values
 
 
-def settings_of(kind: type, args: argparse.Namespace):
+def settings_of(kind: type[T], args: argparse.Namespace) -> T:
     """The settings (a dataclass) whose fields are flags of the same names."""
-    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+    return kind(**{name: getattr(args, name) for name in defaults_of(kind)})
 
 
-def defaults_of(kind: type) -> dict:
+def defaults_of(kind: Any) -> dict[str, Any]:
     """The defaults of a settings dataclass by name: the flags' too, so that they stand once."""
     return {field.name: field.default for field in dataclasses.fields(kind)}
 
@@ -143,12 +145,12 @@ def _memory_is_short(error: Exception) -> bool:
     return memory_is_short(error)
 
 
-def _stop(message: str, code: int):
+def _stop(message: str, code: int) -> NoReturn:
     _say(message)
     _leave(code)
 
 
-def _leave(code: int):
+def _leave(code: int) -> NoReturn:
     if _is_one_of_several():  # a clean end would wait for processes that wait for this one; torchrun ends them
         sys.stdout.flush()
         sys.stderr.flush()

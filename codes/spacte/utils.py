@@ -7,10 +7,10 @@ import os
 import platform
 import subprocess
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def lock(path: Path, taken: str, shared: bool = False):
+def lock(path: Path, taken: str, shared: bool = False) -> TextIO:
     """Open a file and lock it while it stays open, alone or with others that share it; returns the file.
 
     UserError `taken` where another process holds the lock, or another error where the file cannot be written.
@@ -88,7 +88,7 @@ def lock(path: Path, taken: str, shared: bool = False):
     return held
 
 
-def replace_file(path: Path, write) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)` and rename the result to `path`: a reader sees the old file or the whole new one.
 
     Raises UserError where it cannot be written.

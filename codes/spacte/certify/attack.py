@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,8 +134,8 @@ def attacked(
 
 
 def through_noise(
-    logits_of, image: Tensor, climbed: int, radius: float, sigma: float, steps: int, noises: int,
-    generator: torch.Generator,
+    logits_of: Callable[[Tensor], Tensor], image: Tensor, climbed: int, radius: float, sigma: float, steps: int,
+    noises: int, generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
     """The image [C, H, W] moved by at most `radius` in L2 so that the class `climbed` loses votes.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import TensorDataset
@@ -30,8 +31,9 @@ _NOT_BY_NAME = {"model_path", "classifier", "classifier_args", "normalize", "arc
 
 
 def certify_dataset(
-    classifier: Callable | Loaded | list[Loaded], data, *, noise_sd: float | None = None,
-    num_classes: int | None = None, levels: int = 255, dataset: str | None = None, name: str | None = None, **settings,
+    classifier: Callable | Loaded | list[Loaded], data: Any, *, noise_sd: float | None = None,
+    num_classes: int | None = None, levels: int = 255, dataset: str | None = None, name: str | None = None,
+    **settings: Any,
 ) -> Path:  # fmt: skip
     """Certify images as certify_mhead.py does; returns the log, beside which counts, configuration and summary lie.
 
@@ -69,7 +71,7 @@ def certify_dataset(
     return files.log
 
 
-def _dataset(data):
+def _dataset(data: Any) -> Any:
     """The data as something that is indexed, item by item. UserError where they are not."""
     legal = "it must be (images, labels), as many of the one as of the other"
     if isinstance(data, tuple):
@@ -101,7 +103,7 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
 
 
 def _base(
-    classifier, data, noise_sd: float | None, num_classes: int | None, levels: int, dataset: str | None,
+    classifier: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int, dataset: str | None,
     name: str | None, computing: Computing,
 ) -> tuple[BaseClassifier, Split]:  # fmt: skip
     data = _dataset(data)

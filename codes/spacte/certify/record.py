@@ -33,7 +33,7 @@ def fix_passes(evaluation: Evaluation, files: RunFiles, requested: int | None, o
     pass_size.fix_passes(network, broadcast_object(decided))
 
 
-def about(evaluation: Evaluation, *settings) -> dict[str, Any]:
+def about(evaluation: Evaluation, *settings: Any) -> dict[str, Any]:
     """What a run's JSON records beside its configuration: what may change when it resumes.
 
     Of these a log depends on the device: only the same model of card draws the same noise as a GPU did.

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TextIO
 
 from tqdm import tqdm
 
@@ -176,7 +176,7 @@ class _Files(Generic[C]):
         self._held.close()
 
 
-def _locked(files: RunFiles, overwrite: bool):
+def _locked(files: RunFiles, overwrite: bool) -> TextIO:
     """The counts file, locked while it stays open."""
     counts = files.counts
     if counts.suffix == ".gz" and overwrite:
@@ -186,7 +186,7 @@ def _locked(files: RunFiles, overwrite: bool):
     return lock(counts, f"another run is writing '{files.log}'")
 
 
-def _made_ready(files: RunFiles, plan: Plan[C], about: dict[str, Any], held, overwrite: bool) -> list[C]:
+def _made_ready(files: RunFiles, plan: Plan[C], about: dict[str, Any], held: TextIO, overwrite: bool) -> list[C]:
     """Let the files be as after the last whole image, or empty ones; returns the counts that they hold."""
     try:
         if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up

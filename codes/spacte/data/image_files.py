@@ -4,6 +4,7 @@ import os
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Tree(datasets.ImageFolder):
     counted in one warning. Raises UserError where there is no class, or that names the classes without an image.
     """
 
-    def __init__(self, folder: Path, **options):
+    def __init__(self, folder: Path, **options: Any):
         self.skipped: Counter[str] = Counter()
         try:
             super().__init__(folder, is_valid_file=self._is_image, allow_empty=True, **options)
@@ -65,7 +66,7 @@ class Tree(datasets.ImageFolder):
             raise FileNotFoundError(folder)
         return names, {name: label for label, name in enumerate(names)}
 
-    def make_dataset(self, directory: str, class_to_idx: dict[str, int], **options) -> list[tuple[str, int]]:
+    def make_dataset(self, directory: str, class_to_idx: dict[str, int], **options: Any) -> list[tuple[str, int]]:
         """(path, label) of each image, by class and name."""
         if not self._annotated:
             return datasets.ImageFolder.make_dataset(directory, class_to_idx, **options)

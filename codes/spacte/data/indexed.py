@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,7 +22,7 @@ class Indexed(Split):
     an item has no such image or label, and where an image differs when it is read again.
     """
 
-    def __init__(self, spec: DataSpec, dataset, device: torch.device, any_range: bool = False):
+    def __init__(self, spec: DataSpec, dataset: Any, device: torch.device, any_range: bool = False):
         super().__init__(spec, device)
         self.dataset, self.any_range = dataset, any_range
         if len(dataset) == 0:
@@ -61,7 +62,7 @@ class Indexed(Split):
         return content.hexdigest()
 
 
-def read_item(dataset, idx: int) -> tuple[Tensor, int]:
+def read_item(dataset: Any, idx: int) -> tuple[Tensor, int]:
     """An item of a user's data: its image, a tensor, an array or a PIL image, as a tensor; its label.
 
     Raises UserError with what an item must be where it is not that, or cannot be read.
@@ -90,6 +91,6 @@ def read_item(dataset, idx: int) -> tuple[Tensor, int]:
     return image, int(number)
 
 
-def _described(value) -> str:
+def _described(value: object) -> str:
     shape = getattr(value, "shape", None)
     return type(value).__name__ + ("" if shape is None else f" of shape {list(shape)}")

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def _is_idx(head: bytes, path: Path) -> bool:
     return len(head) == 4 and head[:3] == b"\0\0\x08" and head[3] > 0 and path.stat().st_size >= 4 + 4 * head[3]
 
 
-def _downloaded(dataset: type, data_dir: Path, which: dict):
+def _downloaded(dataset: type, data_dir: Path, which: dict) -> Any:
     """The set downloaded to `data_dir`, which is left as it was when the download fails or is interrupted.
 
     The files are downloaded to a temporary folder inside `data_dir` and move up once the set was read from them.

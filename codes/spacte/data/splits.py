@@ -9,6 +9,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +119,10 @@ class InMemory(BatchedSplit):
     otherwise, or if there are none. `crop` (pixels of zero padding) and `flip` augment a training split.
     """
 
-    def __init__(self, spec, images: Tensor, labels: Tensor, train=False, device=None, crop: int = 0, flip=False):
+    def __init__(
+        self, spec: DataSpec, images: Tensor, labels: Tensor, train: bool = False,
+        device: torch.device | None = None, crop: int = 0, flip: bool = False,
+    ):  # fmt: skip
         super().__init__(spec, device or images.device)
         part = "training" if train else "test"
         if len(images) == 0:
@@ -145,7 +149,7 @@ class InMemory(BatchedSplit):
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
         return self._scaled(self.images[idx]), self.label(idx)
 
-    def label(self, idx):
+    def label(self, idx: int) -> int:
         """See Split."""
         return int(self.labels[idx])
 
@@ -155,13 +159,13 @@ class InMemory(BatchedSplit):
         content.update(self.labels.cpu().numpy().tobytes())
         return content.hexdigest()
 
-    def _labels(self):
+    def _labels(self) -> Tensor:
         return self.labels
 
-    def _keep(self, indices):
+    def _keep(self, indices: Tensor) -> None:
         self.images, self.labels = self.images[indices], self.labels[indices]
 
-    def _load(self, chunks):
+    def _load(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for chosen in _together(chunks, self.device):
             images = self.images[chosen]
             if self.crop:
@@ -174,7 +178,7 @@ class InMemory(BatchedSplit):
 class Streamed(BatchedSplit):
     """A split read from files by worker processes: ImageNet. `dataset` yields uint8 images [C, H, W] and labels."""
 
-    def __init__(self, spec: DataSpec, dataset, device: torch.device, workers: int):
+    def __init__(self, spec: DataSpec, dataset: Any, device: torch.device, workers: int):
         super().__init__(spec, device)
         self.dataset, self.workers = dataset, workers
 
@@ -185,7 +189,7 @@ class Streamed(BatchedSplit):
         image, label = self.dataset[idx]
         return self._scaled(image.to(self.device)), label
 
-    def label(self, idx):
+    def label(self, idx: int) -> int:
         """See Split."""
         return self.dataset.targets[idx]
 
@@ -194,15 +198,15 @@ class Streamed(BatchedSplit):
         names = (f"{Path(path).name} {label}" for path, label in self.dataset.samples)
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
-    def _labels(self):
+    def _labels(self) -> Tensor:
         return torch.tensor(self.dataset.targets)
 
-    def _keep(self, indices):
+    def _keep(self, indices: Tensor) -> None:
         kept = [self.dataset.samples[idx] for idx in indices]
         self.dataset.samples = self.dataset.imgs = kept  # imgs: torchvision's second name, by which all would stay
         self.dataset.targets = [label for _, label in self.dataset.samples]
 
-    def _load(self, chunks):
+    def _load(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
             self.dataset,
             batch_sampler=[chunk.tolist() for chunk in chunks],

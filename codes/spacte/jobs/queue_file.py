@@ -6,6 +6,7 @@ queue file -> jobs
 import re
 import shlex
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 
 from spacte.jobs.job import Job, by_name
@@ -59,7 +60,9 @@ def _read_toml(path: Path) -> dict:
     return content
 
 
-def _check_entry(path: Path, kind: str, entry: dict, keys: dict, required: tuple[str, str], taken) -> str:
+def _check_entry(
+    path: Path, kind: str, entry: dict, keys: dict, required: tuple[str, str], taken: Collection[str]
+) -> str:
     """Returns what an error message about the entry begins with."""
     if not isinstance(entry, dict):
         raise UserError(f"'{path}': {kind} must be tables, [[{kind}]]")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from spacte.jobs.processes import set_priority_and_end
 from spacte.utils import RunError, UserError, make_folder, replace_file
@@ -51,7 +52,7 @@ class Session:
     seconds by name. The commands hold the lock `held` on the folder while they live.
     """
 
-    def __init__(self, output: Path, settings: dict, minutes: float, budgets: dict[str, float], held):
+    def __init__(self, output: Path, settings: dict, minutes: float, budgets: dict[str, float], held: TextIO):
         self.output, self.held, self.budgets = output, held, dict(budgets)
         self.end = self._step_end = time.monotonic() + 60 * minutes
         self.file = output / "session.json"
@@ -73,7 +74,7 @@ class Session:
                 raise UserError(f"'{self.output}' holds {there}: give another --output")
         return state
 
-    def remember(self, name: str, value) -> None:
+    def remember(self, name: str, value: object) -> None:
         """Record `value` under `name` in the state."""
         self.state[name] = value
         content = json.dumps(self.state, indent=2) + "\n"

@@ -5,6 +5,7 @@ Tab separated, header `idx label predict radius correct time`, one row per image
 
 import codecs
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from decimal import ROUND_FLOOR, Context
 from pathlib import Path
@@ -15,6 +16,7 @@ from scipy.stats import sem
 
 from spacte.utils import UserError
 
+Radii = Sequence[float] | np.ndarray
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 HEADER = "\t".join(COLUMNS) + "\n"
 _LEGAL = {
@@ -43,7 +45,7 @@ def elapsed(seconds: float) -> str:
     return str(timedelta(seconds=seconds))
 
 
-def read_log(path: Path | str, columns=COLUMNS) -> pd.DataFrame:
+def read_log(path: Path | str, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """A log as a table with `columns`, one row per image, any writer's (the authors', Cohen's, ours).
 
     Copies by other programs are read as well: separated by commas, or in UTF-16. Only `time` may be missing. A last
@@ -112,7 +114,7 @@ def certified_radius(table: pd.DataFrame) -> np.ndarray:
     return (table["correct"] * table["radius"]).to_numpy(float)
 
 
-def certified_at(table: pd.DataFrame, radii) -> np.ndarray:
+def certified_at(table: pd.DataFrame, radii: Radii) -> np.ndarray:
     """Whether each image is correct with at least each of the radii: [len(radii), images]."""
     radius, correct = table["radius"].to_numpy(float), table["correct"].to_numpy(bool)
     return correct & (radius >= np.asarray(radii, dtype=float)[:, None])
@@ -128,6 +130,6 @@ def acr_standard_error(table: pd.DataFrame) -> float:
     return float(sem(certified_radius(table))) if len(table) > 1 else float("nan")
 
 
-def certified_accuracy(table: pd.DataFrame, radii) -> np.ndarray:
+def certified_accuracy(table: pd.DataFrame, radii: Radii) -> np.ndarray:
     """The share of all images that are correct with at least each of the radii: [len(radii)], in [0, 1]."""
     return certified_at(table, radii).mean(axis=1)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spacte.data.spec import DATASETS
 from spacte.logs.certlog import beginning
@@ -13,6 +13,7 @@ from spacte.logs.config import DESCRIBES, Heads, Noted, RunConfig
 from spacte.logs.runfiles import RunFiles
 from spacte.utils import UserError, as_recorded_today
 
+T = TypeVar("T")
 # the fields of a description that say which one it is
 DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma", "certificate")
 
@@ -101,7 +102,7 @@ def _noted(files: RunFiles) -> Noted | None:
     return noted
 
 
-def _part(path: Path, pattern: str, kind: Callable):
+def _part(path: Path, pattern: str, kind: Callable[[str], T]) -> T | None:
     """What the pattern's group finds in the innermost part of the path that is like it."""
     for part in reversed(parts_of(path)):
         match = re.fullmatch(pattern, part)
@@ -116,7 +117,7 @@ def parts_of(path: Path) -> tuple[str, ...]:
     return tuple(map(printable, (*path.absolute().parts[1:-1], name)))
 
 
-def _known(path: Path, names) -> str | None:
+def _known(path: Path, names: Iterable[str]) -> str | None:
     """The one of the names that is a part of the path, or a part of a part between hyphens (CIFAR10-R110)."""
     known = _NICKNAMES | {name.lower(): name for name in names}
     for part in reversed(parts_of(path)[:-1]):

@@ -1,11 +1,12 @@
 """The figures of certification logs as rows of a table, and tables as text."""
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy
+from spacte.logs.certlog import Radii, acr_standard_error, average_certified_radius, certified_accuracy
 from spacte.logs.described import Description
 from spacte.smooth.certificates import ABSTAIN
 
@@ -22,12 +23,12 @@ def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
     return step * np.arange(int(limit / step) + 1)
 
 
-def radius_names(radii) -> list[str]:
+def radius_names(radii: Iterable[float]) -> list[str]:
     """The columns of the certified accuracies at these radii."""
     return [f"{radius:.10g}" for radius in radii]
 
 
-def summary_row(known: Description, log: pd.DataFrame, radii, group: int, run: str) -> dict:
+def summary_row(known: Description, log: pd.DataFrame, radii: Radii, group: int, run: str) -> dict:
     """What a summary says of a certification log: see `summary_table`."""
     return known.facts | {
         "trained": known.trained,

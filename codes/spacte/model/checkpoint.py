@@ -135,7 +135,7 @@ _HARMLESS = [
 ]  # fmt: skip
 
 
-def _summary(contents) -> str:
+def _summary(contents: Any) -> str:
     if not isinstance(contents, dict):
         return f"a {type(contents).__name__}"
     return listed(contents, 8) or "nothing"

@@ -3,6 +3,7 @@
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Graph:
         with _capture(self.graph, stream):
             self.outputs = function(*self.inputs)
 
-    def __call__(self, *inputs: Tensor):
+    def __call__(self, *inputs: Tensor) -> Any:
         """What the function returns for the inputs."""
         for held, new in zip(self.inputs, inputs, strict=True):
             held.copy_(new)

@@ -106,7 +106,7 @@ def borrowed(function: object) -> Iterator[None]:
 _LEGAL = "logits, floating point, [N, K] or [L, N, K] for N images"
 
 
-def _where_in(value) -> str:
+def _where_in(value: Any) -> str:
     """Where in what a function returned its logits may lie."""
     if isinstance(getattr(value, "logits", None), Tensor):
         return ": return its .logits"
@@ -125,7 +125,7 @@ def _advice(function: Callable) -> str:
     return f"; its parameters are {kind}, the images float32: return module.float(), or a function that converts both"
 
 
-def _described(value) -> str:
+def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return f"a {type(value).__name__}"
@@ -208,7 +208,7 @@ def parsed_arguments(texts: tuple[str, ...]) -> dict:
     return arguments
 
 
-def _literal(text: str):
+def _literal(text: str) -> Any:
     try:
         value = ast.literal_eval(text)
         json.dumps(value, allow_nan=False)
@@ -240,7 +240,7 @@ def _constants(module: torch.jit.ScriptModule) -> list[Tensor]:
     return [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]
 
 
-def _held(value, depth: int = 4) -> Iterator[nn.Module | Tensor]:
+def _held(value: Any, depth: int = 4) -> Iterator[nn.Module | Tensor]:
     """The modules and tensors that a value is or reaches within `depth` steps."""
     if isinstance(value, nn.Module | Tensor):
         yield value

@@ -1,7 +1,7 @@
 """One trunk, many heads: what the CIFAR and the ImageNet networks share."""
 
 import functools
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class MultiHeadResNet(nn.Module):
         for module in self._trunk_modules():
             module.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         """Switch to training mode, except for a frozen trunk."""
         super().train(mode)
         if self.frozen_trunk:
@@ -99,12 +99,12 @@ class _ScaledGradient(torch.autograd.Function):
     """The identity, whose gradient is `factor` times what it gets."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.factor, None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def noisy_logits(classifier, images: Tensor, noises: Tensor) -> Tensor:
+def noisy_logits(classifier: Callable[[Tensor], Tensor], images: Tensor, noises: Tensor) -> Tensor:
     """Every head's logits for every noise vector, in one forward pass and in float32.
 
     classifier: [N, C, H, W] -> [L, N, K]; images [B, C, H, W] and noises [m, B, C, H, W] -> [L, m, B, K].
@@ -27,7 +27,7 @@ def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def ascend(
-    classifier,
+    classifier: Callable[[Tensor], Tensor],
     start: Tensor,
     loss: Callable[[Tensor], Tensor],
     steps: int,
@@ -51,7 +51,7 @@ def ascend(
 
 
 def pgd(
-    classifier,
+    classifier: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
     noises: Callable[[], Tensor],
@@ -77,7 +77,7 @@ def pgd(
 
 
 @contextlib.contextmanager
-def held_fixed(classifier) -> Iterator[None]:
+def held_fixed(classifier: object) -> Iterator[None]:
     """Within it a module is in eval mode and its parameters need no gradient: compiled code then computes none."""
     if not isinstance(classifier, nn.Module):
         yield

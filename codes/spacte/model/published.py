@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def _architecture(blocks: tuple[int, ...], bottleneck: bool) -> str | None:
     return None
 
 
-def state_dict_of(contents, depth: int = 3) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
+def state_dict_of(contents: Any, depth: int = 3) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
     """The state dict that a file's contents hold, under the names that the field gives it, and the path of keys to it.
 
     None where there is none.

@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from spacte import cli
 from spacte.logs.table import FORMATS, records, render
@@ -155,7 +156,7 @@ def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: lis
             print("\n\n".join(texts))
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     plots.save(figure, path)
     print(f"wrote {path}", file=sys.stderr)
 

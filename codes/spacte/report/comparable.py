@@ -83,7 +83,7 @@ def _recipe(run: Run) -> dict[str, str]:
     return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in run.training)) for name in names}
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     """A setting as text; of the hashes of what a training took from files, the first digits."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {'+'.join(one[:8] for one in hashes)}" for name, hashes in value.items())

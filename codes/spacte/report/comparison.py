@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from spacte.logs.certlog import certified_at, certified_radius
+from spacte.logs.certlog import Radii, certified_at, certified_radius
 from spacte.logs.table import plain, radius_names, records
 from spacte.report.comparable import certification_differences, check_seeds
 from spacte.report.labels import labels
@@ -114,7 +114,7 @@ class Comparison:
         }
 
 
-def compare(a: Run, b: Run, radii=None) -> Comparison:
+def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     """Match two runs' images by idx; `radii` default to those that one of them reaches.
 
     Raises UserError where they share fewer than two images.
@@ -135,7 +135,7 @@ def compare(a: Run, b: Run, radii=None) -> Comparison:
     return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, *_settings(a, b))
 
 
-def compare_experiments(a: list[Run], b: list[Run], radii=None) -> Comparison:
+def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) -> Comparison:
     """Compare the means of two experiments over their seeds, image by image; an experiment is a list of its runs.
 
     The intervals are `experiments_interval`'s, that of the ACRs under the same conditions as `compare`'s. Raises
@@ -175,19 +175,19 @@ def _shared_images(a: Run, b: Run) -> tuple[pd.Index, list[list[int]]]:
     return shared, [one.difference(shared).tolist() for one in images]
 
 
-def _figures(run: Run, images: pd.Index, radii) -> tuple[np.ndarray, np.ndarray]:
+def _figures(run: Run, images: pd.Index, radii: Radii) -> tuple[np.ndarray, np.ndarray]:
     """The certified radii [images], and whether each is certified at 0 and at the radii, [1 + radii, images]."""
     log = run.log.set_index("idx").loc[images]
     return certified_radius(log), certified_at(log, [0, *radii])
 
 
-def _figures_over_seeds(runs: list[Run], images: pd.Index, radii) -> np.ndarray:
+def _figures_over_seeds(runs: list[Run], images: pd.Index, radii: Radii) -> np.ndarray:
     """[2 + radii, seeds, images]: what the rows of a comparison's table are means of."""
     figures = [_figures(run, images, radii) for run in runs]
     return np.stack([np.stack([radius, *certified.astype(float)]) for radius, certified in figures], axis=1)
 
 
-def _table(radii, a: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray) -> pd.DataFrame:
+def _table(radii: Radii, a: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray) -> pd.DataFrame:
     figures = ["ACR", "clean", *radius_names(radii)]
     return pd.DataFrame({"figure": figures, "a": a, "b": b, "difference": a - b, "low": low, "high": high})
 

@@ -1,6 +1,7 @@
 """What the members of an ensemble, every head of every network, certify alone, and what their vote adds."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +102,7 @@ def _figures(seeds: list[Members]) -> dict:
     """A row's figures: means over the seeds."""
     low, high = _interval(seeds)
 
-    def mean(figure) -> float:
+    def mean(figure: Callable[[Members], float]) -> float:
         return float(np.mean([figure(one) for one in seeds]))
 
     each = [np.mean([np.sort(part(one).mean(axis=1)) for one in seeds], axis=0) for part in

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
@@ -28,7 +29,7 @@ def curves(runs: list[Run]) -> Figure:
     return figure
 
 
-def draw_curves(axes, experiments: list[list[Run]], names: list[str]) -> None:
+def draw_curves(axes: Axes, experiments: list[list[Run]], names: list[str]) -> None:
     """A named line per experiment, in given axes: the mean over its runs.
 
     Where each has one run, the band is the pointwise 95 % Wilson interval over its images; otherwise it is the range of
@@ -77,7 +78,9 @@ def histogram(runs: list[Run]) -> Figure:
     edges = np.linspace(0, max([float(radius.max()) for radius in radii if len(radius)] or [1.0]), 26)
     for number, (radius, name) in enumerate(zip(radii, names, strict=True)):
         colour = _colour(number)
-        axes.hist(radius, edges, histtype="step", color=colour, linestyle=_style(number), linewidth=1.5, label=name)
+        axes.hist(
+            radius, edges.tolist(), histtype="step", color=colour, linestyle=_style(number), linewidth=1.5, label=name
+        )
     axes.set(xlim=(0, edges[-1]))
     _legend(figure)
     return figure
@@ -125,7 +128,7 @@ def save(figure: Figure, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
 
 
-def _figure(x: str, y: str):
+def _figure(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
@@ -133,7 +136,7 @@ def _figure(x: str, y: str):
     return figure, axes
 
 
-def _plain(axes) -> None:
+def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
 

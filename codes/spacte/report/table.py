@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from spacte.logs.certlog import certified_radius
+from spacte.logs.certlog import Radii, certified_radius
 from spacte.logs.described import DESCRIPTION
 from spacte.logs.table import RADIUS_STEP, TEXTS, plain, radius_names, summary_row, summary_table, table_radii
 from spacte.report.comparable import comparable_groups, rows_of
@@ -27,7 +27,7 @@ def reached_radii(runs: list[Run]) -> np.ndarray:
     return table_radii(limit, runs[0].dataset)[1:]
 
 
-def summary(runs: list[Run], radii) -> pd.DataFrame:
+def summary(runs: list[Run], radii: Radii) -> pd.DataFrame:
     """A row per run, see `summary_table`; rows of one `group` were certified alike, see `comparable_groups`."""
     rows = []
     for run, group in zip(runs, comparable_groups(runs), strict=True):
@@ -36,7 +36,7 @@ def summary(runs: list[Run], radii) -> pd.DataFrame:
     return summary_table(rows)
 
 
-def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
+def over_seeds(runs: list[Run], radii: Radii) -> pd.DataFrame:
     """A summary with one row for all runs of one experiment: the means over them.
 
     In place of SE stands SD, the standard deviation of the runs' ACRs (n - 1 in the denominator); none where there is
@@ -53,7 +53,7 @@ def over_seeds(runs: list[Run], radii) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=table.columns).rename(columns={"SE": "SD"})
 
 
-def envelope(table: pd.DataFrame, radii) -> pd.DataFrame:
+def envelope(table: pd.DataFrame, radii: Radii) -> pd.DataFrame:
     """The summary and, after it, each method's best over sigma at each radius.
 
     A method is a defence, architecture, number of heads and certificate; with one run it has no such row. Its runs are

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 _PRIOR = 0.5  # both parameters of the anytime bound's Beta prior: Jeffreys'
@@ -20,19 +22,20 @@ def lower_confidence_bound(n_a: float, n: int, alpha: float) -> float:
     return float(special.betaincinv(n_a, n - n_a + 1, alpha)) if n_a else 0.0
 
 
-def upper_confidence_bound(n_b, n: int, alpha: float, sequential: bool = False):
+def upper_confidence_bound(n_b: ArrayLike, n: int, alpha: float, sequential: bool = False) -> Any:
     """An upper bound on the probability of a class with n_b of n votes: P(bound < p) <= alpha.
 
     It is 1 minus the lower bound on the probability of the other n - n_b votes: Clopper and Pearson's for a fixed n,
     the anytime-valid one if `sequential`. `n_b` is a number or an array, and so is what is returned.
     """
     if sequential:
-        return 1 - anytime_lower_bound(n - n_b, n, alpha)
+        return 1 - anytime_lower_bound(n - np.asarray(n_b), n, alpha)
+    n_b = np.asarray(n_b)
     bound = np.where(n_b < n, special.betainccinv(n_b + 1, n - n_b, alpha), 1.0)
     return bound if np.ndim(n_b) else float(bound)
 
 
-def anytime_lower_bound(n_a, n, alpha: float):
+def anytime_lower_bound(n_a: ArrayLike, n: ArrayLike, alpha: float) -> Any:
     """An anytime-valid lower bound: P(exists n >= 1: bound_n > p_A) <= alpha; one may stop at any n, for any reason.
 
     n_a successes in n independent draws, numbers or arrays; alpha in (0, 1). Returns a float or an array; 0 where
@@ -68,7 +71,7 @@ def anytime_lower_bound(n_a, n, alpha: float):
     return float(below) if below.ndim == 0 else below
 
 
-def anytime_brackets(n_a, n, alpha: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def anytime_brackets(n_a: ArrayLike, n: ArrayLike, alpha: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ever narrower (below, above) with below <= anytime_lower_bound <= above; the last `below` is that bound itself.
 
     They are the bisection that computes it, every fourth step. Each midpoint lies between the ends before it, in
@@ -87,14 +90,14 @@ def anytime_brackets(n_a, n, alpha: float) -> Iterator[tuple[np.ndarray, np.ndar
         yield below, above
 
 
-def convinces(n_a, n, p, alpha: float):
+def convinces(n_a: Any, n: Any, p: Any, alpha: float) -> Any:
     """Whether n_a votes of n put the anytime bound above p: E_n(p) >= 1/alpha, below the observed rate."""
     rounding = 1e-9 + 1e-14 * n  # more than the error of log E_n in double precision, against mpmath up to n = 10^7
     threshold = -math.log(min(alpha, 0.47)) + rounding
     return (p < n_a / n) & (_log_e_value(n_a, n, p) >= threshold)
 
 
-def _log_e_value(n_a, n, p):
+def _log_e_value(n_a: Any, n: Any, p: Any) -> np.ndarray:
     """log E_n(p) of `anytime_lower_bound`, in closed form; -inf where p is 0 or 1 (nothing speaks against it)."""
     a, b = _PRIOR + n_a, _PRIOR + n - n_a
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from scipy.stats import binomtest
 
@@ -57,7 +58,7 @@ class Certificate:
     sequential: bool = False
     kind: str = "cohen"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """ValueError for an unknown kind."""
         if self.kind not in CERTIFICATES:
             raise ValueError(f"certificate '{self.kind}': choose from {', '.join(CERTIFICATES)}")
@@ -77,7 +78,9 @@ class Certificate:
         high = min(1 - low, upper_confidence_bound(n_b, n, self.alpha / 2, self.sequential))
         return self.sigma / 2 * float(ndtri(low) - ndtri(high)) if low > high else None
 
-    def radius_brackets(self, n_a, n_b, n, classes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def radius_brackets(
+        self, n_a: ArrayLike, n_b: ArrayLike, n: ArrayLike, classes: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ever narrower (least, most) with least <= radius <= most, for arrays of votes; the last pair is the radius.
 
         Any negative number stands for no radius. Stopping rules ask on which side of a number the radius

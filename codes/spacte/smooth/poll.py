@@ -1,6 +1,7 @@
 """A few votes on each of many images of a split, all at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from spacte.utils import derived_seed
 
 
 def poll(
-    smooth: Smooth, split, indices: Sequence[int], n: int, seed: tuple, batch_size: int = 1000
+    smooth: Smooth, split: Any, indices: Sequence[int], n: int, seed: tuple, batch_size: int = 1000
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] and votes [N, V, K] of n noisy copies of each of N images; see Smooth.count_votes for V.
 
@@ -21,9 +22,9 @@ def poll(
     is a function of `seed` (a purpose and numbers) and idx alone; `batch_size` noisy copies share a pass. The processes
     of torchrun share the work and all return the same. Raises RunError where logits are not finite.
     """
-    labels = {}
+    labels: dict[int, int] = {}
 
-    def samples():
+    def samples() -> Iterator[Sample]:
         """Those of this process, each when it is its turn, so that few are in memory."""
         for idx in indices[get_rank() :: get_world_size()]:
             image, labels[idx] = split[idx]

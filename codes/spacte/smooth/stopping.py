@@ -6,6 +6,7 @@ A rule can be chosen freely: it only decides when to stop, and the anytime-valid
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from spacte.smooth.bounds import (
@@ -32,7 +33,7 @@ class RadiiDecided:
         self.needed = stats.norm.cdf(np.asarray(radii, dtype=float) / sigma)  # p_A of each radius
         self.votes = np.array([_votes_needed(p, n_max, alpha) for p in self.needed])
 
-    def __call__(self, n_a, n: int):
+    def __call__(self, n_a: ArrayLike, n: int) -> np.ndarray:
         """Whether n_a votes of n, a number or an array of them, are enough to stop."""
         n_a = np.asarray(n_a)[..., None]  # [..., 1] against the radii
         certified = convinces(n_a, n, self.needed, self.alpha)

@@ -5,6 +5,7 @@ flags -> settings -> data -> classifier -> objective -> epochs -> checkpoint
 
 import dataclasses
 import inspect
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from spacte.train.trainer import Trainer, is_due
 from spacte.utils import UserError, as_recorded_today, source_state
 
 
-def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults) -> None:
+def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults: Any) -> None:
     """The command line of a defence's train.py; `lbdlast` is its default pace, `defaults` are its other ones that
     differ from a Recipe's.
     """
@@ -36,7 +37,7 @@ def main(objective_type: type[Objective], description: str, lbdlast: float, **de
 
 
 def parse(
-    objective_type: type[Objective], description: str, lbdlast: float, flags: list[str] | None = None, **defaults
+    objective_type: type[Objective], description: str, lbdlast: float, flags: list[str] | None = None, **defaults: Any
 ) -> tuple[Recipe, Place, dict]:
     """The settings that the flags (None: the command line's) name: recipe, place and the defence's own."""
     parser = cli.Parser(description)

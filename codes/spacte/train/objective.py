@@ -84,7 +84,7 @@ class Objective:
         """Resume from `state`. UserError where the settings contradict it."""
 
     def __call__(
-        self, classifier, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and its parts by name; see the class."""
         raise NotImplementedError
@@ -103,7 +103,7 @@ class Objective:
         return lam if recipe.paced_by == "neighbour" else Pace(lam, recipe.paced_by)
 
     def threshold_on_noise(
-        self, epoch: int, classifier, images: Tensor, labels: Tensor, noises: Tensor
+        self, epoch: int, classifier: nn.Module, images: Tensor, labels: Tensor, noises: Tensor
     ) -> float | Pace:
         """`threshold` for a loss that is not on plain noisy copies, because they are attacked, say.
 
@@ -132,7 +132,7 @@ class Objective:
         return 1 - (1 - last) * (epoch - 1) / (epochs - 1)
 
     def other_losses(
-        self, classifier, loss: CircularLoss, logits: Tensor, images: Tensor, noises: Tensor
+        self, classifier: nn.Module, loss: CircularLoss, logits: Tensor, images: Tensor, noises: Tensor
     ) -> dict[str, Tensor]:
         """What every defence adds to its loss, scalars by name: "cos", L_cos, and with --teachers "distil".
 

@@ -44,7 +44,7 @@ class Recipe:
     precision: str = "fp32"
     compile: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """UserError where a setting has nothing to act on."""
         object.__setattr__(self, "teachers", tuple(self.teachers))
         heads = self.num_heads
