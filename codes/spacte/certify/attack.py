@@ -78,7 +78,7 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
         for counts in attacked(evaluation, plan.config, certified, writer.missing):
             writer.write(counts)
     if is_main_process():
-        print(f"{writer.summary(evaluation.training)}\nlog: {files.log}")
+        print(f"{writer.summary()}\nlog: {files.log}")
 
 
 def _config(evaluation: Evaluation, run: RunSettings, settings: AttackSettings) -> RunConfig:

@@ -91,7 +91,7 @@ def certify_images(
             warn_at_chance(evaluation.smooth, evaluation.split)
         for counts in evaluation.sample("certify", writer.missing, plan.draws):
             writer.write(counts)
-    return files, writer.summary(evaluation.training)
+    return files, writer.summary()
 
 
 def parser_of(description: str) -> cli.Parser:

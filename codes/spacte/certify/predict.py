@@ -42,7 +42,7 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
         for counts in evaluation.sample("predict", writer.missing, plan.draws):
             writer.write(counts)
     if is_main_process():
-        print(f"{writer.summary(evaluation.training)}\nlog: {files.log}")
+        print(f"{writer.summary()}\nlog: {files.log}")
 
 
 def _config(evaluation: Evaluation, run: RunSettings, settings: PredictSettings) -> RunConfig:

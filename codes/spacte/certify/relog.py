@@ -180,4 +180,4 @@ def _write(files: RunFiles, plan: Plan, about: dict, counts: dict[int, Counts], 
     with writing(files, plan, about, sorted(counts), overwrite) as writer:
         for one in counts.values():
             writer.write(one)
-    print(f"{writer.summary(about.get('training') or [])}\nlog: {files.log}")
+    print(f"{writer.summary()}\nlog: {files.log}")

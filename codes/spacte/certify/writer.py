@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from spacte.distributed import barrier, broadcast_object, get_rank, get_world_size
 from spacte.logs.counts import C, read_counts
-from spacte.logs.described import parts_of
+from spacte.logs.described import description, parts_of
 from spacte.logs.plans import Plan
 from spacte.logs.runfiles import RunFiles, run_name
 from spacte.utils import UserError, lock, make_folder, replace_file
@@ -44,15 +44,13 @@ class RunWriter(Generic[C]):
         elif self._kept:
             self._kept.show(self._kept.add(counts))
 
-    def summary(self, training: list) -> str:
-        """What is said of all images together, in the main process, and written where the plan keeps it; else "".
-
-        `training` is what the classifier's checkpoints were trained with.
-        """
+    def summary(self) -> str:
+        """What is said of all images together, in the main process, and written where the plan keeps it; else ""."""
         if self._kept is None:
             return ""
         plan, files = self._kept.plan, self.files
-        text = plan.summary(self._kept.counts, run_name(parts_of(files.log)[-1], plan.config.certificate), training)
+        name = run_name(parts_of(files.log)[-1], plan.config.certificate)
+        text = plan.summary(self._kept.counts, name, description(files.log))
         if plan.keeps_summary:
             replace_file(files.summary, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
         return text
@@ -72,7 +70,7 @@ def writing(
         with writing(files, plan, about, indices, overwrite) as writer:
             for counts in evaluation.sample(..., writer.missing, ...):
                 writer.write(counts)
-        print(writer.summary(evaluation.training))
+        print(writer.summary())
     """
     opened: list[_Files[C]] = []  # by the main process
 

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,21 +68,16 @@ def description(path: Path) -> Description:
     noted = _noted(RunFiles(path))
     if noted is None:
         return from_path
-    training = noted.about.get("training")
-    known = description_of(noted.config, training if isinstance(training, list) else ())
-    return known if known.defence else replace(known, defence=from_path.defence)
-
-
-def description_of(config: RunConfig, training: Iterable[object]) -> Description:
-    """What a configuration says of the classifier; `training` is what its checkpoints were trained with."""
+    config, training = noted.config, noted.about.get("training")
+    settings = training if isinstance(training, list) else []
     return Description(
-        defence=printable(config.defence or "") or None,
+        defence=printable(config.defence or "") or from_path.defence,
         dataset=printable(config.dataset),
         arch=printable(config.arch),
         heads=config.heads,
         sigma=config.noise_sd,
         config=config,
-        training=tuple(as_recorded_today(one) for one in training if isinstance(one, dict)),
+        training=tuple(as_recorded_today(one) for one in settings if isinstance(one, dict)),
     )
 
 

@@ -4,7 +4,7 @@ A plan says what is drawn for an image, what the log's rows are, and how all ima
 from the configuration.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from spacte.logs.certified import certificate_of, certificate_row, certified, la
 from spacte.logs.certlog import elapsed
 from spacte.logs.config import CERTIFIES, DECIDES, DESCRIBES, RunConfig
 from spacte.logs.counts import AttackCounts, C, VoteCounts
-from spacte.logs.described import description_of
+from spacte.logs.described import Description
 from spacte.logs.table import markdown, render, summary_row, summary_table, table_radii
 from spacte.smooth.certificates import ABSTAIN, CERTIFICATES, fewest_deciding_votes, prediction
 from spacte.smooth.draws import Draws, ShouldStop
@@ -41,8 +41,8 @@ class Plan(Protocol[C]):
     def score(self, counts: C) -> float:
         """What the image adds to the metric."""
 
-    def summary(self, counts: list[C], run: str, training: Sequence[object]) -> str:
-        """What is said of all images together; `run` is the run's name, `training` that of its checkpoints."""
+    def summary(self, counts: list[C], run: str, known: Description) -> str:
+        """What is said of all images together; `run` is the run's name, `known` what is known of the classifier."""
 
 
 class CertifyPlan:
@@ -76,7 +76,7 @@ class CertifyPlan:
         predict, radius = certified(counts, self.config)
         return radius if predict == counts.label else 0.0
 
-    def summary(self, counts: list[VoteCounts], run: str, training: Sequence[object]) -> str:
+    def summary(self, counts: list[VoteCounts], run: str, known: Description) -> str:
         """ACR and certified accuracy at the radii that N draws can reach, as markdown.
 
         It has a row for each certificate, both from the same votes.
@@ -85,7 +85,8 @@ class CertifyPlan:
         rows = []
         for group, kind in enumerate(CERTIFICATES, start=1):
             config = self.config.with_certificate(kind)
-            rows.append(summary_row(description_of(config, training), log_table(counts, config), radii, group, run))
+            log = log_table(counts, config)
+            rows.append(summary_row(replace(known, config=config), log, radii, group, run))
         return render(summary_table(rows), "markdown")
 
 
@@ -120,7 +121,7 @@ class PredictPlan:
         """See Plan: 1 where the label is predicted."""
         return float(self._predicted(counts) == counts.label)
 
-    def summary(self, counts: list[VoteCounts], run: str, training: Sequence[object]) -> str:
+    def summary(self, counts: list[VoteCounts], run: str, known: Description) -> str:
         """Images, accuracy and abstentions, in a line."""
         log = _table(self, counts)
         abstained = (log["predict"] == ABSTAIN).mean()
@@ -166,7 +167,7 @@ class AttackPlan:
         """See Plan: whether it is right at the largest radius."""
         return float(_is_right(self._predicted(counts)[-1], counts))
 
-    def summary(self, counts: list[AttackCounts], run: str, training: Sequence[object]) -> str:
+    def summary(self, counts: list[AttackCounts], run: str, known: Description) -> str:
         """The broken certificates by name, and the table of `accuracies`."""
         table = _table(self, counts)
         broken = [
