@@ -20,7 +20,9 @@ def archives(tmp_path_factory):
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     listed = ["pyproject.toml", "README.md"]
     listed += [
-        str(path.relative_to(ROOT)) for path in (ROOT / "codes/spacte").rglob("*") if path.suffix in (".py", ".html")
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "codes/spacte").rglob("*")
+        if path.suffix in (".py", ".html", ".typed")
     ]
     for name in listed:
         (source / name).parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.record import about, fix_passes
+from spacte.certify.record import about, decide_passes
 from spacte.certify.settings import ClassifierSettings
 from spacte.certify.writer import writing
 from spacte.data.splits import Split
@@ -39,15 +40,19 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     plan = PredictPlan(replace(evaluation.config, kind="votes", N=draws, alpha=_ALPHA))
     files = RunFiles(folder_of(plan.config, folder, "votes") / f"{evaluation.run_name}-votes-{draws}.log")
     if not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
-        if is_main_process():
-            print(f"counting the pretrained network's votes: {files.counts}")
-        fix_passes(evaluation, files, settings.images_per_pass, overwrite=False)
-        with writing(files, plan, about(evaluation, settings), list(range(len(split)))) as writer:
-            for counts in evaluation.sample("votes", writer.missing, plan.draws):
-                writer.write(counts)
+        _count(evaluation, plan, files, settings)
     counted = broadcast_object(lambda: read_counts(files.counts))  # in the order of the images
     votes = torch.stack([torch.from_numpy(counts.estimation[-1]) for counts in counted])
     return votes.float() / draws
+
+
+def _count(evaluation: Evaluation, plan: PredictPlan, files: RunFiles, settings: ClassifierSettings) -> None:
+    if is_main_process():
+        print(f"counting the pretrained network's votes: {files.counts}")
+    decide_passes(evaluation, files, settings.images_per_pass, overwrite=False)
+    with writing(files, plan, about(evaluation, settings), list(range(len(evaluation.split)))) as writer:
+        for counts in evaluation.sample("votes", writer.missing, plan.draws):
+            writer.write(counts)
 
 
 def _is_complete(files: RunFiles, config: RunConfig, images: int) -> bool:

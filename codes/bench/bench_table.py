@@ -132,7 +132,7 @@ def main(given: list[str]) -> None:
         draws = args.N if "sequential" in options else few
         rows.append(_ours(way, settings, evaluation.split, draws, args, **options))
 
-    radii = table_radii(largest_radius(second.run.configuration), second.run.dataset)[1:]
+    radii = table_radii(largest_radius(second.run.required_config), second.run.dataset)[1:]
     table = pd.DataFrame([_figures(row, rows[0].seconds, radii) for row in rows])
     comparisons = {row.way: _compared(row, second, radii, args.seed) for row in rows if row is not second}
     print(
@@ -199,10 +199,10 @@ def _authors(evaluation: Evaluation, settings: ClassifierSettings, second: Run, 
     """The images of the second row, certified as the authors' code does it."""
     known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
     loaded = load_classifier(Path(args.model_path), *known)
-    if loaded.normalize is None and evaluation.config.normalize:
+    if loaded.normalize is None:
         loaded = loaded.normalised_by(evaluation.config.normalize[0])
     classifier, smooth = loaded.classifier.to(evaluation.device).eval(), evaluation.smooth
-    config = replace(second.configuration, N=draws)
+    config = replace(second.required_config, N=draws)
 
     def votes(image: Tensor, n: int) -> np.ndarray:
         """Of n noisy copies, [1, K]."""
@@ -227,7 +227,7 @@ def _authors(evaluation: Evaluation, settings: ClassifierSettings, second: Run, 
 
 def _whole_table(way: str, run: Run, counts: list[VoteCounts], first: float, seconds: float, N: int) -> _Row:
     """The row of a run whose draws are multiplied up to N an image, from `first` and all other seconds."""
-    times = (run.configuration.N0 + N) / (run.configuration.N0 + run.configuration.N)
+    times = (run.required_config.N0 + N) / (run.required_config.N0 + run.required_config.N)
     draws = sum(int(one.selection[-1].sum() + one.estimation[-1].sum()) for one in counts)
     row = _Row(way, run, counts, round(draws * times), first + seconds * times)
     print(f"{way}: {row.seconds:.1f} s, of which {first + seconds:.1f} s were measured", flush=True)
@@ -244,9 +244,9 @@ def _timed(work: Callable) -> tuple:
 
 
 def _figures(row: _Row, authors_seconds: float, radii: np.ndarray) -> dict:
-    log, reached = row.run.log, radii <= largest_radius(row.run.configuration)
+    log, reached = row.run.log, radii <= largest_radius(row.run.required_config)
     accuracy = np.where(reached, certified_accuracy(log, radii), np.nan).tolist()
-    figures = {"way": row.way, "N": row.run.configuration.N, "draws": row.draws, "seconds": row.seconds}
+    figures = {"way": row.way, "N": row.run.required_config.N, "draws": row.draws, "seconds": row.seconds}
     figures |= {"ratio": authors_seconds / row.seconds}
     figures |= {"ACR": average_certified_radius(log), "SE": acr_standard_error(log)}
     figures["clean"] = float(certified_accuracy(log, [0])[0])
@@ -255,11 +255,11 @@ def _figures(row: _Row, authors_seconds: float, radii: np.ndarray) -> dict:
 
 def _compared(row: _Row, second: _Row, radii: np.ndarray, seed: int) -> Comparison:
     """The row against the second one, whose votes are thinned to the row's N where they are more."""
-    config, other = row.run.configuration, second.run
-    if config.N < other.configuration.N:
+    config, other = row.run.required_config, second.run
+    if config.N < other.required_config.N:
         draws = np.random.default_rng(seed)
         few = [_thinned(one, config.N, draws) for one in second.counts]
-        config = replace(other.configuration, N=config.N)
+        config = replace(other.required_config, N=config.N)
         other = replace(other, log=log_table(few, config), config=config)
     return compare(row.run, other, radii[radii <= largest_radius(config)])
 

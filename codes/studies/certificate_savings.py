@@ -45,15 +45,15 @@ def _main() -> None:
         if not all(one.sum() for one in votes):
             raise UserError(f"'{run.path}' has images without estimation votes (--skip_wrong): all are needed")
         probabilities = np.stack([one / one.sum() for one in votes])
-        rows += _simulated(run, probabilities, args.N or run.configuration.N, args.batch_size, args.seed)
+        rows += _simulated(run, probabilities, args.N or run.required_config.N, args.batch_size, args.seed)
     print(markdown(pd.DataFrame(rows)))
 
 
 def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, seed: int) -> list[dict]:
     """A row for each certificate with a fixed N and one for each that stops early."""
     labels = run.log["label"].to_numpy()
-    alpha, sigma = certificate_of(run.configuration).alpha, run.configuration.noise_sd
-    limit = largest_radius(replace(run.configuration, N=n, certificate="cohen", sequential=None))
+    alpha, sigma = certificate_of(run.required_config).alpha, run.required_config.noise_sd
+    limit = largest_radius(replace(run.required_config, N=n, certificate="cohen", sequential=None))
     radii, rows, reached = table_radii(limit, run.dataset), [], {}
     for kind in CERTIFICATES:
         fixed = Certificate(alpha, sigma, False, kind)

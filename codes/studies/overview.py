@@ -30,7 +30,10 @@ def _main() -> None:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_architecture(left)
-    names = [f"{some[0].heads.in_words}{f', {len(some)} seeds' * (len(some) > 1)}" for some in groups]
+    names = [
+        f"{some[0].heads.in_words if some[0].heads else 'unknown heads'}{f', {len(some)} seeds' * (len(some) > 1)}"
+        for some in groups
+    ]
     plots.draw_curves(right, groups, names)
     first = groups[0][0]
     right.set(

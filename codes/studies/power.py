@@ -85,7 +85,7 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
         images = max(FEWEST_DIFFERENT, math.ceil((2 * _NORMAL * spread / width) ** 2))
         of_each = [pilot.draws(n) for pilot in pilots] or [100.0 + n]
         seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
-        limit = min((largest_radius(replace(run.configuration, N=n)) for run in runs), default=math.nan)
+        limit = min((largest_radius(replace(run.required_config, N=n)) for run in runs), default=math.nan)
         row = {"N": n, "largest radius": limit, "deviation": spread, "images": images}
         rows.append(row | {"draws in all": round(images * max(of_each)), "seconds": seconds})
     return pd.DataFrame(rows)
@@ -102,7 +102,7 @@ def _deviation(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> float:
         radii = [pilot.radii(draws, idx, rng) for pilot, draws in zip(pilots, at, strict=True)]
         return radii[0] - (radii[1] if len(radii) > 1 else 0)
 
-    own = [pilot.run.configuration.N for pilot in pilots]
+    own = [pilot.run.required_config.N for pilot in pilots]
     of_draws = np.mean((measured(own) - measured(own)) ** 2) / 2
     variance = np.mean([np.var(measured([n] * len(pilots)), ddof=1) for _ in range(2)])
     return math.sqrt(max(variance - of_draws, 0.0))
@@ -123,7 +123,7 @@ class _Pilot:
     def of(cls, run: Run) -> "_Pilot":
         """UserError where no counts, or not of a fixed N, lie beside the log."""
         counts = needed_counts(run, "give --deviation alone")
-        if run.configuration.sequential:
+        if run.required_config.sequential:
             raise UserError(f"'{run.path}' stopped early (--sequential): a pilot has a fixed N")
         return cls(run, counts)
 
@@ -139,7 +139,7 @@ class _Pilot:
             votes = rng.multinomial(n, one.estimation / np.maximum(total, 1)) if total.any() else one.estimation
             again.append(replace(one, estimation=votes))
         drawn = np.array([one.estimation.any() for one in again])
-        return certified_radius(log_table(again, replace(self.run.configuration, N=n))) * drawn
+        return certified_radius(log_table(again, replace(self.run.required_config, N=n))) * drawn
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def test_the_committed_configurations_are_whole_and_stay_as_they_are():
         replace(WHOLE, sequential=Stopping((0.0, 0.25), 0.01), skip_wrong=True, head=2, consensus=None),
         replace(WHOLE, sequential=Stopping(tolerance=0.1), consensus=3, normalize=("mean_std",)),
         replace(WHOLE, kind="predict", N0=0),
+        replace(WHOLE, seed=2**63 - 1, noise_sd=2e9, N=10**12),
         replace(WHOLE, kind="attack", N0=0, radii=(0.25, 0.5), num_steps=20, log_sha256="c", climbs_from="label"),
         replace(WHOLE, classifier="x.py:build", classifier_args={"scale": [1, 2]}, checkpoint_sha256=()),
     ],
@@ -62,11 +63,25 @@ def test_older_files_lack_what_then_had_its_default_and_newer_ones_hold_more():
     assert newer.to_json()["temperature"] == 2 and "temperature (None there, 2 here)" in WHOLE.differences(newer)
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("alpha", 2), ("num_heads", "5"), ("noise_sd", -1), ("skip_wrong", None)])
-def test_a_field_that_is_missing_or_wrong_is_named(name, wrong):
-    for content in (WHOLE.to_json() | {name: wrong}, {key: one for key, one in WHOLE.to_json().items() if key != name}):
-        config = RunConfig.from_json(content)
-        assert config.lacking == (name,) and name in config.lacks(DESCRIBES, CERTIFIES) and name not in config.to_json()
+WRONG = {"alpha": 2, "num_heads": "5", "noise_sd": -1, "skip_wrong": None, "certificate": "new", "consensus": "two"}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_field_is_named_and_stays_in_the_file(name):
+    config = RunConfig.from_json(WHOLE.to_json() | {name: WRONG[name]})
+    assert config.lacking == (name,) and name in config.lacks(DESCRIBES, CERTIFIES)
+    assert config.to_json()[name] == WRONG[name] and name in config.differences(WHOLE)
+
+
+@pytest.mark.parametrize("name", ["alpha", "num_heads", "noise_sd", "skip_wrong", "N"])
+def test_a_missing_field_is_named(name):
+    config = RunConfig.from_json({key: one for key, one in WHOLE.to_json().items() if key != name})
+    assert config.lacking == (name,) and name not in config.to_json()
+
+
+def test_what_belongs_to_another_kind_stays_in_the_file():
+    config = RunConfig.from_json(WHOLE.to_json() | {"radii": [1]})
+    assert config.radii == () and config.to_json()["radii"] == [1] and not config.lacking
 
 
 def test_differences_are_named_with_both_values():

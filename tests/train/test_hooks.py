@@ -46,7 +46,7 @@ def split():
     return digits
 
 
-def test_split_votes_are_smooths(network, split):
+def test_a_poll_is_of_smooths_votes(network, split):
     """Whatever else is in the batch; the labels are the split's."""
     smooth = Smooth(freeze(network, CPU, batch_size=50), 10, 0.5)
     labels, votes = poll(smooth, split, [7, 3, 150], 30, ("test", 5), 50)

@@ -8,7 +8,7 @@ from spacte.certify.chance import warn_at_chance
 from spacte.certify.contract import SPOT_CHECK
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.record import about, fix_passes
+from spacte.certify.record import about, decide_passes
 from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
 from spacte.certify.writer import writing
 from spacte.distributed import all_gather_object, init_distributed, is_main_process
@@ -82,7 +82,7 @@ def certify_images(
     name = f"{evaluation.run_name}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
     files = run.files(config, "certify-mhead", name)
     indices = run.chosen(range(len(evaluation.split)))
-    fix_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
+    decide_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
 
     with writing(files, plan, about(evaluation, classifier, run, settings), indices, run.overwrite) as writer:
         if writer.missing and is_main_process():

@@ -21,6 +21,7 @@ from spacte.data.splits import Split
 from spacte.distributed import init_distributed
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
+from spacte.model.classifier import Classifier
 from spacte.model.foreign import borrowed, printable_name
 from spacte.smooth.noise import GridNoise
 from spacte.utils import UserError
@@ -142,6 +143,8 @@ def _base(
             stacklevel=2,
         )
     kind = getattr(classifier, "__name__", type(classifier).__name__)
+    if isinstance(classifier, Classifier):  # of a checkpoint: what it was called before it had a class of its own
+        kind = "Sequential"
     config = RunConfig(dataset=printable_name(dataset), arch=printable_name(kind), noise_sd=noise_sd, classifier=kind)
     return of_callable(classifier, split, printable_name(name or "classifier"), config, computing), split
 

@@ -18,7 +18,7 @@ from spacte.distributed import main_process_first
 from spacte.logs.config import RunConfig
 from spacte.model import foreign
 from spacte.model.checkpoint import load_classifier
-from spacte.model.members import Members
+from spacte.model.members import ByMembers
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.smooth.smooth import Smooth
 from spacte.utils import UserError, deciding_versions, package_versions, sha256
@@ -61,7 +61,7 @@ def evaluation_of(
     if settings.head is not None and settings.head >= heads:
         raise UserError(f"--head {settings.head}: the classifier's heads are 0..{heads - 1}")
     if settings.consensus is not None:
-        members = base.network.members if isinstance(base.network, Members) else heads
+        members = base.network.members if isinstance(base.network, ByMembers) else heads
         _check_consensus(settings.consensus, settings.head, members)
     sigma, levels = base.config.noise_sd, split.spec.levels
     noise = GridNoise(sigma, levels) if settings.exact_noise else GaussianNoise(sigma)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from spacte import cli
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.record import about, fix_passes
+from spacte.certify.record import about, decide_passes
 from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
 from spacte.certify.writer import writing
 from spacte.distributed import init_distributed, is_main_process
@@ -36,7 +36,7 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
     plan = PredictPlan(_config(evaluation, run, settings))
     files = run.files(plan.config, "predict-mhead", f"{evaluation.run_name}-predict-skip-{run.skip}")
     indices = run.chosen(range(len(evaluation.split)))
-    fix_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
+    decide_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
 
     with writing(files, plan, about(evaluation, classifier, run, settings), indices, run.overwrite) as writer:
         for counts in evaluation.sample("predict", writer.missing, plan.draws):

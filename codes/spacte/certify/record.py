@@ -13,7 +13,7 @@ from spacte.model import pass_size
 from spacte.utils import package_versions, source_state
 
 
-def fix_passes(evaluation: Evaluation, files: RunFiles, requested: int | None, overwrite: bool) -> None:
+def decide_passes(evaluation: Evaluation, files: RunFiles, requested: int | None, overwrite: bool) -> None:
     """Let passes on the CPU be as large as requested, or as the run's JSON or its other shards' say; else measure.
 
     So the counts of a run, whose last digit they may decide, are the same in all its parts, except that shards which

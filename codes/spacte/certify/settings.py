@@ -97,9 +97,9 @@ class RunSettings:
                 raise UserError("--shard {}/{} has no image: the run is too small for so many".format(*self.shard))
         return indices
 
-    def files(self, config: RunConfig, kind: str, name: str) -> RunFiles:
+    def files(self, config: RunConfig, script: str, name: str) -> RunFiles:
         """The files of a run called `name`, or of its shard."""
-        return RunFiles(folder_of(config, self.logs_dir, kind) / f"{name}{shard_ending(self.shard)}.log")
+        return RunFiles(folder_of(config, self.logs_dir, script) / f"{name}{shard_ending(self.shard)}.log")
 
 
 def add_run_flags(parser: cli.Parser) -> None:

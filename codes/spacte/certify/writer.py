@@ -49,7 +49,7 @@ class RunWriter(Generic[C]):
         if self._kept is None:
             return ""
         plan, files = self._kept.plan, self.files
-        name = run_name(parts_of(files.log)[-1], plan.config.certificate)
+        name = run_name(parts_of(files.log)[-1], configured=True)
         text = plan.summary(self._kept.counts, name, description(files.log))
         if plan.keeps_summary:
             replace_file(files.summary, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

@@ -141,7 +141,7 @@ class InMemory(BatchedSplit):
         if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
             raise UserError(f"{spec.name}: labels must lie in 0..{spec.num_classes - 1}")
         self.images, self.labels = images.to(self.device), labels.to(self.device)
-        self.crop, self.flip = crop * train, bool(flip and train)
+        self.crop, self.flip = crop if train else 0, flip and train
 
     def __len__(self) -> int:
         return len(self.images)

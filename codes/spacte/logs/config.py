@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeGuard
 
+from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError, deciding_versions
 
 KINDS = ("certify", "predict", "attack", "votes")  # votes: those of a network that a training learns from
@@ -88,8 +89,9 @@ class Stopping:
 # --- what is legal in a file ---
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _is_text(value: object) -> bool:
@@ -109,7 +111,7 @@ def _or_none(accept: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 def _is_share(value: object) -> bool:
-    return _is_number(value) and 0 < value < 1
+    return is_number(value) and 0 < value < 1
 
 
 def _is_count(value: object) -> bool:
@@ -117,10 +119,11 @@ def _is_count(value: object) -> bool:
 
 
 def _is_stopping(value: object) -> bool:
+    """What a later version may write there is refused: it would stop by another rule."""
     if not isinstance(value, dict) or not value.keys() <= {"radii", "give_up", "tolerance"}:
         return False
-    radii = _is_list_of(_is_number)(value["radii"]) if "radii" in value else "tolerance" in value
-    return radii and all(_is_number(value[name]) for name in ("give_up", "tolerance") if name in value)
+    radii = _is_list_of(is_number)(value["radii"]) if "radii" in value else "tolerance" in value
+    return radii and all(is_number(value[name]) for name in ("give_up", "tolerance") if name in value)
 
 
 # --- the configuration ---
@@ -136,9 +139,11 @@ ALIKE = "alike"  # certifications that differ in it are not ranked against each 
 def _field(
     default: Any, legal: Callable[[object], bool], *needed: str, of: tuple[str, ...] = KINDS, later: bool = False
 ) -> Any:
-    """A field that is `needed` for something, in the configurations `of` some kinds (of none: where it is not None).
+    """A field, and what it is `needed` for.
 
-    `legal` says whether a value in a file is, and `later` that older files lack it: it then was the default.
+    `of` are the kinds in whose JSON it always stands; without any, it stands where it is not None. `legal` says whether
+    a value in a file is. `later`: it came later, and older files, which lack it, meant the default; without this no
+    older run resumes.
     """
     rules = {"legal": legal, "needed": needed, "of": of, "later": later}
     return field(default_factory=dict, metadata=rules) if default == {} else field(default=default, metadata=rules)
@@ -149,37 +154,37 @@ class RunConfig:
     """What the rows of a run's log depend on; see `_field` for what is said of each field.
 
     Of a file that is not whole, `lacking` are the fields of its kind that are missing or wrong, in whose place the
-    default stands; `others` are the fields of a file that are none of these.
+    default stands. `others` is what a file holds beside them: what is wrong, of another kind, or not known here.
     """
 
     kind: str = _field("certify", lambda value: value in KINDS, DECIDES)
     # the classifier
     dataset: str = _field("", _is_text, DESCRIBES)
     arch: str = _field("", _is_text, DESCRIBES)
-    num_heads: tuple[int, ...] = _field((), _is_list_of(_is_number), DESCRIBES)
-    noise_sd: float = _field(math.nan, lambda value: _is_number(value) and value > 0, DESCRIBES, IDENTIFIES)  # sigma
+    num_heads: tuple[int, ...] = _field((), _is_list_of(_is_count), DESCRIBES)
+    noise_sd: float = _field(math.nan, lambda value: is_number(value) and value > 0, DESCRIBES, IDENTIFIES)  # sigma
     defence: str | None = _field(None, _or_none(_is_text), DESCRIBES, later=True)
     checkpoint_sha256: tuple[str, ...] = _field((), _is_list_of(_is_text), IDENTIFIES)
     normalize: tuple[str | None, ...] | None = _field(None, _is_list_of(_or_none(_is_text)), IDENTIFIES, of=())
     classifier: str | None = _field(None, _is_text, IDENTIFIES, of=())  # the user's own
     classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, of=())
     classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, of=())
-    parameters_sha256: str | None = _field(None, _or_none(_is_text), IDENTIFIES, of=())
+    parameters_sha256: str | None = _field(None, _or_none(_is_text), IDENTIFIES, of=())  # also None, see `_is_written`
     # how it is evaluated
     data_sha256: str = _field("", _is_text, IDENTIFIES)
-    head: int | None = _field(None, _or_none(_is_number), DESCRIBES, IDENTIFIES)
-    seed: int = _field(0, _is_number)
+    head: int | None = _field(None, _or_none(_is_count), DESCRIBES, IDENTIFIES)
+    seed: int = _field(0, _is_count)
     compile: bool = _field(False, _is(bool))
     exact_noise: bool = _field(False, _is(bool), IDENTIFIES, ALIKE)
     precision: str = _field("", _is_text, IDENTIFIES, ALIKE)
     noise_slack: float = _field(0.0, lambda value: value == 0 or _is_share(value), CERTIFIES)
     arithmetic: dict[str, Any] = _field({}, _is(dict))
     versions: dict[str, Any] = _field({}, lambda value: isinstance(value, dict) and _is_text(value.get("python")))
-    consensus: int | None = _field(None, _or_none(_is_number), IDENTIFIES, of=(), later=True)
+    consensus: int | None = _field(None, _or_none(_is_count), IDENTIFIES, CERTIFIES, of=(), later=True)
     skip: int = _field(1, _is_count, DECIDES, of=("certify", "predict", "attack"))
     # an attack
     log_sha256: str = _field("", _is_text, of=("attack",))
-    radii: tuple[float, ...] = _field((), _is_list_of(_is_number), DECIDES, of=("attack",))
+    radii: tuple[float, ...] = _field((), _is_list_of(is_number), DECIDES, of=("attack",))
     num_steps: int = _field(0, _is_count, of=("attack",))
     num_noise_vec: int = _field(0, _is_count, of=("attack",))
     # draws and certificate
@@ -187,7 +192,9 @@ class RunConfig:
     N: int = _field(0, _is_count, DECIDES, ALIKE)
     alpha: float = _field(math.nan, _is_share, CERTIFIES, ALIKE)
     climbs_from: str = _field("", _is_text, of=("attack",))
-    certificate: str = _field("cohen", _is_text, ALIKE, of=("certify",), later=True)
+    certificate: str = _field(
+        "cohen", lambda value: value in CERTIFICATES, CERTIFIES, ALIKE, of=("certify",), later=True
+    )
     skip_wrong: bool = _field(False, _is(bool), CERTIFIES, ALIKE, of=("certify",))
     sequential: Stopping | None = _field(None, _or_none(_is_stopping), CERTIFIES, ALIKE, of=("certify",))
 
@@ -240,12 +247,12 @@ class RunConfig:
         found, lacking = {}, []
         for one in _FIELDS:
             name, rules = one.name, one.metadata
-            if name in values and rules["legal"](values[name]):
+            is_of_kind = kind in rules["of"] or not rules["of"]
+            if name in values and is_of_kind and rules["legal"](values[name]):
                 found[name] = _typed(name, values[name])
-            elif name in values or (kind in rules["of"] and not rules["later"]):
+            elif is_of_kind and (name in values or (rules["of"] and not rules["later"])):
                 lacking.append(name)
-        names = {one.name for one in _FIELDS}
-        others = {name: value for name, value in values.items() if name not in names}
+        others = {name: value for name, value in values.items() if name not in found}
         return cls(**found, lacking=tuple(lacking), others=others)
 
     def differences(self, other: "RunConfig", needed: str | None = None) -> str:

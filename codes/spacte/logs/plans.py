@@ -1,6 +1,6 @@
 """What makes rows of votes: the plans of certification, prediction and attack.
 
-A plan says what is drawn for an image, what the log's rows are, and how all images are summed up. All of it follows
+A plan says what is drawn for an image, what the log's rows are, and how all images are summed up. Draws and rows follow
 from the configuration.
 """
 

@@ -109,9 +109,9 @@ class RunFiles:
         replace_file(self.json, lambda temporary: temporary.write_text(content))
 
 
-def folder_of(config: RunConfig, logs_dir: str, kind: str) -> Path:
-    """Where a run's files lie: <logs_dir>/<dataset>/<arch>/noise-<sd>/<kind>."""
-    return Path(logs_dir) / run_tail(config.dataset, config.arch, config.noise_sd) / kind
+def folder_of(config: RunConfig, logs_dir: str, script: str) -> Path:
+    """Where a run's files lie: <logs_dir>/<dataset>/<arch>/noise-<sd>/<script>."""
+    return Path(logs_dir) / run_tail(config.dataset, config.arch, config.noise_sd) / script
 
 
 def certificate_ending(certificate: str) -> str:
@@ -119,7 +119,7 @@ def certificate_ending(certificate: str) -> str:
     return "" if certificate == "cohen" else f"-{certificate}"
 
 
-def run_name(log_name: str, certificate: str | None) -> str:
-    """The training run's name, of a log's name without .log; the certificate, where it is known, is no part of it."""
+def run_name(log_name: str, configured: bool) -> str:
+    """The training run's name, of a log's name without .log; where a configuration says the certificate, without it."""
     name = re.sub(r"-certify-skip-\d+", "", log_name)
-    return name if certificate is None else name.removesuffix(certificate_ending("all-votes"))
+    return name.removesuffix("-all-votes") if configured else name

@@ -25,5 +25,7 @@ class Classifier(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every head."""
+        if self.precision != "bf16":
+            return super().forward(images)
         with autocast(images.device, self.precision):
             return super().forward(images)

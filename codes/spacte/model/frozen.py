@@ -5,19 +5,19 @@ It runs in fixed passes (spacte.model.passes), on a GPU as CUDA graphs of fused 
 
 import copy
 import itertools
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spacte.model.classifier import Classifier
 from spacte.model.fused import fuse
 from spacte.model.heads import MultiHeadResNet
 from spacte.model.passes import FixedPasses
 
 
 def freeze(
-    classifier: Classifier,
+    classifier: nn.Sequential,
     device: torch.device,
     precision: str = "fp32",
     batch_size: int = 1000,
@@ -30,8 +30,8 @@ def freeze(
     images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused convolutions.
     `compiled`: through torch.compile, with constants folded.
     """
-    classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
-    normalise, network = classifier[0], classifier.network
+    normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)
+    network = cast(MultiHeadResNet, network)
     for module in list(network.modules()):
         _fold_batchnorm(module)
     network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -46,7 +46,7 @@ def freeze(
 
 
 class Frozen(FixedPasses):
-    """The network that `freeze` returns. Its Members (spacte.model.members) are its heads, which read the trunk."""
+    """The network that `freeze` returns. Its members (spacte.model.members) are its heads, which read the trunk."""
 
     def __init__(
         self, normalise: nn.Module, network: MultiHeadResNet, device: torch.device, batch_size: int, compiled: bool
@@ -62,16 +62,16 @@ class Frozen(FixedPasses):
 
     @property
     def members(self) -> int:
-        """See Members."""
+        """See ByMembers."""
         return len(self.network.heads)
 
     def first_logits(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """See Members."""
+        """See ByMembers."""
         logits, features = self.by_passes(self._first, images, first, dims=(1, 0))
         return logits, features
 
     def other_logits(self, features: Tensor, first: int) -> Tensor:
-        """See Members."""
+        """See ByMembers."""
         return self.by_passes(self._others, features, first, few=True)[0]
 
     def _first(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from spacte.model.passes import FixedPasses
 
 
 @runtime_checkable
-class Members(Protocol):
+class ByMembers(Protocol):
     """A classifier whose members' logits can be computed apart: a network's heads, or the networks of an ensemble."""
 
     @property
@@ -29,7 +29,7 @@ class NetworkEnsemble(nn.Module):
     """All heads of several networks, side by side: images [N, C, H, W] -> logits [L1 + L2 + ..., N, K].
 
     Their sum is the networks' summed logits: the DNN ensemble of Horvath et al. (ICLR 2022). A network of more heads
-    weighs more in it. Its Members are the networks, each with the sum of its own heads.
+    weighs more in it. Its members are the networks, each with the sum of its own heads.
     """
 
     def __init__(self, networks: Sequence[FixedPasses]):
@@ -42,14 +42,14 @@ class NetworkEnsemble(nn.Module):
 
     @property
     def members(self) -> int:
-        """See Members."""
+        """See ByMembers."""
         return len(self.networks)
 
     def first_logits(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """See Members: the networks share no more than the images."""
+        """See ByMembers: the networks share no more than the images."""
         return torch.stack([ensemble_logits(network(images)) for network in self.networks[:first]]), images
 
     def other_logits(self, features: Tensor, first: int) -> Tensor:
-        """See Members."""
+        """See ByMembers."""
         others = [cast(FixedPasses, network) for network in self.networks[first:]]
         return torch.stack([ensemble_logits(network.logits_of_few(features)) for network in others])

@@ -48,7 +48,7 @@ def members_of(run: Run) -> Members | None:
     counts = counts_of(run, "its members are left out")
     if counts is None:
         return None
-    config = run.configuration
+    config = run.required_config
     if config.consensus:
         text = f"'{run.path}': of a consensus' heads not all voted on every noisy copy: its members are left out"
         warnings.warn(text, stacklevel=2)

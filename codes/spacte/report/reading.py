@@ -27,7 +27,7 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
     runs = []
     for path in logs:
         known = description(path)
-        name = run_name(parts_of(path)[-1], known.certificate)
+        name = run_name(parts_of(path)[-1], known.config is not None)
         run = Run(name=name, path=path, log=read_log(path), **vars(known))
         if certificate is not None:
             run = with_certificate(run, certificate)

@@ -20,7 +20,7 @@ def with_certificate(run: Run, certificate: str) -> Run:
     Raises UserError where no counts or no configuration lie beside the log.
     """
     counts = needed_counts(run, "its certificates are fixed")
-    config = run.configuration.with_certificate(certificate)
+    config = run.required_config.with_certificate(certificate)
     return replace(run, log=log_table(counts, config), config=config)
 
 
@@ -34,7 +34,7 @@ def heads_alone(run: Run) -> list[Run]:
     votes = counts_of(run, "its heads alone are left out")
     if votes is None:
         return []
-    config = run.configuration
+    config = run.required_config
     if config.skip_wrong:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
     if config.consensus:
@@ -99,12 +99,11 @@ def label_probabilities(run: Run) -> np.ndarray:
 def _counts_behind(run: Run) -> list[VoteCounts]:
     """The counts beside a log; UserError where they or the configuration are not this log's."""
     files = RunFiles(run.path)
-    wrong = run.configuration.lacks(CERTIFIES)
+    wrong = run.required_config.lacks(CERTIFIES)
     if wrong:
         raise UserError(f"'{files.json}': {', '.join(wrong)} missing or wrong: the counts cannot be certified")
-    counts = read_counts(files.counts, VoteCounts.from_line)[
-        : len(run.log)
-    ]  # of a running program they may be a row ahead of the log
+    counts = read_counts(files.counts)
+    counts = counts[: len(run.log)]  # of a running program they may be a row ahead of the log
     if [one.idx for one in counts] != run.log["idx"].tolist():
         raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
     return counts

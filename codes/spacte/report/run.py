@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from spacte.logs.config import RunConfig
+from spacte.logs.config import RunConfig, is_number
 from spacte.logs.described import Description
 from spacte.utils import UserError
 
@@ -30,7 +30,7 @@ class Run(Description):
         return (self.name, *self.facts.values())
 
     @property
-    def configuration(self) -> RunConfig:
+    def required_config(self) -> RunConfig:
         """The configuration beside the log. UserError where there is none."""
         if self.config is None:
             raise UserError(f"no configuration lies beside '{self.path}'")
@@ -47,9 +47,7 @@ class Run(Description):
             flags = ("whole_gradient", "frozen_trunk", "no_cosine")
             words += [name.replace("_", " ") for name in flags if one.get(name)]
             sigma = one.get("noise_sd")
-            words.append(
-                f"trained at sigma {sigma:g}" if isinstance(sigma, int | float) and sigma != self.sigma else None
-            )
+            words.append(f"trained at sigma {sigma:g}" if is_number(sigma) and sigma != self.sigma else None)
         return tuple(dict.fromkeys(filter(None, words)))
 
     @property

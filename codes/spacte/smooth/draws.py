@@ -16,7 +16,7 @@ class Draws:
     The two are disjoint draws of one stream, hence independent, as a certificate needs. `should_stop`, if given, is
     asked with the voter's selection and estimation votes [K] after 100 estimation draws, or a batch if that is smaller,
     then whenever a quarter more (at most a batch) has been drawn, and may end the estimation early. Where another class
-    than `only_class` is selected, nothing is drawn to estimate it. n0 = 0 selects nothing.
+    than `only_class` is selected, nothing is drawn to estimate it. n0 = 0 selects nothing: all selection votes are 0.
     """
 
     n0: int

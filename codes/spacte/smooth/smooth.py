@@ -154,8 +154,8 @@ def count(classes: Tensor, sizes: list[int], num_classes: int) -> Tensor:
     The last column counts logits that are not finite. Does not wait for the device.
     """
     counts = classes.new_zeros(len(sizes), len(classes), num_classes + 1)
-    for portion, named in zip(counts, classes.split(sizes, dim=1), strict=True):
-        portion.scatter_add_(1, named, torch.ones_like(named))
+    for row, named in zip(counts, classes.split(sizes, dim=1), strict=True):
+        row.scatter_add_(1, named, torch.ones_like(named))
     return counts
 
 

@@ -23,7 +23,7 @@ class Sample:
     idx: int = -1  # of no split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Votes:
     """A sample's votes, `selection` and `estimation` [V, K], and its share of the time, by copies."""
 

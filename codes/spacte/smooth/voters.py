@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spacte.model.ensemble import ensemble_logits, named_classes, with_ensemble
-from spacte.model.members import Members
+from spacte.model.members import ByMembers
 from spacte.model.passes import FixedPasses
 
 
@@ -32,17 +32,19 @@ class Consensus:
     It is a function of the image alone, so every certificate holds for it as for any classifier; the other members see
     only the images that the first ones disagree on. The members are a network's heads, or the networks of an ensemble,
     each with the sum of its own heads. The others' work is spared where the `classifier`, images [N, C, H, W] -> logits
-    [L, N, K], can compute its Members apart; `seen` and `disagreed` count images.
+    [L, N, K], computes ByMembers; `seen` and `disagreed` count images.
     Source: Horvath et al. (ICLR 2022), section 4, for networks.
     """
 
     def __init__(self, classifier: Callable[[Tensor], Tensor], num_classes: int, first: int):
+        if isinstance(classifier, ByMembers) and first >= classifier.members:
+            raise ValueError(f"a consensus of {first} needs more members than {classifier.members}")
         self.classifier, self.num_classes, self.first = classifier, num_classes, first
         self.seen = self.disagreed = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         """The classes named, [first + 1, N]; K where logits are not finite. Waits for the device once."""
-        if isinstance(self.classifier, Members):
+        if isinstance(self.classifier, ByMembers):
             early, features = self.classifier.first_logits(images, self.first)
             undecided = disagree(early).nonzero().flatten()
             late = early[:0, undecided]

@@ -59,8 +59,6 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     init_distributed()
     device = select_device(place.device, recipe.compile)
     recipe = dataclasses.replace(recipe, precision=select_precision(recipe.precision, device))
-    if place.workers is None:
-        place = dataclasses.replace(place, workers=available_workers())
     train_split, test_split = _open_splits(recipe, place, device)
     objective = objective_type(recipe, train_split.spec.num_classes, **own)
     run = recipe.name + objective.run_suffix() + recipe.variant
@@ -104,7 +102,8 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
 
 def _open_splits(recipe: Recipe, place: Place, device: torch.device) -> tuple[BatchedSplit, BatchedSplit]:
     """The training split, or its first images of each class, and the test split."""
-    where, workers = (recipe.dataset, place.data_dir), place.workers or 0
+    where = (recipe.dataset, place.data_dir)
+    workers = available_workers() if place.workers is None else place.workers
     train_split = main_process_first(lambda: open_split(*where, True, device, workers))
     if recipe.train_images is not None:
         train_split.keep_first_of_each_class(recipe.train_images)

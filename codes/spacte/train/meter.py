@@ -14,7 +14,7 @@ class LossMeter:
         self.epoch, self.steps, self.images = epoch, 0, 0
         self.pending: list[Tensor] = []
         self.counts: list[int] = []
-        self.sums = torch.zeros(0, dtype=torch.float64)  # [parts], once there are some
+        self.sums: list[float] = []  # of the parts, once there are some
         self.names: list[str] = []
 
     def add(self, parts: dict[str, Tensor], images: int) -> None:
@@ -33,17 +33,17 @@ class LossMeter:
                 parts = ", ".join(f"{name} {value:g}" for name, value in zip(self.names, row.tolist(), strict=True))
                 raise RunError(f"the loss is not finite in epoch {self.epoch}, step {step}: {parts}")
         total = torch.tensor(self.counts, dtype=torch.float64) @ values
-        self.sums = total + (self.sums if len(self.sums) else 0)
+        self.sums = (total + torch.tensor(self.sums, dtype=torch.float64) if self.sums else total).tolist()
         self.steps += len(self.counts)
         self.images += sum(self.counts)
         self.pending, self.counts = [], []
 
     def join_processes(self) -> None:
         """Let the sums be those of all processes."""
-        means = all_reduce_mean(torch.cat([self.sums, torch.tensor([float(self.images)]).double()]))
-        *sums, images = (means * get_world_size()).tolist()
-        self.sums, self.images = torch.tensor(sums, dtype=torch.float64), round(images)
+        means = all_reduce_mean(torch.tensor([*self.sums, self.images], dtype=torch.float64))
+        *self.sums, images = (means * get_world_size()).tolist()
+        self.images = round(images)
 
     def means(self) -> dict[str, float]:
         """The mean of each part over the images flushed so far."""
-        return dict(zip(self.names, (self.sums / self.images).tolist(), strict=True))
+        return {name: total / self.images for name, total in zip(self.names, self.sums, strict=True)}

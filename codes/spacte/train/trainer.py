@@ -45,7 +45,7 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, objective: Objective, classifier: Classifier, device: torch.device,
+        self, recipe: Recipe, objective: Objective, classifier: nn.Sequential, device: torch.device,
         train_split: BatchedSplit, test_split: BatchedSplit, graphs: bool = True,
     ):  # fmt: skip
         self.recipe, self.device, self.objective = recipe, device, objective
@@ -60,6 +60,8 @@ class Trainer:
                 f"{self.smallest}, for {self.mini_batches} mini-batches in each of {get_world_size()} processes"
             )
         classifier.to(device).to(memory_format=torch.channels_last)
+        if not isinstance(classifier, Classifier):  # another Sequential's parts, with a precision
+            classifier = Classifier(*classifier)
         classifier.precision = recipe.precision
         if recipe.compile:
             _compile(classifier, device)
