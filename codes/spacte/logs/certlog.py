@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import sem
 
 from spacte.utils import UserError
 
@@ -127,7 +126,8 @@ def average_certified_radius(table: pd.DataFrame) -> float:
 
 def acr_standard_error(table: pd.DataFrame) -> float:
     """The standard error of the ACR as a mean over images; NaN for one image, which has none."""
-    return float(sem(certified_radius(table))) if len(table) > 1 else float("nan")
+    radii = certified_radius(table)
+    return float(radii.std(ddof=1) / np.sqrt(len(radii))) if len(radii) > 1 else float("nan")
 
 
 def certified_accuracy(table: pd.DataFrame, radii: Radii) -> np.ndarray:

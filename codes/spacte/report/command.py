@@ -4,9 +4,9 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from spacte import cli
 from spacte.logs.table import FORMATS, records, render
@@ -18,6 +18,9 @@ from spacte.report.run import Run
 from spacte.report.table import Part, envelope, over_seeds, reached_radii, summary
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError, check_ending
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def _flags(description: str) -> cli.Parser:
@@ -156,7 +159,7 @@ def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: lis
             print("\n\n".join(texts))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: "Figure", path: Path) -> None:
     plots.save(figure, path)
     print(f"wrote {path}", file=sys.stderr)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from spacte.logs.certlog import Radii, certified_at, certified_radius
 from spacte.logs.table import plain, radius_names, records
@@ -200,7 +200,7 @@ def acr_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     images = differences.shape[1]
     mean, spread = differences.mean(axis=1), differences.std(axis=1, ddof=1)
-    half = stats.t.ppf((1 + _LEVEL) / 2, images - 1) * spread / np.sqrt(images)
+    half = stdtrit(images - 1, (1 + _LEVEL) / 2) * spread / np.sqrt(images)
     half[(_differ(differences).sum(axis=1) < FEWEST_DIFFERENT) | (spread < _ROUNDING)] = np.nan
     return mean - half, mean + half
 
@@ -240,7 +240,7 @@ def experiments_interval(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.n
     total = variances.sum(axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0 where nothing varies
         degrees = total**2 / (variances**2 / freedom).sum(axis=0)
-    half = stats.t.ppf((1 + _LEVEL) / 2, degrees) * np.sqrt(total)
+    half = stdtrit(degrees, (1 + _LEVEL) / 2) * np.sqrt(total)
     mean = a.mean(axis=(1, 2)) - b.mean(axis=(1, 2))
     half[total < _ROUNDING**2] = np.nan
     return mean - half, mean + half
@@ -261,7 +261,7 @@ def accuracy_interval(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndar
     only_a, only_b = ((one & ~other).sum(axis=1) + 1 for one, other in ((a, b), (b, a)))
     only_a, only_b = only_a / images, only_b / images
     difference = only_a - only_b
-    half = stats.norm.ppf((1 + _LEVEL) / 2) * np.sqrt((only_a + only_b - difference**2) / images)
+    half = ndtri((1 + _LEVEL) / 2) * np.sqrt((only_a + only_b - difference**2) / images)
     return np.maximum(difference - half, -1), np.minimum(difference + half, 1)
 
 

@@ -1,11 +1,11 @@
 """Pictures from certification logs and from a training run's TensorBoard files."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from statsmodels.stats.proportion import proportion_confint
 
 from spacte.logs.certlog import certified_accuracy, certified_radius
 from spacte.logs.described import printable
@@ -13,6 +13,10 @@ from spacte.report.labels import labels
 from spacte.report.recount import label_probabilities
 from spacte.report.run import Run
 from spacte.utils import UserError, check_ending, replace_file
+
+if TYPE_CHECKING:  # matplotlib and statsmodels take a second to import, which a table does not need
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".pdf", ".svg")
 # Okabe and Ito (2008): told apart by colour-blind readers; the line styles tell them apart in grey print, too
@@ -42,6 +46,8 @@ def draw_curves(axes: Axes, experiments: list[list[Run]], names: list[str]) -> N
         each = np.stack([certified_accuracy(run.log, radii) for run in runs])
         accuracy, low, high = each.mean(0), each.min(0), each.max(0)
         if single:
+            from statsmodels.stats.proportion import proportion_confint
+
             images = len(runs[0].log)
             low, high = proportion_confint(np.rint(accuracy * images), images, method="wilson")
         shown = slice(int((accuracy > 0).sum()) + 1)  # the first 0 ends the line
@@ -106,7 +112,7 @@ def training(folder: Path) -> Figure:
         raise UserError(f"the TensorBoard files in '{folder}' hold no figures")
     panels = sorted(groups, key=lambda panel: (panel not in ("loss", "accuracy"), panel))
     rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(9, 3 * rows), layout="constrained")
+    figure = _new_figure(9, 3 * rows)
     for axes, panel in zip(figure.subplots(rows, 2, squeeze=False).flat, panels, strict=False):
         for number, tag in enumerate(sorted(groups[panel])):
             points = events.Scalars(tag)
@@ -128,8 +134,14 @@ def save(figure: Figure, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
 
 
+def _new_figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def _figure(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    figure = _new_figure(6.4, 4.8)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     _plain(axes)

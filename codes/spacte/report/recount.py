@@ -4,7 +4,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from spacte.logs.certified import log_table
 from spacte.logs.config import CERTIFIES
@@ -93,7 +93,7 @@ def label_probabilities(run: Run) -> np.ndarray:
     if run.sigma is None:
         raise UserError(f"'{run.path}': neither votes nor sigma are known: its probabilities are not, either")
     right = run.log["correct"] == 1
-    return np.where(right, norm.cdf(run.log["radius"] / run.sigma), 0.0)
+    return np.where(right, ndtr(run.log["radius"] / run.sigma), 0.0)
 
 
 def _counts_behind(run: Run) -> list[VoteCounts]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtr
 
 from spacte.smooth.bounds import (
     anytime_lower_bound,
@@ -30,7 +30,7 @@ class RadiiDecided:
 
     def __init__(self, radii: Sequence[float], n_max: int, alpha: float, sigma: float, give_up: float = GIVE_UP):
         self.n_max, self.alpha, self.give_up = n_max, alpha, give_up
-        self.needed = stats.norm.cdf(np.asarray(radii, dtype=float) / sigma)  # p_A of each radius
+        self.needed = ndtr(np.asarray(radii, dtype=float) / sigma)  # p_A of each radius
         self.votes = np.array([_votes_needed(p, n_max, alpha) for p in self.needed])
 
     def __call__(self, n_a: ArrayLike, n: int) -> np.ndarray:
