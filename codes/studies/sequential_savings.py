@@ -18,7 +18,7 @@ from scipy import stats
 
 from spacte import cli
 from spacte.logs.certlog import certified_accuracy, read_log
-from spacte.logs.config import CERTIFIES, DECIDES, RunConfig
+from spacte.logs.config import RunConfig
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.table import RADIUS_STEP, markdown
 from spacte.smooth.bounds import anytime_lower_bound, radius_of
@@ -67,8 +67,9 @@ def _draws(path: Path) -> tuple[int, float]:
     """N and alpha of a log: what the JSON beside it says, or else the defaults'. UserError where N was not fixed."""
     files = RunFiles(path)
     config = files.read_json().config if files.json.exists() else RunConfig(N=100_000, alpha=0.001)
-    if config.lacks(CERTIFIES, DECIDES):
-        raise UserError(f"'{files.json}': {', '.join(config.lacking)} missing or wrong: what was drawn is not known")
+    unknown = [name for name in config.lacking if name in ("N", "alpha") or name in config.others]
+    if unknown:
+        raise UserError(f"'{files.json}': {', '.join(unknown)} missing or wrong: what was drawn is not known")
     if config.sequential or config.certificate != "cohen":
         raise UserError(f"'{path}': what is simulated are logs of a fixed N with Cohen's certificate")
     return config.N, config.alpha

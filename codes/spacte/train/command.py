@@ -59,7 +59,9 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     init_distributed()
     device = select_device(place.device, recipe.compile)
     recipe = dataclasses.replace(recipe, precision=select_precision(recipe.precision, device))
-    train_split, test_split = _open_splits(recipe, place, device)
+    workers = available_workers() if place.workers is None else place.workers
+    place = dataclasses.replace(place, workers=workers)
+    train_split, test_split = _open_splits(recipe, place.data_dir, workers, device)
     objective = objective_type(recipe, train_split.spec.num_classes, **own)
     run = recipe.name + objective.run_suffix() + recipe.variant
     paths = RunPaths.of(recipe, place, run)
@@ -100,10 +102,11 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         print(f"checkpoint: {paths.checkpoint(recipe.epochs)}\nlog: {paths.log}\nTensorBoard: {paths.tensorboard}")
 
 
-def _open_splits(recipe: Recipe, place: Place, device: torch.device) -> tuple[BatchedSplit, BatchedSplit]:
+def _open_splits(
+    recipe: Recipe, data_dir: str, workers: int, device: torch.device
+) -> tuple[BatchedSplit, BatchedSplit]:
     """The training split, or its first images of each class, and the test split."""
-    where = (recipe.dataset, place.data_dir)
-    workers = available_workers() if place.workers is None else place.workers
+    where = (recipe.dataset, data_dir)
     train_split = main_process_first(lambda: open_split(*where, True, device, workers))
     if recipe.train_images is not None:
         train_split.keep_first_of_each_class(recipe.train_images)
