@@ -217,13 +217,13 @@ class RunConfig:
 
     def lacks(self, *needed: str) -> list[str]:
         """The fields that are missing or wrong and that something needs."""
-        names = {one.name for one in _FIELDS if set(needed) & set(one.metadata["needed"])}
+        names = _needed_for(*needed)
         return [name for name in self.lacking if name in names]
 
     def certification(self) -> dict[str, Any]:
         """In what certifications of one classifier differ, as far as it is known: ALIKE's fields, as in the JSON."""
         values = self.to_json()
-        return {one.name: values[one.name] for one in _FIELDS if ALIKE in one.metadata["needed"] and one.name in values}
+        return {name: values[name] for name in _needed_for(ALIKE) if name in values}
 
     def to_json(self) -> dict[str, Any]:
         """The fields of the JSON file."""
@@ -264,8 +264,7 @@ class RunConfig:
         there, here = self._comparable(), other._comparable()
         names: Iterable[str] = {**there, **here}
         if needed is not None:
-            wanted = {one.name for one in _FIELDS if needed in one.metadata["needed"]}
-            names = [name for name in names if name in wanted]
+            names = [name for name in names if name in _needed_for(needed)]
         differing = [name for name in names if there.get(name) != here.get(name)]
         return ", ".join(f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in differing)
 
@@ -277,6 +276,11 @@ class RunConfig:
 
 
 _FIELDS = tuple(one for one in fields(RunConfig) if one.metadata)
+
+
+def _needed_for(*purposes: str) -> list[str]:
+    """The fields that are needed for one of the purposes, in their order."""
+    return [one.name for one in _FIELDS if set(purposes) & set(one.metadata["needed"])]
 
 
 def _plain(value: Any) -> Any:

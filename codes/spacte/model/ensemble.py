@@ -28,3 +28,11 @@ def named_classes(logits: Tensor, num_classes: int) -> Tensor:
     logits = logits.float()
     largest = torch.linalg.vector_norm(logits, torch.inf, dim=-1)  # of what is not finite: inf or NaN
     return torch.where(largest < torch.inf, logits.argmax(-1), num_classes)
+
+
+def classes_of_all(logits: Tensor, num_classes: int) -> Tensor:
+    """What each head and, in the last row, the ensemble name: [L, N, K], or [N, K] of one head, -> [V, N].
+
+    K stands where logits are not finite, see `named_classes`.
+    """
+    return named_classes(with_ensemble(logits.float()), num_classes)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spacte.device import memory_is_short
 from spacte.model.cuda_graph import Graph
-from spacte.model.ensemble import named_classes, with_ensemble
+from spacte.model.ensemble import classes_of_all
 
 CPU_PIXELS = 2**18  # of a pass on the CPU; R50 at 224x224 then needs 2 GB
 _FEW = 4  # passes of few images hold this part of the others'
@@ -48,16 +48,16 @@ class FixedPasses(nn.Module):
         return self.by_passes(self.logits, images, few=True)[0]
 
     def classes(self, images: Tensor, num_classes: int) -> Tensor:
-        """What each head and the ensemble name on each image: [N, C, H, W] -> [V, N]; see `named_classes`.
+        """What each head and the ensemble name on each image: [N, C, H, W] -> [V, N]; see `classes_of_all`.
 
         On a GPU that is a part of a pass's graph.
         """
         if self.is_graph:
             return self.by_passes(self._classes, images, num_classes)[0]
-        return named_classes(with_ensemble(self(images).float()), num_classes)
+        return classes_of_all(self(images), num_classes)
 
     def _classes(self, images: Tensor, num_classes: int) -> Tensor:
-        return named_classes(with_ensemble(self.logits(images).float()), num_classes)
+        return classes_of_all(self.logits(images), num_classes)
 
     def by_passes(
         self, stage: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Tensor, *settings: Hashable,

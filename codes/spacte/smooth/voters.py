@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spacte.model.ensemble import ensemble_logits, named_classes, with_ensemble
+from spacte.model.ensemble import classes_of_all, ensemble_logits, named_classes
 from spacte.model.members import ByMembers
 from spacte.model.passes import FixedPasses
 
@@ -23,7 +23,7 @@ class AllHeads:
         """The classes named, [V, N]; K where logits are not finite."""
         if isinstance(self.classifier, FixedPasses):
             return self.classifier.classes(images, self.num_classes)
-        return named_classes(with_ensemble(self.classifier(images).float()), self.num_classes)
+        return classes_of_all(self.classifier(images), self.num_classes)
 
 
 class Consensus:
