@@ -50,7 +50,8 @@ from spacte import cli
 from spacte.certify.certify import CertifySettings, certify_images
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.settings import ClassifierSettings, RunSettings
+from spacte.certify.run_settings import RunSettings
+from spacte.certify.settings import ClassifierSettings
 from spacte.data.splits import Split
 from spacte.device import PRECISIONS, select_device
 from spacte.logs.certified import largest_radius, log_table

@@ -1,27 +1,38 @@
-"""The processes of torchrun, under torch's own names. Without torchrun there is one, of rank 0."""
+"""The processes of torchrun, under torch's own names. Without torchrun there is one, of rank 0.
+
+Only joining them imports torch: logs are merged without.
+"""
 
 import atexit
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spacte.utils import RunError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
 
+def _several() -> ModuleType | None:
+    """torch.distributed where several processes have joined, else None: then torch may not even be there."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_initialized() and dist.get_world_size() > 1 else None
+
+
 def get_rank() -> int:
     """This process's number among those of `torchrun`; 0 where there is one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if (dist := _several()) else 0
 
 
 def get_world_size() -> int:
     """How many processes `torchrun` started; 1 without it."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if (dist := _several()) else 1
 
 
 def is_main_process() -> bool:
@@ -31,6 +42,9 @@ def is_main_process() -> bool:
 
 def init_distributed() -> None:
     """Join the processes that `torchrun` started (gloo between CPUs, nccl between GPUs); nothing without torchrun."""
+    import torch
+    from torch import distributed as dist
+
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=7))  # one process may wait long for a slow one
@@ -45,7 +59,7 @@ def broadcast_object(make: Callable[[], T]) -> T:
             box = [make()]
         except (UserError, RunError) as error:
             box = [error]
-    if get_world_size() > 1:
+    if dist := _several():
         dist.broadcast_object_list(box, src=0)
     if isinstance(box[0], UserError | RunError):
         raise box[0]
@@ -61,7 +75,8 @@ def main_process_first(make: Callable[[], T]) -> T:
 
 def all_gather_object(value: T) -> list[T]:
     """Every process's value, in order of rank."""
-    if get_world_size() == 1:
+    dist = _several()
+    if dist is None:
         return [value]
     values: list[Any] = [None] * get_world_size()
     dist.all_gather_object(values, value)
@@ -73,17 +88,17 @@ def barrier() -> None:
     all_gather_object(None)
 
 
-def all_reduce_mean(values: torch.Tensor) -> torch.Tensor:
+def all_reduce_mean(values: "Tensor") -> "Tensor":
     """The processes' mean of a tensor without gradient; itself where there is one process."""
-    if get_world_size() > 1:
+    if dist := _several():
         values = values.clone()
         dist.all_reduce(values)
         values /= get_world_size()
     return values
 
 
-def broadcast(values: torch.Tensor) -> torch.Tensor:
+def broadcast(values: "Tensor") -> "Tensor":
     """The tensor, overwritten in every process by the main process's; itself where there is one process."""
-    if get_world_size() > 1:
+    if dist := _several():
         dist.broadcast(values, src=0)
     return values

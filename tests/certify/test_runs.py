@@ -111,6 +111,19 @@ def test_shards_merge_into_the_log_of_one_run(certify, script, tmp_path):
     assert beside(merged, "-ACR.log").read_text() == beside(whole, "-ACR.log").read_text()
 
 
+def test_logs_are_merged_and_made_again_where_no_torch_is_installed(certify, tmp_path):
+    shards = [certify(f"shard{i}", "--shard", f"{i}/2", skip=90) for i in (1, 2)]
+    without = (
+        "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__main__')"
+    )
+    merged = shards[0].with_name(shards[0].name.replace("-shard-1-of-2", ""))
+    for command in (("merge_logs.py", *shards), ("relog.py", merged, "--alpha", 0.05)):
+        environment = os.environ | {"PYTHONPATH": str(CODES)}
+        result = run([sys.executable, "-c", without, CODES / command[0], *command[1:]], env=environment)
+        assert result.returncode == 0, result.stderr
+    assert len(read_log(merged.with_name(f"{merged.stem}-alpha-0.05.log"))) == len(read_log(merged)) == 4
+
+
 def test_shards_that_do_not_make_one_run_are_refused(certify, script):
     shards = [certify(f"shard{i}", "--shard", f"{i}/3", skip=40) for i in (1, 2)]
     other = certify("other", "--shard", "3/3", "--seed", 5, skip=40)

@@ -15,7 +15,8 @@ from spacte.certify.contract import check_gradient
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
 from spacte.certify.record import about, decide_passes
-from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
+from spacte.certify.run_settings import RunSettings, add_run_flags
+from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
 from spacte.data.splits import Split
 from spacte.distributed import init_distributed, is_main_process

@@ -9,7 +9,8 @@ from spacte.certify.contract import SPOT_CHECK
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
 from spacte.certify.record import about, decide_passes
-from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
+from spacte.certify.run_settings import RunSettings, add_run_flags
+from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
 from spacte.distributed import all_gather_object, init_distributed, is_main_process
 from spacte.logs.certified import check_certificate, largest_radius

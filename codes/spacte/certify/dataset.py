@@ -14,7 +14,8 @@ from spacte import cli
 from spacte.certify.base_classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
 from spacte.certify.certify import CertifySettings, certify_images, check_stopping, parser_of
 from spacte.certify.loading import computing_of, evaluation_of
-from spacte.certify.settings import ClassifierSettings, RunSettings
+from spacte.certify.run_settings import RunSettings
+from spacte.certify.settings import ClassifierSettings
 from spacte.data.indexed import Indexed, read_item
 from spacte.data.spec import DataSpec
 from spacte.data.splits import Split

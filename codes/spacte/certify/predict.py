@@ -6,7 +6,8 @@ from spacte import cli
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
 from spacte.certify.record import about, decide_passes
-from spacte.certify.settings import ClassifierSettings, RunSettings, add_classifier_flags, add_run_flags
+from spacte.certify.run_settings import RunSettings, add_run_flags
+from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
 from spacte.distributed import init_distributed, is_main_process
 from spacte.logs.config import RunConfig

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spacte import cli
-from spacte.certify.settings import RunSettings, shard_ending
+from spacte.certify.run_settings import RunSettings, shard_ending
 from spacte.certify.writer import writing
 from spacte.logs.certified import check_certificate
 from spacte.logs.config import Noted, RunConfig

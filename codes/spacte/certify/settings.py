@@ -1,15 +1,11 @@
-"""Which smoothed classifier is evaluated, on which images, and the flags that say so."""
+"""Which smoothed classifier is evaluated, and the flags that say so."""
 
-import re
 from argparse import ArgumentTypeError
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spacte import cli
 from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
-from spacte.logs.config import RunConfig
-from spacte.logs.runfiles import RunFiles, folder_of
 from spacte.model import LEGAL
 from spacte.model.normalisation import NORMALISATIONS, parsed
 from spacte.utils import UserError
@@ -73,51 +69,6 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     parser.set_defaults(**cli.defaults_of(ClassifierSettings))
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """Which images, in which job, and where the files go; the flags of `add_run_flags` say what each is."""
-
-    skip: int = 1
-    max: int | None = None
-    shard: tuple[int, int] | None = None
-    logs_dir: str = "./logs"
-    overwrite: bool = False
-
-    def chosen(self, candidates: Iterable[int]) -> list[int]:
-        """The run's images: every skip-th below `max`; of these, every N-th from the I-th for the shard I/N.
-
-        Raises UserError where there is none.
-        """
-        indices = [idx for idx in candidates if idx % self.skip == 0 and (self.max is None or idx < self.max)]
-        if not indices:
-            raise UserError(f"no image is chosen by --skip {self.skip} and --max {self.max}")
-        if self.shard is not None:
-            indices = indices[self.shard[0] - 1 :: self.shard[1]]
-            if not indices:
-                raise UserError("--shard {}/{} has no image: the run is too small for so many".format(*self.shard))
-        return indices
-
-    def files(self, config: RunConfig, script: str, name: str) -> RunFiles:
-        """The files of a run called `name`, or of its shard."""
-        return RunFiles(folder_of(config, self.logs_dir, script) / f"{name}{shard_ending(self.shard)}.log")
-
-
-def add_run_flags(parser: cli.Parser) -> None:
-    """The flags of RunSettings."""
-    add = parser.add_argument_group("which images, where the log goes").add_argument
-    add("--skip", type=cli.positive_int, help="every skip-th image: 0, skip, 2 skip, ...")
-    add("--max", type=cli.positive_int, help="only images whose idx is below this")
-    add("--shard", type=_shard, metavar="I/N", help="the I-th of N jobs that share the run, from 1/N")
-    add("--logs_dir", help="logs: <logs_dir>/<dataset>/<arch>/noise-<sd>/")
-    add("--overwrite", action="store_true", help="start the log from scratch instead of resuming where it ends")
-    parser.set_defaults(**cli.defaults_of(RunSettings))
-
-
-def shard_ending(shard: tuple[int, int] | None) -> str:
-    """What the names of a shard's files end in."""
-    return "" if shard is None else "-shard-{}-of-{}".format(*shard)
-
-
 def _normalisation(text: str) -> str:
     if text not in ("auto", *NORMALISATIONS):
         try:
@@ -125,10 +76,3 @@ def _normalisation(text: str) -> str:
         except UserError as error:
             raise ArgumentTypeError(str(error)) from None
     return text
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise ArgumentTypeError(f"'{text}' must be I/N with 1 <= I <= N")
-    return int(match[1]), int(match[2])
