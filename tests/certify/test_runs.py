@@ -21,11 +21,16 @@ from spacte.model import pass_size
 # --- killed at any moment ---
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_run_killed_again_and_again_ends_with_the_uninterrupted_log(certify, digits_models, tmp_path, world):
+def disagreed(log):
+    """What the run's JSON says of its consensus."""
+    return json.loads(beside(log, ".json").read_text())["about"].get("consensus")
+
+
+@pytest.mark.parametrize(("world", "more"), [(1, ()), (2, ("--consensus", 2))])
+def test_a_run_killed_again_and_again_ends_with_the_uninterrupted_log(certify, digits_models, tmp_path, world, more):
     """SIGKILL 4 times, all processes at once, at a random moment after an image's votes have come to the disk."""
     flags = ("--model_path", digits_models[0], "--skip", 6, "--N0", 20, "--N", 2500, "--device", "cpu")
-    flags = ("0Gaussian/certify_mhead.py", *flags, "--batch_size", 500, "--logs_dir", "killed")
+    flags = ("0Gaussian/certify_mhead.py", *flags, "--batch_size", 500, "--logs_dir", "killed", *more)
     draw = random.Random(world)
 
     def written():
@@ -42,11 +47,11 @@ def test_a_run_killed_again_and_again_ends_with_the_uninterrupted_log(certify, d
     with Children(tmp_path, *flags, world=world) as children:
         assert children.exit_codes() == [0] * world
     (killed,) = [path for path in (tmp_path / "killed").rglob("*.log") if "ACR" not in path.name]
-    whole = certify("whole", "--N", 2500, "--batch_size", 500, skip=6)
+    whole = certify("whole", "--N", 2500, "--batch_size", 500, *more, skip=6)
     assert without_time(killed) == without_time(whole) and len(read_log(killed)) == 60
     counts = [beside(log, "-counts.jsonl") for log in (killed, whole)]
     tallies = [[(one.idx, one.estimation.tolist()) for one in read_counts(path)] for path in counts]
-    assert tallies[0] == tallies[1]
+    assert tallies[0] == tallies[1] and disagreed(killed) == disagreed(whole)
     assert not list(killed.parent.glob("*-part-*"))
 
 
@@ -109,6 +114,25 @@ def test_shards_merge_into_the_log_of_one_run(certify, script, tmp_path):
     merged = shards[0].with_name(whole.name)
     assert without_time(merged) == without_time(whole)
     assert beside(merged, "-ACR.log").read_text() == beside(whole, "-ACR.log").read_text()
+
+
+def test_what_a_consensus_disagreed_on_is_of_all_sessions_and_all_shards(certify, script, digits_models):
+    flags = ("--consensus", 2)
+    whole, seen = certify("whole", *flags), 12 * 220
+    expected = disagreed(whole)
+    assert expected["seen"] == seen and 0 < expected["share"] == expected["disagreed"] / seen < 1
+    first = certify("resumed", *flags, "--max", 100)
+    assert disagreed(first)["seen"] == 4 * 220
+    command = ("--model_path", digits_models[0], "--logs_dir", "resumed", "--skip", 30, *RUN_FLAGS, *flags)
+    share = f"the first 2 disagreed on {100 * expected['share']:.1f} % of the 2640 noisy copies\n"
+    for _ in ("resumed", "finished"):
+        assert script("0Gaussian/certify_mhead.py", *command)[1].endswith(share) and disagreed(first) == expected
+    shards = [certify(f"shard{i}", *flags, "--shard", f"{i}/2") for i in (1, 2)]
+    assert sum(disagreed(shard)["disagreed"] for shard in shards) == expected["disagreed"]
+    assert script("merge_logs.py", *shards)[0] == 0
+    merged = shards[0].with_name(whole.name)
+    assert disagreed(merged) == expected and script("relog.py", merged, "--alpha", 0.05)[0] == 0
+    assert disagreed(merged.with_name(f"{merged.stem}-alpha-0.05.log")) == expected
 
 
 def test_logs_are_merged_and_made_again_where_no_torch_is_installed(certify, tmp_path):

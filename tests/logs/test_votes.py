@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spacte.logs.config import RunConfig
-from spacte.logs.counts import VoteCounts, read_counts
+from spacte.logs.counts import VoteCounts, disagreement, read_counts
 from spacte.logs.runfiles import RunFiles
 from spacte.utils import UserError
 
@@ -34,6 +34,8 @@ def changed(**fields):
     (changed(estimation=[{"3": 100}, {"2": 100}]), "class '3' with 100 votes"),
     (changed(estimation=[{"0": -100}, {"2": 100}]), "class '0' with -100 votes"),
     (changed(estimation=[{"0": 1.5}, {"2": 100}]), "class '0' with 1.5 votes"),
+    (changed(disagreed=107), "the first disagreed on 107 of 106 draws"),
+    (changed(disagreed=True), "the first disagreed on True of 106 draws"),
 ])  # fmt: skip
 def test_a_line_that_nobody_counted_is_refused(tmp_path, line, message):
     path = tmp_path / "x-counts.jsonl"
@@ -41,6 +43,14 @@ def test_a_line_that_nobody_counted_is_refused(tmp_path, line, message):
     with pytest.raises(UserError, match=r"x-counts.jsonl', line 2: ") as error:
         read_counts(path)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_a_consensus_disagreed_on_is_of_the_images_that_say_it():
+    assert "disagreed" not in GOOD.to_line() and VoteCounts.from_line(GOOD.to_line()).disagreed is None
+    some = [VoteCounts.from_line(changed(disagreed=number)) for number in (0, 53)]
+    assert VoteCounts.from_line(some[1].to_line()).disagreed == 53
+    assert disagreement([some[0], GOOD, some[1]]) == {"disagreed": 53, "seen": 212, "share": 0.25}
+    assert disagreement([GOOD]) is None
 
 
 def test_an_image_that_comes_twice_is_refused(tmp_path):

@@ -48,14 +48,14 @@ def test_a_frozen_networks_consensus_is_that_of_all_its_logits(monkeypatch, prec
     other.load_state_dict(like.state_dict())
     other[1].bias.data += 0.02 * torch.randn(10)  # as trained heads do, the two mostly agree
     frozen = freeze(classifier, CPU, precision, batch_size=50)
-    images, seen, consensus = images_of(), [], Consensus(frozen, 10, 2)
+    images, late, consensus = images_of(), [], Consensus(frozen, 10, 2)
     logits = frozen(images)
-    frozen.network.heads[3][0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    frozen.network.heads[3][0].register_forward_pre_hook(lambda module, inputs: late.append(len(inputs[0])))
     rows = consensus(images)
     assert torch.equal(rows[:2], logits[:2].argmax(-1)) and rows[-1].tolist() == by_definition(logits, 2)
     disagreed = int((logits[0].argmax(-1) != logits[1].argmax(-1)).sum())
-    assert 0 < disagreed == consensus.disagreed < consensus.seen == 70
-    assert set(seen) == {2} and len(seen) == -(-disagreed // 2), "passes of a quarter"
+    assert 0 < disagreed < 70
+    assert set(late) == {2} and len(late) == -(-disagreed // 2), "passes of a quarter"
     for part in (slice(1), slice(3, 10), slice(20, 70)):
         assert torch.equal(consensus(images[part]), rows[:, part])
     _, features = frozen.first_logits(images, 2)
@@ -74,7 +74,7 @@ def test_networks_agree_by_the_sums_of_their_own_heads():
     calls = []
     networks[2].network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
     same = Consensus(NetworkEnsemble([networks[0], networks[0], networks[2]]), 10, 2)
-    assert torch.equal(same(images)[-1], networks[0](images).sum(0).argmax(-1)) and same.disagreed == 0 and not calls
+    assert torch.equal(same(images)[-1], networks[0](images).sum(0).argmax(-1)) and not calls
 
 
 def test_the_other_heads_see_little_more_than_the_undecided_copies():
@@ -86,12 +86,13 @@ def test_the_other_heads_see_little_more_than_the_undecided_copies():
 
     def votes(which):
         seeded = [Sample(images[idx], torch.Generator().manual_seed(idx), Draws(30, 270), idx) for idx in which]
-        return {one.idx: [one.selection.tolist(), one.estimation.tolist()] for one in smooth.sample(seeded, 50)}
+        found = smooth.sample(seeded, 50)
+        return {one.idx: [one.selection.tolist(), one.estimation.tolist(), one.disagreed] for one in found}
 
     found = votes(range(3))
-    assert all(sum(row) == 30 for selection, _ in found.values() for row in selection)
-    assert all(sum(row) == 270 for _, estimation in found.values() for row in estimation)
-    disagreed, batches = smooth.consensus.disagreed, 18
+    assert all(sum(row) == 30 for selection, *_ in found.values() for row in selection)
+    assert all(sum(row) == 270 for _, estimation, _ in found.values() for row in estimation)
+    disagreed, batches = sum(one[-1] for one in found.values()), 18
     assert 0 < disagreed < 900 and sum(late) <= disagreed + 3 * batches, "passes of four, in each batch one not full"
     assert found == votes([0]) | votes([1]) | votes([2])
 
@@ -123,4 +124,21 @@ def test_votes_by_consensus_are_counted():
     assert votes.shape == (3, 2) and votes[0].tolist() == [4000, 0] and (votes[1] == votes[2]).all()
     assert (votes[:2] == plain[:2]).all(), "the heads alone, from the same draws"
     assert abs(votes[2][0] / 4000 - 0.8413) < 0.035  # 6 standard deviations
+
+
+@pytest.mark.parametrize("more", [
+    {},
+    {"should_stop": lambda selection, estimation: estimation.sum() > 250},
+    {"only_class": 1},
+])  # fmt: skip
+def test_the_copies_on_which_the_first_disagree_are_counted_for_each_image(more):
+    """The two disagree where the second one chooses class 1, as its own votes tell; images share batches."""
+    images = torch.linspace(-0.5, 0.5, 7).view(-1, 1, 1, 1)
+    samples = (
+        Sample(x, torch.Generator().manual_seed(idx), Draws(40, 700, **more), idx) for idx, x in enumerate(images)
+    )
+    found = {one.idx: one for one in Smooth(ThreeHeads(), 2, 0.5, consensus=2).sample(samples, 300)}
+    by_votes = [int(found[idx].selection[1, 1] + found[idx].estimation[1, 1]) for idx in range(7)]
+    assert [found[idx].disagreed for idx in range(7)] == by_votes
+    assert by_votes == sorted(by_votes) and 0 < by_votes[0] < by_votes[-1]
     assert with_ensemble(torch.zeros(3, 5, 2)).shape == (4, 5, 2)

@@ -227,6 +227,20 @@ def test_an_images_votes_are_all_of_passes_of_one_size(capsys):
     assert "from here on 32 images per pass" in capsys.readouterr().err
 
 
+class DisagreesOnAll(RoundsByPass):
+    """Three heads of which the first two never agree."""
+
+    def logits(self, images):
+        first = super().logits(images)
+        return torch.cat([first, first.roll(1, -1), first])
+
+
+def test_what_was_drawn_before_a_pass_was_halved_is_no_disagreement():
+    samples = (Sample(torch.zeros(1, 4, 4), None, Draws(20, 200), idx) for idx in range(6))
+    found = list(Smooth(DisagreesOnAll(64, 9), 65, 0.5, consensus=2).sample(samples, 64))
+    assert [one.disagreed for one in found] == [220] * 6
+
+
 def test_the_loop_computes_what_its_docstring_says():
     """The code in Smooth's docstring, run: the same class and radius of images that are certified and that are not."""
     code = Smooth.__doc__.split("copies:\n")[1].split("Everything else")[0]

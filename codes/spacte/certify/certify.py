@@ -12,7 +12,7 @@ from spacte.certify.record import about, decide_passes
 from spacte.certify.run_settings import RunSettings, add_run_flags
 from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
-from spacte.distributed import all_gather_object, init_distributed, is_main_process
+from spacte.distributed import init_distributed, is_main_process
 from spacte.logs.certified import check_certificate, largest_radius
 from spacte.logs.config import RunConfig, Stopping
 from spacte.logs.plans import CertifyPlan
@@ -20,7 +20,6 @@ from spacte.logs.runfiles import RunFiles, certificate_ending
 from spacte.logs.table import table_radii
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.smooth.stopping import GIVE_UP
-from spacte.smooth.voters import Consensus
 from spacte.utils import UserError
 
 
@@ -54,22 +53,18 @@ def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifyS
     check_stopping(settings)
     evaluation = load(classifier, settings.N)
     files, table = certify_images(evaluation, classifier, run, settings)
-    disagreement = _disagreement(evaluation.smooth.consensus)
     if is_main_process():
-        print(f"{table}\nlog: {files.log}{disagreement}")
+        print(f"{table}\nlog: {files.log}{_disagreement(files)}")
 
 
-def _disagreement(consensus: Consensus | None) -> str:
-    """How often the first members disagreed, over all processes since their start; nothing where nothing was drawn."""
-    if consensus is None:
+def _disagreement(files: RunFiles) -> str:
+    """How often a consensus' first members disagreed, a line; nothing where the run's JSON does not say it."""
+    noted = files.read_json()
+    found = noted.about.get("consensus")
+    if found is None:
         return ""
-    disagreed, seen = (
-        sum(counts) for counts in zip(*all_gather_object((consensus.disagreed, consensus.seen)), strict=True)
-    )
-    if not seen:
-        return ""
-    share = f"{100 * disagreed / seen:.1f} % of the {seen} noisy copies that were drawn now"
-    return f"\nthe first {consensus.first} disagreed on {share}"
+    share = f"{100 * found['share']:.1f} % of the {found['seen']} noisy copies"
+    return f"\nthe first {noted.config.consensus} disagreed on {share}"
 
 
 def certify_images(

@@ -48,4 +48,6 @@ class Evaluation:
                 yield Sample(image, self.generator(purpose, idx), draws_of(labels[idx]), idx)
 
         for votes in self.smooth.sample(samples(), self.batch_size):
-            yield VoteCounts(votes.idx, labels.pop(votes.idx), votes.seconds, votes.selection, votes.estimation)
+            disagreed = votes.disagreed if self.smooth.consensus else None
+            label = labels.pop(votes.idx)
+            yield VoteCounts(votes.idx, label, votes.seconds, votes.selection, votes.estimation, disagreed)

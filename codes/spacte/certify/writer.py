@@ -15,7 +15,7 @@ from typing import Any, Generic, TextIO
 from tqdm import tqdm
 
 from spacte.distributed import barrier, broadcast_object, get_rank, get_world_size
-from spacte.logs.counts import C, read_counts
+from spacte.logs.counts import C, disagreement, read_counts
 from spacte.logs.described import description, parts_of
 from spacte.logs.plans import Plan
 from spacte.logs.runfiles import RunFiles, run_name
@@ -155,7 +155,7 @@ class _Files(Generic[C]):
         self._progress.add(written)
 
     def finish(self) -> None:
-        """Write the rows that the other processes counted last, and remove their parts."""
+        """Write the rows that the other processes counted last, remove their parts, note what all rows amount to."""
         patience = time.monotonic() + _SECONDS_FOR_A_SLOW_FOLDER
         self.show(self.collect())
         while self._remaining and time.monotonic() < patience:
@@ -167,6 +167,9 @@ class _Files(Generic[C]):
         if not self._waiting:
             for path in self.files.parts():
                 path.unlink()
+        found = disagreement(self.counts)
+        if found is not None:
+            self.files.note("consensus", found)
 
     def close(self) -> None:
         """Let another process write the files."""

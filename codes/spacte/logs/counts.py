@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
@@ -30,7 +30,9 @@ C = TypeVar("C", bound=Counts)
 class VoteCounts:
     """What was counted on one image: `selection` and `estimation` [V, K], the heads' rows and last the ensemble's.
 
-    Each row sums to the number of draws that were used; a prediction selects nothing, its `selection` is 0.
+    Each row sums to the number of draws that were used; a prediction selects nothing, its `selection` is 0. Where a
+    consensus voted, its first members `disagreed` on so many of these draws; None where there was none, and in files
+    that are older.
     """
 
     idx: int
@@ -38,11 +40,19 @@ class VoteCounts:
     seconds: float
     selection: np.ndarray
     estimation: np.ndarray
+    disagreed: int | None = None
+
+    @property
+    def draws(self) -> int:
+        """How many noisy copies were drawn."""
+        return int(self.selection[-1].sum() + self.estimation[-1].sum())
 
     def to_line(self) -> str:
         """One JSON line; a voter's counts are {class: votes} without the zeros."""
         fields = {"idx": self.idx, "label": self.label, "seconds": round(self.seconds, 6)}
         fields["classes"] = self.selection.shape[1]
+        if self.disagreed is not None:
+            fields["disagreed"] = self.disagreed
         return json.dumps(fields | {name: sparse(getattr(self, name)) for name in ("selection", "estimation")}) + "\n"
 
     @classmethod
@@ -52,7 +62,11 @@ class VoteCounts:
         selection, estimation = (dense(fields.get(name), fields["classes"]) for name in ("selection", "estimation"))
         if len(selection) != len(estimation):
             raise UserError(f"no vote count: {len(selection)} voters select and {len(estimation)} estimate")
-        return cls(fields["idx"], fields["label"], fields["seconds"], selection, estimation)
+        counts = cls(fields["idx"], fields["label"], fields["seconds"], selection, estimation, fields.get("disagreed"))
+        disagreed = counts.disagreed
+        if disagreed is not None and not (type(disagreed) is int and 0 <= disagreed <= counts.draws):
+            raise UserError(f"no vote count: the first disagreed on {disagreed} of {counts.draws} draws")
+        return counts
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,16 @@ def _without_duplicates(pairs: list[tuple]) -> dict:
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a name stands there twice")
     return dict(pairs)
+
+
+def disagreement(counts: Iterable[Counts]) -> dict[str, Any] | None:
+    """On how many copies a consensus' first members disagreed, of how many that were seen, and the share.
+
+    All images count that say so; None where none does.
+    """
+    known = [(one.disagreed, one.draws) for one in counts if isinstance(one, VoteCounts) and one.disagreed is not None]
+    disagreed, seen = (sum(numbers) for numbers in zip(*known, strict=True)) if known else (0, 0)
+    return {"disagreed": disagreed, "seen": seen, "share": disagreed / seen} if seen else None
 
 
 @overload

@@ -105,8 +105,18 @@ class RunFiles:
                 earlier = [*earlier, noted | {"rows": rows}]
             if earlier:
                 about = about | {"earlier": earlier}
-        content = json.dumps({"config": config.to_json(), "about": about}, indent=2) + "\n"
-        replace_file(self.json, lambda temporary: temporary.write_text(content))
+        self._write_json({"config": config.to_json(), "about": about})
+
+    def note(self, name: str, value: Any) -> None:
+        """Say something more about the run; what the JSON says beside it stays."""
+        content = json.loads(self.json.read_text())
+        if content["about"].get(name) != value:
+            content["about"][name] = value
+            self._write_json(content)
+
+    def _write_json(self, content: dict[str, Any]) -> None:
+        text = json.dumps(content, indent=2) + "\n"
+        replace_file(self.json, lambda temporary: temporary.write_text(text))
 
 
 def folder_of(config: RunConfig, logs_dir: str, script: str) -> Path:

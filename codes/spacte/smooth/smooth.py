@@ -12,7 +12,7 @@ from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
 from spacte.smooth.draws import Draws
 from spacte.smooth.noise import GaussianNoise, Noise
 from spacte.smooth.tally import Sample, Tally, Votes
-from spacte.smooth.voters import AllHeads, Consensus
+from spacte.smooth.voters import AllHeads, Consensus, disagree
 
 
 class Smooth:
@@ -149,12 +149,14 @@ def _next_batch(active: list[Tally], coming: Iterator[Sample], batch_size: int) 
 
 
 def count(classes: Tensor, sizes: list[int], num_classes: int) -> Tensor:
-    """How often each class was named in each of P portions of these sizes: [V, N] -> [P, V, K + 1].
+    """How often each class was named in each of P portions of these sizes: [V, N] -> [P, V + 1, K + 1].
 
-    The last column counts logits that are not finite. Does not wait for the device.
+    The last column counts logits that are not finite. The last row counts no votes: in its column 1 the copies on which
+    the voters before the last one, the ensemble, name different classes. Does not wait for the device.
     """
-    counts = classes.new_zeros(len(sizes), len(classes), num_classes + 1)
-    for row, named in zip(counts, classes.split(sizes, dim=1), strict=True):
+    rows = torch.cat([classes, disagree(classes[:-1]).to(classes.dtype).unsqueeze(0)])
+    counts = rows.new_zeros(len(sizes), len(rows), num_classes + 1)
+    for row, named in zip(counts, rows.split(sizes, dim=1), strict=True):
         row.scatter_add_(1, named, torch.ones_like(named))
     return counts
 
@@ -162,6 +164,6 @@ def count(classes: Tensor, sizes: list[int], num_classes: int) -> Tensor:
 def _read(tallies: list[Tally]) -> None:
     """Let the tallies read their votes so far. The device is waited for once, however many they are."""
     if tallies:
-        counts = torch.stack([tally.counts() for tally in tallies]).cpu().numpy()  # [S, V, K + 1]
+        counts = torch.stack([tally.counts() for tally in tallies]).cpu().numpy()  # [S, V + 1, K + 1]
         for tally, own in zip(tallies, counts, strict=True):
             tally.read(own)

@@ -25,12 +25,16 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """A sample's votes, `selection` and `estimation` [V, K], and its share of the time, by copies."""
+    """A sample's votes, `selection` and `estimation` [V, K], and its share of the time, by copies.
+
+    `disagreed` is the number of copies on which the voters before the last one, the ensemble, named different classes.
+    """
 
     idx: int
     selection: np.ndarray
     estimation: np.ndarray
     seconds: float
+    disagreed: int
 
 
 class Tally:
@@ -46,7 +50,7 @@ class Tally:
         self._selection: np.ndarray | None = None
         self._estimation: np.ndarray | None = None
         self._counts: list[Tensor] = []  # this and the next of the selection, then of the estimation
-        self._drawn = 0
+        self._drawn = self._disagreed = 0
         self.wanted = self._portion()
 
     def again(self) -> "Tally":
@@ -56,7 +60,7 @@ class Tally:
         return Tally(self.sample, self.batch_size, self.seconds)
 
     def add(self, counts: Tensor) -> None:
-        """Take the counts [V, K + 1] of the copies that it wanted, without waiting for the device."""
+        """Take the counts [V + 1, K + 1] of the copies that it wanted, without waiting for the device."""
         self._counts.append(counts)
         self._drawn += self.wanted
         self.unpaid += self.wanted
@@ -68,13 +72,13 @@ class Tally:
         return not self.wanted or self._looks
 
     def counts(self) -> Tensor:
-        """The counts so far of what is being drawn, on the device, [V, K + 1]."""
+        """The counts so far of what is being drawn, on the device, [V + 1, K + 1]."""
         self._counts = [torch.stack(self._counts).sum(0)]
         return self._counts[0]
 
     def read(self, counts: np.ndarray) -> None:
         """Continue as its `counts`, fetched from the device, say. Raises RunError where logits were not finite."""
-        votes, draws = self._finite(counts), self.sample.draws
+        votes, draws = self._finite(counts[:-1]), self.sample.draws
         if self._selects:
             # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just
             # because it was chosen, and no bound would hold on them.
@@ -85,13 +89,16 @@ class Tally:
                 self._estimation = np.zeros_like(votes)
         elif not self.wanted or self._should_stop(votes):
             self.wanted, self._estimation = 0, votes
+        else:  # the same draws are counted on
+            return
+        self._disagreed += int(counts[-1, 1])
 
     def votes(self) -> Votes:
         """The result, of a tally that is finished."""
         if self._estimation is None:
             raise RuntimeError("the votes are still being drawn")
         selection = np.zeros_like(self._estimation) if self._selection is None else self._selection
-        return Votes(self.sample.idx, selection, self._estimation, self.seconds)
+        return Votes(self.sample.idx, selection, self._estimation, self.seconds, self._disagreed)
 
     @property
     def _selects(self) -> bool:

@@ -32,7 +32,7 @@ class Consensus:
     It is a function of the image alone, so every certificate holds for it as for any classifier; the other members see
     only the images that the first ones disagree on. The members are a network's heads, or the networks of an ensemble,
     each with the sum of its own heads. The others' work is spared where the `classifier`, images [N, C, H, W] -> logits
-    [L, N, K], computes ByMembers; `seen` and `disagreed` count images.
+    [L, N, K], computes ByMembers.
     Source: Horvath et al. (ICLR 2022), section 4, for networks.
     """
 
@@ -40,13 +40,12 @@ class Consensus:
         if isinstance(classifier, ByMembers) and first >= classifier.members:
             raise ValueError(f"a consensus of {first} needs more members than {classifier.members}")
         self.classifier, self.num_classes, self.first = classifier, num_classes, first
-        self.seen = self.disagreed = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         """The classes named, [first + 1, N]; K where logits are not finite. Waits for the device once."""
         if isinstance(self.classifier, ByMembers):
             early, features = self.classifier.first_logits(images, self.first)
-            undecided = disagree(early).nonzero().flatten()
+            undecided = disagree(early.argmax(-1)).nonzero().flatten()
             late = early[:0, undecided]
             if len(undecided):
                 late = self.classifier.other_logits(features[undecided], self.first)
@@ -56,17 +55,14 @@ class Consensus:
                 shape, wanted = list(logits.shape), "[L, N, K] with more heads"
                 raise ValueError(f"logits {shape}: a consensus of {self.first} needs {wanted}")
             early = logits[: self.first]
-            undecided = disagree(early).nonzero().flatten()
+            undecided = disagree(early.argmax(-1)).nonzero().flatten()
             late = logits[self.first :, undecided]
-        self.seen += len(images)
-        self.disagreed += len(undecided)
         classes = named_classes(early, self.num_classes)
         decided = ensemble_logits(torch.cat([early[:, undecided], late]))
         last = classes[0].index_copy(0, undecided, named_classes(decided, self.num_classes))
         return torch.cat([classes, last.unsqueeze(0)])
 
 
-def disagree(logits: Tensor) -> Tensor:
-    """Whether the members name different classes: [L, N, K] -> booleans [N]."""
-    classes = logits.argmax(-1)
-    return (classes != classes[0]).any(0)
+def disagree(classes: Tensor) -> Tensor:
+    """Whether the voters name different classes: [V, N] -> booleans [N]."""
+    return (classes != classes[:1]).any(0)
