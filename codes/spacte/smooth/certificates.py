@@ -20,6 +20,12 @@ ABSTAIN = -1
 CERTIFICATES = ("cohen", "all-votes")
 
 
+def check_kind(kind: str) -> None:
+    """ValueError for an unknown kind of certificate."""
+    if kind not in CERTIFICATES:
+        raise ValueError(f"certificate '{kind}': choose from {', '.join(CERTIFICATES)}")
+
+
 @dataclass(frozen=True)
 class Certificate:
     """How votes become a certificate that holds with probability at least 1 - alpha.
@@ -59,8 +65,7 @@ class Certificate:
 
     def __post_init__(self) -> None:
         """ValueError for an unknown kind."""
-        if self.kind not in CERTIFICATES:
-            raise ValueError(f"certificate '{self.kind}': choose from {', '.join(CERTIFICATES)}")
+        check_kind(self.kind)
 
     @lru_cache(maxsize=2**14)  # noqa: B019 (a value, like what it is computed from)
     def radius(self, n_a: float, n_b: float, n: int, classes: int) -> float | None:
