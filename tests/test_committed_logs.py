@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from spacte.report.reading import read_runs
-from spacte.report.recount import with_certificate
+from spacte.report.recount import certified_again
 
 QUEUES = sorted(path for path in (ROOT / "logs_certification").iterdir() if path.is_dir())
 
@@ -17,7 +17,7 @@ def test_every_committed_log_is_what_its_votes_give(queue):
     runs = read_runs([queue])
     assert len(runs) == len([log for log in queue.rglob("certify-mhead/*.log") if "ACR" not in log.name])
     for run in runs:
-        assert with_certificate(run, run.certificate).log[columns].equals(run.log[columns]), run.path
+        assert certified_again(run, run.certificate).log[columns].equals(run.log[columns]), run.path
         summary = run.path.with_name(run.path.stem + "-ACR.log").read_text()
         assert "| cohen " in summary and "| all-votes " in summary
 

@@ -35,7 +35,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return str(action.help) if without else f"{action.help} (%(default)s)"
 
 
-def _number(kind: type, legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
+def _number(kind: Callable[[str], float], legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
     def parse(text: str) -> float:
         """The number; argparse's error, with what is legal, where it is not one."""
         try:
@@ -86,11 +86,20 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(kind)}
 
 
+def _fraction(text: str) -> float:
+    """0.5, or 2/255. ValueError for anything else."""
+    above, bar, below = text.partition("/")
+    if bar and not float(below):
+        raise ValueError("a fraction of 0")
+    return float(above) / float(below) if bar else float(above)
+
+
 _INFINITY = float("inf")
 positive_int = _number(int, "an integer of at least 1", lambda value: value >= 1)
 non_negative_int = _number(int, "an integer of at least 0", lambda value: value >= 0)
 positive_float = _number(float, "a number above 0", lambda value: 0 < value < _INFINITY)
 non_negative_float = _number(float, "a number of at least 0", lambda value: 0 <= value < _INFINITY)
+radius = _number(_fraction, "a number of at least 0, or a fraction like 2/255", lambda value: 0 <= value < _INFINITY)
 pace = _number(float, "a number from 0 to 300", lambda value: 0 <= value <= 300)  # 10^-300 is still a double
 probability = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 share = _number(float, "above 0 and at most 1", lambda value: 0 < value <= 1)

@@ -101,15 +101,16 @@ def test_every_field_says_what_is_legal():
         (Heads((1,)), "1", "1 head"),
         (Heads((5,)), "5", "5 heads"),
         (Heads((5, 1)), "5+1", "5+1 heads"),
-        (Heads((1, 1, 1)), "1+1+1", "3 networks"),
+        (Heads((1, 1, 1)), "3 networks", "3 networks"),
+        (Heads((1, 1, 1), head=1), "network 1 of 3", "network 1 of 3"),
         (Heads((5,), head=2), "head 2 of 5", "head 2 of 5"),
         (Heads((5,), consensus=2), "5 by consensus of 2", "5 heads by consensus of 2"),
-        (Heads((1, 1, 1), consensus=2), "1+1+1 by consensus of 2", "3 networks by consensus of 2"),
+        (Heads((1, 1, 1), consensus=2), "3 networks by consensus of 2", "3 networks by consensus of 2"),
     ],
 )
 def test_heads_as_text(heads, text, words):
     assert (str(heads), heads.in_words) == (text, words)
-    assert heads.voter == (2 if "head " in text else -1)
+    assert heads.voter == (-1 if heads.head is None else heads.head)
 
 
 def test_a_head_alone():

@@ -36,9 +36,18 @@ def test_a_paired_difference_and_its_interval(tmp_path):
     assert found.table["figure"].tolist() == ["ACR", "clean", "0.5"]
     share = certlog.certified_accuracy(a.log, [0.5]) - certlog.certified_accuracy(b.log, [0.5])
     assert found.table.iloc[2]["difference"] == pytest.approx(share[0], abs=1e-12)
-    text = f"is higher by {acr['difference']:.3f} than that of 'b', 95 % interval {acr['low']:.3f} to {acr['high']:.3f}"
-    assert text in found.sentences() and found.sentences().endswith("on the same 2000 images.")
-    assert "is lower by" in compare(b, a, [0.5]).sentences()
+    interval = f"{acr['difference']:.3f}, 95 % interval {acr['low']:.3f} to {acr['high']:.3f} (paired t)"
+    says = f"The ACR of 'a' is higher than that of 'b': the first less the second is {interval}"
+    assert found.sentences() == f"{says}, on the same 2000 images."
+
+
+def test_a_sentence_and_its_table_have_one_sign(tmp_path):
+    a, b = runs_of(tmp_path, *(random_log(tmp_path / f"{name}.log", 500, 0, by) for name, by in (("a", 0), ("b", 0.2))))
+    found = compare(a, b, [0.5])
+    difference, low, high = (f"{found.table.iloc[0][name]:.3f}" for name in ("difference", "low", "high"))
+    assert high.startswith("-")
+    text = f"'a' is lower than that of 'b': the first less the second is {difference}, 95 % interval {low} to {high}"
+    assert text in found.sentences()
 
 
 def test_pairing_sees_what_two_separate_errors_would_hide(tmp_path):
@@ -72,7 +81,10 @@ def test_too_few_images_or_equal_differences_give_no_verdict(tmp_path, script, i
 def test_fifty_images_that_differ_give_a_verdict(tmp_path):
     a = make_log(tmp_path / "a.log", [(idx, 1, 1, 0.6 + 1e-4 * idx) for idx in range(50)])
     b = make_log(tmp_path / "b.log", [(idx, 1, 1, 0.5) for idx in range(50)])
-    assert "The ACR of 'a' is higher by 0.102" in compare(*runs_of(tmp_path, a, b)).sentences()
+    assert (
+        "is higher than that of 'b': the first less the second is 0.102"
+        in compare(*runs_of(tmp_path, a, b)).sentences()
+    )
 
 
 # --- how often an interval misses ---

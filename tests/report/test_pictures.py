@@ -15,7 +15,7 @@ from spacte.logs.table import markdown
 from spacte.report import page, plots
 from spacte.report.comparison import compare
 from spacte.report.reading import read_runs
-from spacte.report.recount import label_probabilities, with_certificate
+from spacte.report.recount import certified_again, label_probabilities
 from spacte.report.table import reached_radii, summary
 
 # --- pictures ---
@@ -154,7 +154,7 @@ def test_the_page_holds_votes_and_both_radii(certify, tmp_path):
     page.write(runs, summary(runs, [0.5]), [], tmp_path / "p.html")
     data = json.loads(re.search(r"const data = (.*);", (tmp_path / "p.html").read_text())[1])
     counts, papers = read_counts(beside(log, "-counts.jsonl")), read_runs([log])[0].log
-    ours = with_certificate(read_runs([log])[0], "all-votes").log
+    ours = certified_again(read_runs([log])[0], "all-votes").log
     for row, one, radius, other in zip(data["images"], counts, papers["radius"], ours["radius"], strict=True):
         ensemble, head = row[-1], row[2]
         assert ensemble[1] == radius and ensemble[2] == [radius, other]

@@ -178,7 +178,7 @@ def test_a_configuration_says_more_than_the_path(tmp_path):
     log.with_suffix(".json").write_text(json.dumps({"config": config, "about": {}}))
     (run,) = read_runs([log])
     assert (run.name, run.defence, run.dataset, run.arch, str(run.heads), run.sigma) == (
-        "h-5-x", "Own", "digits", "R8+R14", "1+1", 0.5,
+        "h-5-x", "Own", "digits", "R8+R14", "2 networks", 0.5,
     )  # fmt: skip
     log.with_suffix(".json").write_text(json.dumps({"of": "another program"}))
     with pytest.warns(UserWarning, match="is not a configuration of ours"):
@@ -190,7 +190,7 @@ def test_nothing_is_known_of_a_bare_log(tmp_path):
     (run,) = read_runs([random_log(tmp_path / "sigma_0.12", 10, 0)])
     assert (run.defence, run.dataset, run.arch, run.heads, run.sigma) == (None, None, None, None, 0.12)
     table = summary([run], [0.5])
-    assert "defence" not in render(table, "markdown") and labels([run]) == ["sigma 0.12"]
+    assert "defence" not in render(table, "markdown") and labels([[run]]) == ["sigma 0.12"]
 
 
 def test_one_image_has_no_standard_error(script, tmp_path):
@@ -201,17 +201,34 @@ def test_one_image_has_no_standard_error(script, tmp_path):
     assert pd.read_csv(io.StringIO(script("report.py", log, "--format", "csv")[1]))["SE"].isna().all()
 
 
-def test_names_tell_runs_apart(tmp_path):
+def named(*logs):
+    """The titles of runs, and their names in a picture."""
+    runs = read_runs(list(logs))
+    return [run.title for run in runs], labels([[run] for run in runs])
+
+
+def test_a_run_is_called_what_its_user_called_it(tmp_path):
+    """Folders that all share, or that say a fact, are no label; logs of one folder are called as their flags do."""
     logs = [random_log(tmp_path / place / "noise-0.25" / "run.log", 10, seed) for seed, place in enumerate("ab")]
-    assert [run.title for run in read_runs(logs)] == ["run (a)", "run (b)"]
+    assert named(*logs) == (["a", "b"], ["a", "b"])
     deeper = tmp_path / "c" / "d" / "noise-0.25" / "run.log"  # another depth: still nothing of the folders above
-    assert [run.title for run in read_runs([*logs, random_log(deeper, 10, 2)])] == ["run (a)", "run (b)", "run (c/d)"]
-    other = random_log(tmp_path / "noise-0.25" / "other.log", 10, 3)  # no tie, no place
-    assert [run.title for run in read_runs([other, *logs])] == ["other", "run (a)", "run (b)"]
-    assert labels(read_runs(logs)) == ["sigma 0.25 (a)", "sigma 0.25 (b)"]
-    assert labels(read_runs([EXCERPTS]))[0] == "Gaussian, 5 heads, sigma 0.25"
+    assert named(*logs, random_log(deeper, 10, 2))[0] == ["a", "b", "c/d"]
+    other = random_log(tmp_path / "noise-0.25" / "other.log", 10, 3)
+    places = ["a/noise-0.25/run", "b/noise-0.25/run", "noise-0.25/other"]  # one has no label: what is known, then
+    assert named(*logs, other) == (["a", "b", "other"], [f"sigma 0.25 ({place})" for place in places])
+    assert named(other, random_log(tmp_path / "noise-0.25" / "x.log", 10, 4))[0] == ["other", "x"]
+    assert labels([[run] for run in read_runs([EXCERPTS])])[0] == "Gaussian, 5 heads, sigma 0.25"
     plain = [replace(run, training=({"paced_by": "none"},)) for run in read_runs([EXCERPTS])]
-    assert labels(plain)[0] == "Gaussian, 5 heads, no teaching, sigma 0.25"
+    assert labels([[run] for run in plain])[0] == "Gaussian, 5 heads, no teaching, sigma 0.25"
+
+
+def test_labels_of_folders_of_unequal_depth(tmp_path):
+    """An ensemble's folder has no seed: the machine's folders and the layout's own are cut off nevertheless."""
+    tail = "digits/R8/noise-0.50/certify-mhead"
+    logs = [with_config(random_log(tmp_path / f"my/0Gaussian/{place}/{tail}/h-5-x.log", 10, seed))
+            for seed, place in enumerate(("5-heads/seed-10", "5-heads/seed-2", "5-networks"))]  # fmt: skip
+    assert named(*logs)[0] == ["5-heads/seed-2", "5-heads/seed-10", "5-networks"]  # numbers by size
+    assert named(*logs[:2])[0] == ["seed-2", "seed-10"]
 
 
 def test_the_data_set_chooses_the_radii():
@@ -226,7 +243,8 @@ def best_acrs(script, *flags):
     """Which rows' ACRs are bold, in a table in the order of the runs' names."""
     code, out, err = script("report.py", *flags)
     assert code == 0, err
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     column = header.index("ACR")
     return [row[-1] for row in rows if row[column].startswith("**")]
 

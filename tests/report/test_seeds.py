@@ -13,6 +13,15 @@ from spacte.report import comparable
 from spacte.train.settings import Place
 
 
+def test_an_experiment_is_called_as_its_seeds_are(script, tmp_path):
+    for label, seed in (("big", 1), ("big", 2), ("small", 1)):
+        random_log(tmp_path / f"{label}/seed-{seed}/h-5-{label}.log", 50, seed)
+    _, out, _ = script("report.py", tmp_path, "--over_seeds", "--format", "csv")
+    assert pd.read_csv(io.StringIO(out))["run"].tolist() == ["big, 2 runs", "small, 1 run"]
+    _, out, _ = script("report.py", "--compare", tmp_path / "big", tmp_path / "small")
+    assert "'big' and 'small'" in out and "The means over 2 and 1 runs are compared." in out
+
+
 def test_runs_of_one_name_are_one_row(script, tmp_path):
     """Three seeds of one run, and another run: means and the deviation between the three, by hand."""
     logs = [random_log(tmp_path / f"seed-{seed}" / "h-5-x-certify-skip-1.log", 50, seed) for seed in (1, 2, 3)]
@@ -31,7 +40,7 @@ def test_runs_of_one_name_are_one_row(script, tmp_path):
 
 
 def test_runs_of_one_name_and_other_recipes_are_other_rows(script, tmp_path):
-    """Two learning rates, two seeds of one of them, in other folders; an ensemble of both; a log that tells nothing."""
+    """Two learning rates, two seeds of one of them; an ensemble of both; a log that tells nothing."""
     acr = {}
     for rate, seed in ((0.1, 1), (0.1, 2), (0.3, 1)):
         log = random_log(tmp_path / f"lr-{rate}/seed-{seed}/h-5-x.log", 50, seed + int(10 * rate))
@@ -42,8 +51,8 @@ def test_runs_of_one_name_and_other_recipes_are_other_rows(script, tmp_path):
     code, out, err = script("report.py", tmp_path, "--over_seeds", "--format", "csv", "--radii", 0.5)
     assert code == 0, err
     table = pd.read_csv(io.StringIO(out)).set_index("run")["ACR"]
-    means = {"h-5-x, lr_init 0.1, 2 runs": sum(acr[0.1]) / 2, "h-5-x, lr_init 0.3, 1 run": acr[0.3][0]}
-    assert set(table.index) == {*means, "h-5-x, lr_init 0.1+0.3, 1 run", "h-5-x, 1 run"}
+    means = {"lr-0.1, 2 runs": sum(acr[0.1]) / 2, "lr-0.3, 1 run": acr[0.3][0]}
+    assert set(table.index) == {*means, "both, 1 run", "unknown, 1 run"}
     assert all(table[name] == pytest.approx(mean) for name, mean in means.items())
 
 

@@ -75,8 +75,7 @@ def certify_images(
     check_certificate(settings.certificate, classes)
     largest_radius(config, classes)  # raises where there is none
     plan = CertifyPlan(config)
-    name = f"{evaluation.run_name}-certify-skip-{run.skip}" + certificate_ending(settings.certificate)
-    files = run.files(config, "certify-mhead", name)
+    files = _files(f"{evaluation.run_name}-certify-skip-{run.skip}", config, run)
     indices = run.chosen(range(len(evaluation.split)))
     decide_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
 
@@ -88,6 +87,16 @@ def certify_images(
         for counts in evaluation.sample("certify", writer.missing, plan.draws):
             writer.write(counts)
     return files, writer.summary()
+
+
+def _files(name: str, config: RunConfig, run: RunSettings) -> RunFiles:
+    """The run's files: those of an older run without -sequential in its name, where it is this one and has begun."""
+    files = run.files(config, "certify-mhead", name + certificate_ending(config))
+    if config.sequential is not None and not files.json.exists():
+        older = run.files(config, "certify-mhead", name + certificate_ending(replace(config, sequential=None)))
+        if older.json.exists() and not older.read_json().config.differences(config):
+            return older
+    return files
 
 
 def parser_of(description: str) -> cli.Parser:
@@ -104,7 +113,7 @@ def parser_of(description: str) -> cli.Parser:
     add = parser.add_argument_group("fewer draws").add_argument
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
     radii = "--sequential: stop when each is certified or given up (the radii of the table that N can reach)"
-    add("--radii", type=cli.non_negative_float, nargs="+", help=radii)
+    add("--radii", type=cli.radius, nargs="+", help=radii)
     known = "--sequential: stop when the radius is known to within this, in units of [0, 1]"
     add("--tolerance", type=cli.positive_float, help=known)
     give_up = "--sequential: level of the bound by which a radius is given up (0.01)"

@@ -46,6 +46,7 @@ def about(evaluation: Evaluation, *settings: Any) -> dict[str, Any]:
         "batch_size": evaluation.batch_size,
         "images_per_pass": pass_size.pass_size(evaluation.smooth.base_classifier, evaluation.split[0][0]),
         "images": len(evaluation.split),
+        "image_shape": list(evaluation.split.spec.shape),
         **source_state(),
         "packages": package_versions(),
         "training": evaluation.training,

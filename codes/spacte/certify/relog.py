@@ -1,17 +1,18 @@
 """Logs from logs: the shards of a run merged, or the same votes at another level. No network runs."""
 
+import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from spacte import cli
 from spacte.certify.run_settings import RunSettings, shard_ending
 from spacte.certify.writer import writing
-from spacte.logs.certified import check_certificate
+from spacte.logs.certified import check_again
 from spacte.logs.config import Noted, RunConfig
 from spacte.logs.counts import Counts, VoteCounts, read_counts
 from spacte.logs.plans import Plan, plan_of
-from spacte.logs.runfiles import RunFiles, certificate_ending
+from spacte.logs.runfiles import RunFiles
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError
 
@@ -65,6 +66,7 @@ class RelogSettings:
 
     alpha: float | None = None
     certificate: str | None = None
+    top_k: int | None = None
     head: int | None = None
     output: Path | None = None
     overwrite: bool = False
@@ -77,29 +79,29 @@ def relog_main(description: str) -> None:
     add("log", type=Path, metavar="LOG", help="a certification log; the counts beside it are read")
     add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong (as in the log)")
     add("--certificate", choices=CERTIFICATES, help="from the votes of the class alone or from all (as in the log)")
+    add("--top_k", type=cli.positive_int, metavar="K", help="that the label is among the K classes of most votes")
     add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (as in the log)")
-    add("--output", type=Path, help="the new log (<log>-alpha-<alpha>[-<certificate>][-head-<k>].log beside it)")
+    name = "<log>-alpha-<alpha>[-<certificate>][-top-<K>][-head-<h>].log"
+    add("--output", type=Path, help=f"the new log ({name} beside it)")
     add("--overwrite", action="store_true", help="replace the output if it is there")
     args = parser.parse_args()
     cli.run(lambda: relog(args.log, cli.settings_of(RelogSettings, args)))
 
 
 def relog(log: Path, settings: RelogSettings) -> None:
-    """Write the log that the same votes give at another alpha, under another certificate, or for one head.
+    """Write the log that the same votes give at another alpha, under another certificate, for top k or for one head.
 
     Each certificate holds at its alpha, because none of these changes what was drawn: alpha and the certificate enter
-    only the bounds, and an anytime bound holds whatever rule stopped the draws. It is so for an alpha, a certificate
-    and a head that were chosen without regard to the votes: the best of several heads, picked by their logs, certifies
-    at the sum of their alphas only.
+    only the bounds, and an anytime bound holds whatever rule stopped the draws. It is so for an alpha, a certificate, a
+    k and a head that were chosen without regard to the votes: the best of several heads, picked by their logs,
+    certifies at the sum of their alphas only. The label, which top k certifies, is no function of the votes.
     Raises UserError before anything is written where that cannot be done.
     """
     source = RunFiles(log)
     content = source.read_json()
     flags, config = _flags(content, source), content.config
-    if settings.alpha is not None:
-        config = replace(config, alpha=settings.alpha)
-    if settings.certificate is not None:
-        config = config.with_certificate(settings.certificate)
+    changes = {name: getattr(settings, name) for name in ("alpha", "certificate", "top_k")}
+    config = config.certified_again(**{name: value for name, value in changes.items() if value is not None})
     if settings.head is not None:
         config = config.of_head(settings.head)
     plan = plan_of(config, source.json)
@@ -111,25 +113,30 @@ def relog(log: Path, settings: RelogSettings) -> None:
         warnings.warn(f"'{log}' is unfinished: {len(counts)} of {planned} images", stacklevel=1)
     if settings.head is not None:
         _check_head(settings.head, next(iter(counts.values())), config, log)
-    if settings.certificate is not None:
-        _check_certificate(settings.certificate, next(iter(counts.values())), config, source)
-    head = "" if settings.head is None else f"-head-{settings.head}"
-    stem, certificate = log.stem, ""
-    if settings.certificate is not None:
-        stem = stem.removesuffix(certificate_ending(content.config.certificate))
-        certificate = f"-{settings.certificate}"
-    output = settings.output or log.with_name(f"{stem}-alpha-{config.alpha:g}{certificate}{head}.log")
+    if settings.certificate is not None or settings.top_k is not None:
+        _check_certificate(next(iter(counts.values())), config, source)
+    output = settings.output or log.with_name(_relogged_name(log.stem, config, settings))
     if output.suffix != ".log" or output.resolve() == log.resolve():
         raise UserError(f"--output '{output}': choose a name that ends in .log and is not the log's own")
     _write(RunFiles(output), plan, content.about | {"made_from": str(log)}, counts, settings.overwrite)
 
 
-def _check_certificate(certificate: str, counts: Counts, config: RunConfig, source: RunFiles) -> None:
+def _relogged_name(stem: str, config: RunConfig, settings: RelogSettings) -> str:
+    """The new log's name: what differs stands at the end, and a certificate only once."""
+    ending = f"-alpha-{config.alpha:g}"
+    if settings.certificate is not None or settings.top_k is not None:
+        stem = re.sub(r"(-all-votes)?(-top-\d+)?$", "", stem)
+        ending += f"-{config.certificate}" if settings.certificate or config.certificate != "cohen" else ""
+        ending += f"-top-{config.top_k}" if config.top_k else ""
+    return stem + ending + ("" if settings.head is None else f"-head-{settings.head}") + ".log"
+
+
+def _check_certificate(counts: Counts, config: RunConfig, source: RunFiles) -> None:
     if config.kind != "certify" or not isinstance(counts, VoteCounts):
-        raise UserError(f"'{source.log}' holds no certificates: --certificate is for certification logs")
+        raise UserError(f"'{source.log}' holds no certificates: --certificate and --top_k are for certification logs")
     if not counts.selection.any():
         raise UserError(f"'{source.counts}' holds no selection votes: no class was chosen by them")
-    check_certificate(certificate, counts.selection.shape[1])
+    check_again(config, counts.selection.shape[1])
 
 
 def _check_head(head: int, counts: Counts, config: RunConfig, log: Path) -> None:

@@ -1,31 +1,82 @@
 """Certificates from votes: what a run's configuration makes of the counts of an image."""
 
+import numpy as np
 import pandas as pd
 
-from spacte.logs.certlog import COLUMNS, format_row, round_down
-from spacte.logs.config import RunConfig
+from spacte.logs.certlog import COLUMNS, Radii, format_row, round_down
+from spacte.logs.config import ALIKE, CERTIFIES, RunConfig
 from spacte.logs.counts import VoteCounts
 from spacte.smooth.certificates import Certificate
+from spacte.smooth.topk import TopK
 from spacte.utils import UserError
+
+_SAME_RADIUS = 1e-9
 
 
 def certificate_of(config: RunConfig) -> Certificate:
-    """How the votes of a run with this configuration become certificates."""
+    """How the votes of a run with this configuration become certificates of one class."""
+    return Certificate(_level(config), config.noise_sd, config.sequential is not None, config.certificate)
+
+
+def _level(config: RunConfig) -> float:
     # the exact noise's law is off by at most `noise_slack`: bounds at alpha - slack fail with at most alpha under it
-    level, sequential = config.alpha - config.noise_slack, config.sequential is not None
-    return Certificate(level, config.noise_sd, sequential, config.certificate)
+    return config.alpha - config.noise_slack
 
 
 def certified(counts: VoteCounts, config: RunConfig) -> tuple[int, float]:
-    """(class, radius) of the voter that a run's configuration names; see Certificate for the guarantee."""
+    """(class, radius) of the voter that a run's configuration names; see Certificate and TopK for the guarantee.
+
+    The class is the one that the selection votes choose; with a top_k it is the label.
+    """
     voter = config.heads.voter
+    if config.top_k is not None:
+        return _top_k(config, config.top_k)(counts.label, counts.estimation[voter])
     return certificate_of(config)(counts.selection[voter], counts.estimation[voter])
 
 
-def check_certificate(certificate: str, classes: int) -> None:
+def _top_k(config: RunConfig, k: int) -> TopK:
+    return TopK(_level(config), config.noise_sd, k, config.sequential is not None, config.certificate)
+
+
+def check_certificate(certificate: str, classes: int, top_k: int | None = None) -> None:
     """UserError where the certificate needs more classes."""
     if certificate == "all-votes" and classes < 2:
         raise UserError("--certificate all-votes needs at least 2 classes: take cohen")
+    if top_k is not None and not 2 <= top_k < classes:
+        raise UserError(f"--top_k {top_k}: of {classes} classes, choose 2 to {classes - 1}")
+
+
+def check_again(config: RunConfig, classes: int) -> None:
+    """UserError where votes among so many classes cannot be certified as a configuration says."""
+    check_certificate(config.certificate, classes, config.top_k)
+    if config.top_k is not None and config.skip_wrong:
+        raise UserError(
+            "made with --skip_wrong: where the label is not first, no votes tell if it is among the first k"
+        )
+
+
+def decided(config: RunConfig | None, radii: Radii) -> np.ndarray:
+    """Of which of the radii [R] a run tells how many images N draws certify there: booleans.
+
+    A fixed N tells of all, as nothing else is known of a log without a configuration; of a run that stopped early its
+    own stopping rule alone tells. One that knows each radius to within a tolerance tells of all, to within as much.
+    """
+    radii = np.asarray(radii, dtype=float)
+    if config is None or config.sequential is None:
+        return np.ones(len(radii), dtype=bool)
+    stopping = config.sequential
+    if not stopping.decides or stopping.tolerance is not None:
+        return np.full(len(radii), stopping.decides)
+    chosen = np.asarray(stopping.radii or (), dtype=float)
+    known = (np.abs(radii[:, None] - chosen) < _SAME_RADIUS).any(axis=1)
+    return known | (radii > _reach(config))
+
+
+def _reach(config: RunConfig) -> float:
+    """The radius that not even unanimous votes exceed; infinite where the configuration does not tell."""
+    if config.lacks(CERTIFIES, ALIKE):
+        return np.inf
+    return _of_unanimous_votes(config, config.N, classes=2) or 0.0
 
 
 def largest_radius(config: RunConfig, classes: int = 2) -> float:
@@ -38,20 +89,25 @@ def largest_radius(config: RunConfig, classes: int = 2) -> float:
         raise UserError(
             f"--alpha {alpha} is below what --exact_noise costs at --N {n}, {slack:.3g}: take a larger alpha"
         )
-    certificate = certificate_of(config)
-    radius = certificate.radius(n, 0, n, classes)
+    radius = _of_unanimous_votes(config, n, classes)
     if radius is None:
         raise UserError(
             f"--N {n} at --alpha {alpha} can never certify: even {n} votes of {n} do not bound the probability above "
-            f"1/2; take at least {_fewest_certifying(certificate, n, classes)}"
+            f"1/{(config.top_k or 1) + 1}; take at least {_fewest_certifying(config, classes)}"
         )
     return radius
 
 
-def _fewest_certifying(certificate: Certificate, too_few: int, classes: int) -> int:
+def _of_unanimous_votes(config: RunConfig, n: int, classes: int) -> float | None:
+    if config.top_k is not None:
+        return _top_k(config, config.top_k).radius(n, (0,) * config.top_k, n)
+    return certificate_of(config).radius(n, 0, n, classes)
+
+
+def _fewest_certifying(config: RunConfig, classes: int) -> int:
     """The smallest N, above one that is too small, at which unanimous votes are a certificate."""
-    n = too_few
-    while certificate.radius(n, 0, n, classes) is None:
+    n = config.N
+    while _of_unanimous_votes(config, n, classes) is None:
         n += 1
     return n
 

@@ -16,8 +16,8 @@ KINDS = ("certify", "predict", "attack", "votes")  # votes: those of a network t
 class Heads:
     """Who votes: all heads of the networks together, one `head` alone, or a `consensus` of the first.
 
-    `networks` says how many heads each of the networks has. As text: 5; 5+1 (of two networks); head 2 of 5;
-    5 by consensus of 2.
+    `networks` says how many heads each of the networks has. As text: 5; 5+1 (of two networks); 5 networks (of one head
+    each); head 2 of 5; network 2 of 5; 5 by consensus of 2.
     """
 
     networks: tuple[int, ...]
@@ -25,21 +25,30 @@ class Heads:
     consensus: int | None = None
 
     def __str__(self) -> str:
-        networks = "+".join(map(str, self.networks))
         if self.head is not None:
-            return f"head {self.head} of {networks}"
-        return f"{networks} by consensus of {self.consensus}" if self.consensus else networks
+            of = len(self.networks) if self._are_networks else self._sum
+            return f"{'network' if self._are_networks else 'head'} {self.head} of {of}"
+        return (f"{len(self.networks)} networks" if self._are_networks else self._sum) + self._by_consensus
 
     @property
     def in_words(self) -> str:
         """1 head, 5 heads, 5 networks (of one head each), 5+1 heads, 5 heads by consensus of 2, head 0 of 5."""
-        if self.head is not None:
+        if self.head is not None or self._are_networks:
             return str(self)
-        if len(self.networks) > 1 and set(self.networks) == {1}:
-            who = f"{len(self.networks)} networks"
-        else:
-            who = f"{'+'.join(map(str, self.networks))} head{'s' * (self.networks != (1,))}"
-        return f"{who} by consensus of {self.consensus}" if self.consensus else who
+        return f"{self._sum} head{'s' * (self.networks != (1,))}{self._by_consensus}"
+
+    @property
+    def _are_networks(self) -> bool:
+        """Whether these are several networks of one head each."""
+        return len(self.networks) > 1 and set(self.networks) == {1}
+
+    @property
+    def _sum(self) -> str:
+        return "+".join(map(str, self.networks))
+
+    @property
+    def _by_consensus(self) -> str:
+        return f" by consensus of {self.consensus}" if self.consensus else ""
 
     @property
     def total(self) -> int:
@@ -67,23 +76,38 @@ class Heads:
 class Stopping:
     """When an image's estimation draws end early: once each of `radii` is certified or given up (`give_up` is the level
     of the bound that does), or once the radius is known to within `tolerance`.
+
+    `decides`: whether the rule was asked about the certificates of this configuration. It was not where the votes are
+    certified again, at another alpha, say, or for a head: they still hold, but draws may have ended too early for them.
     """
 
     radii: tuple[float, ...] | None = None
     give_up: float | None = None
     tolerance: float | None = None
+    decides: bool = True
+
+    def __str__(self) -> str:
+        """radii 0.25; radii 0, 0.25, ..., 1.75; tolerance 0.05; "... of another certificate" where it decides none."""
+        if self.tolerance is not None:
+            text = f"tolerance {self.tolerance:g}"
+        else:
+            names = [f"{radius:g}" for radius in self.radii or ()]
+            text = "radii " + ", ".join(names if len(names) < 5 else [*names[:2], "...", names[-1]])
+        return text if self.decides else f"{text} of another certificate"
 
     def to_json(self) -> dict[str, Any]:
-        """{"radii", "give_up"} or {"tolerance"}."""
+        """{"radii", "give_up"} or {"tolerance"}, and {"decides": false}."""
+        undecided = {} if self.decides else {"decides": False}
         if self.tolerance is not None:
-            return {"tolerance": self.tolerance}
-        return {"radii": list(self.radii or ()), "give_up": self.give_up}
+            return {"tolerance": self.tolerance, **undecided}
+        return {"radii": list(self.radii or ()), "give_up": self.give_up, **undecided}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Stopping":
         """The inverse of `to_json`."""
         radii = value.get("radii")
-        return cls(None if radii is None else tuple(radii), value.get("give_up"), value.get("tolerance"))
+        radii = None if radii is None else tuple(radii)
+        return cls(radii, value.get("give_up"), value.get("tolerance"), value.get("decides", True))
 
 
 # --- what is legal in a file ---
@@ -118,9 +142,15 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_places(value: object) -> bool:
+    return _is_count(value) and value not in (0, 1)
+
+
 def _is_stopping(value: object) -> bool:
     """What a later version may write there is refused: it would stop by another rule."""
-    if not isinstance(value, dict) or not value.keys() <= {"radii", "give_up", "tolerance"}:
+    if not isinstance(value, dict) or not value.keys() <= {"radii", "give_up", "tolerance", "decides"}:
+        return False
+    if not isinstance(value.get("decides", True), bool):
         return False
     radii = _is_list_of(is_number)(value["radii"]) if "radii" in value else "tolerance" in value
     return radii and all(is_number(value[name]) for name in ("give_up", "tolerance") if name in value)
@@ -195,6 +225,7 @@ class RunConfig:
     certificate: str = _field(
         "cohen", lambda value: value in CERTIFICATES, CERTIFIES, ALIKE, of=("certify",), later=True
     )
+    top_k: int | None = _field(None, _is_places, CERTIFIES, ALIKE, of=())  # None: 1
     skip_wrong: bool = _field(False, _is(bool), CERTIFIES, ALIKE, of=("certify",))
     sequential: Stopping | None = _field(None, _or_none(_is_stopping), CERTIFIES, ALIKE, of=("certify",))
 
@@ -209,11 +240,17 @@ class RunConfig:
     def of_head(self, head: int) -> "RunConfig":
         """The configuration of a head alone. UserError where the votes are not heads', see Heads.alone."""
         alone = self.heads.alone(head)
-        return replace(self, head=alone.head, consensus=alone.consensus)
+        return self.certified_again(head=alone.head, consensus=alone.consensus)
 
-    def with_certificate(self, kind: str) -> "RunConfig":
-        """The configuration of the same votes under another certificate."""
-        return replace(self, certificate=kind)
+    def certified_again(self, **changes: Any) -> "RunConfig":
+        """The configuration of the same votes with other certificates: of another alpha, kind, top_k or head.
+
+        What ended a sequential run's draws did not ask about them.
+        """
+        again = replace(self, **changes)
+        if again == self or self.sequential is None:
+            return again
+        return replace(again, sequential=replace(self.sequential, decides=False))
 
     def lacks(self, *needed: str) -> list[str]:
         """The fields that are missing or wrong and that something needs."""
@@ -222,7 +259,7 @@ class RunConfig:
 
     def certification(self) -> dict[str, Any]:
         """In what certifications of one classifier differ, as far as it is known: ALIKE's fields, as in the JSON."""
-        values = self.to_json()
+        values = {"top_k": None} | self.to_json()  # it stands there where it is not 1
         return {name: values[name] for name in _needed_for(ALIKE) if name in values}
 
     def to_json(self) -> dict[str, Any]:

@@ -108,6 +108,11 @@ class AttackCounts:
         return cls(fields["idx"], fields["label"], predict, radius, norms, votes, took)
 
 
+def mean_draws(counts: list[VoteCounts]) -> float:
+    """How many draws estimated an image's radius, in the mean over all images."""
+    return float(np.mean([one.estimation[-1].sum() for one in counts]))
+
+
 def sparse(votes: np.ndarray) -> list[dict[int, int]]:
     """Votes [V, K] as {class: votes} of each voter, without the zeros."""
     return [{k: n for k, n in enumerate(row) if n} for row in votes.tolist()]

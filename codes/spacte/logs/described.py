@@ -1,5 +1,6 @@
 """What is known of a log's classifier: from the configuration beside the log, or else from its path."""
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -7,21 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spacte.data.spec import DATASETS
-from spacte.logs.certlog import beginning
+import numpy as np
+
+from spacte.data.spec import DATASETS, SPECS
+from spacte.logs.certified import decided
+from spacte.logs.certlog import Radii, beginning
 from spacte.logs.config import DESCRIBES, Heads, Noted, RunConfig
 from spacte.logs.runfiles import RunFiles
 from spacte.utils import UserError, as_recorded_today
 
 T = TypeVar("T")
+NORMS = ("l2", "linf", "l1")
 # the fields of a description that say which one it is
-DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma", "certificate")
+DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma", "certificate", "norm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """What is known of a log's classifier (None: nothing is); `training` is what each of its checkpoints was trained
-    with, as far as the file beside the log tells.
+    with, as far as the file beside the log tells. `dimension` is the number of an image's values, in all channels, and
+    `norm` that in which radii are given.
     """
 
     defence: str | None
@@ -31,6 +37,8 @@ class Description:
     sigma: float | None
     config: RunConfig | None
     training: tuple[dict[str, Any], ...] = ()
+    dimension: int | None = None
+    norm: str = "l2"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -39,8 +47,29 @@ class Description:
 
     @property
     def certificate(self) -> str | None:
-        """How votes became certificates: "cohen" or "all-votes"."""
-        return None if self.config is None else self.config.certificate
+        """How votes became certificates: "cohen" or "all-votes", and "top 3" where they are not of one class."""
+        if self.config is None:
+            return None
+        top_k = self.config.top_k
+        return self.config.certificate + ("" if top_k is None else f" top {top_k}")
+
+    @property
+    def per_l2(self) -> float:
+        """The radius in its norm that an L2 radius of 1 is worth. UserError where that takes an unknown dimension.
+
+        The L2 ball of radius r holds the L1 ball of radius r and the Linf ball of radius r / sqrt(d), and no larger
+        ones: a step along one axis is as long in L1 as in L2, one along a diagonal sqrt(d) times as long as in Linf. So
+        a certificate in L2 is one in each norm.
+        """
+        if self.norm != "linf":
+            return 1.0
+        if self.dimension is None:
+            raise UserError("--norm linf needs the images' size, which neither configuration nor data set tell")
+        return self.dimension**-0.5
+
+    def tells(self, radii: Radii) -> np.ndarray:
+        """Of which radii [R], in its norm, the log tells: see `decided`."""
+        return decided(self.config, np.asarray(radii, dtype=float) / self.per_l2)
 
     @property
     def trained(self) -> float | None:
@@ -64,6 +93,7 @@ def description(path: Path) -> Description:
         heads=None if heads is None else Heads((heads,)),
         sigma=_part(path, _SIGMA, float),
         config=None,
+        dimension=_dimension(None, _known(path, DATASETS)),
     )
     noted = _noted(RunFiles(path))
     if noted is None:
@@ -78,7 +108,15 @@ def description(path: Path) -> Description:
         sigma=config.noise_sd,
         config=config,
         training=tuple(as_recorded_today(one) for one in settings if isinstance(one, dict)),
+        dimension=_dimension(noted.about.get("image_shape"), config.dataset),
     )
+
+
+def _dimension(noted: object, dataset: str | None) -> int | None:
+    """How many values an image has, by its shape as it is noted, or else by its data set; None: not known."""
+    if isinstance(noted, list) and noted and all(type(size) is int and size > 0 for size in noted):
+        return math.prod(noted)
+    return math.prod(SPECS[dataset].shape) if dataset in SPECS else None
 
 
 def _noted(files: RunFiles) -> Noted | None:
@@ -129,9 +167,18 @@ def printable(text: str | Path) -> str:
 
 def method_parts(place: str) -> str:
     """Of folders a/b/c those that say neither sigma, architecture, data set nor seed: what may be a method's name."""
+    return "/".join(part for part in place.split("/") if not (is_fact(part) or is_seed(part)))
+
+
+def is_seed(part: str) -> bool:
+    """Whether a folder's name is that of a seed: seed-666, seed_1, seed1."""
+    return re.fullmatch(r"seed[-_]?\d+", part) is not None
+
+
+def is_fact(part: str) -> bool:
+    """Whether a folder's name says a sigma, an architecture or a data set."""
     known = {*_NICKNAMES, *(name.lower() for name in DATASETS)}
-    said = re.compile(rf"{_ARCH}|{_SIGMA}|seed[-_]?\d+")
-    return "/".join(part for part in place.split("/") if not said.fullmatch(part) and part.lower() not in known)
+    return re.fullmatch(f"{_ARCH}|{_SIGMA}", part) is not None or part.lower() in known
 
 
 _OTHER_KINDS = {"attack": "an attack log", "predict": "a prediction log"}

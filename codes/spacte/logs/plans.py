@@ -15,7 +15,7 @@ from spacte.logs import certlog
 from spacte.logs.certified import certificate_of, certificate_row, certified, largest_radius, log_table
 from spacte.logs.certlog import elapsed
 from spacte.logs.config import CERTIFIES, DECIDES, DESCRIBES, RunConfig
-from spacte.logs.counts import AttackCounts, C, VoteCounts
+from spacte.logs.counts import AttackCounts, C, VoteCounts, mean_draws
 from spacte.logs.described import Description
 from spacte.logs.table import markdown, render, summary_row, summary_table, table_radii
 from spacte.smooth.certificates import ABSTAIN, CERTIFICATES, fewest_deciding_votes, prediction
@@ -84,9 +84,9 @@ class CertifyPlan:
         radii = table_radii(self.largest_radius, self.config.dataset)[1:]
         rows = []
         for group, kind in enumerate(CERTIFICATES, start=1):
-            config = self.config.with_certificate(kind)
-            log = log_table(counts, config)
-            rows.append(summary_row(replace(known, config=config), log, radii, group, run))
+            config = self.config.certified_again(certificate=kind)
+            log, draws = log_table(counts, config), mean_draws(counts)
+            rows.append(summary_row(replace(known, config=config), log, radii, group, run, draws))
         return render(summary_table(rows), "markdown")
 
 

@@ -124,12 +124,15 @@ def folder_of(config: RunConfig, logs_dir: str, script: str) -> Path:
     return Path(logs_dir) / run_tail(config.dataset, config.arch, config.noise_sd) / script
 
 
-def certificate_ending(certificate: str) -> str:
-    """What a log's name ends in where its certificate is not Cohen's."""
-    return "" if certificate == "cohen" else f"-{certificate}"
+def certificate_ending(config: RunConfig) -> str:
+    """What a log's name ends in where its certificates are not Cohen's from a fixed N: -sequential-all-votes-top-3."""
+    endings = ["sequential"] * (config.sequential is not None)
+    endings += [config.certificate] * (config.certificate != "cohen")
+    endings += [f"top-{config.top_k}"] * (config.top_k is not None)
+    return "".join(f"-{ending}" for ending in endings)
 
 
 def run_name(log_name: str, configured: bool) -> str:
-    """The training run's name, of a log's name without .log; where a configuration says the certificate, without it."""
+    """The training run's name, of a log's name without .log; what a configuration says of certificates is cut off."""
     name = re.sub(r"-certify-skip-\d+", "", log_name)
-    return name.removesuffix("-all-votes") if configured else name
+    return re.sub(r"(-sequential)?(-all-votes)?(-top-\d+)?$", "", name) if configured else name

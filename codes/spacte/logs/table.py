@@ -12,44 +12,66 @@ from spacte.smooth.certificates import ABSTAIN
 
 RADIUS_STEP = 0.25
 _RADIUS_STEPS = {"ImageNet": 0.5}
+_LEVELS = 255  # of a pixel: what Linf radii are counted in
+_MOST_LINF_RADII = 12  # that a table has without being asked for them
 FORMATS = ("markdown", "csv", "latex", "json")
-TEXTS = ("defence", "dataset", "arch", "heads", "certificate", "run")  # the columns of a summary that hold no number
-_NEUTRAL = (*TEXTS, "sigma", "trained", "images", "group", "SE", "SD")  # nor is one of these better than another
+# the columns of a summary that hold no number
+TEXTS = ("defence", "dataset", "arch", "heads", "certificate", "norm", "name", "stopping", "run")
+_NEUTRAL = (*TEXTS, "sigma", "trained", "images", "draws", "group", "SE", "SD")  # nor is one of these better
 
 
-def table_radii(limit: float, dataset: str | None = None) -> np.ndarray:
-    """The radii of a table: 0, step, 2 step, ... up to `limit`; the step is the data set's."""
+def table_radii(limit: float, dataset: str | None = None, norm: str = "l2") -> np.ndarray:
+    """The radii of a table: 0, step, 2 step, ... up to `limit`; the step is the data set's, of Linf 1/255 or more."""
     step = _RADIUS_STEPS.get(dataset or "", RADIUS_STEP)
+    if norm == "linf":
+        step = 1 / _LEVELS
+        while limit / step > _MOST_LINF_RADII:
+            step *= 2
     return step * np.arange(int(limit / step) + 1)
 
 
-def radius_names(radii: Iterable[float]) -> list[str]:
-    """The columns of the certified accuracies at these radii."""
-    return [f"{radius:.10g}" for radius in radii]
+def radius_names(radii: Iterable[float], norm: str = "l2") -> list[str]:
+    """The columns of the certified accuracies at these radii; 2/255 for such a Linf radius."""
+    return [_in_levels(radius) if norm == "linf" else f"{radius:.10g}" for radius in radii]
 
 
-def summary_row(known: Description, log: pd.DataFrame, radii: Radii, group: int, run: str) -> dict:
-    """What a summary says of a certification log: see `summary_table`."""
+def _in_levels(radius: float) -> str:
+    levels = round(radius * _LEVELS)
+    return f"{levels}/{_LEVELS}" if levels and abs(radius * _LEVELS - levels) < 1e-9 else f"{radius:.10g}"
+
+
+def summary_row(
+    known: Description, log: pd.DataFrame, radii: Radii, group: int, run: str, draws: float | None, name: str = ""
+) -> dict:
+    """What a summary says of a certification log: see `summary_table`. Of `run` and `name` the latter is the flags'."""
+    accuracies = np.where(known.tells([0.0, *radii]), certified_accuracy(log, [0.0, *radii]), np.nan).tolist()
+    sequential = known.config and known.config.sequential
     return known.facts | {
         "trained": known.trained,
+        "name": name or run,
         "images": len(log),
+        "draws": draws,
+        "stopping": str(sequential) if sequential else None,
         "group": group,
-        "abstained": float((log["predict"] == ABSTAIN).mean()),
-        "clean": float(certified_accuracy(log, [0])[0]),
+        "abstained": np.nan if np.isnan(accuracies[0]) else float((log["predict"] == ABSTAIN).mean()),
+        "clean": accuracies[0],
         "ACR": average_certified_radius(log),
         "SE": acr_standard_error(log),
-        **dict(zip(radius_names(radii), certified_accuracy(log, radii).tolist(), strict=True)),
+        **dict(zip(radius_names(radii, known.norm), accuracies[1:], strict=True)),
         "run": run,
     }
 
 
 def summary_table(rows: list[dict]) -> pd.DataFrame:
-    """A row per log: what it is, images, group, abstained, clean (accuracy), ACR, its error, certified accuracies, run.
+    """A row per log: what it is, name, images, draws, stopping, group, abstained, clean (accuracy), ACR, its error,
+    certified accuracies, run.
 
-    `trained`, the sigma of training, is there where a classifier was certified at another. All shares lie in [0, 1];
-    the columns of the certified accuracies are the radii as text. Rows of one `group` were certified alike.
+    All shares lie in [0, 1]; the columns of the certified accuracies are the radii as text. Rows of one `group` were
+    certified alike. `draws` is the mean number of an image's estimation draws. `stopping` says when a sequential run
+    ended them: its ACR is a lower bound, and a radius that its rule did not decide has no accuracy (NaN). `trained`,
+    the sigma of training, is there where a classifier was certified at another.
     """
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype({"draws": float})
     elsewhere = table["trained"].notna() & (table["trained"] != table["sigma"])
     return table if elsewhere.any() else table.drop(columns="trained")
 
@@ -60,19 +82,30 @@ def summary_table(rows: list[dict]) -> pd.DataFrame:
 def render(table: pd.DataFrame, style: str) -> str:
     """A summary as markdown, LaTeX (booktabs) or CSV.
 
-    Markdown and LaTeX have three decimals, mark the best of each column within its group (see `best`), and leave out
-    what nothing is known of, and the group where there is one; CSV has every digit.
+    Markdown and LaTeX have three decimals (a Linf ACR five), mark the best of each column within its group (see
+    `best`), and leave out what nothing is known of, or says nothing; CSV has every digit.
     """
     if style == "csv":
         return table.to_csv(index=False).rstrip("\n")
+    remark = stopping_remark(table)
     if style == "latex":
         cells = _cells(table.assign(run=table["run"].map(latex)), r"\textbf{{{}}}")
-        cells = cells.map(lambda text: text.replace(" ± ", r" $\pm$ "))
+        cells = cells.map(lambda text: text.replace(" ± ", r" $\pm$ ").replace("≥ ", r"$\geq$ "))
         alignment = "".join("l" if name in TEXTS else "r" for name in cells)
-        return cells.to_latex(index=False, escape=False, column_format=alignment).rstrip("\n")
+        text = cells.to_latex(index=False, escape=False, column_format=alignment).rstrip("\n")
+        return text + (f"\n% {remark}" if remark else "")
     cells = _cells(table, "**{}**")
     sides = ["left" if name in TEXTS else "right" for name in cells]
-    return cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
+    text = cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
+    return text + (f"\n\n{remark}" if remark else "")
+
+
+def stopping_remark(table: pd.DataFrame) -> str:
+    """What a reader of a summary must know of its sequential runs; "" where there are none."""
+    rules = "; ".join(table["stopping"].dropna().unique())
+    if not rules:
+        return ""
+    return f'--sequential ended draws early ({rules}): "≥" marks a lower bound, "-" a radius that was not decided.'
 
 
 def records(table: pd.DataFrame) -> list[dict]:
@@ -80,54 +113,80 @@ def records(table: pd.DataFrame) -> list[dict]:
     return json.loads(table.to_json(orient="records", double_precision=15))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Any table as markdown; numbers that are not whole have three decimals, "-" stands where there is none."""
+def markdown(table: pd.DataFrame, decimals: int = 3) -> str:
+    """Any table as markdown; "-" stands where there is no number, and decimals where one is not whole."""
     cells = table.astype(object).where(table.notna(), None)
-    return cells.to_markdown(index=False, floatfmt=".3f", missingval="-")
+    return cells.to_markdown(index=False, floatfmt=f".{decimals}f", missingval="-")
 
 
-def plain(table: pd.DataFrame, style: str) -> str:
-    """Any table as markdown or LaTeX, with three decimals."""
+def plain(table: pd.DataFrame, style: str, decimals: int = 3) -> str:
+    """Any table as markdown or LaTeX."""
     if style == "latex":
         texts = table.map(lambda value: latex(value) if isinstance(value, str) else value).rename(columns=latex)
-        return texts.to_latex(index=False, float_format="%.3f", na_rep="-").rstrip("\n")
-    return markdown(table)
+        return texts.to_latex(index=False, float_format=f"%.{decimals}f", na_rep="-").rstrip("\n")
+    return markdown(table, decimals)
+
+
+def decimals(norm: str) -> int:
+    """How many decimals a radius has in a text: the Linf norm's are small."""
+    return 5 if norm == "linf" else 3
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:
-    """Which cells of a summary are the best of their column and group to three decimals, booleans.
+    """Which cells of a summary are the best of their column and group, as they are shown, booleans.
 
     None in a group whose rows are all equal, and none in a row without a group.
     """
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
     for name in table.columns.drop(list(_NEUTRAL), errors="ignore"):
-        shown = table[name].astype(float).round(3).groupby(table["group"])
+        rounded = table[name].astype(float).round(_decimals_of(name, table))
+        shown = rounded.groupby(table["group"])
         top = shown.transform("min" if name == "abstained" else "max")
-        marks[name] = (table[name].astype(float).round(3) == top) & (shown.transform("nunique") > 1)
+        marks[name] = (rounded == top) & (shown.transform("nunique") > 1)
     return marks
 
 
-def without_single_group(table: pd.DataFrame) -> pd.DataFrame:
-    """A summary as people read it: without its groups where they say no more than the certificates."""
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A summary as people read it: without the columns that say nothing more.
+
+    These are the groups where they are the certificates, the L2 norm, draws where every image has as many, and what the
+    label and the remarks say.
+    """
     groups, certificates = (table[name].nunique(dropna=False) for name in ("group", "certificate"))
-    return table.drop(columns="group") if groups <= certificates else table
+    fixed = bool(table["stopping"].isna().all()) and table["draws"].nunique(dropna=False) == 1
+    says_nothing = {
+        "name": True,
+        "stopping": True,
+        "group": groups <= certificates,
+        "norm": bool((table["norm"] == "l2").all()),
+        "draws": fixed,
+    }
+    return table.drop(columns=[name for name, nothing in says_nothing.items() if nothing])
 
 
 def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
     """The cells as they are read, without the columns of which nothing is known."""
-    cells, marks = {}, best(table)
-    table = without_single_group(table)
-    spread = table["SD" if "SD" in table else "SE"]
-    for name, column in table.drop(columns=spread.name).items():
+    cells, marks, stopping = {}, best(table), table["stopping"]
+    within = stopping.str.startswith("tolerance") if stopping.notna().any() else stopping.notna()
+    shown = readable(table)
+    spread = shown["SD" if "SD" in shown else "SE"]
+    for name, column in shown.drop(columns=spread.name).items():
         if name in _NEUTRAL:
             if column.notna().any():
                 cells[name] = column.map(lambda value: value if isinstance(value, str) else f"{value:g}")
         else:
-            texts = column.astype(float).map("{:.3f}".format)
+            digits = _decimals_of(name, table)
+            texts = column.astype(float).map(f"{{:.{digits}f}}".format)
             if name == "ACR":
-                texts += spread.map(lambda value: "" if pd.isna(value) else f" ± {value:.3f}")
+                texts += spread.map(f" ± {{:.{digits}f}}".format).mask(spread.isna(), "")
+            bounds = stopping.notna() if name == "ACR" else within.fillna(False).astype(bool) & (name != "abstained")
+            texts = texts.mask(bounds, "≥ " + texts)
             cells[name] = texts.mask(marks[name], texts.map(bold.format))
-    return pd.DataFrame(cells).mask(table.isna(), "-")
+    return pd.DataFrame(cells).mask(shown.isna(), "-")
+
+
+def _decimals_of(name: str, table: pd.DataFrame) -> int:
+    return decimals("linf" if name == "ACR" and (table["norm"] == "linf").any() else "l2")
 
 
 def latex(text: str) -> str:

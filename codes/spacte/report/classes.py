@@ -5,6 +5,7 @@ import pandas as pd
 
 from spacte.logs.certlog import certified_at
 from spacte.logs.described import DESCRIPTION
+from spacte.logs.table import radius_names
 from spacte.report.comparable import rows_of
 from spacte.report.labels import labels
 from spacte.report.run import Run
@@ -17,14 +18,17 @@ def table(runs: list[Run], radius: float, over_seeds: bool = False) -> pd.DataFr
     """Two rows for each run, or for the seeds of each experiment (their means): at radius 0 and at `radius`.
 
     Columns: what the run is, the radius, mean (certified accuracy over all images), smallest (that of the worst class),
-    then each class's, titled with its label.
+    then each class's, titled with its label. A sequential run tells only of the radii that it decided.
     """
     rows = []
     for name, some in rows_of(runs, over_seeds):
         for at in dict.fromkeys((0.0, radius)):
-            mean = np.mean([certified_at(run.log, [at])[0].mean() for run in some])
+            (known,) = some[0].tells([at])
+            mean = np.mean([certified_at(run.log, [at])[0].mean() for run in some]) if known else np.nan
             classes = pd.concat([_by_class(run, at) for run in some], axis=1).mean(axis=1).sort_index()
-            row = some[0].facts | {"radius": at, "mean": float(mean), "smallest": float(classes.min())}
+            classes = classes if known else classes * np.nan
+            named = radius_names([at], "linf")[0] if some[0].norm == "linf" else at  # 2/255
+            row = some[0].facts | {"radius": named, "mean": float(mean), "smallest": float(classes.min())}
             row |= {str(label): float(share) for label, share in classes.items()}
             rows.append(row | {"run": name})
     classes = sorted({int(name) for row in rows for name in row if name.isdecimal()})
@@ -39,9 +43,10 @@ def _by_class(run: Run, radius: float) -> pd.Series:
 def given_up(runs: list[Run]) -> list[str]:
     """A line for each run in which a class is given up: none of its images, ten or more, is right at radius 0."""
     lines = []
-    for run, name in zip(runs, labels(runs), strict=True):
+    for run, name in zip(runs, labels([[run] for run in runs]), strict=True):
         shares, images = _by_class(run, 0.0), run.log["label"].value_counts().to_dict()
-        gone = [label for label, share in shares.items() if share == 0 and images[label] >= _FEWEST_IMAGES]
+        known = run.tells([0.0]).all()
+        gone = [label for label, share in shares.items() if known and share == 0 and images[label] >= _FEWEST_IMAGES]
         if gone:
             named = ", ".join(f"{label} ({images[label]} images)" for label in gone[:_MOST_NAMED])
             more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""

@@ -1,19 +1,23 @@
 """The command line of report.py: flags -> runs -> table, comparisons, pictures, page."""
 
+import itertools
 import json
+import math
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from spacte import cli
-from spacte.logs.table import FORMATS, records, render
+from spacte.logs.described import NORMS
+from spacte.logs.table import FORMATS, decimals, records, render
 from spacte.report import classes, members, page, plots
-from spacte.report.comparable import check_same_images
+from spacte.report.comparable import check_same_images, rows_of
 from spacte.report.comparison import Comparison, compare, compare_experiments
-from spacte.report.reading import read_runs
+from spacte.report.reading import Reading, labelled, read_runs
 from spacte.report.run import Run
 from spacte.report.table import Part, envelope, over_seeds, reached_radii, summary
 from spacte.smooth.certificates import CERTIFICATES
@@ -30,31 +34,36 @@ def _flags(description: str) -> cli.Parser:
     add(
         "--radii",
         nargs="+",
-        type=cli.non_negative_float,
-        help="of the columns; default: multiples of 0.25 (ImageNet: 0.5)",
+        type=cli.radius,
+        help="of the columns, 0.25 or 2/255; default: multiples of 0.25 (ImageNet: 0.5; Linf: of 1/255)",
     )
+    add("--norm", choices=NORMS, default="l2", help="of all radii: what an L2 certificate is worth in Linf and L1")
     formats = "of the tables; csv: one table, that of the comparisons, members or classes where they are requested"
     add("--format", choices=FORMATS, default="markdown", help=formats)
     again = "compute all certificates again from the counts, or two rows per log (as each log's own)"
     add("--certificate", choices=(*CERTIFICATES, "both"), help=again)
+    again = "certify again from the counts, that the label is among the K classes of most votes"
+    add("--top_k", type=cli.positive_int, metavar="K", help=again)
     add("--heads", action="store_true", help="also a row for each head alone, from the counts beside a log")
     add(
-        "--over_seeds", action="store_true", help="one row for the seeds of one run: mean, standard deviation over them"
+        "--over_seeds",
+        action="store_true",
+        help="one row, one curve for the seeds of one run: mean, standard deviation over them",
     )
     add(
         "--members",
         action="store_true",
         help="also a table: each member of an ensemble alone, what their vote adds",
     )
-    by_class = "also a table: each class's certified accuracy at 0 and at the radius R (0.5 if it comes last, alone)"
-    add("--by_class", nargs="?", const=0.5, type=cli.non_negative_float, metavar="R", help=by_class)
+    by_class = "also a table: each class's certified accuracy at 0 and at the radius R (without one, 0.5 or Linf 2/255)"
+    add("--by_class", nargs="?", const=math.nan, type=cli.radius, metavar="R", help=by_class)
     add("--envelope", action="store_true", help="also rows with a method's best over sigma at each radius")
     compared = "the difference of two logs, image by image, or of the runs in two folders"
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help=compared)
     add("--baseline", type=Path, metavar="LOG", help="compare each log with this one")
     add("--curves", type=Path, metavar="FILE", help=f"picture of certified accuracy ({', '.join(plots.ENDINGS)})")
     add("--histogram", type=Path, metavar="FILE", help="picture of the radii")
-    add("--ecdf", type=Path, metavar="FILE", help="picture of the distribution of the class's probability under noise")
+    add("--ecdf", type=Path, metavar="FILE", help="picture of the distribution of the label's probability under noise")
     add(
         "--training",
         nargs=2,
@@ -78,8 +87,9 @@ def _report(args: Namespace) -> None:
         _save(plots.training(folder), file)
     runs, comparisons, table = [], [], None
     for certificate in CERTIFICATES if args.certificate == "both" else [args.certificate]:
-        some = read_runs(args.logs, args.heads, certificate) if args.logs else []
-        comparisons += _comparisons(some, args, certificate)
+        reading = Reading(args.heads, certificate, args.top_k, args.norm)
+        some = read_runs(args.logs, reading) if args.logs else []
+        comparisons += _comparisons(some, args, replace(reading, heads=False))
         runs += some
     if runs:
         radii = args.radii or reached_radii(runs)
@@ -88,14 +98,15 @@ def _report(args: Namespace) -> None:
             table = envelope(table, radii)
     parts = _parts(runs, args)
     _print(table, comparisons, parts, args.format)
+    rows = [some for _, some in rows_of(runs, args.over_seeds)]
     if args.curves:
-        _save(plots.curves(runs), args.curves)
+        _save(plots.curves(rows), args.curves)
     if args.histogram:
         _save(plots.histogram(runs), args.histogram)
     if args.ecdf:
-        _save(plots.probabilities(runs), args.ecdf)
-    if args.html:
-        page.write(runs, table, comparisons, args.html, parts)
+        _save(plots.probabilities(rows), args.ecdf)
+    if args.html and table is not None:
+        page.write(rows, table, comparisons, args.html, parts)
         print(f"wrote {args.html}", file=sys.stderr)
 
 
@@ -121,10 +132,12 @@ def _check(args: Namespace) -> None:
         raise UserError(f"--format csv is one table: give {both} in two calls")
     if args.html:
         check_ending(args.html, page.ENDINGS)
-        if args.over_seeds:
-            raise UserError("--html shows every run: give --over_seeds in a call of its own")
+    if args.top_k == 1:
+        raise UserError("--top_k 1 is what every log certifies: take at least 2")
     if args.radii:
         args.radii = list(dict.fromkeys(args.radii))
+    if args.by_class is not None and math.isnan(args.by_class):
+        args.by_class = 2 / 255 if args.norm == "linf" else 0.5
 
 
 def _parts(runs: list[Run], args: Namespace) -> list[Part]:
@@ -134,7 +147,8 @@ def _parts(runs: list[Run], args: Namespace) -> list[Part]:
         found = members.table(runs, args.over_seeds)
         if found.empty and args.format != "json":
             raise UserError("--members: no log has its vote counts beside it")
-        parts.append(Part("members", "What the vote adds to its members", found, members.remarks(runs)))
+        title = "What the vote adds to its members"
+        parts.append(Part("members", title, found, members.remarks(runs), decimals(args.norm)))
     if args.by_class is not None:
         found = classes.table(runs, args.by_class, args.over_seeds)
         parts.append(Part("by_class", "Certified accuracy by class", found, classes.given_up(runs)))
@@ -164,25 +178,25 @@ def _save(figure: "Figure", path: Path) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
-def _comparisons(runs: list[Run], args: Namespace, certificate: str | None) -> list[Comparison]:
-    pairs = []
-    compared = [_compare_sides(args, certificate)] if args.compare else []
-    if args.baseline:
-        baseline, *more = read_runs([args.baseline], certificate=certificate)
-        if more:
-            raise UserError(f"--baseline {args.baseline}: give one log")
-        check_same_images([*runs, baseline])
-        pairs += [
-            (run, baseline)
-            for run in runs
-            if (run.path.resolve(), run.heads) != (baseline.path.resolve(), baseline.heads)
-        ]
-    return compared + [compare(*pair, args.radii) for pair in pairs]
+def _comparisons(runs: list[Run], args: Namespace, reading: Reading) -> list[Comparison]:
+    """Of --compare and --baseline; all runs are named together, so that a name means one run."""
+    sides = [read_runs([path], reading) for path in args.compare or ()]
+    baselines = read_runs([args.baseline], reading) if args.baseline else []
+    if len(baselines) > 1:
+        raise UserError(f"--baseline {args.baseline}: give one log")
+    check_same_images([*runs, *baselines])
+    every = iter(labelled([*runs, *baselines, *itertools.chain(*sides)]))
+    runs, baselines, *sides = ([next(every) for _ in some] for some in (runs, baselines, *sides))
+    compared = [_compare_sides(args, *sides)] if sides else []
+    for baseline in baselines:
+        own = (baseline.path.resolve(), baseline.heads)
+        others = [run for run in runs if (run.path.resolve(), run.heads) != own]
+        compared += [compare(run, baseline, args.radii) for run in others]
+    return compared
 
 
-def _compare_sides(args: Namespace, certificate: str | None) -> Comparison:
+def _compare_sides(args: Namespace, a: list[Run], b: list[Run]) -> Comparison:
     """Of two logs, or of two experiments: the runs in two folders."""
-    a, b = (read_runs([path], certificate=certificate) for path in args.compare)
     if {run.path.resolve() for run in a} & {run.path.resolve() for run in b}:
         raise UserError("--compare {} {}: they have a log in common".format(*args.compare))
     check_same_images([*a, *b])

@@ -6,6 +6,7 @@ import json
 import numpy as np
 
 from spacte.logs.certlog import first_line
+from spacte.report.labels import experiment_label
 from spacte.report.run import Run
 from spacte.utils import UserError
 
@@ -74,7 +75,12 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
         found.setdefault((*run.described, name), []).append(run)
     for some in found.values():
         check_seeds(some)
-    return [(f"{key[-1]}, {len(some)} run{'s' * (len(some) > 1)}", some) for key, some in found.items()]
+    users = [experiment_label(some) for some in found.values()]
+    rows = []
+    for (*_, name), some, label in zip(found, found.values(), users, strict=True):
+        label = label if label and users.count(label) == 1 else ", ".join(filter(None, (label, name)))
+        rows.append((f"{label}, {len(some)} run{'s' * (len(some) > 1)}", some))
+    return rows
 
 
 def _recipe(run: Run) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """Two certification logs compared image by image, or two experiments of several seeds each."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from spacte.logs.certlog import Radii, certified_at, certified_radius
-from spacte.logs.table import plain, radius_names, records
+from spacte.logs.table import decimals, plain, radius_names, records
 from spacte.report.comparable import certification_differences, check_seeds
-from spacte.report.labels import labels
+from spacte.report.labels import experiment_label, labels
 from spacte.report.run import Run
 from spacte.report.table import reached_radii
 from spacte.utils import UserError
@@ -32,10 +33,12 @@ class Comparison:
 
     `table` has a row for ACR, clean accuracy and the certified accuracy at each radius: both values on the shared
     images, their difference and its 95 % interval, from `low` to `high`; NaN for an ACR of which too few images tell,
-    see `acr_interval`. `different` is the number of images whose radii differ, `only_a` and `only_b` are the idx that
-    the other run has not, `settings` is how their certifications differ, as far as their configurations tell, and
+    see `acr_interval`, or that the two runs' stopping rules make another thing, and for a radius that a sequential run
+    did not decide. `different` is the number of images whose radii differ, `only_a` and `only_b` are the idx that the
+    other run has not, `settings` is how their certifications differ, as far as their configurations tell, and
     `certificate` what kind both are ("": two kinds, or nothing tells). `seeds` are the numbers of runs of two
-    experiments; None where two runs are compared.
+    experiments; None where two runs are compared. `stopping` are the rules by which the runs end their draws, where one
+    of them is sequential: one rule if it is the same.
     """
 
     a: str
@@ -48,26 +51,17 @@ class Comparison:
     settings: str
     certificate: str = ""
     seeds: tuple[int, int] | None = None
+    stopping: tuple[str, ...] = ()
+    norm: str = "l2"
 
     def sentences(self) -> str:
-        """The difference of the ACRs in a plain sentence, and the images that it leaves out."""
-        acr, names = self.table.iloc[0], f"'{self.a}' and '{self.b}'"
-        low, high = acr["low"], acr["high"]
-        if np.isnan(low):
-            few = f"fewer than {FEWEST_DIFFERENT}" if self.different < FEWEST_DIFFERENT else "all by the same"
-            says = f"No verdict on the ACRs of {names}: the difference is {acr['difference']:.3f}"
-            interval = f"and the radii of {self.different} images differ, {few}"
-        elif low <= 0 <= high:
-            says = f"The ACRs of {names} do not differ measurably: the difference is {acr['difference']:.3f}"
-        else:
-            side = "higher" if low > 0 else "lower"
-            says = f"The ACR of '{self.a}' is {side} by {abs(acr['difference']):.3f} than that of '{self.b}'"
-            low, high = sorted((abs(low), abs(high)))
-        if not np.isnan(low):
-            how = "paired t" if self.seeds is None else "t over images and seeds"
-            interval = f"95 % interval {low:.3f} to {high:.3f} ({how})"
-        kind = ", certificates from all votes" if self.certificate == "all-votes" else ""
-        text = f"{says}, {interval}, on the same {self.images} images{kind}."
+        """The difference of the ACRs in a plain sentence, and what is to be known of it."""
+        kind, _, top = self.certificate.partition(" ")
+        words = ["from all votes"] * (kind == "all-votes") + [f"for {top}"] * bool(top)
+        certificates = f", certificates {' '.join(words)}" if words else ""
+        text = f"{self._verdict()}, on the same {self.images} images{certificates}."
+        if len(self.stopping) == 1:
+            text += f"\nBoth ended draws early (--sequential, {self.stopping[0]}): their ACRs are lower bounds."
         if self.seeds:
             text += "\nThe means over {} and {} runs are compared.".format(*self.seeds)
         for name, runs in zip((self.a, self.b), self.seeds or (), strict=False):
@@ -82,11 +76,35 @@ class Comparison:
             text += f"\nThey were certified differently: {self.settings}."
         return text
 
+    def _verdict(self) -> str:
+        """What is said of the ACRs: a sentence without its end."""
+        acr, names = self.table.iloc[0], f"'{self.a}' and '{self.b}'"
+        acrs = "ACRs" if self.norm == "l2" else f"{self.norm.capitalize()} ACRs"
+        difference, low, high = (f"{acr[name]:.{decimals(self.norm)}f}" for name in ("difference", "low", "high"))
+        if len(self.stopping) > 1:
+            rules = " and ".join(self.stopping)
+            return (
+                f"No verdict on the {acrs} of {names}: they stop by different rules ({rules}); the radii that both "
+                "decide are compared"
+            )
+        if np.isnan(acr["low"]):
+            few = f"fewer than {FEWEST_DIFFERENT}" if self.different < FEWEST_DIFFERENT else "all by the same"
+            return (
+                f"No verdict on the {acrs} of {names}: the first less the second is {difference}, and the radii of "
+                f"{self.different} images differ, {few}"
+            )
+        if acr["low"] <= 0 <= acr["high"]:
+            says = f"The {acrs} of {names} do not differ measurably"
+        else:
+            says = f"The {acrs[:-1]} of '{self.a}' is {'higher' if acr['low'] > 0 else 'lower'} than that of '{self.b}'"
+        how = "paired t" if self.seeds is None else "t over images and seeds"
+        return f"{says}: the first less the second is {difference}, 95 % interval {low} to {high} ({how})"
+
     def text(self, style: str) -> str:
         """The sentences and the table as markdown or LaTeX; there, the sentences are comments."""
         comment = "% " if style == "latex" else ""
         lines = "".join(f"{comment}{line}\n" for line in self.sentences().splitlines())
-        table = plain(self.table.rename(columns={"a": self.a, "b": self.b}), style)
+        table = plain(self.table.rename(columns={"a": self.a, "b": self.b}), style, decimals(self.norm))
         return lines + table if style == "latex" else f"{lines}\n{table}"
 
     def rows(self) -> pd.DataFrame:
@@ -94,8 +112,9 @@ class Comparison:
         table = self.table.rename(columns={"a": "value_a", "b": "value_b"})
         runs_a, runs_b = self.seeds or (1, 1)
         return table.assign(
-            a=self.a, b=self.b, certificate=self.certificate, images=self.images, runs_a=runs_a, runs_b=runs_b
-        )
+            a=self.a, b=self.b, certificate=self.certificate, norm=self.norm, images=self.images, runs_a=runs_a,
+            runs_b=runs_b,
+        )  # fmt: skip
 
     def record(self) -> dict:
         """All of it for JSON."""
@@ -105,6 +124,8 @@ class Comparison:
             "images": self.images,
             "seeds": self.seeds,
             "certificate": self.certificate,
+            "norm": self.norm,
+            "stopping": self.stopping,
             "different": self.different,
             "sentences": self.sentences(),
             "table": records(self.table),
@@ -120,19 +141,19 @@ def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     Raises UserError where they share fewer than two images.
     The interval of the ACRs is `acr_interval`'s, those of the accuracies are `accuracy_interval`'s.
     """
-    radii = reached_radii([a, b]) if radii is None else radii
+    radii = _radii([a, b]) if radii is None else radii
     shared, (only_a, only_b) = _shared_images(a, b)
     (radius_a, certified_a), (radius_b, certified_b) = (_figures(run, shared, radii) for run in (a, b))
     differences = radius_a - radius_b
     intervals = [acr_interval(differences[None]), accuracy_interval(certified_a, certified_b)]
     low, high = (np.concatenate(ends) for ends in zip(*intervals, strict=True))
-    means = [
+    mean_a, mean_b = (
         np.array([radius.mean(), *certified.mean(axis=1)])
         for radius, certified in ((radius_a, certified_a), (radius_b, certified_b))
-    ]
-    table, different = _table(radii, means[0], means[1], low, high), int(_differ(differences).sum())
-    name_a, name_b = labels([a, b])
-    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, *_settings(a, b))
+    )
+    table, different = _table(a, b, radii, mean_a, mean_b, low, high), int(_differ(differences).sum())
+    (name_a, name_b), settings = labels([[a], [b]]), _settings(a, b)
+    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, **settings)
 
 
 def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) -> Comparison:
@@ -147,7 +168,7 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
                 two = f"'{runs[0].path}' and '{run.path}'"
                 raise UserError(f"{two} are not two seeds of one experiment: give the folder of one")
         check_seeds(runs)
-    radii = reached_radii([*a, *b]) if radii is None else radii
+    radii = _radii([*a, *b]) if radii is None else radii
     shared, (only_a, only_b) = _shared_images(a[0], b[0])
     figures_a, figures_b = (_figures_over_seeds(runs, shared, radii) for runs in (a, b))
     low, high = experiments_interval(figures_a, figures_b)
@@ -155,15 +176,35 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
     different = int(_differ(differences).sum())
     if different < FEWEST_DIFFERENT:
         low[0] = high[0] = np.nan
-    table = _table(radii, figures_a.mean(axis=(1, 2)), figures_b.mean(axis=(1, 2)), low, high)
-    (name_a, name_b), seeds = labels([a[0], b[0]]), (len(a), len(b))
-    settings, certificate = _settings(a[0], b[0])
-    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, settings, certificate, seeds)
+    table = _table(a[0], b[0], radii, figures_a.mean(axis=(1, 2)), figures_b.mean(axis=(1, 2)), low, high)
+    name_a, name_b = (
+        experiment_label(runs) or label for runs, label in zip((a, b), labels([a[:1], b[:1]]), strict=True)
+    )
+    seeds, settings = (len(a), len(b)), _settings(a[0], b[0])
+    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, seeds=seeds, **settings)
 
 
-def _settings(a: Run, b: Run) -> tuple[str, str]:
-    """How the certifications differ, and what kind both are."""
-    return certification_differences(a, b), (a.certificate or "") if a.certificate == b.certificate else ""
+def _settings(a: Run, b: Run) -> dict[str, Any]:
+    """How the certifications differ, what both are, and how the runs end draws."""
+    one, other = (run.config.sequential if run.config else None for run in (a, b))
+    rules: tuple[str, ...] = (str(one or "a fixed N"), str(other or "a fixed N"))
+    if one == other and (one is None or one.decides):
+        rules = () if one is None else rules[:1]
+    return {
+        "settings": certification_differences(a, b),
+        "certificate": (a.certificate or "") if a.certificate == b.certificate else "",
+        "norm": a.norm,
+        "stopping": rules,
+    }
+
+
+def _radii(runs: list[Run]) -> np.ndarray:
+    """Those that one of the runs reaches, and those by which one of them stops."""
+    radii = set(reached_radii(runs).tolist())
+    for run in runs:
+        if run.config and run.config.sequential:
+            radii |= {radius * run.per_l2 for radius in run.config.sequential.radii or () if radius}
+    return np.array(sorted(radii))
 
 
 def _shared_images(a: Run, b: Run) -> tuple[pd.Index, list[list[int]]]:
@@ -187,9 +228,19 @@ def _figures_over_seeds(runs: list[Run], images: pd.Index, radii: Radii) -> np.n
     return np.stack([np.stack([radius, *certified.astype(float)]) for radius, certified in figures], axis=1)
 
 
-def _table(radii: Radii, a: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray) -> pd.DataFrame:
-    figures = ["ACR", "clean", *radius_names(radii)]
-    return pd.DataFrame({"figure": figures, "a": a, "b": b, "difference": a - b, "low": low, "high": high})
+def _table(
+    a: Run, b: Run, radii: Radii, mean_a: np.ndarray, mean_b: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> pd.DataFrame:
+    """The figures of a comparison, NaN where a run does not tell."""
+    names = ["ACR", "clean", *radius_names(radii, a.norm)]
+    sides = {"a": mean_a.copy(), "b": mean_b.copy()}
+    for run, means in zip((a, b), sides.values(), strict=True):
+        means[1:][~run.tells([0, *radii])] = np.nan
+    table = pd.DataFrame({"figure": names, **sides, "difference": sides["a"] - sides["b"], "low": low, "high": high})
+    table.loc[table["difference"].isna(), ["low", "high"]] = np.nan
+    if len(_settings(a, b)["stopping"]) > 1:
+        table.loc[0, ["difference", "low", "high"]] = np.nan
+    return table
 
 
 def acr_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

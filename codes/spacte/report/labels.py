@@ -1,15 +1,47 @@
-"""Short names for runs, and what tells their paths apart."""
+"""Names for runs: what the user called them, what is known of them, what tells their paths apart."""
 
 import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from spacte.logs.described import parts_of
+from spacte.logs.described import is_fact, is_seed, parts_of
 from spacte.report.run import Run
+from spacte.utils import run_tail
+
+_SCRIPT = "certify-mhead"  # the folder of its logs
 
 
-def labels(runs: list[Run]) -> list[str]:
-    """A short name for each run of a picture or a sentence: what is known of it, and where its log lies in a tie."""
-    short = []
+def user_labels(runs: list[Run]) -> list[str]:
+    """What the user called each run: the folders by which its log differs from the others', 5-heads/seed-1.
+
+    Folders that say what the report says elsewhere, data set, architecture, sigma and defence, are no part of it; ""
+    where nothing is left.
+    """
+    return ["/".join(rest) for rest in _differing([_own_folders(run) for run in runs])]
+
+
+def _own_folders(run: Run) -> list[str]:
+    folders = [part for part in parts_of(run.path)[:-1] if not re.fullmatch(rf"\d?{run.defence}|{_SCRIPT}", part)]
+    if run.config is None:
+        return [part for part in folders if not is_fact(part)]
+    facts = run_tail(run.config.dataset, run.config.arch, run.config.noise_sd).parts
+    return [part for part in folders if part not in facts]
+
+
+def labels(rows: Sequence[list[Run]]) -> list[str]:
+    """A short name for each row of a picture or a sentence, a run or the seeds of an experiment.
+
+    It is the user's where that tells each from the others, otherwise what is known of the run, and in a tie in what
+    their logs' paths differ.
+    """
+    heads_alone = [str(some[0].heads) if some[0].heads and some[0].heads.head is not None else "" for some in rows]
+    are_experiments = any(len(some) > 1 for some in rows)
+    users = [experiment_label(some) if are_experiments else some[0].label for some in rows]
+    users = [f"{label}, {head}" if label and head else label for label, head in zip(users, heads_alone, strict=True)]
+    if all(users) and len(set(users)) == len(users):
+        return [_counted(label, some) for label, some in zip(users, rows, strict=True)]
+    short, runs = [], [some[0] for some in rows]
     for run in runs:
         heads = run.heads and run.heads.in_words
         parts = [run.defence, heads, *run.variant, run.sigma and f"sigma {run.sigma:g}"]
@@ -20,7 +52,18 @@ def labels(runs: list[Run]) -> list[str]:
     ties = places(short, runs)
     for number, (text, place) in enumerate(zip(short, ties, strict=True)):
         short[number] = f"{text} ({place})" if text and place else text or place or runs[number].title
-    return short
+    return [_counted(label, some) for label, some in zip(short, rows, strict=True)]
+
+
+def _counted(label: str, runs: list[Run]) -> str:
+    return f"{label}, {len(runs)} runs" if len(runs) > 1 else label
+
+
+def experiment_label(runs: list[Run]) -> str:
+    """What the labels of an experiment's runs have in common but a seed: 5-heads, of 5-heads/seed-1 and more."""
+    first, *others = [run.label.split("/") for run in runs]
+    shared = [part for part in first if all(part in other for other in others)]
+    return "/".join(part for part in shared if not is_seed(part))
 
 
 def places(names: list, runs: list[Run]) -> list[str]:
@@ -34,10 +77,20 @@ def places(names: list, runs: list[Run]) -> list[str]:
 
 
 def differing_parts(paths: list[Path]) -> list[str]:
-    """What tells each path from the others: its parts after the folders that all share, without those alike in all."""
-    parts = [parts_of(path) for path in paths]
-    folders = zip(*(part[:-1] for part in parts), strict=False)
-    shared = sum(1 for _ in itertools.takewhile(lambda found: len(set(found)) == 1, folders))
-    parts = [part[shared:][::-1] for part in parts]  # innermost first: the paths may differ in depth
-    places = [place for place, found in enumerate(itertools.zip_longest(*parts)) if len(set(found)) > 1]
-    return ["/".join(part[place] for place in reversed(places) if place < len(part)) for part in parts]
+    """What tells each path from the others: its parts without those that all share, from the outside and the inside."""
+    return ["/".join(rest) for rest in _differing([list(parts_of(path)) for path in paths])]
+
+
+def _differing(parts: list[list[str]]) -> list[list[str]]:
+    """The lists without the beginning and the end that all share."""
+    for _ in range(2):  # the beginning, and, turned round, the end
+        shared = itertools.takewhile(lambda found: len(set(found)) == 1, zip(*parts, strict=False))
+        count = sum(1 for _ in shared)
+        parts = [one[count:][::-1] for one in parts]
+    return parts
+
+
+def natural(text: str) -> list[list[tuple[bool, int, str]]]:
+    """A key that sorts labels by their folders and numbers by size: seed-2 before seed-10, a/b before a-c."""
+    parts = [re.split(r"(\d+)", folder) for folder in text.split("/")]
+    return [[(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in one] for one in parts]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from spacte.logs.certified import log_table
 from spacte.logs.certlog import certified_radius
+from spacte.logs.table import decimals
 from spacte.report.comparable import rows_of
 from spacte.report.comparison import interval_over_seeds
-from spacte.report.recount import counts_of
+from spacte.report.recount import counts_of, tabled
 from spacte.report.run import Run
 
 _OF_EACH = ("each ACR", "each clean")  # columns with a figure for each member
@@ -44,7 +44,10 @@ class Members:
 
 
 def members_of(run: Run) -> Members | None:
-    """The members of the run's ensemble; None, with a warning, where no counts tell. One head is its own member."""
+    """The members of the run's ensemble, in its norm; None, with a warning, where no counts tell.
+
+    One head is its own member.
+    """
     counts = counts_of(run, "its members are left out")
     if counts is None:
         return None
@@ -60,7 +63,7 @@ def members_of(run: Run) -> Members | None:
     voters = len(counts[0].selection)
     single = voters == 1
     alone = [config] if single else [config.of_head(head) for head in range(voters - 1)]
-    tables = [log_table(counts, one) for one in (config, *alone)]
+    tables = [tabled(run, counts, one) for one in (config, *alone)]
     radii = np.stack([certified_radius(one) for one in tables]) * drawn
     right = np.stack([one["correct"].to_numpy(bool) for one in tables]) & drawn
     some = [one for one, is_drawn in zip(counts, drawn, strict=True) if is_drawn]
@@ -93,12 +96,12 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     known = [run for run in runs if id(run) in of_run]
     rows = []
     for name, some in rows_of(known, over_seeds):
-        figures = _figures([of_run[id(run)] for run in some])
+        figures = _figures([of_run[id(run)] for run in some], decimals(some[0].norm))
         rows.append(some[0].facts | figures | {"run": name})
     return pd.DataFrame(rows)
 
 
-def _figures(seeds: list[Members]) -> dict:
+def _figures(seeds: list[Members], radius_decimals: int) -> dict:
     """A row's figures: means over the seeds."""
     low, high = _interval(seeds)
 
@@ -119,7 +122,10 @@ def _figures(seeds: list[Members]) -> dict:
         "mean clean": mean(lambda one: one.right_alone.mean()),
         "sd p": mean(lambda one: one.deviation.mean()),
         "TV": mean(lambda one: one.variation.mean()),
-        **{name: " ".join(f"{value:.3f}" for value in values) for name, values in zip(_OF_EACH, each, strict=True)},
+        **{
+            name: " ".join(f"{value:.{digits}f}" for value in values)
+            for name, values, digits in zip(_OF_EACH, each, (radius_decimals, 3), strict=True)
+        },
     }
 
 

@@ -23,64 +23,100 @@ ENDINGS = (".png", ".pdf", ".svg")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 _POINTS = 600
+_MOST_BANDS = 10  # of a picture
+_HEIGHT, _LINE = 4.8, 0.18  # inches: of a figure with a short legend, of each further line of it
+_LONGEST_OF_TWO = 48  # signs of a name that fits beside another
 
 
-def curves(runs: list[Run]) -> Figure:
-    """Certified accuracy over the radius, a line per run, with pointwise 95 % Wilson intervals over its images."""
-    figure, axes = _figure("L2 radius", "certified accuracy, 95 % interval over images")
-    draw_curves(axes, [[run] for run in runs], labels(runs))
+def curves(rows: list[list[Run]]) -> Figure:
+    """Certified accuracy over the radius, a line per row: a run, or the mean of an experiment's seeds.
+
+    See `draw_curves` for the bands.
+    """
+    bands = "mean and range of the seeds" if not _are_single(rows) else "95 % interval over images"
+    figure, axes = _figure(f"{_norm(rows)} radius", "certified accuracy")
+    axes.set_title(", ".join([*_subject(rows), *([bands] if len(rows) <= _MOST_BANDS else [])]), fontsize=8, loc="left")
+    draw_curves(axes, rows, labels(rows))
     _legend(figure)
     return figure
 
 
-def draw_curves(axes: Axes, experiments: list[list[Run]], names: list[str]) -> None:
-    """A named line per experiment, in given axes: the mean over its runs.
+def draw_curves(axes: Axes, rows: list[list[Run]], names: list[str]) -> None:
+    """A named line per row, in given axes: the mean over its runs.
 
     Where each has one run, the band is the pointwise 95 % Wilson interval over its images; otherwise it is the range of
-    several runs, and one alone has none.
+    several runs, and one alone has none. Many rows have no bands, which would hide the lines. A sequential run tells of
+    the radii that it decided: these are dots.
     """
-    single = all(len(runs) == 1 for runs in experiments)
-    largest = max(float(certified_radius(run.log).max()) for runs in experiments for run in runs)
-    radii = np.linspace(0, 1.02 * largest or 1.0, _POINTS)
-    for number, (runs, label) in enumerate(zip(experiments, names, strict=True)):
-        each = np.stack([certified_accuracy(run.log, radii) for run in runs])
+    single = _are_single(rows)
+    largest = max(float(certified_radius(run.log).max()) for runs in rows for run in runs)
+    radii, highest = np.linspace(0, 1.02 * largest or 1.0, _POINTS), 0.0
+    for number, (runs, label) in enumerate(zip(rows, names, strict=True)):
+        own, marker = radii, ""
+        if not runs[0].tells(radii).all():
+            own, marker = _decided_radii(runs[0], radii[-1]), "o"
+        each = np.stack([certified_accuracy(run.log, own) for run in runs])
         accuracy, low, high = each.mean(0), each.min(0), each.max(0)
-        if single:
+        if single and len(own):
             from statsmodels.stats.proportion import proportion_confint
 
             images = len(runs[0].log)
             low, high = proportion_confint(np.rint(accuracy * images), images, method="wilson")
         shown = slice(int((accuracy > 0).sum()) + 1)  # the first 0 ends the line
-        alpha = 0.15 if len(experiments) <= 4 else 0.07
-        axes.fill_between(radii[shown], low[shown], high[shown], color=_colour(number), alpha=alpha, linewidth=0)
-        axes.plot(radii[shown], accuracy[shown], color=_colour(number), linestyle=_style(number), label=label)
-    axes.set(xlim=(0, radii[-1]), ylim=(0, 1))
+        alpha = 0 if len(rows) > _MOST_BANDS else 0.15 if len(rows) <= 4 or not single else 0.07
+        if marker:
+            bars = [accuracy - low, high - accuracy]
+            if alpha:
+                axes.errorbar(own, accuracy, np.clip(bars, 0, None), color=_colour(number), linestyle="", linewidth=1)
+        else:
+            axes.fill_between(own[shown], low[shown], high[shown], color=_colour(number), alpha=alpha, linewidth=0)
+        style = "" if marker else _style(number)
+        axes.plot(
+            own[shown],
+            accuracy[shown],
+            color=_colour(number),
+            linestyle=style,
+            marker=marker,
+            markersize=4,
+            label=label,
+        )
+        highest = max([highest, *high])
+    axes.set(xlim=(0, radii[-1]), ylim=(0, min(1, np.ceil(10 * highest + 0.2) / 10)))
 
 
-def probabilities(runs: list[Run]) -> Figure:
-    """The distribution of p: the share of images whose class has a probability of more than p under noise.
+def _decided_radii(run: Run, limit: float) -> np.ndarray:
+    """The radii up to a limit, in the run's norm, that a sequential run decided."""
+    stopping = run.config.sequential if run.config else None
+    chosen = np.array(sorted((stopping and stopping.decides and stopping.radii) or ())) * run.per_l2
+    return chosen[chosen <= limit]
 
-    Unlike the ACR it does not depend on N and alpha. Source: Sun et al. (arXiv 2410.06895), who argue for the
-    distribution function of p_A, of which this is 1 minus it.
+
+def probabilities(rows: list[list[Run]]) -> Figure:
+    """The distribution function of p: the share of images whose label has at most the probability p under noise.
+
+    Of an experiment's seeds the mean. Unlike the ACR it does not depend on N and alpha. Source: Sun et al. (arXiv
+    2410.06895), who compare training methods by it.
     """
-    figure, axes = _figure("probability p of the image's class under noise", "share of images above p")
-    for number, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
-        p = np.sort(label_probabilities(run))
-        above = 1 - np.arange(1, len(p) + 1) / len(p)
+    figure, axes = _figure("probability p of the image's label under noise", "share of images with at most p")
+    points = np.linspace(0, 1, _POINTS)
+    for number, (runs, label) in enumerate(zip(rows, labels(rows), strict=True)):
+        each = [np.searchsorted(np.sort(p), points, side="right") / len(p) for p in map(label_probabilities, runs)]
         axes.step(
-            [0, *p, 1], [1, *above, 0], where="post", color=_colour(number), linestyle=_style(number), label=label
+            points, np.mean(each, axis=0), where="post", color=_colour(number), linestyle=_style(number), label=label
         )
     axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(", ".join(_subject(rows)), fontsize=8, loc="left")
     _legend(figure)
     return figure
 
 
 def histogram(runs: list[Run]) -> Figure:
     """How many images have which certified radius; abstained and wrong ones have none and are counted in the legend."""
-    figure, axes = _figure("certified L2 radius", "images")
+    rows = [[run] for run in runs]
+    figure, axes = _figure(f"certified {_norm(rows)} radius", "images")
     radii = [run.log["radius"][run.log["correct"] == 1] for run in runs]
     names = [f"{label}: {len(radius)} of {len(run.log)} right"
-             for label, radius, run in zip(labels(runs), radii, runs, strict=True)]  # fmt: skip
+             for label, radius, run in zip(labels(rows), radii, runs, strict=True)]  # fmt: skip
     edges = np.linspace(0, max([float(radius.max()) for radius in radii if len(radius)] or [1.0]), 26)
     for number, (radius, name) in enumerate(zip(radii, names, strict=True)):
         colour = _colour(number)
@@ -90,6 +126,22 @@ def histogram(runs: list[Run]) -> Figure:
     axes.set(xlim=(0, edges[-1]))
     _legend(figure)
     return figure
+
+
+def _are_single(rows: list[list[Run]]) -> bool:
+    return all(len(runs) == 1 for runs in rows)
+
+
+def _norm(rows: list[list[Run]]) -> str:
+    return rows[0][0].norm.capitalize()
+
+
+def _subject(rows: list[list[Run]]) -> list[str]:
+    """What all rows are about, as far as it is one: the data set, the sigma."""
+    runs = [run for some in rows for run in some]
+    datasets = {run.dataset for run in runs}
+    sigmas = {run.sigma and f"sigma {run.sigma:g}" for run in runs}
+    return [one for some in (datasets, sigmas) if len(some) == 1 for one in some if one]
 
 
 def training(folder: Path) -> Figure:
@@ -141,7 +193,7 @@ def _new_figure(width: float, height: float) -> Figure:
 
 
 def _figure(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = _new_figure(6.4, 4.8)
+    figure = _new_figure(6.4, _HEIGHT)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     _plain(axes)
@@ -154,9 +206,11 @@ def _plain(axes: Axes) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """Below the axes, where a long name covers nothing."""
-    figure.legend(loc="outside lower center", ncols=2 if len(figure.axes[0].get_legend_handles_labels()[1]) > 3 else 1,
-                  fontsize=8, frameon=False)  # fmt: skip
+    """Below the axes, where a long name covers nothing; the figure grows by it."""
+    names = figure.axes[0].get_legend_handles_labels()[1]
+    columns = 2 if len(names) > 3 and max(map(len, names)) <= _LONGEST_OF_TWO else 1
+    figure.set_figheight(_HEIGHT + _LINE * max(0, -(-len(names) // columns) - 3))
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _colour(number: int) -> str:

@@ -1,27 +1,40 @@
 """The runs of logs and folders, in the order of a table."""
 
 import os
+import re
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spacte.logs.certlog import COLUMNS, read_log
 from spacte.logs.described import check_certification_log, columns_of, description, kind_of, method_parts, parts_of
 from spacte.logs.runfiles import run_name
 from spacte.report.comparable import check_same_images
-from spacte.report.labels import differing_parts, places
-from spacte.report.recount import heads_alone, with_certificate
+from spacte.report.labels import differing_parts, natural, places, user_labels
+from spacte.report.recount import certified_again, heads_alone
 from spacte.report.run import Run
 from spacte.utils import UserError
 
 
-def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = None) -> list[Run]:
+@dataclass(frozen=True)
+class Reading:
+    """How logs are read: `heads` adds each head alone, from the vote counts beside a log of several heads.
+
+    `certificate` and `top_k` make all logs again from their counts; radii are given in the `norm`.
+    """
+
+    heads: bool = False
+    certificate: str | None = None
+    top_k: int | None = None
+    norm: str = "l2"
+
+
+def read_runs(paths: list[Path], reading: Reading = Reading()) -> list[Run]:
     """The runs of logs and of all certification logs in folders, in the order of a table.
 
-    In a folder, attack and prediction logs are passed over. `heads` adds each head alone, from the vote counts beside a
-    log of several heads; `certificate` makes all logs again from their counts. Raises UserError that names the file,
-    and the line where there is one: an unreadable log, counts that are missing, a path to an attack or prediction log,
-    two data sets, images with two labels.
+    In a folder, attack and prediction logs are passed over, and the shards of a merged log that holds all their images.
+    Raises UserError that names the file, and the line where there is one: an unreadable log, counts that are missing, a
+    path to an attack or prediction log, two data sets, images with two labels.
     """
     logs = list({log.resolve(): log for path in paths for log in _logs_in(path)}.values())
     runs = []
@@ -29,13 +42,22 @@ def read_runs(paths: list[Path], heads: bool = False, certificate: str | None = 
         known = description(path)
         name = run_name(parts_of(path)[-1], known.config is not None)
         run = Run(name=name, path=path, log=read_log(path), **vars(known))
-        if certificate is not None:
-            run = with_certificate(run, certificate)
-        runs += [*(heads_alone(run) if heads else ()), run]
+        if reading.certificate is not None or reading.top_k is not None:
+            run = certified_again(run, reading.certificate, reading.top_k)
+        some = [run, *(heads_alone(run) if reading.heads else ())]
+        runs += [one.in_norm(reading.norm) for one in some]
     check_same_images(runs)
-    found = places([run.described for run in runs], runs)
-    runs = [replace(run, place=place) for run, place in zip(runs, found, strict=True)]
-    return sorted(_with_methods(runs), key=_order)
+    return sorted(_with_methods(labelled(runs)), key=_order)
+
+
+def labelled(runs: list[Run]) -> list[Run]:
+    """The runs with what the user called them; where two look alike nevertheless, with what tells their paths apart."""
+    runs = [replace(run, label=label) for run, label in zip(runs, user_labels(runs), strict=True)]
+    alike = places([(run.title, run.described) for run in runs], runs)
+    return [
+        replace(run, label=f"{run.title} ({place})" if place else run.label)
+        for run, place in zip(runs, alike, strict=True)
+    ]
 
 
 def _with_methods(runs: list[Run]) -> list[Run]:
@@ -61,10 +83,24 @@ def _logs_in(path: Path) -> list[Path]:
                     warnings.warn(f"'{log}' has no row yet: left out", stacklevel=2)
     if not found:
         raise UserError(f"folder '{path}' holds no certification log")
-    return found
+    return [log for log in found if not _is_merged(log)]
+
+
+def _is_merged(log: Path) -> bool:
+    """Whether it is a shard's log whose images all stand in the merged log beside it."""
+    merged = log.with_name(re.sub(r"-shard-\d+-of-\d+(?=\.log$)", "", log.name))
+    if merged == log or not merged.is_file():
+        return False
+    try:
+        return set(read_log(log, ["idx"])["idx"]) <= set(read_log(merged, ["idx"])["idx"])
+    except UserError:
+        return False  # who reads it says what is wrong
 
 
 def _order(run: Run) -> tuple:
+    """Like runs together, seeds by number, each run before its heads alone."""
     texts = (run.dataset or "", run.arch or "", run.sigma or 0.0, run.defence or "")
-    heads, alone = str(run.heads or ""), run.heads is not None and run.heads.head is not None
-    return (*texts, not alone, len(heads), heads, run.title)
+    heads, alone = run.heads and (run.heads.total, run.heads.networks, run.heads.consensus or 0), -1
+    if run.heads is not None and run.heads.head is not None:
+        alone = run.heads.head
+    return (*texts, heads or (), natural(run.title), run.certificate or "", str(run.path), alone)

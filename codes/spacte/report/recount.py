@@ -4,24 +4,42 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from scipy.special import ndtr
 
-from spacte.logs.certified import log_table
-from spacte.logs.config import CERTIFIES
-from spacte.logs.counts import VoteCounts, read_counts
+from spacte.logs.certified import check_again, log_table
+from spacte.logs.config import ALIKE, CERTIFIES, DECIDES, RunConfig
+from spacte.logs.counts import VoteCounts, mean_draws, read_counts
 from spacte.logs.runfiles import RunFiles
 from spacte.report.run import Run
 from spacte.utils import UserError
 
 
-def with_certificate(run: Run, certificate: str) -> Run:
-    """The run with the log that its counts give under a certificate ("cohen", "all-votes").
+def certified_again(run: Run, certificate: str | None = None, top_k: int | None = None) -> Run:
+    """The run with the log that its counts give under a certificate ("cohen", "all-votes"), or for top k.
 
-    Raises UserError where no counts or no configuration lie beside the log.
+    Raises UserError where no counts or no configuration lie beside the log, and where they cannot be certified so.
     """
     counts = needed_counts(run, "its certificates are fixed")
-    config = run.required_config.with_certificate(certificate)
-    return replace(run, log=log_table(counts, config), config=config)
+    config = _config_again(run, counts, certificate, top_k)
+    return replace(run, log=tabled(run, counts, config), config=config)
+
+
+def _config_again(run: Run, counts: list[VoteCounts], certificate: str | None, top_k: int | None) -> RunConfig:
+    """The configuration of the votes under another certificate or for another top k; None: as it is."""
+    config = run.required_config
+    changes = {"certificate": certificate or config.certificate, "top_k": top_k or config.top_k}
+    again = config.certified_again(**changes)
+    try:
+        check_again(again, counts[0].estimation.shape[1])
+    except UserError as error:
+        raise UserError(f"'{run.path}': {error}") from error
+    return again
+
+
+def tabled(run: Run, counts: list[VoteCounts], config: RunConfig) -> pd.DataFrame:
+    """The log that a configuration makes of a run's counts, in the run's norm."""
+    return run.rescaled(log_table(counts, config))
 
 
 def heads_alone(run: Run) -> list[Run]:
@@ -45,7 +63,17 @@ def heads_alone(run: Run) -> list[Run]:
     except UserError as error:
         warnings.warn(f"'{run.path}': {error}", stacklevel=2)
         return []
-    return [replace(run, log=log_table(votes, one), heads=one.heads, config=one) for one in configs]
+    return [replace(run, log=tabled(run, votes, one), heads=one.heads, config=one) for one in configs]
+
+
+def draws_of(run: Run) -> float | None:
+    """The mean number of draws that estimated an image's radius; None where nothing tells."""
+    config = run.config
+    if config is None or config.lacks(DECIDES, ALIKE):
+        return None
+    if config.sequential is None and not config.skip_wrong:
+        return float(config.N)
+    return mean_draws(_counts_behind(run)) if RunFiles(run.path).counts.exists() else None
 
 
 def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
@@ -90,10 +118,12 @@ def label_probabilities(run: Run) -> np.ndarray:
     votes = votes_of(run, or_selection=True)
     if votes is not None:
         return np.array([one[label] / one.sum() for one, label in zip(votes, run.log["label"], strict=True)])
+    if run.config is not None and run.config.top_k is not None:
+        raise UserError(f"'{run.path}': without votes, top-{run.config.top_k} radii do not tell its probabilities")
     if run.sigma is None:
         raise UserError(f"'{run.path}': neither votes nor sigma are known: its probabilities are not, either")
     right = run.log["correct"] == 1
-    return np.where(right, ndtr(run.log["radius"] / run.sigma), 0.0)
+    return np.where(right, ndtr(run.log["radius"] / run.per_l2 / run.sigma), 0.0)
 
 
 def _counts_behind(run: Run) -> list[VoteCounts]:

@@ -1,10 +1,11 @@
 """A certification log as a run of a report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from spacte.logs.certlog import round_down
 from spacte.logs.config import RunConfig, is_number
 from spacte.logs.described import Description
 from spacte.utils import UserError
@@ -14,15 +15,21 @@ from spacte.utils import UserError
 class Run(Description):
     """A certification log and what is known of its classifier.
 
-    `name` is the training run's, `place` its folders where the rest does not tell two runs apart, and `method` those by
-    which logs differ that nothing else is known of.
+    `name` is the training run's, by its flags; `label` what the user called it, by the folders of the log ("": nothing
+    tells it from the others), and `method` those by which logs differ that nothing else is known of. The radii of `log`
+    are in the run's norm.
     """
 
     name: str
     path: Path
     log: pd.DataFrame
-    place: str = ""
+    label: str = ""
     method: str = ""
+
+    @property
+    def title(self) -> str:
+        """What the user called it, or else its name."""
+        return self.label or self.name
 
     @property
     def described(self) -> tuple:
@@ -50,7 +57,16 @@ class Run(Description):
             words.append(f"trained at sigma {sigma:g}" if is_number(sigma) and sigma != self.sigma else None)
         return tuple(dict.fromkeys(filter(None, words)))
 
-    @property
-    def title(self) -> str:
-        """The name, and the place where it takes that to tell two runs apart."""
-        return f"{self.name} ({self.place})" if self.place else self.name
+    def in_norm(self, norm: str) -> "Run":
+        """The run, of L2 radii, in another norm. UserError where its dimension is needed and not known."""
+        run = replace(self, norm=norm)
+        try:
+            return replace(run, log=run.rescaled(self.log))
+        except UserError as error:
+            raise UserError(f"'{self.path}': {error}") from error
+
+    def rescaled(self, log: pd.DataFrame) -> pd.DataFrame:
+        """A log of L2 radii with the radii that they are worth in the run's norm, rounded down."""
+        if self.per_l2 == 1.0:
+            return log
+        return log.assign(radius=[float(round_down(radius * self.per_l2)) for radius in log["radius"]])

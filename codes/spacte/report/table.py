@@ -12,6 +12,7 @@ from spacte.logs.certlog import Radii, certified_radius
 from spacte.logs.described import DESCRIPTION
 from spacte.logs.table import RADIUS_STEP, TEXTS, plain, radius_names, summary_row, summary_table, table_radii
 from spacte.report.comparable import comparable_groups, rows_of
+from spacte.report.recount import draws_of
 from spacte.report.run import Run
 from spacte.utils import UserError
 
@@ -22,16 +23,16 @@ _MOST_CLASSES = 20  # that a table has a column each for
 def reached_radii(runs: list[Run]) -> np.ndarray:
     """Those of `table_radii` above 0 that some image of some run reaches. UserError where they are more than 100."""
     limit = max(float(certified_radius(run.log).max()) for run in runs)
-    if limit > _MOST_RADII * RADIUS_STEP:
+    if runs[0].norm != "linf" and limit > _MOST_RADII * RADIUS_STEP:
         raise UserError(f"a radius of {limit:g} would make a table of more than {_MOST_RADII} columns: give --radii")
-    return table_radii(limit, runs[0].dataset)[1:]
+    return table_radii(limit, runs[0].dataset, runs[0].norm)[1:]
 
 
 def summary(runs: list[Run], radii: Radii) -> pd.DataFrame:
     """A row per run, see `summary_table`; rows of one `group` were certified alike, see `comparable_groups`."""
     rows = []
     for run, group in zip(runs, comparable_groups(runs), strict=True):
-        row = summary_row(run, run.log, radii, group, run.title)
+        row = summary_row(run, run.log, radii, group, run.title, draws_of(run), run.name)
         rows.append(row | {"defence": run.defence or run.method or None})
     return summary_table(rows)
 
@@ -61,7 +62,7 @@ def envelope(table: pd.DataFrame, radii: Radii) -> pd.DataFrame:
     and group are those of the runs where they share them. Raises UserError where a method has two runs of one sigma
     that were trained with the same, or one of unknown sigma.
     """
-    method, best = ["defence", "dataset", "arch", "heads", "certificate"], []
+    method, best = [name for name in DESCRIPTION if name != "sigma"], []
     for _, group in table.groupby(method, dropna=False, sort=False):
         if len(group) == 1:
             continue
@@ -73,7 +74,7 @@ def envelope(table: pd.DataFrame, radii: Radii) -> pd.DataFrame:
             raise UserError(f"--envelope: '{one}' and '{other}' are one method at one sigma: leave one of them out")
         row = {name: group[name].iloc[0] for name in method} | {"run": "best over sigma"}
         row |= {name: group[name].iloc[0] for name in ("images", "group") if group[name].nunique() == 1}
-        best.append(row | group[["clean", *radius_names(radii)]].max().to_dict())
+        best.append(row | group[["clean", *radius_names(radii, group["norm"].iloc[0])]].max().to_dict())
     return pd.concat([table, pd.DataFrame(best)], ignore_index=True).reindex(columns=table.columns)
 
 
@@ -85,15 +86,18 @@ class Part:
     title: str
     table: pd.DataFrame
     remarks: list[str]
+    decimals: int = 3
 
     def shown(self) -> pd.DataFrame:
         """The table as people read it: without what nothing is known of, or is alike in all rows, or is too much."""
         table = self.table.dropna(axis=1, how="all")
         alike = [name for name in DESCRIPTION if name in table and table[name].nunique(dropna=False) == 1]
+        if "norm" in alike and table["norm"].iloc[0] != "l2":
+            alike.remove("norm")
         classes = [name for name in table if name.isdecimal()]
         return table.drop(columns=alike + (classes if len(classes) > _MOST_CLASSES else []))
 
     def text(self, style: str) -> str:
         """The table and its remarks as markdown or LaTeX; there, the remarks are comments."""
         lines = "".join(f"\n{'% ' if style == 'latex' else ''}{line}" for line in self.remarks)
-        return plain(self.shown(), style) + ("\n" + lines if lines else "")
+        return plain(self.shown(), style, self.decimals) + ("\n" + lines if lines else "")

@@ -48,8 +48,9 @@ class TopK:
        t. If L <= p_A, then 1 - L >= 1 - p_A >= p(S_t): then it is the bound from m_t that is below p(S_t).
     4. So the radius exceeds max_t r_t with probability at most alpha/2 + alpha/2.
 
-    With "cohen", L is at level alpha and every U_t is 1 - L, so that t = k has the largest root. If n is a stopping time
-    the bounds are anytime-valid, and the four steps hold at every n at once. For k = 1 the radius is Certificate's.
+    With "cohen", L is at level alpha and every U_t is 1 - L, so that t = k has the largest root. If n is a stopping
+    time the bounds are anytime-valid, and the four steps hold at every n at once. For k = 1 the radius is
+    Certificate's, of more than two classes.
     """
 
     alpha: float
