@@ -278,6 +278,34 @@ def test_logs_without_a_configuration_are_ranked_among_themselves(script, tmp_pa
     assert best_acrs(script, tmp_path) == ["d", "b"]  # without a data set, they come first
 
 
+# --- which logs, and in which order ---
+
+
+def test_each_run_stands_before_its_heads(script, certify, digits_models):
+    """Not all ensembles first, nor head 10 before head 2."""
+    for name in "ab":
+        certify(name, "--max", 60)
+    _, out, _ = script("report.py", "a", "b", "--heads", "--format", "csv")
+    table = pd.read_csv(io.StringIO(out))
+    heads = ["3", "head 0 of 3", "head 1 of 3", "head 2 of 3"]
+    assert table["heads"].tolist() == heads * 2 and table["run"].tolist() == ["a"] * 4 + ["b"] * 4
+
+
+def test_a_merged_logs_shards_are_left_out_of_a_folder(script, certify):
+    shards = [certify(name, "--max", 180, "--shard", f"{number}/2") for number, name in enumerate("ab", start=1)]
+    for path in shards[1].parent.iterdir():
+        path.rename(shards[0].parent / path.name)
+    shards[1] = shards[0].parent / shards[1].name
+    assert [run.path for run in read_runs([shards[0].parent])] == shards
+    assert script("merge_logs.py", *shards)[0] == 0
+    merged = shards[0].with_name(shards[0].name.replace("-shard-1-of-2", ""))
+    assert [run.path for run in read_runs([merged.parent])] == [merged]
+    assert [run.path for run in read_runs(shards)] == shards  # who asks for them gets them
+    lines = merged.read_text().splitlines(keepends=True)
+    merged.write_text("".join(lines[:-1]))  # not whole: the second shard holds more
+    assert [run.path for run in read_runs([merged.parent])] == [merged, shards[1]]
+
+
 # --- logs of another kind ---
 
 ATTACK = "idx\tlabel\tpredict\tradius\tattack_radius\tadversarial\tcorrect\tbroken\ttime\n"

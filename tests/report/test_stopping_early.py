@@ -1,0 +1,146 @@
+"""Sequential logs in a report: what they decided, what is a lower bound, what they may be compared with."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import beside, make_log
+from test_report import with_config
+
+from spacte.logs.certified import decided
+from spacte.logs.config import RunConfig, Stopping
+from spacte.logs.counts import VoteCounts
+from spacte.report import plots
+from spacte.report.comparison import compare
+from spacte.report.reading import Reading, read_runs
+
+RULE = {"radii": [0.25], "give_up": 0.01}
+
+
+def log(path, by=0.0, **fields):
+    """A log of 60 images whose radii grow from 0.2 on, each by 0.01 and `by`."""
+    rows = [(idx, 1, 1, 0.2 + 0.01 * idx + by) for idx in range(60)]
+    return with_config(make_log(path, rows), **fields)
+
+
+def cells(out):
+    """A markdown table's cells, by column."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    return {title: [line[number] for line in lines[2:]] for number, title in enumerate(lines[0])}
+
+
+def test_radii_that_were_not_decided_have_no_figure(script, tmp_path):
+    """The rule asked about 0.25 alone; at 0, at 0.5, and of who abstained, more draws would tell more."""
+    log(tmp_path / "x.log", sequential=RULE, noise_slack=0.0)
+    _, out, _ = script("report.py", "x.log", "--radii", 0.25, 0.5, 9)
+    found = cells(out)
+    assert (found["clean"], found["abstained"], found["0.5"], found["0.25"]) == (["-"], ["-"], ["-"], ["0.917"])
+    assert found["9"] == ["0.000"]  # no number of draws reaches it
+    assert found["ACR"][0].startswith("≥ 0.495 ±")
+    assert '--sequential ended draws early (radii 0.25): "≥" marks a lower bound, "-" a radius that was not' in out
+    table = pd.read_csv(io.StringIO(script("report.py", "x.log", "--radii", 0.25, 0.5, "--format", "csv")[1]))
+    assert table["stopping"].tolist() == ["radii 0.25"] and table["0.5"].isna().all() and table["ACR"][0] > 0
+    _, out, _ = script("report.py", "x.log", "--radii", 0.25, "--format", "latex")
+    assert r"$\geq$ 0.495" in out and "% --sequential ended draws early" in out
+    found = cells(script("report.py", "x.log", "--by_class", 0.5, "--radii", 0.25)[1].partition("\n\n| ")[2])
+    assert "0.917" not in str(found)
+
+
+def test_a_radius_known_to_within_a_tolerance_is_a_lower_bound_everywhere(script, tmp_path):
+    log(tmp_path / "x.log", sequential={"tolerance": 0.05})
+    found = cells(script("report.py", "x.log", "--radii", 0.5)[1])
+    assert (found["clean"], found["0.5"]) == (["≥ 1.000"], ["≥ 0.500"]) and found["ACR"][0].startswith("≥")
+    assert not found["abstained"][0].startswith("≥")
+
+
+def test_a_fixed_n_decides_every_radius(script, tmp_path):
+    log(tmp_path / "x.log")
+    _, out, _ = script("report.py", "x.log", "--radii", 0.25, 0.5)
+    assert "≥" not in out and "draws" not in out and cells(out)["0.5"] == ["0.500"]
+
+
+def test_what_a_rule_decides():
+    config = RunConfig(noise_sd=0.5, N=1000, alpha=0.001, sequential=Stopping((0.0, 0.25), 0.01))
+    assert decided(config, [0, 0.25, 0.3, 1.0, 2]).tolist() == [True, True, False, False, True]
+    again = config.certified_again(alpha=0.01)
+    assert again.sequential == Stopping((0.0, 0.25), 0.01, decides=False)
+    assert not decided(again, [0, 0.25]).any()
+    assert config.certified_again(alpha=0.001) == config  # it is what it was
+    assert RunConfig.from_json(again.to_json()).sequential == again.sequential
+    assert decided(None, [0, 3]).all()
+
+
+def test_the_log_says_sequential_and_an_older_one_resumes(certify):
+    name = certify("a", "--sequential", "--max", 100)
+    assert name.name.endswith("-sequential.log")
+    new = certify("b", "--sequential", "--max", 100, "--certificate", "all-votes")
+    assert new.name.endswith("-sequential-all-votes.log")
+    older = [path.rename(path.with_name(path.name.replace("-sequential", ""))) for path in name.parent.iterdir()]
+    certify("a", "--sequential")
+    assert {path.name for path in name.parent.iterdir()} == {path.name for path in older}
+    (run,) = read_runs([older[0].parent])
+    assert len(run.log) == 12 and run.name == read_runs([new])[0].name
+
+
+def test_draws_are_counted(script, certify):
+    path = certify("a", "--sequential", "--max", 100)
+    draws = [VoteCounts.from_line(line).estimation[-1].sum() for line in beside(path, "-counts.jsonl").open()]
+    table = pd.read_csv(io.StringIO(script("report.py", path, "--format", "csv")[1]))
+    assert table["draws"].tolist() == [pytest.approx(np.mean(draws))] and np.mean(draws) < 200
+    assert cells(script("report.py", path)[1])["draws"] == [f"{np.mean(draws):g}"]
+    beside(path, "-counts.jsonl").unlink()
+    assert pd.read_csv(io.StringIO(script("report.py", path, "--format", "csv")[1]))["draws"].isna().all()
+
+
+def test_the_heads_of_a_sequential_run_decided_nothing(certify):
+    """The vote's draws ended when its own radii were decided."""
+    runs = read_runs([certify("a", "--sequential", "--max", 100)], Reading(heads=True))
+    assert [run.tells([0.25]).all() for run in runs] == [True, False, False, False]
+    other = read_runs([runs[0].path], Reading(certificate="all-votes"))
+    same = read_runs([runs[0].path], Reading(certificate="cohen"))
+    assert not other[0].tells([0.25]).any() and same[0].tells([0.25]).all()
+
+
+def compared(tmp_path, a, b):
+    """Two logs that differ in every image, by the rules a and b."""
+    log(tmp_path / "a.log", by=0.1, sequential=a)
+    log(tmp_path / "b.log", sequential=b)
+    return compare(*read_runs([tmp_path / "a.log", tmp_path / "b.log"]))
+
+
+@pytest.mark.parametrize("other", [None, {"radii": [0.25, 0.5], "give_up": 0.01}, {"tolerance": 0.05}])
+def test_across_stopping_rules_there_is_no_verdict_on_acrs(tmp_path, other):
+    """But at the radii that both decided there is one."""
+    found = compared(tmp_path, RULE, other)
+    rule = str(Stopping.from_json(other)) if other else "a fixed N"
+    assert found.sentences().startswith("No verdict on the ACRs")
+    assert f"they stop by different rules (radii 0.25 and {rule}); the radii that both decide" in found.sentences()
+    table = found.table.set_index("figure")
+    assert table.loc["ACR", ["difference", "low", "high"]].isna().all()
+    assert table.loc["0.25", "difference"] == pytest.approx(5 / 60)
+    assert np.isfinite(table.loc["0.25", ["low", "high"]].astype(float)).all()
+    assert table.loc["0.5"].isna().any() and np.isnan(table.loc["0.5", "difference"])
+    assert np.isnan(table.loc["clean", "a"])
+
+
+def test_of_one_stopping_rule_lower_bounds_are_compared(tmp_path):
+    found = compared(tmp_path, RULE, RULE)
+    assert found.table.iloc[0]["low"] > 0
+    assert "Both ended draws early (--sequential, radii 0.25): their ACRs are lower bounds." in found.sentences()
+
+
+def test_a_comparison_shows_the_radii_by_which_a_run_stopped(script, tmp_path):
+    log(tmp_path / "a.log", by=0.1, sequential={"radii": [0.3], "give_up": 0.01})
+    log(tmp_path / "b.log", sequential={"radii": [0.3], "give_up": 0.01})
+    content = json.loads(script("report.py", "--compare", "a.log", "b.log", "--format", "json")[1])
+    rows = {row["figure"]: row for row in content["comparisons"][0]["table"]}
+    assert rows["0.3"]["difference"] > 0 and rows["0.25"]["difference"] is None
+
+
+def test_a_curve_has_dots_where_radii_were_decided(tmp_path):
+    log(tmp_path / "x.log", sequential={"radii": [0.25, 0.5], "give_up": 0.01})
+    (run,) = read_runs([tmp_path / "x.log"])
+    (line,) = plots.curves([[run]]).axes[0].lines[-1:]
+    assert line.get_xdata().tolist() == [0.25, 0.5] and line.get_linestyle() == "None"
