@@ -92,7 +92,7 @@ def _is_merged(log: Path) -> bool:
     if merged == log or not merged.is_file():
         return False
     try:
-        return set(read_log(log, ["idx"])["idx"]) <= set(read_log(merged, ["idx"])["idx"])
+        return set(read_log(log)["idx"]) <= set(read_log(merged)["idx"])
     except UserError:
         return False  # who reads it says what is wrong
 
