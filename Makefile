@@ -4,6 +4,8 @@ PYTHON ?= python3
 PY := $(CURDIR)/.venv/bin/python
 # One thread: these networks are too small for more, and a busy machine then stalls nobody.
 demo test: export OMP_NUM_THREADS := 1
+# Bytecode is kept, whatever the shell says: compiling torch and torchvision anew takes each process 12 s of computing.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint bench clean
 

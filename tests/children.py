@@ -14,7 +14,9 @@ CODES = Path(__file__).parent.parent / "codes"
 # A server that has imported what takes long, and runs nothing itself, is forked for each child: this process has
 # threads, and a fork of it may wait for ever for a lock that one of them held.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torch", "torchvision", "pandas", "scipy.stats", "sklearn.datasets", "statsmodels.api"])
+_SERVER.set_forkserver_preload(
+    ["torch", "torchvision", "pandas", "scipy.stats", "sklearn.datasets", "torch.utils.tensorboard"]
+)
 
 
 def run(command, timeout: float = 300, **options) -> subprocess.CompletedProcess:
@@ -42,12 +44,14 @@ class Children:
 
     with Children(tmp_path, "0Gaussian/train.py", "--epochs", 1) as children:
         assert children.exit_codes() == [0]
+
+    What they print is added to the file `output`.
     """
 
-    def __init__(self, folder: Path, script: str, *flags, world: int = 1):
+    def __init__(self, folder: Path, script: str, *flags, world: int = 1, output: str | Path = os.devnull):
         command, port = [str(part) for part in (CODES / script, *flags)], free_port()
         self.processes = [
-            _SERVER.Process(target=_run, args=(folder, command, rank, world, port)) for rank in range(world)
+            _SERVER.Process(target=_run, args=(folder, command, rank, world, port, output)) for rank in range(world)
         ]
 
     def __enter__(self) -> "Children":
@@ -72,10 +76,10 @@ class Children:
             process.join()
 
 
-def _run(folder, command, rank, world, port):
+def _run(folder, command, rank, world, port, output):
     """A process's whole life, without pytest's output."""
     os.chdir(folder)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for good
+    sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115 - for good
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.argv = command

@@ -85,9 +85,12 @@ def stub(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def usual_priority(monkeypatch):
-    """For the queues in this process: others on the machine would make them wait."""
+def quick_queues(monkeypatch):
+    """Queues in this process look often, and their jobs have the usual priority: others on the machine would make them
+    wait.
+    """
     monkeypatch.setattr(os, "nice", lambda step: None)
+    monkeypatch.setattr("spacte.jobs.queue._SECONDS_BETWEEN_LOOKS", 0.01)
 
 
 @pytest.fixture
