@@ -90,7 +90,7 @@ def _differing(parts: list[list[str]]) -> list[list[str]]:
     return parts
 
 
-def natural(text: str) -> list[list[tuple[bool, int, str]]]:
-    """A key that sorts labels by their folders and numbers by size: seed-2 before seed-10, a/b before a-c."""
-    parts = [re.split(r"(\d+)", folder) for folder in text.split("/")]
-    return [[(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in one] for one in parts]
+def natural(text: str) -> list[list[tuple[int, float, str]]]:
+    """A key that sorts labels by their folders and numbers by size: seed-2 before seed-10, 0.03 before 0.2."""
+    parts = [re.split(r"(\d+(?:\.\d+)?)", folder) for folder in text.split("/")]  # every other one is a number
+    return [[(at % 2, float(part) if at % 2 else 0.0, part) for at, part in enumerate(one)] for one in parts]
