@@ -1,6 +1,9 @@
-"""Certify the same votes at another alpha, or for one head alone, in seconds: a log from the counts beside a log.
+"""Certify the same votes otherwise, in seconds: at another alpha, for one head alone, for top k.
+
+The counts beside a log are read, and another log is written beside it.
 
 python codes/relog.py logs/<...>-certify-skip-20.log --alpha 0.01
+python codes/relog.py logs/<...>-certify-skip-20.log --top_k 5 --certificate all-votes
 """
 
 from spacte.certify import relog
