@@ -173,7 +173,10 @@ def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
     for name, column in shown.drop(columns=spread.name).items():
         if name in _NEUTRAL:
             if column.notna().any():
-                cells[name] = column.map(lambda value: value if isinstance(value, str) else f"{value:g}")
+                number = "{:.0f}" if name == "draws" else "{:g}"
+                cells[name] = column.map(
+                    lambda value, text=number: value if isinstance(value, str) else text.format(value)
+                )
         else:
             digits = _decimals_of(name, table)
             texts = column.astype(float).map(f"{{:.{digits}f}}".format)

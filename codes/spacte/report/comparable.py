@@ -75,10 +75,12 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
         found.setdefault((*run.described, name), []).append(run)
     for some in found.values():
         check_seeds(some)
-    users = [experiment_label(some) for some in found.values()]
+    users = [(experiment_label(some), tuple(some[0].facts.values())) for some in found.values()]
     rows = []
-    for (*_, name), some, label in zip(found, found.values(), users, strict=True):
-        label = label if label and users.count(label) == 1 else ", ".join(filter(None, (label, name)))
+    for (*_, name), some, user in zip(found, found.values(), users, strict=True):
+        label, _ = user
+        if not label or users.count(user) > 1:
+            label = ", ".join(filter(None, (label, name)))
         rows.append((f"{label}, {len(some)} run{'s' * (len(some) > 1)}", some))
     return rows
 
