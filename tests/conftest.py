@@ -123,10 +123,10 @@ def digits_models(tmp_path_factory):
     gaussian = load_module("0Gaussian", "train").Gaussian
     paths = []
     with contextlib.chdir(folder):
-        for heads in (3, 1):
+        for heads, run in ((3, "h-3-eps-0.8-m-2-lbdlast-1.2"), (1, "h-1-m-2")):
             flags = (*TINY, "--num_heads", heads, "--epochs", 4, "--lr_step_size", 3, "--batch_size", 128)
             command.train(gaussian, *command.parse(gaussian, "", 1.2, [str(flag) for flag in flags]))
-            paths.append(folder / f"save/digits/R8/noise-0.50/h-{heads}-eps-0.8-m-2-lbdlast-1.2/epoch4.pth")
+            paths.append(folder / f"save/digits/R8/noise-0.50/{run}/epoch4.pth")
     return paths
 
 

@@ -16,6 +16,7 @@ from children import run, wait_for
 from conftest import CODES
 
 from spacte.jobs.gpus import visible_gpus
+from spacte.jobs.job import Job, commands
 from spacte.jobs.queue import Queue
 from spacte.jobs.queue_file import read_queue
 
@@ -511,6 +512,17 @@ def test_a_work_folder_in_the_checkout_is_refused(script, stub, tmp_path):
     inside = tmp_path / "that's a checkout" / "work"
     code, _, err = script(stub, "queue.toml", "--work", inside)
     assert code == 2 and err.count("\n") == 1 and "give a folder outside it" in err and not inside.exists()
+
+
+def test_what_a_job_has_left_is_found_under_its_older_name_and_under_todays(tmp_path):
+    folder, older_name = tmp_path / "0Stub/one/seed-1/save", "h-1-eps-0.8-m-2-lbdlast-1.2-images-9"
+    older, today = folder / older_name, folder / "h-1-m-2-images-9"
+    train = ("--teachers", f"WORK/0Stub/one/seed-1/save/{older_name}/epoch1.pth")
+    job = Job("0Stub/two/seed-1", CODES, tmp_path, 1, train, None)
+    assert next(commands(job))[3] == str(today / "epoch1.pth")
+    older.mkdir(parents=True)
+    (older / "epoch1.pth").touch()
+    assert next(commands(job))[3] == str(older / "epoch1.pth"), "a queue that an older version began"
 
 
 def test_a_missing_queue_file_is_one_line(script, tmp_path):

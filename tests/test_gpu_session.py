@@ -68,8 +68,7 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     after = state(output)
     assert after["plan"] == before["plan"] and list(after["steps"]) == STEPS
     assert (output / "bench/sweep.json").read_bytes() == speeds
-    for heads in (2, 1):
-        run = f"h-{heads}-eps-0.8-m-2-lbdlast-0.8"
+    for run in ("h-2-eps-0.8-m-2-lbdlast-0.8", "h-1-m-2"):
         log = (output / f"logs/digits/R8/noise-0.50/train/{run}-train.log").read_text().splitlines()
         assert [line.split("\t")[:2] for line in log[1:]] == [["1", "0.1"], ["2", "0.01"], ["3", "0.001"]]
         assert len(read_log(next((output / "logs").rglob(f"{run}-certify-skip-60.log")))) == 6

@@ -3,7 +3,7 @@
 It needs a network that 0Gaussian has trained, in the paper with sigma 0.25 and one head, whatever the sigma here:
 
     python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.5 --num_heads 5 --lbdlast 1.6 --lbd 1 \\
-        --pretrained_model ../0Gaussian/save/CIFAR10/R110/noise-0.25/h-1-eps-0.8-m-2-lbdlast-1.2/epoch150.pth
+        --pretrained_model ../0Gaussian/save/CIFAR10/R110/noise-0.25/h-1-m-2/epoch150.pth
 """
 
 from dataclasses import dataclass

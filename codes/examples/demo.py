@@ -4,7 +4,6 @@ python codes/examples/demo.py
 """
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -20,8 +19,8 @@ RECIPE = (
     "--dataset digits --arch R8 --noise_sd 0.5 --num_noise_vec 2 --batch_size 128 --epochs 40 --lr_step_size 14 "
     "--save_freq 40 --device cpu --resume"
 )
-ONE_HEAD = "--num_heads 1 --lr_init 0.3 --lbdlast 0.8"
-FIVE_HEADS = "--num_heads 5 --lr_init 1.0 --lbdlast 1.6"
+ONE_HEAD = "--num_heads 1 --lr_init 0.3", "h-1-m-2"  # flags, and the run's name
+FIVE_HEADS = "--num_heads 5 --lr_init 1.0 --lbdlast 1.6", "h-5-eps-0.8-m-2-lbdlast-1.6"
 FOLDERS = {name: f"{name.removesuffix('_dir')}/demo" for name in ("save_dir", "logs_dir", "runs_dir")}
 PICTURE, PAGE = Path("logs/demo/demo.png"), Path("logs/demo/demo.html")
 
@@ -41,12 +40,11 @@ def _step(live: bool, script: str, *flags: str) -> str:
     return title + done.stdout
 
 
-def _train_and_certify(recipe: str, live: bool) -> tuple[str, str]:
+def _train_and_certify(recipe: str, run: str, live: bool) -> tuple[str, str]:
     """Returns the certification log, and what was printed if not `live`."""
     folders = [part for name, folder in FOLDERS.items() for part in (f"--{name}", folder)]
     said = _step(live, "train.py", *shlex.split(RECIPE), *shlex.split(recipe), *folders)
-    heads, lbdlast = re.search(r"--num_heads (\d+)", recipe)[1], re.search(r"--lbdlast (\S+)", recipe)[1]
-    tail, run = Path("demo/digits/R8/noise-0.50"), f"h-{heads}-eps-0.8-m-2-lbdlast-{lbdlast}"
+    tail = Path("demo/digits/R8/noise-0.50")
     model = Path("save", tail, run, "epoch40.pth")
     said += _step(
         live,
@@ -67,8 +65,8 @@ def _main() -> None:
     cli.Parser(__doc__).parse_args()
     os.chdir(Path(__file__).resolve().parents[1] / "0Gaussian")
     with ThreadPoolExecutor() as both:  # one head beside five: each takes one core
-        other = both.submit(_train_and_certify, ONE_HEAD, live=False)
-        five, _ = _train_and_certify(FIVE_HEADS, live=True)
+        other = both.submit(_train_and_certify, *ONE_HEAD, live=False)
+        five, _ = _train_and_certify(*FIVE_HEADS, live=True)
         one, said = other.result()
     print(said, end="", flush=True)
     _step(True, "../report.py", one, five, "--certificate", "both", "--curves", str(PICTURE), "--html", str(PAGE))

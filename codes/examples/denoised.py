@@ -4,7 +4,7 @@ cd codes/0Gaussian
 python train.py --dataset digits --arch R8 --num_heads 1 --noise_sd 0.01 --epochs 20 --lr_step_size 8
 python ../examples/denoised.py --dataset digits --noise_sd 0.5 --output denoiser.pth
 python certify_mhead.py --classifier ../examples/denoised.py:build --classifier_args denoiser=denoiser.pth \
-    classifier=save/digits/R8/noise-0.01/h-1-eps-0.8-m-2-lbdlast-1.2/epoch20.pth \
+    classifier=save/digits/R8/noise-0.01/h-1-m-2/epoch20.pth \
     --dataset digits --noise_sd 0.5 --N 1000
 
 The denoiser learns to take the noise of one sigma away (mean squared error), and is certified together with the

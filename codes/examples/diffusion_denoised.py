@@ -5,7 +5,7 @@ python train.py --dataset digits --arch R8 --num_heads 1 --noise_sd 0.01 --epoch
 python ../examples/diffusion_denoised.py --dataset digits --output diffusion
 python certify_mhead.py --classifier ../examples/diffusion_denoised.py:build \
     --classifier_args diffusion=diffusion noise_sd=0.5 \
-    classifier=save/digits/R8/noise-0.01/h-1-eps-0.8-m-2-lbdlast-1.2/epoch20.pth \
+    classifier=save/digits/R8/noise-0.01/h-1-m-2/epoch20.pth \
     --dataset digits --noise_sd 0.5 --N 1000
 
 `diffusion` is a folder that diffusers' UNet2DModel and a scheduler of noise predictions save to: one of the field's

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import traceback
 from collections.abc import Callable, Iterable
@@ -188,3 +189,22 @@ def as_recorded_today(training: dict) -> dict:
     if training.pop("no_teaching", False):
         training["paced_by"] = "none"
     return _LATER_SETTINGS | training if training else training
+
+
+def unused_settings(training: dict) -> tuple[str, ...]:
+    """Those of a training run's settings on which nothing in it depends.
+
+    One head shares its weight with no other (eps), and has no lambda (lbdlast) unless it paces itself.
+    """
+    if training.get("num_heads") != 1:
+        return ()
+    return ("eps",) if training.get("paced_by") == "self" else ("eps", "lbdlast")
+
+
+_NUMBER = r"\d[\d.]*(?:e[-+]?\d+)?"
+_OLDER_NAME = re.compile(rf"(?<![^+])h-1-eps-{_NUMBER}(-m-\d+)(-lbdlast-{_NUMBER})([^+]*)")
+
+
+def run_name_of_today(run: str) -> str:
+    """The name of a training run, or of an ensemble's (a+b), as any version gave it, without `unused_settings`."""
+    return _OLDER_NAME.sub(lambda part: f"h-1{part[1]}{part[2] * ('-paced-by-self' in part[3])}{part[3]}", run)

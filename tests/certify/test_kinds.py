@@ -37,7 +37,7 @@ def test_a_head_that_is_not_there_is_refused(script, digits_models):
 
 def test_an_ensemble_sums_the_logits_of_its_networks(certify, digits_models):
     log = certify("a", "--max", 60, models=[*digits_models, digits_models[1]])
-    assert log.name.startswith("h-3-eps-0.8-m-2-lbdlast-1.2+h-1-eps-0.8-m-2-lbdlast-1.2x2-certify")
+    assert log.name.startswith("h-3-eps-0.8-m-2-lbdlast-1.2+h-1-m-2x2-certify")
     assert read_counts(beside(log, "-counts.jsonl"))[0].estimation.shape == (3 + 1 + 1 + 1, 10)
     config = json.loads(beside(log, ".json").read_text())["config"]
     assert config["num_heads"] == [3, 1, 1] and len(config["checkpoint_sha256"]) == 3

@@ -74,6 +74,21 @@ def test_hashes_that_an_older_run_has_not_recorded_make_no_other_row(script, tmp
     }
 
 
+def test_an_older_name_of_one_head_is_no_other_experiment(script, tmp_path):
+    """One head depends neither on eps nor, unless it paces itself, on lbdlast: other values are no other recipe."""
+    names = ("h-1-eps-0.8-m-2-lbdlast-0.8", "h-1-eps-0.5-m-2-lbdlast-1.6", "h-1-m-2")
+    for seed, (name, lbdlast) in enumerate(zip(names, (0.8, 1.6, 1.2), strict=True)):
+        for pace in ("", "-paced-by-self"):
+            kept = f"-lbdlast-{lbdlast}" if name == names[2] and pace else ""
+            log = random_log(tmp_path / f"seed-{seed}" / f"{name}{kept}{pace}-certify-skip-1.log", 10, seed)
+            by = "self" if pace else "neighbour"
+            with_config(log, [{"num_heads": 1, "eps": 0.1 * seed, "lbdlast": lbdlast, "seed": seed, "paced_by": by}])
+    code, out, err = script("report.py", tmp_path, "--over_seeds", "--format", "csv", "--radii", 0.5)
+    assert code == 0, err
+    paced = {f"h-1-m-2-lbdlast-{lbdlast}-paced-by-self, 1 run" for lbdlast in (0.8, 1.6, 1.2)}
+    assert set(pd.read_csv(io.StringIO(out))["run"]) == {"h-1-m-2, 3 runs"} | paced
+
+
 def two_seeds(tmp_path, images=10, training=None, **fields):
     """Two runs of one name: the first is CONFIG's, the second differs in `fields` or in what it was trained with."""
     one, other = (tmp_path / name / "h-5-x-certify-skip-1.log" for name in ("seed-1", "seed-2"))

@@ -14,7 +14,7 @@ from spacte.train.command import parse
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective
 from spacte.train.settings import Place, Recipe, available_workers
-from spacte.utils import RunError, lock
+from spacte.utils import RunError, lock, run_name_of_today
 
 RUN = {
     "0Gaussian": "m-2-lbdlast-1.2",
@@ -79,9 +79,11 @@ def test_a_run_leaves_checkpoints_logs_and_tensorboard(script, tmp_path, own_fla
 @pytest.mark.parametrize("defence", DEFENCES)
 def test_one_head_trains_and_the_loss_falls(script, tmp_path, own_flags, defence):
     flags = (*own_flags(defence), "--num_heads", 1, "--num_noise_vec", 1, "--epochs", 4, "--lr_init", 0.05)
-    assert script(f"{defence}/train.py", *TINY, *flags, "--train_images", 700, "--batch_size", 128)[0] == 0
+    code, out, _ = script(f"{defence}/train.py", *TINY, *flags, "--train_images", 700, "--batch_size", 128)
     (path,) = (tmp_path / "logs").rglob("*-train.log")
     log = pd.read_csv(path, sep="\t")
+    assert code == 0 and path.name.startswith("h-1-m-1-") and "lbdlast" not in path.name, "they change nothing"
+    assert "lambda" not in log and "lambda" not in out and (log["easy"] == 1).all()
     assert log["ce"].iloc[-1] < 0.8 * log["ce"].iloc[0] and (log["cos"] == 0).all() and (log["weight"] == 1).all()
 
 
@@ -185,6 +187,53 @@ def test_a_new_run_spares_the_logs_of_another(script, trained, tmp_path):
     assert log.with_name(log.name + ".1").read_text() == before != log.read_text()
     kept = events.parent.with_name(events.parent.name + ".1")
     assert [path.name for path in kept.iterdir()] == [events.name] and not events.exists()
+
+
+NAMES = [
+    ({}, "h-5-eps-0.8-m-2-lbdlast-1.2"),
+    ({"num_heads": 1}, "h-1-m-2"),
+    ({"num_heads": 1, "lbdlast": 1e-05, "eps": 1e-05, "paced_by": "none"}, "h-1-m-2-no-teaching"),
+    ({"num_heads": 1, "train_images": 5000, "teachers": ("a", "b")}, "h-1-m-2-teachers-2-images-5000"),
+    ({"num_heads": 1, "lbdlast": 0.8, "paced_by": "self"}, "h-1-m-2-lbdlast-0.8-paced-by-self"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), NAMES)
+def test_a_runs_name_says_what_it_uses(settings, name):
+    """An older name reads as today's, in ensembles, too."""
+    recipe = Recipe(**settings)
+    older = recipe.older_name + recipe.variant
+    assert recipe.name + recipe.variant == run_name_of_today(older) == run_name_of_today(name) == name
+    assert older.startswith(f"h-{recipe.num_heads}-eps-{recipe.eps}-m-2-lbdlast-{recipe.lbdlast}")
+    assert run_name_of_today(f"h-2-eps-0.8-m-2-lbdlast-1.2+{older}x2") == f"h-2-eps-0.8-m-2-lbdlast-1.2+{name}x2"
+
+
+def test_a_run_of_an_older_name_is_resumed_where_it_lies(script, tmp_path):
+    """Its log keeps its columns; the weights are those of a run that was never interrupted."""
+    flags = (*TINY, "--train_images", 200, "--num_heads", 1, "--epochs", 2, "--save_freq", 1)
+    assert script("0Gaussian/train.py", *flags)[0] == 0
+    whole, older = tmp_path / "save" / TAIL / "h-1-m-2-images-200", "h-1-eps-0.8-m-2-lbdlast-1.2-images-200"
+    weights = torch.load(whole / "epoch2.pth", weights_only=True)["state_dict"]
+    assert script("0Gaussian/train.py", *flags, "--resume", "--lbdlast", 0.3, "--eps", 0)[1].endswith("left to do\n")
+
+    begun = torch.load(whole / "epoch1.pth", weights_only=True)
+    lines = [line.split("\t") for line in begun["log"].splitlines()]
+    begun["log"] = "".join(
+        "\t".join([*line[:2], pace, *line[2:]]) + "\n" for line, pace in zip(lines, ("lambda", "2.3"), strict=True)
+    )
+    begun["run"] = older
+    whole.rename(whole.with_name(older))
+    (whole.with_name(older) / "epoch2.pth").unlink()
+    torch.save(begun, whole.with_name(older) / "epoch1.pth")
+    assert script("0Gaussian/train.py", *flags)[0] == 2, "without --resume"
+    code, _, err = script("0Gaussian/train.py", *flags, "--resume")
+    assert code == 0 and not whole.exists(), err
+    contents = torch.load(whole.with_name(older) / "epoch2.pth", weights_only=True)
+    assert same(contents["state_dict"], weights) and contents["run"] == older
+    log = pd.read_csv(tmp_path / "logs" / TAIL / "train" / f"{older}-train.log", sep="\t")
+    assert (
+        log["lambda"].isna().tolist() == [False, True] and log["epoch"].tolist() == [1, 2] and log["loss"].notna().all()
+    )
 
 
 def test_a_run_is_not_resumed_by_another_defence(script, tmp_path):

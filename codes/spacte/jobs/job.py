@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spacte.utils import RunError, listed, replace_file
+from spacte.utils import RunError, listed, replace_file, run_name_of_today
 
 _FREE_FLAGS = {  # a resumed run may change them
     "train": ("--data_dir", "--device", "--workers", "--save_freq", "--test_freq"),
@@ -169,8 +169,13 @@ def commands(job: Job) -> Iterator[list[str]]:
 
 def _train_command(job: Job, flags: tuple[str, ...]) -> list[str]:
     folders = [part for kind in ("save", "logs", "runs") for part in (f"--{kind}_dir", str(job.folder / kind))]
-    own = [str(job.work) + part[4:] if part.startswith("WORK/") else part for part in flags]
+    own = [str(_left_by_jobs(job.work / part[5:])) if part.startswith("WORK/") else part for part in flags]
     return [sys.executable, "train.py", *own, "--seed", str(job.seed), *folders, "--resume"]
+
+
+def _left_by_jobs(path: Path) -> Path:
+    """A path below WORK/. Queue files may name runs as older versions did: where that is not there, by today's name."""
+    return path if path.exists() else Path(*map(run_name_of_today, path.parts))
 
 
 def _certify_command(job: Job, flags: tuple[str, ...]) -> list[str]:

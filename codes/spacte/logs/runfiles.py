@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spacte.logs.config import Noted, RunConfig
-from spacte.utils import UserError, replace_file, run_tail
+from spacte.utils import UserError, replace_file, run_name_of_today, run_tail
 
 _WAYS_OUT = "write to another folder to keep it, or give --overwrite to lose it"
 
@@ -133,6 +133,9 @@ def certificate_ending(config: RunConfig) -> str:
 
 
 def run_name(log_name: str, configured: bool) -> str:
-    """The training run's name, of a log's name without .log; what a configuration says of certificates is cut off."""
-    name = re.sub(r"-certify-skip-\d+", "", log_name)
+    """The training run's name, of a log's name without .log; what a configuration says of certificates is cut off.
+
+    Logs of older names, h-1-eps-0.8-m-2-lbdlast-1.2, are of the same run as those of today's, h-1-m-2.
+    """
+    name = run_name_of_today(re.sub(r"-certify-skip-\d+", "", log_name))
     return re.sub(r"(-sequential)?(-all-votes)?(-top-\d+)?$", "", name) if configured else name

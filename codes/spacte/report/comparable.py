@@ -8,7 +8,7 @@ import numpy as np
 from spacte.logs.certlog import first_line
 from spacte.report.labels import experiment_label
 from spacte.report.run import Run
-from spacte.utils import UserError
+from spacte.utils import UserError, unused_settings
 
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
 _OF_A_SEED = (
@@ -52,7 +52,7 @@ def experiments(runs: list[Run]) -> list[str]:
     """The name of each run's experiment, which its seeds share.
 
     It is the run's name and, where runs of that name and description were trained with other recipes, as far as their
-    configurations tell, what is its own: h-1-eps-0.8-m-2-lbdlast-1.2, lr_init 0.3.
+    configurations tell, what is its own: h-1-m-2, lr_init 0.3.
     """
     recipes, names = [_recipe(run) for run in runs], []
     for run, recipe in zip(runs, recipes, strict=True):
@@ -86,9 +86,15 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
 
 
 def _recipe(run: Run) -> dict[str, str]:
-    """What the classifier was trained with, except seed and place; of an ensemble all values, 0.1+0.3."""
-    names = [name for name in {name: None for one in run.training for name in one} if name not in _OF_A_SEED]
-    return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in run.training)) for name in names}
+    """What the classifier was trained with, except seed, place and what was not used; of an ensemble all values,
+    0.1+0.3.
+    """
+    trained = [
+        {name: value for name, value in one.items() if name not in (*_OF_A_SEED, *unused_settings(one))}
+        for one in run.training
+    ]
+    names = {name: None for one in trained for name in one}
+    return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in trained)) for name in names}
 
 
 def _short(value: object) -> str:

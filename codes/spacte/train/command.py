@@ -21,7 +21,7 @@ from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
 from spacte.train.runlog import RunLog, RunPaths
 from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags, available_workers
 from spacte.train.trainer import Trainer, is_due
-from spacte.utils import UserError, as_recorded_today, source_state
+from spacte.utils import UserError, as_recorded_today, source_state, unused_settings
 
 
 def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults: Any) -> None:
@@ -63,7 +63,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     place = dataclasses.replace(place, workers=workers)
     train_split, test_split = _open_splits(recipe, place.data_dir, workers, device)
     objective = objective_type(recipe, train_split.spec.num_classes, **own)
-    run = recipe.name + objective.run_suffix() + recipe.variant
+    run = broadcast_object(lambda: _run_name(recipe, objective, place))
     paths = RunPaths.of(recipe, place, run)
     settings = dataclasses.asdict(recipe) | own
     resumed = broadcast_object(lambda: _resume_point(paths, objective, settings, place.resume))
@@ -114,6 +114,14 @@ def _open_splits(
     return train_split, test_split
 
 
+def _run_name(recipe: Recipe, objective: Objective, place: Place) -> str:
+    """The run's name; that of older versions where they have begun it."""
+    ending = objective.run_suffix() + recipe.variant
+    name, older = recipe.name + ending, recipe.older_name + ending
+    begun = {run for run in (name, older) if RunPaths.of(recipe, place, run).epochs()}
+    return older if begun == {older} else name
+
+
 def _resume_point(paths: RunPaths, objective: Objective, settings: dict, resume: bool) -> dict | None:
     """The newest whole checkpoint of the run where --resume asks for one.
 
@@ -145,8 +153,9 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
     if there != defence:
         raise UserError(f"the run in '{paths.checkpoints}' was trained by {there}, not by {defence}")
     known = cli.defaults_of(Recipe) | objective.own_defaults() | as_recorded_today(contents["args"])
+    may_change = (*objective.recipe.inputs, *objective.places, *unused_settings(settings))
     for name, value in settings.items():
-        if name not in (*objective.recipe.inputs, *objective.places) and known[name] != value:
+        if name not in may_change and known[name] != value:
             raise UserError(
                 f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} {known[name]}"
             )

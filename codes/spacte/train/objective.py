@@ -93,10 +93,10 @@ class Objective:
     def threshold(self, epoch: int) -> float | Pace:
         """The pace of the epoch, for the loss: lambda(epoch) of the paper's ring, a number, or a Pace with other flags.
 
-        With --pace_share lambda is each class's, infinite until it has been measured.
+        With --pace_share lambda is each class's, infinite until it has been measured; where nothing is paced, too.
         """
         recipe = self.recipe
-        if recipe.paced_by == "none":
+        if not recipe.paced:
             return Pace(math.inf, "none")
         if recipe.pace_share is not None:
             return Pace(math.inf if self.class_thresholds is None else self.class_thresholds, recipe.paced_by)

@@ -86,20 +86,21 @@ class RunLog:
     def write(self, row: dict) -> None:
         """Log one epoch's figures."""
         figures = {name: value for name, value in row.items() if name != "left"}
-        line = "\t".join(f"{value:.6g}" for value in figures.values()) + "\n"
+        columns = self.text.split("\n", 1)[0].split("\t") if self.text else list(figures)  # an older version's has more
+        line = "\t".join(f"{figures.get(name, math.nan):.6g}" for name in columns) + "\n"
         if not self.text:
-            line = "\t".join(figures) + "\n" + line
+            line = "\t".join(columns) + "\n" + line
         self._append(line)
         self.text += line
         for name, value in figures.items():
             if name != "epoch" and math.isfinite(value):
                 self.tensorboard.add_scalar(_tag(name), value, row["epoch"])
         self.tensorboard.flush()
+        pace = f"lambda {row['lambda']:.3f}  " if "lambda" in row else ""
         accuracy = f"noisy accuracy {row['acc']:.3f}  " if math.isfinite(row["acc"]) else ""
         tqdm.write(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  lr {row['lr']:g}  "
-            f"lambda {row['lambda']:.3f}  {accuracy}"
-            f"{row['images_per_second']:.0f} images/s  {row['left']} left"
+            f"{pace}{accuracy}{row['images_per_second']:.0f} images/s  {row['left']} left"
         )
 
 

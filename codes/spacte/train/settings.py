@@ -10,7 +10,7 @@ from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
 from spacte.model import LEGAL
 from spacte.train.teaching import PACED_BY
-from spacte.utils import UserError, run_tail
+from spacte.utils import UserError, run_tail, unused_settings
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Recipe:
         """UserError where a setting has nothing to act on."""
         object.__setattr__(self, "teachers", tuple(self.teachers))
         heads = self.num_heads
-        if self.pace_share is not None and (self.paced_by == "none" or (self.paced_by == "neighbour" and heads == 1)):
+        if self.pace_share is not None and not self.paced:
             whose = "no head is paced" if self.paced_by == "none" else "one head has no neighbour"
             raise UserError(f"--pace_share {self.pace_share}: {whose}, give --paced_by self")
         if self.pace_share is not None and self.epochs == 1:
@@ -60,6 +60,11 @@ class Recipe:
                 f"--teachers names {len(self.teachers)} checkpoints for {heads} heads: give one for each head, or any "
                 "number with --num_heads 1"
             )
+
+    @property
+    def paced(self) -> bool:
+        """Whether a lambda weighs samples: that of a neighbour, which one head has not, or a head's own."""
+        return self.paced_by == "self" or (self.paced_by == "neighbour" and self.num_heads > 1)
 
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:
@@ -74,7 +79,15 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The authors' name of a run of this recipe, h-5-eps-0.8-m-2-lbdlast-1.2."""
+        """The authors' name of a run of this recipe, h-5-eps-0.8-m-2-lbdlast-1.2; h-1-m-2 where the rest is unused."""
+        if self.num_heads > 1:
+            return self.older_name
+        lbdlast = "" if "lbdlast" in unused_settings(vars(self)) else f"-lbdlast-{self.lbdlast}"
+        return f"h-1-m-{self.num_noise_vec}{lbdlast}"
+
+    @property
+    def older_name(self) -> str:
+        """What older versions called it: what is unused stood in the name, too."""
         return f"h-{self.num_heads}-eps-{self.eps}-m-{self.num_noise_vec}-lbdlast-{self.lbdlast}"
 
     @property

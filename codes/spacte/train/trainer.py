@@ -152,7 +152,8 @@ class Trainer:
         self.objective.class_thresholds = self._class_thresholds(epoch, share, weights) if share < 1 else None
         learning_rate, pace = self.scheduler.get_last_lr()[0], _mean_threshold(self.objective.threshold(epoch))
         order = torch.Generator().manual_seed(derived_seed("order", recipe.seed, epoch))  # the same in every process
-        meter, rates = LossMeter(epoch), {"lr": learning_rate, "lambda": f"{pace:.3f}"}
+        lam = {"lambda": pace} if recipe.paced else {}
+        meter, rates = LossMeter(epoch), {"lr": learning_rate} | {name: f"{value:.3f}" for name, value in lam.items()}
         batches = self.train_split.batches(recipe.batch_size, order, self.smallest, weights, self.targets)
         step = self.graphed or self.step
         for images, labels, *targets in batches:
@@ -174,7 +175,7 @@ class Trainer:
         return {
             "epoch": epoch,
             "lr": learning_rate,
-            "lambda": pace,
+            **lam,
             **means,
             "images_per_second": meter.images / seconds,
         }
