@@ -28,7 +28,7 @@ from spacte.logs.certlog import certified_radius
 from spacte.logs.counts import VoteCounts
 from spacte.logs.table import markdown
 from spacte.report.comparable import check_same_images
-from spacte.report.comparison import FEWEST_DIFFERENT
+from spacte.report.intervals import FEWEST_DIFFERENT
 from spacte.report.reading import read_runs
 from spacte.report.recount import needed_counts
 from spacte.report.run import Run

@@ -146,6 +146,19 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
     return marks
 
 
+def lower_bounds(table: pd.DataFrame) -> pd.DataFrame:
+    """Which cells of a summary more draws could only raise, booleans.
+
+    They are the ACRs of sequential runs, and the accuracies of those that know each radius to within a tolerance.
+    """
+    marks = pd.DataFrame(False, index=table.index, columns=table.columns)
+    sequential = table["stopping"].notna()
+    within = table["stopping"].fillna("").astype(str).str.startswith("tolerance")
+    for name in table.columns.drop([*_NEUTRAL, "abstained"], errors="ignore"):
+        marks[name] = table[name].notna() & (sequential if name == "ACR" else within)
+    return marks
+
+
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A summary as people read it: without the columns that say nothing more.
 
@@ -166,9 +179,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
     """The cells as they are read, without the columns of which nothing is known."""
-    cells, marks, stopping = {}, best(table), table["stopping"]
-    within = stopping.str.startswith("tolerance") if stopping.notna().any() else stopping.notna()
-    shown = readable(table)
+    cells, marks, bounds, shown = {}, best(table), lower_bounds(table), readable(table)
     spread = shown["SD" if "SD" in shown else "SE"]
     for name, column in shown.drop(columns=spread.name).items():
         if name in _NEUTRAL:
@@ -182,8 +193,7 @@ def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
             texts = column.astype(float).map(f"{{:.{digits}f}}".format)
             if name == "ACR":
                 texts += spread.map(f" ± {{:.{digits}f}}".format).mask(spread.isna(), "")
-            bounds = stopping.notna() if name == "ACR" else within.fillna(False).astype(bool) & (name != "abstained")
-            texts = texts.mask(bounds, "≥ " + texts)
+            texts = texts.mask(bounds[name], "≥ " + texts)
             cells[name] = texts.mask(marks[name], texts.map(bold.format))
     return pd.DataFrame(cells).mask(shown.isna(), "-")
 

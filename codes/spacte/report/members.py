@@ -10,7 +10,7 @@ import pandas as pd
 from spacte.logs.certlog import certified_radius
 from spacte.logs.table import decimals
 from spacte.report.comparable import rows_of
-from spacte.report.comparison import interval_over_seeds
+from spacte.report.intervals import interval_over_seeds
 from spacte.report.recount import counts_of, tabled
 from spacte.report.run import Run
 

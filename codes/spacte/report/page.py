@@ -13,7 +13,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from spacte.logs.described import DESCRIPTION
-from spacte.logs.table import TEXTS, best, decimals, readable, records, stopping_remark
+from spacte.logs.table import TEXTS, best, decimals, lower_bounds, readable, records, stopping_remark
 from spacte.report import plots
 from spacte.report.comparison import Comparison
 from spacte.report.labels import labels
@@ -122,7 +122,7 @@ def _summary(table: pd.DataFrame, rows: list[list[Run]]) -> dict[str, Any]:
         "texts": TEXTS,
         "rows": [list(row.values()) for row in records(shown)],
         "best": marks[shown.columns].to_numpy().tolist(),
-        "bounds": table["stopping"].notna().tolist(),
+        "bounds": lower_bounds(table)[shown.columns].to_numpy().tolist(),
         "remark": stopping_remark(table),
         "keyed": len(rows),
     }

@@ -1,0 +1,81 @@
+"""How often an interval leaves out the true difference."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from spacte.report.intervals import accuracy_interval, acr_interval, experiments_interval
+
+SAMPLES = 40_000
+FAILURE = 1e-7  # of each of these tests, where the interval's error is the one that it tolerates
+
+
+def normal(rng, images):
+    return rng.normal(size=(SAMPLES, images))
+
+
+def half_zero(rng, images):
+    """Half of the images agree; a quarter gain little, and exponentially much, a quarter lose 0.2 and more: mean 0."""
+    which, size = rng.random((SAMPLES, images)), (SAMPLES, images)
+    differ = np.where(which < 0.75, rng.exponential(0.3, size), -0.2 - rng.exponential(0.1, size))
+    return np.where(which < 0.5, 0, differ)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("draw", "images", "tolerated"),
+    [(normal, 10, 0), (normal, 50, 0.05), (normal, 500, 0.05), (half_zero, 20, 0), (half_zero, 100, 0.06)],
+)
+def test_the_acrs_interval_holds_its_level(draw, images, tolerated):
+    """The type I error: no more than tolerated, and none where there are too few images for a verdict."""
+    low, high = acr_interval(draw(np.random.default_rng(0), images))
+    errors = int(((low > 0) | (high < 0)).sum())
+    assert errors <= stats.binom.isf(FAILURE, SAMPLES, tolerated)
+    assert np.isnan(low).all() == (tolerated == 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("images", [10, 20, 50, 500])
+@pytest.mark.parametrize("differ", [0.02, 0.2])
+def test_an_accuracys_interval_holds_its_level(images, differ):
+    """Two classifiers of one accuracy, right and wrong on different images: the type I error is at most 5 %."""
+    which = np.random.default_rng(0).random((SAMPLES, images))
+    low, high = accuracy_interval(which < differ / 2, which > 1 - differ / 2)
+    errors = int(((low > 0) | (high < 0)).sum())
+    assert errors <= stats.binom.isf(FAILURE, SAMPLES, 0.05)
+
+
+def test_an_accuracys_interval_is_the_published_one():
+    """Bonett and Price's formula, by hand: of 30 images 7 are right under a alone, 2 under b alone."""
+    a = np.arange(30) < 20
+    b = (np.arange(30) < 13) | (np.arange(30) >= 28)
+    (low,), (high,) = accuracy_interval(a[None], b[None])
+    half = 1.959964 * ((8 / 32 + 3 / 32 - (5 / 32) ** 2) / 32) ** 0.5
+    assert (low, high) == (pytest.approx(5 / 32 - half), pytest.approx(5 / 32 + half))
+
+
+@pytest.mark.parametrize("effects", [(1, 0, 0.3), (0.5, 0.1, 0.5), (0, 0.3, 0.5), (1, 0.05, 0)])
+@pytest.mark.parametrize("seeds", [(5, 5), (2, 2), (1, 5)])
+def test_an_experiments_interval_holds_its_level(effects, seeds):
+    """Equal experiments, other images and seeds each time: the type I error is at most 5 %, with one run 6 %.
+
+    The effects are the deviations of what belongs to the image (it favours one side), to the seed, and to both.
+    """
+    rng, experiments, images = np.random.default_rng(0), 10_000, 100
+    of_image, of_seed, of_both = effects
+    sides = []
+    for number in seeds:
+        by_seed = rng.normal(size=(experiments, number, 1)) * of_seed * (number > 1)
+        sides.append(by_seed + rng.normal(size=(experiments, number, images)) * of_both)
+    sides[0] += rng.normal(size=(experiments, 1, images)) * of_image
+    low, high = experiments_interval(*sides)
+    errors = int(((low > 0) | (high < 0)).sum())
+    assert errors <= stats.binom.isf(FAILURE, experiments, 0.05 if min(seeds) > 1 else 0.06)
+    if of_both <= 0.3 and min(seeds) > 1:
+        assert errors >= 0.02 * experiments, "nor is it so wide that it says nothing"
+
+
+def test_two_runs_of_images_alone_are_compared_as_by_the_paired_t():
+    a, b = np.random.default_rng(0).normal(size=(2, 1, 1, 300))
+    found, expected = experiments_interval(a, b), acr_interval((a - b)[:, 0])
+    assert np.allclose(found, expected)
