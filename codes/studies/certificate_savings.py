@@ -42,6 +42,8 @@ def _main() -> None:
         votes = votes_of(run)
         if votes is None:
             raise UserError(f"'{run.path}' has no vote counts beside it: nothing can be simulated from it")
+        if run.required_config.sequential:
+            raise UserError(f"'{run.path}' stopped early: the votes of a fixed N are needed")
         if not all(one.sum() for one in votes):
             raise UserError(f"'{run.path}' has images without estimation votes (--skip_wrong): all are needed")
         probabilities = np.stack([one / one.sum() for one in votes])

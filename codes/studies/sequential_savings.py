@@ -70,7 +70,7 @@ def _draws(path: Path) -> tuple[int, float]:
     unknown = [name for name in config.lacking if name in ("N", "alpha") or name in config.others]
     if unknown:
         raise UserError(f"'{files.json}': {', '.join(unknown)} missing or wrong: what was drawn is not known")
-    if config.sequential or config.certificate != "cohen":
+    if config.sequential or config.certificate != "cohen" or config.top_k is not None:
         raise UserError(f"'{path}': what is simulated are logs of a fixed N with Cohen's certificate")
     return config.N, config.alpha
 

@@ -1,5 +1,7 @@
 """attack_mhead.py: which certificates hold out, on what images, and its log."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from conftest import attack_flags, beside, without_time
@@ -139,3 +141,11 @@ def test_an_attacks_log_that_was_changed_is_one_line_or_made_again(certify, scri
     path.write_text(content)
     code, _, err = script("0Gaussian/attack_mhead.py", *flags)
     assert (code == 0 and without_time(path) == before) or (code == 2 and err.count("\n") == 1 and "belong" in err)
+
+
+def test_an_attack_on_top_k_certificates_is_refused(certify, script, digits_models):
+    """They claim nothing of the class that is first: another one there breaks none of them."""
+    assert script("relog.py", certify("logs", "--max", 100), "--top_k", 3)[0] == 0
+    (log,) = Path("logs").rglob("*-top-3.log")
+    code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], log, "--radii", 0.5))
+    assert code == 2 and err.count("\n") == 1 and "certifies more than one class (--top_k)" in err

@@ -118,6 +118,8 @@ def test_top_k_is_what_the_votes_certify(script, certify):
     assert code == 0, err
     written = path.with_name(path.stem + "-alpha-0.001-all-votes-top-3.log")
     assert f"log: {written}" in out
+    assert script("relog.py", written, "--alpha", 0.05, "--head", 1)[0] == 0  # how it is certified stands there once
+    assert path.with_name(path.stem + "-alpha-0.05-all-votes-top-3-head-1.log").exists()
     (again,) = read_runs([written])
     assert again.log["radius"].tolist() == run.log["radius"].tolist() and again.certificate == "all-votes top 3"
     top_1 = read_runs([path], Reading(certificate="all-votes"))[0]
@@ -152,4 +154,4 @@ def test_a_comparison_says_top_k(certify, digits_models):
              for name, model in zip("ab", digits_models, strict=True)]  # fmt: skip
     assert "certificates for top 2" in compare(*sides).sentences()
     mixed = compare(sides[0], read_runs([sides[1].path])[0])
-    assert "top_k 2 and None" in mixed.sentences() and math.isfinite(mixed.table["a"][0])
+    assert "top_k 2 and 1" in mixed.sentences() and math.isfinite(mixed.table["a"][0])

@@ -156,7 +156,7 @@ def test_the_page_marks_the_best_of_each_group(tmp_path):
 def test_the_page_says_at_the_top_what_all_rows_share(tmp_path):
     data = written(read_runs([EXCERPTS]), tmp_path / "p.html")
     assert data["heading"]["title"] == "CIFAR10, sigma 0.25, 1"
-    assert data["heading"]["facts"] == ["CIFAR10", "R110", "sigma 0.25, 1", "radii in L2", "images 25 (every 20th)"]
+    assert data["heading"]["facts"] == ["CIFAR10", "R110", "sigma 0.25, 1", "radii in L2", "images 25 (one in 20)"]
     assert data["table"]["columns"] == ["run", "defence", "sigma", "abstained", "clean", "ACR", "SE", "0.5"]
 
 
@@ -283,3 +283,19 @@ def test_its_picture_is_the_distribution_function(tmp_path):
 
 def in_sigma(run):
     return replace(run, sigma=0.5)
+
+
+def test_a_folder_may_be_called_anything_in_a_legend(tmp_path):
+    names = ["_old", "a$b$", "$\\frac"]
+    for number, name in enumerate(names):
+        random_log(tmp_path / name / "x.log", 10, number)
+    figure = plots.curves([[run] for run in read_runs([tmp_path])])
+    FigureCanvasAgg(figure).draw()
+    shown = [text.get_text().replace("\\$", "$").strip("\u200b") for text in figure.legends[0].get_texts()]
+    assert sorted(shown) == sorted(names)
+
+
+def test_radii_from_all_votes_tell_no_probability(script, tmp_path):
+    with_config(random_log(tmp_path / "x.log", 10, 0), certificate="all-votes")
+    code, _, err = script("report.py", "x.log", "--ecdf", "e.png")
+    assert code == 2 and "has no votes, and its all-votes radii tell no probabilities" in err

@@ -9,7 +9,7 @@ import pytest
 from conftest import EXCERPTS, random_log
 from test_report import with_config
 
-from spacte.report.labels import labels
+from spacte.report.labels import _differing, labels
 from spacte.report.reading import read_runs
 
 
@@ -103,3 +103,36 @@ def test_a_log_of_another_kind_is_named(script, tmp_path, content, kind):
     (tmp_path / "x.log").write_text(content)
     code, out, err = script("report.py", "x.log")
     assert code == 2 and not out and err == f"report.py: error: 'x.log' is {kind} log: give a certification log\n"
+
+
+def test_runs_that_look_alike_are_told_apart(script, tmp_path):
+    """In one folder by what their flags call them, and, of one name, by their files."""
+    for place in ("a/h-5-x.log", "a/h-5-y.log", "b/h-5-x.log"):
+        with_config(random_log(tmp_path / place, 10, 0))
+    titles, names = named(*sorted(tmp_path.rglob("*.log")))
+    assert titles == ["a (h-5-x)", "a (h-5-y)", "b"] and names == titles
+    for alpha in ("", "-alpha-0.01"):
+        with_config(random_log(tmp_path / f"c/x-certify-skip-1{alpha}.log", 10, 0), alpha=float(alpha[7:] or 0.001))
+    titles, _ = named(*sorted((tmp_path / "c").glob("*.log")))
+    assert titles == ["x (x-certify-skip-1)", "x (x-certify-skip-1-alpha-0.01)"]
+
+
+def test_a_defence_may_be_called_anything(tmp_path):
+    for place in "ab":
+        with_config(random_log(tmp_path / f"A+B (x/{place}/x.log", 10, 0), defence="A+B (x")
+    assert named(*tmp_path.rglob("*.log"))[0] == ["a", "b"]
+
+
+def test_logs_of_two_places_of_a_machine_are_called_by_few_folders():
+    parts = [["var", "shared", "alice", "runs", "seed-1"], ["tmp", "mine", "seed-2"]]
+    assert _differing(parts) == [["runs", "seed-1"], ["mine", "seed-2"]]
+    assert _differing([["var", "x", "runs", "seed-1"], ["tmp", "y", "runs", "seed-1"]]) == [["var", "x"], ["tmp", "y"]]
+    deeper = [["var", "x", "runs", "seed-1", "a"], ["tmp", "y", "runs", "seed-1", "b"]]
+    assert _differing(deeper) == [["seed-1", "a"], ["seed-1", "b"]]
+
+
+def test_logs_of_two_methods_are_no_seeds_of_one(script, tmp_path):
+    for method in ("cohen", "salman"):
+        random_log(tmp_path / method / "noise_0.25/x.log", 10, len(method))
+    _, out, _ = script("report.py", tmp_path, "--over_seeds", "--format", "csv")
+    assert pd.read_csv(io.StringIO(out))["run"].tolist() == ["cohen, 1 run", "salman, 1 run"]

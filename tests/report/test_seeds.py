@@ -105,7 +105,7 @@ def two_seeds(tmp_path, images=10, training=None, **fields):
         ({"N0": 10}, "N0 100 and 10"),
         ({"N": 100_000}, "N 1000 and 100000"),
         ({"alpha": 0.01}, "alpha 0.001 and 0.01"),
-        ({"sequential": {"tolerance": 0.1}}, "sequential None and {'tolerance': 0.1}"),
+        ({"sequential": {"tolerance": 0.1}}, "sequential no and tolerance 0.1"),
         ({"skip_wrong": True}, "skip_wrong False and True"),
         ({"exact_noise": True}, "exact_noise False and True"),
         ({"precision": "bf16"}, "precision fp32 and bf16"),

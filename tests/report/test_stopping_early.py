@@ -116,11 +116,14 @@ def test_across_stopping_rules_there_is_no_verdict_on_acrs(tmp_path, other):
     found = compared(tmp_path, RULE, other)
     rule = str(Stopping.from_json(other)) if other else "a fixed N"
     assert found.sentences().startswith("No verdict on the ACRs")
-    assert f"they stop by different rules (radii 0.25 and {rule}); the radii that both decide" in found.sentences()
+    assert f"they stop by different rules (radii 0.25 and {rule}), and a run that stops early" in found.sentences()
     table = found.table.set_index("figure")
     assert table.loc["ACR", ["difference", "low", "high"]].isna().all()
-    assert table.loc["0.25", "difference"] == pytest.approx(5 / 60)
-    assert np.isfinite(table.loc["0.25", ["low", "high"]].astype(float)).all()
+    at_025 = table.loc["0.25", ["difference", "low", "high"]].astype(float)
+    if other == {"tolerance": 0.05}:  # it knows 0.25 as little as any other radius
+        assert at_025.isna().all()
+    else:
+        assert at_025["difference"] == pytest.approx(5 / 60) and np.isfinite(at_025).all()
     assert table.loc["0.5"].isna().any() and np.isnan(table.loc["0.5", "difference"])
     assert np.isnan(table.loc["clean", "a"])
 
@@ -144,3 +147,46 @@ def test_a_curve_has_dots_where_radii_were_decided(tmp_path):
     (run,) = read_runs([tmp_path / "x.log"])
     (line,) = plots.curves([[run]]).axes[0].lines[-1:]
     assert line.get_xdata().tolist() == [0.25, 0.5] and line.get_linestyle() == "None"
+
+
+def test_the_best_over_sigma_keeps_what_is_not_known(script, tmp_path):
+    """Of two sigmas one decided 0.25 alone, the other 0.5 alone: neither has a best; a tolerance's is a lower bound."""
+
+    def best(*rules):
+        for sigma, rule in zip((0.25, 0.5), rules, strict=True):
+            log(tmp_path / f"s-{sigma}.log", noise_sd=sigma, sequential=rule, defence="Own")
+        return {title: column[-1] for title, column in cells(script(*flags)[1]).items()}
+
+    flags = ("report.py", tmp_path, "--envelope", "--radii", 0.25, 0.5)
+    found = best(RULE, {"radii": [0.5], "give_up": 0.01})
+    assert (found["run"], found["0.25"], found["0.5"]) == ("best over sigma", "-", "-")
+    assert best({"tolerance": 0.05}, {"tolerance": 0.1})["0.25"] == "≥ 0.917"
+
+
+def test_members_of_a_sequential_run(script, certify):
+    """The vote's rule was not about its members: no interval of what it adds, no clean accuracy of theirs."""
+    path = certify("a", "--sequential", "--radii", 0.25)
+    table = pd.read_csv(io.StringIO(script("report.py", path, "--members", "--format", "csv")[1]))
+    assert table["stopping"].tolist() == ["radii 0.25"] and table["ACR"].notna().all()
+    assert table[["low", "high", "clean", "mean clean", "each clean"]].isna().all(axis=None)
+
+
+def test_lower_bounds_that_another_rule_ended_are_not_ranked(script, certify):
+    path = certify("a", "--sequential")
+    _, out, _ = script("report.py", path, "--heads")
+    assert not any("**" in cell for cell in cells(out)["ACR"]) and all(
+        cell.startswith("≥") for cell in cells(out)["ACR"]
+    )
+
+
+def test_pictures_of_votes_say_that_they_stopped_early(script, tmp_path):
+    log(tmp_path / "x.log", sequential=RULE)
+    code, _, err = script("report.py", "x.log", "--norm", "linf", "--ecdf", "e.svg", "--histogram", "h.svg")
+    assert code == 0, err
+    assert all("stopped early" in (tmp_path / name).read_text() for name in ("e.svg", "h.svg"))
+    assert "0.03125" in script("report.py", "x.log", "--norm", "linf")[1]  # the radius that it decided, in Linf
+
+
+def test_a_curve_without_a_point_is_said(script, certify):
+    code, _, err = script("report.py", certify("a", "--sequential"), "--top_k", 3, "--curves", "c.png")
+    assert code == 0 and "stopped early and decided no radius: it has no curve" in err

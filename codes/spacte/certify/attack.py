@@ -62,6 +62,8 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     if source.log.is_dir():
         raise UserError(f"--log '{source.log}' is a folder: give a certification log")
     check_certification_log(source.log)
+    if source.json.exists() and source.read_json().config.top_k is not None:
+        raise UserError(f"'{source.log}' certifies more than one class (--top_k): give the log that it was made from")
     certified = read_log(source.log).set_index("idx")
     evaluation = load(classifier, settings.N)
     _check_same_classifier(source.log, evaluation.config)

@@ -1,6 +1,5 @@
 """Logs from logs: the shards of a run merged, or the same votes at another level. No network runs."""
 
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from spacte.logs.certified import check_again
 from spacte.logs.config import Noted, RunConfig
 from spacte.logs.counts import Counts, VoteCounts, read_counts
 from spacte.logs.plans import Plan, plan_of
-from spacte.logs.runfiles import RunFiles
+from spacte.logs.runfiles import CERTIFIED, RunFiles
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError
 
@@ -122,13 +121,13 @@ def relog(log: Path, settings: RelogSettings) -> None:
 
 
 def _relogged_name(stem: str, config: RunConfig, settings: RelogSettings) -> str:
-    """The new log's name: what differs stands at the end, and a certificate only once."""
+    """The new log's name: how it is certified stands at the end, and once."""
+    base = CERTIFIED.sub("", stem)
+    head = CERTIFIED.sub(r"\g<head>", stem).removeprefix(base) if settings.head is None else f"-head-{settings.head}"
     ending = f"-alpha-{config.alpha:g}"
-    if settings.certificate is not None or settings.top_k is not None:
-        stem = re.sub(r"(-all-votes)?(-top-\d+)?$", "", stem)
-        ending += f"-{config.certificate}" if settings.certificate or config.certificate != "cohen" else ""
-        ending += f"-top-{config.top_k}" if config.top_k else ""
-    return stem + ending + ("" if settings.head is None else f"-head-{settings.head}") + ".log"
+    ending += f"-{config.certificate}" if settings.certificate or config.certificate != "cohen" else ""
+    ending += f"-top-{config.top_k}" if config.top_k else ""
+    return f"{base}{ending}{head}.log"
 
 
 def _check_certificate(counts: Counts, config: RunConfig, source: RunFiles) -> None:

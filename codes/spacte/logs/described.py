@@ -54,6 +54,11 @@ class Description:
         return self.config.certificate + ("" if top_k is None else f" top {top_k}")
 
     @property
+    def stopping(self) -> str | None:
+        """The rule by which a sequential run ended draws, as text."""
+        return str(self.config.sequential) if self.config and self.config.sequential else None
+
+    @property
     def per_l2(self) -> float:
         """The radius in its norm that an L2 radius of 1 is worth. UserError where that takes an unknown dimension.
 
@@ -66,6 +71,11 @@ class Description:
         if self.dimension is None:
             raise UserError("--norm linf needs the images' size, which neither configuration nor data set tell")
         return self.dimension**-0.5
+
+    def decides(self, radii: Radii) -> np.ndarray:
+        """Of which radii [R], in its norm, the log tells exactly what its N draws certify: not within a tolerance."""
+        sequential = self.config.sequential if self.config else None
+        return self.tells(radii) & (sequential is None or sequential.tolerance is None)
 
     def tells(self, radii: Radii) -> np.ndarray:
         """Of which radii [R], in its norm, the log tells: see `decided`."""

@@ -124,6 +124,10 @@ def folder_of(config: RunConfig, logs_dir: str, script: str) -> Path:
     return Path(logs_dir) / run_tail(config.dataset, config.arch, config.noise_sd) / script
 
 
+# how a log's name ends that says how it was certified, also again by relog.py
+CERTIFIED = re.compile(r"(?:-alpha-[\de.-]*\d)?(?:-cohen|-all-votes)?(?:-top-\d+)?(?P<head>-head-\d+)?$")
+
+
 def certificate_ending(config: RunConfig) -> str:
     """What a log's name ends in where its certificates are not Cohen's from a fixed N: -sequential-all-votes-top-3."""
     endings = ["sequential"] * (config.sequential is not None)
@@ -138,4 +142,4 @@ def run_name(log_name: str, configured: bool) -> str:
     Logs of older names, h-1-eps-0.8-m-2-lbdlast-1.2, are of the same run as those of today's, h-1-m-2.
     """
     name = run_name_of_today(re.sub(r"-certify-skip-\d+", "", log_name))
-    return re.sub(r"(-sequential)?(-all-votes)?(-top-\d+)?$", "", name) if configured else name
+    return CERTIFIED.sub(r"\g<head>", name).removesuffix("-sequential") if configured else name

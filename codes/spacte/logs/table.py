@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import Radii, acr_standard_error, average_certified_radius, certified_accuracy
+from spacte.logs.config import UNDECIDED
 from spacte.logs.described import Description
 from spacte.smooth.certificates import ABSTAIN
 
@@ -45,13 +46,12 @@ def summary_row(
 ) -> dict:
     """What a summary says of a certification log: see `summary_table`. Of `run` and `name` the latter is the flags'."""
     accuracies = np.where(known.tells([0.0, *radii]), certified_accuracy(log, [0.0, *radii]), np.nan).tolist()
-    sequential = known.config and known.config.sequential
     return known.facts | {
         "trained": known.trained,
         "name": name or run,
         "images": len(log),
         "draws": draws,
-        "stopping": str(sequential) if sequential else None,
+        "stopping": known.stopping,
         "group": group,
         "abstained": np.nan if np.isnan(accuracies[0]) else float((log["predict"] == ABSTAIN).mean()),
         "clean": accuracies[0],
@@ -116,7 +116,8 @@ def records(table: pd.DataFrame) -> list[dict]:
 def markdown(table: pd.DataFrame, decimals: int = 3) -> str:
     """Any table as markdown; "-" stands where there is no number, and decimals where one is not whole."""
     cells = table.astype(object).where(table.notna(), None)
-    return cells.to_markdown(index=False, floatfmt=f".{decimals}f", missingval="-")
+    texts = [at for at, name in enumerate(table) if name == "radius"]  # not rounded
+    return cells.to_markdown(index=False, floatfmt=f".{decimals}f", missingval="-", disable_numparse=texts)
 
 
 def plain(table: pd.DataFrame, style: str, decimals: int = 3) -> str:
@@ -140,6 +141,8 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
     for name in table.columns.drop(list(_NEUTRAL), errors="ignore"):
         rounded = table[name].astype(float).round(_decimals_of(name, table))
+        if name == "ACR":  # lower bounds of draws that another certificate ended are not ranked
+            rounded = rounded.mask(table["stopping"].fillna("").astype(str).str.endswith(UNDECIDED))
         shown = rounded.groupby(table["group"])
         top = shown.transform("min" if name == "abstained" else "max")
         marks[name] = (rounded == top) & (shown.transform("nunique") > 1)

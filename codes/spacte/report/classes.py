@@ -5,7 +5,6 @@ import pandas as pd
 
 from spacte.logs.certlog import certified_at
 from spacte.logs.described import DESCRIPTION
-from spacte.logs.table import radius_names
 from spacte.report.comparable import rows_of
 from spacte.report.labels import labels
 from spacte.report.run import Run
@@ -27,12 +26,13 @@ def table(runs: list[Run], radius: float, over_seeds: bool = False) -> pd.DataFr
             mean = np.mean([certified_at(run.log, [at])[0].mean() for run in some]) if known else np.nan
             classes = pd.concat([_by_class(run, at) for run in some], axis=1).mean(axis=1).sort_index()
             classes = classes if known else classes * np.nan
-            named = radius_names([at], "linf")[0] if some[0].norm == "linf" else at  # 2/255
-            row = some[0].facts | {"radius": named, "mean": float(mean), "smallest": float(classes.min())}
+            row = some[0].facts | {"stopping": some[0].stopping, "radius": at}
+            row |= {"mean": float(mean), "smallest": float(classes.min())}
             row |= {str(label): float(share) for label, share in classes.items()}
             rows.append(row | {"run": name})
     classes = sorted({int(name) for row in rows for name in row if name.isdecimal()})
-    return pd.DataFrame(rows, columns=[*DESCRIPTION, "radius", "mean", "smallest", *map(str, classes), "run"])
+    columns = [*DESCRIPTION, "stopping", "radius", "mean", "smallest", *map(str, classes), "run"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _by_class(run: Run, radius: float) -> pd.Series:

@@ -89,7 +89,8 @@ def _report(args: Namespace) -> None:
     for certificate in CERTIFICATES if args.certificate == "both" else [args.certificate]:
         reading = Reading(args.heads, certificate, args.top_k, args.norm)
         some = read_runs(args.logs, reading) if args.logs else []
-        comparisons += _comparisons(some, args, replace(reading, heads=False))
+        some, compared = _comparisons(some, args, replace(reading, heads=False))
+        comparisons += compared
         runs += some
     if runs:
         radii = args.radii or reached_radii(runs)
@@ -178,8 +179,8 @@ def _save(figure: "Figure", path: Path) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
-def _comparisons(runs: list[Run], args: Namespace, reading: Reading) -> list[Comparison]:
-    """Of --compare and --baseline; all runs are named together, so that a name means one run."""
+def _comparisons(runs: list[Run], args: Namespace, reading: Reading) -> tuple[list[Run], list[Comparison]]:
+    """Those of --compare and --baseline, and the runs, named together with theirs: a name means one run."""
     sides = [read_runs([path], reading) for path in args.compare or ()]
     baselines = read_runs([args.baseline], reading) if args.baseline else []
     if len(baselines) > 1:
@@ -192,7 +193,7 @@ def _comparisons(runs: list[Run], args: Namespace, reading: Reading) -> list[Com
         own = (baseline.path.resolve(), baseline.heads)
         others = [run for run in runs if (run.path.resolve(), run.heads) != own]
         compared += [compare(run, baseline, args.radii) for run in others]
-    return compared
+    return runs, compared
 
 
 def _compare_sides(args: Namespace, a: list[Run], b: list[Run]) -> Comparison:

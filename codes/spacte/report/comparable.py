@@ -6,6 +6,7 @@ import json
 import numpy as np
 
 from spacte.logs.certlog import first_line
+from spacte.logs.config import RunConfig
 from spacte.report.labels import experiment_label
 from spacte.report.run import Run
 from spacte.utils import UserError, unused_settings
@@ -43,9 +44,14 @@ def certification_differences(a: Run, b: Run) -> str:
     if a.config is None or b.config is None:
         return ""
     one, other = a.config.certification(), b.config.certification()
-    return ", ".join(
-        f"{name} {one[name]} and {other[name]}" for name in one if name in other and one[name] != other[name]
-    )
+    differing = [name for name in one if name in other and one[name] != other[name]]
+    unset = {"sequential": "no", "top_k": 1}
+
+    def text(config: RunConfig, name: str) -> str:
+        value = getattr(config, name)
+        return str(unset.get(name) if value is None else value)
+
+    return ", ".join(f"{name} {text(a.config, name)} and {text(b.config, name)}" for name in differing)
 
 
 def experiments(runs: list[Run]) -> list[str]:

@@ -75,8 +75,8 @@ class Comparison:
         if len(self.stopping) > 1:
             rules = " and ".join(self.stopping)
             return (
-                f"No verdict on the {acrs} of {names}: they stop by different rules ({rules}); the radii that both "
-                "decide are compared"
+                f"No verdict on the {acrs} of {names}: they stop by different rules ({rules}), and a run that stops "
+                "early has a lower bound; the radii that both decide are compared"
             )
         if np.isnan(acr["low"]):
             few = f"fewer than {FEWEST_DIFFERENT}" if self.different < FEWEST_DIFFERENT else "all by the same"
@@ -132,7 +132,7 @@ def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     Raises UserError where they share fewer than two images.
     The interval of the ACRs is `acr_interval`'s, those of the accuracies are `accuracy_interval`'s.
     """
-    radii = _radii([a, b]) if radii is None else radii
+    radii = reached_radii([a, b]) if radii is None else radii
     shared, (only_a, only_b) = _shared_images(a, b)
     (radius_a, certified_a), (radius_b, certified_b) = (_figures(run, shared, radii) for run in (a, b))
     differences = radius_a - radius_b
@@ -159,7 +159,7 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
                 two = f"'{runs[0].path}' and '{run.path}'"
                 raise UserError(f"{two} are not two seeds of one experiment: give the folder of one")
         check_seeds(runs)
-    radii = _radii([*a, *b]) if radii is None else radii
+    radii = reached_radii([*a, *b]) if radii is None else radii
     shared, (only_a, only_b) = _shared_images(a[0], b[0])
     figures_a, figures_b = (_figures_over_seeds(runs, shared, radii) for runs in (a, b))
     low, high = experiments_interval(figures_a, figures_b)
@@ -187,15 +187,6 @@ def _settings(a: Run, b: Run) -> dict[str, Any]:
         "norm": a.norm,
         "stopping": rules,
     }
-
-
-def _radii(runs: list[Run]) -> np.ndarray:
-    """Those that one of the runs reaches, and those by which one of them stops."""
-    radii = set(reached_radii(runs).tolist())
-    for run in runs:
-        if run.config and run.config.sequential:
-            radii |= {radius * run.per_l2 for radius in run.config.sequential.radii or () if radius}
-    return np.array(sorted(radii))
 
 
 def _shared_images(a: Run, b: Run) -> tuple[pd.Index, list[list[int]]]:
@@ -230,7 +221,8 @@ def _table(
     table = pd.DataFrame({"figure": names, **sides, "difference": sides["a"] - sides["b"], "low": low, "high": high})
     table.loc[table["difference"].isna(), ["low", "high"]] = np.nan
     if len(_settings(a, b)["stopping"]) > 1:
-        table.loc[0, ["difference", "low", "high"]] = np.nan
+        exact = a.decides([0, *radii]) & b.decides([0, *radii])
+        table.loc[[True, *~exact], ["difference", "low", "high"]] = np.nan
     return table
 
 

@@ -22,7 +22,8 @@ def user_labels(runs: list[Run]) -> list[str]:
 
 
 def _own_folders(run: Run) -> list[str]:
-    folders = [part for part in parts_of(run.path)[:-1] if not re.fullmatch(rf"\d?{run.defence}|{_SCRIPT}", part)]
+    said = rf"\d?{re.escape(run.defence)}|{_SCRIPT}" if run.defence else _SCRIPT
+    folders = [part for part in parts_of(run.path)[:-1] if not re.fullmatch(said, part)]
     if run.config is None:
         return [part for part in folders if not is_fact(part)]
     facts = run_tail(run.config.dataset, run.config.arch, run.config.noise_sd).parts
@@ -37,7 +38,7 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
     """
     heads_alone = [str(some[0].heads) if some[0].heads and some[0].heads.head is not None else "" for some in rows]
     are_experiments = any(len(some) > 1 for some in rows)
-    users = [experiment_label(some) if are_experiments else some[0].label for some in rows]
+    users = [experiment_label(some) if are_experiments else some[0].label and some[0].title for some in rows]
     users = [f"{label}, {head}" if label and head else label for label, head in zip(users, heads_alone, strict=True)]
     if all(users) and len(set(users)) == len(users):
         return [_counted(label, some) for label, some in zip(users, rows, strict=True)]
@@ -82,12 +83,21 @@ def differing_parts(paths: list[Path]) -> list[str]:
 
 
 def _differing(parts: list[list[str]]) -> list[list[str]]:
-    """The lists without the beginning and the end that all share."""
+    """The lists without the beginning and the end that all share.
+
+    Where they share no beginning, they come from different places of a machine, which are nobody's names: no more of
+    the innermost parts is kept than tells them apart.
+    """
+    related = len({one[0] for one in parts if one}) <= 1
     for _ in range(2):  # the beginning, and, turned round, the end
         shared = itertools.takewhile(lambda found: len(set(found)) == 1, zip(*parts, strict=False))
         count = sum(1 for _ in shared)
         parts = [one[count:][::-1] for one in parts]
-    return parts
+    if related:
+        return parts
+    different, lengths = len(set(map(tuple, parts))), range(2, max(map(len, parts)) + 1)
+    enough = next((n for n in lengths if len({tuple(one[-n:]) for one in parts}) == different), 0)
+    return [one[-enough:] for one in parts]
 
 
 def natural(text: str) -> list[list[tuple[int, float, str]]]:

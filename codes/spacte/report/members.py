@@ -97,7 +97,10 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     rows = []
     for name, some in rows_of(known, over_seeds):
         figures = _figures([of_run[id(run)] for run in some], decimals(some[0].norm))
-        rows.append(some[0].facts | figures | {"run": name})
+        if some[0].stopping:  # the draws ended when the vote's radii were decided, not its members'
+            undecided = ["low", "high", "mean clean", *(["clean"] if not some[0].tells([0.0]).all() else [])]
+            figures |= dict.fromkeys(undecided, np.nan) | {_OF_EACH[1]: None}
+        rows.append(some[0].facts | {"stopping": some[0].stopping} | figures | {"run": name})
     return pd.DataFrame(rows)
 
 
@@ -146,7 +149,7 @@ def remarks(runs: list[Run]) -> list[str]:
         )
     if any(run.config and run.config.sequential for run in runs):
         lines.append(
-            "Sequential runs stop when the vote's radii are decided, not its members': what the vote adds there is not "
-            "that of a fixed N."
+            "Sequential runs stop when the vote's radii are decided, not its members': ACRs are lower bounds, and what "
+            "the vote adds there is not that of a fixed N."
         )
     return lines

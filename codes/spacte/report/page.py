@@ -54,8 +54,8 @@ def write(
         "comparisons": _comparisons(comparisons),
         "parts": [_part(part) for part in parts],
         "runs": [
-            {"label": run.title, "name": run.name, "config": run.config and _shareable(run.config.to_json())}
-            for run in runs
+            {"label": label, "name": run.name, "config": run.config and _shareable(run.config.to_json())}
+            for label, run in zip(labels([[run] for run in runs]), runs, strict=True)
         ],
         "images": _images(runs),
         "decimals": decimals(runs[0].norm),
@@ -100,7 +100,7 @@ def _heading(runs: list[Run]) -> dict[str, Any]:
         said("images", sorted({len(one) for one in images})) + _which(images),
     ]
     title = ", ".join(filter(None, (*facts[:1], *facts[2:3])))
-    return {"title": title or "Certification report", "facts": [fact for fact in facts if fact]}
+    return {"title": title, "facts": [fact for fact in facts if fact]}
 
 
 def _which(images: list[list[int]]) -> str:
@@ -108,7 +108,7 @@ def _which(images: list[list[int]]) -> str:
     steps = set(np.diff(sorted(images[0])).tolist())
     if len({frozenset(one) for one in images}) > 1 or len(steps) != 1:
         return ""
-    return f" (every {steps.pop()}th)" if steps != {1} else ""
+    return f" (one in {steps.pop()})" if steps != {1} else ""
 
 
 def _summary(table: pd.DataFrame, rows: list[list[Run]]) -> dict[str, Any]:

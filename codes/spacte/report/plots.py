@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,10 +52,12 @@ def draw_curves(axes: Axes, rows: list[list[Run]], names: list[str]) -> None:
     single = _are_single(rows)
     largest = max(float(certified_radius(run.log).max()) for runs in rows for run in runs)
     radii, highest = np.linspace(0, 1.02 * largest or 1.0, _POINTS), 0.0
-    for number, (runs, label) in enumerate(zip(rows, names, strict=True)):
+    for number, (runs, label) in enumerate(zip(rows, map(_as_written, names), strict=True)):
         own, marker = radii, ""
         if not runs[0].tells(radii).all():
-            own, marker = _decided_radii(runs[0], radii[-1]), "o"
+            own, marker = runs[0].decided_radii[runs[0].decided_radii <= radii[-1]], "o"
+            if not len(own):
+                warnings.warn(f"'{label}' stopped early and decided no radius: it has no curve", stacklevel=2)
         each = np.stack([certified_accuracy(run.log, own) for run in runs])
         accuracy, low, high = each.mean(0), each.min(0), each.max(0)
         if single and len(own):
@@ -84,13 +87,6 @@ def draw_curves(axes: Axes, rows: list[list[Run]], names: list[str]) -> None:
     axes.set(xlim=(0, radii[-1]), ylim=(0, min(1, np.ceil(10 * highest + 0.2) / 10)))
 
 
-def _decided_radii(run: Run, limit: float) -> np.ndarray:
-    """The radii up to a limit, in the run's norm, that a sequential run decided."""
-    stopping = run.config.sequential if run.config else None
-    chosen = np.array(sorted((stopping and stopping.decides and stopping.radii) or ())) * run.per_l2
-    return chosen[chosen <= limit]
-
-
 def probabilities(rows: list[list[Run]]) -> Figure:
     """The distribution function of p: the share of images whose label has at most the probability p under noise.
 
@@ -99,7 +95,7 @@ def probabilities(rows: list[list[Run]]) -> Figure:
     """
     figure, axes = _figure("probability p of the image's label under noise", "share of images with at most p")
     points = np.linspace(0, 1, _POINTS)
-    for number, (runs, label) in enumerate(zip(rows, labels(rows), strict=True)):
+    for number, (runs, label) in enumerate(zip(rows, _named(rows), strict=True)):
         each = [np.searchsorted(np.sort(p), points, side="right") / len(p) for p in map(label_probabilities, runs)]
         axes.step(
             points, np.mean(each, axis=0), where="post", color=_colour(number), linestyle=_style(number), label=label
@@ -116,7 +112,7 @@ def histogram(runs: list[Run]) -> Figure:
     figure, axes = _figure(f"certified {_norm(rows)} radius", "images")
     radii = [run.log["radius"][run.log["correct"] == 1] for run in runs]
     names = [f"{label}: {len(radius)} of {len(run.log)} right"
-             for label, radius, run in zip(labels(rows), radii, runs, strict=True)]  # fmt: skip
+             for label, radius, run in zip(_named(rows), radii, runs, strict=True)]  # fmt: skip
     edges = np.linspace(0, max([float(radius.max()) for radius in radii if len(radius)] or [1.0]), 26)
     for number, (radius, name) in enumerate(zip(radii, names, strict=True)):
         colour = _colour(number)
@@ -126,6 +122,18 @@ def histogram(runs: list[Run]) -> Figure:
     axes.set(xlim=(0, edges[-1]))
     _legend(figure)
     return figure
+
+
+def _named(rows: list[list[Run]]) -> list[str]:
+    """The rows' labels; those of sequential runs say that their votes, or radii, are of draws that ended early."""
+    sequential = [some[0].config is not None and some[0].config.sequential is not None for some in rows]
+    names = zip(labels(rows), sequential, strict=True)
+    return [_as_written(f"{label}, stopped early" if early else label) for label, early in names]
+
+
+def _as_written(label: str) -> str:
+    """A label as matplotlib shows it whatever it holds: no formula between dollars, not hidden by an underscore."""
+    return "\u200b" * label.startswith("_") + label.replace("$", r"\$")
 
 
 def _are_single(rows: list[list[Run]]) -> bool:

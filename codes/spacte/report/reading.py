@@ -47,17 +47,35 @@ def read_runs(paths: list[Path], reading: Reading = Reading()) -> list[Run]:
         some = [run, *(heads_alone(run) if reading.heads else ())]
         runs += [one.in_norm(reading.norm) for one in some]
     check_same_images(runs)
-    return sorted(_with_methods(labelled(runs)), key=_order)
+    runs = _with_methods(labelled(runs))
+    of_path = {run.path: run for run in reversed(runs)}  # each log's own run, which stands before its heads
+    return sorted(runs, key=lambda run: (*_order(of_path[run.path]), run is not of_path[run.path], _head(run)))
 
 
 def labelled(runs: list[Run]) -> list[Run]:
-    """The runs with what the user called them; where two look alike nevertheless, with what tells their paths apart."""
-    runs = [replace(run, label=label) for run, label in zip(runs, user_labels(runs), strict=True)]
-    alike = places([(run.title, run.described) for run in runs], runs)
+    """The runs with what the user called them.
+
+    Where two look alike nevertheless, their names by their flags stand there, too, or what tells their paths apart.
+    """
+    runs = [replace(run, label=label, apart="") for run, label in zip(runs, user_labels(runs), strict=True)]
+    runs = _told_apart(runs, [run.name for run in runs])
+    return _told_apart(runs, places([_seen(run) for run in runs], runs))
+
+
+def _told_apart(runs: list[Run], by: list[str]) -> list[Run]:
+    """The runs, of those that look alike with a text of theirs where it tells them apart."""
+    texts: dict[tuple, set[str]] = {}
+    for run, text in zip(runs, by, strict=True):
+        texts.setdefault(_seen(run), set()).add(text)
     return [
-        replace(run, label=f"{run.title} ({place})" if place else run.label)
-        for run, place in zip(runs, alike, strict=True)
+        replace(run, apart=text) if text and len(texts[_seen(run)]) > 1 else run
+        for run, text in zip(runs, by, strict=True)
     ]
+
+
+def _seen(run: Run) -> tuple:
+    """What a table shows of a run."""
+    return (run.title, *run.facts.values())
 
 
 def _with_methods(runs: list[Run]) -> list[Run]:
@@ -88,7 +106,7 @@ def _logs_in(path: Path) -> list[Path]:
 
 def _is_merged(log: Path) -> bool:
     """Whether it is a shard's log whose images all stand in the merged log beside it."""
-    merged = log.with_name(re.sub(r"-shard-\d+-of-\d+(?=\.log$)", "", log.name))
+    merged = log.with_name(re.sub(r"-shard-\d+-of-\d+", "", log.name))
     if merged == log or not merged.is_file():
         return False
     try:
@@ -98,9 +116,11 @@ def _is_merged(log: Path) -> bool:
 
 
 def _order(run: Run) -> tuple:
-    """Like runs together, seeds by number, each run before its heads alone."""
+    """Like runs together, seeds by number."""
     texts = (run.dataset or "", run.arch or "", run.sigma or 0.0, run.defence or "")
-    heads, alone = run.heads and (run.heads.total, run.heads.networks, run.heads.consensus or 0), -1
-    if run.heads is not None and run.heads.head is not None:
-        alone = run.heads.head
-    return (*texts, heads or (), natural(run.title), run.certificate or "", str(run.path), alone)
+    heads = (run.heads.total, run.heads.networks, run.heads.consensus or 0, _head(run)) if run.heads else ()
+    return (*texts, heads, natural(run.title), run.certificate or "", str(run.path))
+
+
+def _head(run: Run) -> int:
+    return -1 if run.heads is None or run.heads.head is None else run.heads.head

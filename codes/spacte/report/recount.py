@@ -118,10 +118,10 @@ def label_probabilities(run: Run) -> np.ndarray:
     votes = votes_of(run, or_selection=True)
     if votes is not None:
         return np.array([one[label] / one.sum() for one, label in zip(votes, run.log["label"], strict=True)])
-    if run.config is not None and run.config.top_k is not None:
-        raise UserError(f"'{run.path}': without votes, top-{run.config.top_k} radii do not tell its probabilities")
+    if run.certificate not in (None, "cohen"):
+        raise UserError(f"--ecdf: '{run.path}' has no votes, and its {run.certificate} radii tell no probabilities")
     if run.sigma is None:
-        raise UserError(f"'{run.path}': neither votes nor sigma are known: its probabilities are not, either")
+        raise UserError(f"--ecdf: neither the votes nor the sigma of '{run.path}' are known")
     right = run.log["correct"] == 1
     return np.where(right, ndtr(run.log["radius"] / run.per_l2 / run.sigma), 0.0)
 

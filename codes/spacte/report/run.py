@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import round_down
@@ -16,25 +17,26 @@ class Run(Description):
     """A certification log and what is known of its classifier.
 
     `name` is the training run's, by its flags; `label` what the user called it, by the folders of the log ("": nothing
-    tells it from the others), and `method` those by which logs differ that nothing else is known of. The radii of `log`
-    are in the run's norm.
+    tells it from the others); `apart` what else tells it from those that look alike; and `method` the folders by which
+    logs differ that nothing else is known of. The radii of `log` are in the run's norm.
     """
 
     name: str
     path: Path
     log: pd.DataFrame
     label: str = ""
+    apart: str = ""
     method: str = ""
 
     @property
     def title(self) -> str:
-        """What the user called it, or else its name."""
-        return self.label or self.name
+        """What the user called it, or else its name, and what tells it apart."""
+        return f"{self.label or self.name} ({self.apart})" if self.apart else self.label or self.name
 
     @property
     def described(self) -> tuple:
         """Its name and what is known of the classifier: equal for the seeds of one experiment."""
-        return (self.name, *self.facts.values())
+        return (self.name, self.method, *self.facts.values())
 
     @property
     def required_config(self) -> RunConfig:
@@ -56,6 +58,14 @@ class Run(Description):
             sigma = one.get("noise_sd")
             words.append(f"trained at sigma {sigma:g}" if is_number(sigma) and sigma != self.sigma else None)
         return tuple(dict.fromkeys(filter(None, words)))
+
+    @property
+    def decided_radii(self) -> np.ndarray:
+        """The radii, in its norm, that a sequential run's stopping rule decided one by one; of others none."""
+        stopping = self.config.sequential if self.config else None
+        if stopping is None or not stopping.decides or stopping.radii is None:
+            return np.empty(0)
+        return np.array(sorted(stopping.radii)) * self.per_l2
 
     def in_norm(self, norm: str) -> "Run":
         """The run, of L2 radii, in another norm. UserError where its dimension is needed and not known."""

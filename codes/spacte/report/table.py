@@ -17,15 +17,22 @@ from spacte.report.run import Run
 from spacte.utils import UserError
 
 _MOST_RADII = 100
+_SAME_RADIUS = 1e-9
 _MOST_CLASSES = 20  # that a table has a column each for
 
 
 def reached_radii(runs: list[Run]) -> np.ndarray:
-    """Those of `table_radii` above 0 that some image of some run reaches. UserError where they are more than 100."""
+    """Those of `table_radii` above 0 that some image of some run reaches, and those that sequential runs decided.
+
+    UserError where they are more than 100.
+    """
     limit = max(float(certified_radius(run.log).max()) for run in runs)
     if runs[0].norm != "linf" and limit > _MOST_RADII * RADIUS_STEP:
         raise UserError(f"a radius of {limit:g} would make a table of more than {_MOST_RADII} columns: give --radii")
-    return table_radii(limit, runs[0].dataset, runs[0].norm)[1:]
+    usual = table_radii(limit, runs[0].dataset, runs[0].norm)[1:]
+    decided = np.concatenate([run.decided_radii for run in runs])
+    beside = decided[(decided > 0) & (np.abs(decided[:, None] - usual) > _SAME_RADIUS).all(axis=1) & (decided <= limit)]
+    return np.unique(np.concatenate([usual, beside]))
 
 
 def summary(runs: list[Run], radii: Radii) -> pd.DataFrame:
@@ -74,7 +81,9 @@ def envelope(table: pd.DataFrame, radii: Radii) -> pd.DataFrame:
             raise UserError(f"--envelope: '{one}' and '{other}' are one method at one sigma: leave one of them out")
         row = {name: group[name].iloc[0] for name in method} | {"run": "best over sigma"}
         row |= {name: group[name].iloc[0] for name in ("images", "group") if group[name].nunique() == 1}
-        best.append(row | group[["clean", *radius_names(radii, group["norm"].iloc[0])]].max().to_dict())
+        row |= {"stopping": next(iter(sorted(group["stopping"].dropna(), reverse=True)), None)}  # a tolerance first
+        names = ["clean", *radius_names(radii, group["norm"].iloc[0])]
+        best.append(row | group[names].max(skipna=False).to_dict())  # where a sigma does not tell, nothing is the best
     return pd.concat([table, pd.DataFrame(best)], ignore_index=True).reindex(columns=table.columns)
 
 
@@ -95,6 +104,10 @@ class Part:
         if "norm" in alike and table["norm"].iloc[0] != "l2":
             alike.remove("norm")
         classes = [name for name in table if name.isdecimal()]
+        if "radius" in table:  # as it was asked for
+            norms = self.table["norm"]
+            radii = [radius_names([radius], norm)[0] for radius, norm in zip(table["radius"], norms, strict=True)]
+            table = table.assign(radius=radii)
         return table.drop(columns=alike + (classes if len(classes) > _MOST_CLASSES else []))
 
     def text(self, style: str) -> str:

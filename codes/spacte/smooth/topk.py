@@ -36,7 +36,8 @@ class TopK:
         m_t = n_(k-t+1) + ... + n_(k), the votes of the t weakest of the k strongest other classes
         U_t = min(upper bound from m_t at level alpha / (2 k C(k, t)), 1 - L)
 
-    the radius is the largest of the roots that have L and U_t in place of p_A and p(S_t).
+    the radius is the largest of the roots that have L and U_t in place of p_A and p(S_t); nothing is certified where
+    there is none, and max_t r_t stands for -1 where A is not among the k at x itself.
 
     Proof. T and its subsets are fixed sets of classes: unknown, but no functions of the draws.
 
@@ -105,7 +106,7 @@ def robust_radii(p_a: float, p_s: np.ndarray, t: np.ndarray) -> np.ndarray:
 
     A root is never rounded up by more than the error of Phi.
     """
-    a, b = ndtri(p_a), ndtri(np.maximum(p_s, 1e-300))
+    a, b = ndtri(min(p_a, 1 - 2**-53)), ndtri(np.maximum(p_s, 1e-300))  # finite
     # at `above` the right side is at least 1/2 and the left one at most that
     below, above = np.zeros(len(t)), np.maximum(np.maximum(a - ndtri(1 / (2 * t)), -b), 0.0)
     for _ in range(_HALVINGS):
