@@ -117,6 +117,19 @@ def test_runs_that_look_alike_are_told_apart(script, tmp_path):
     assert titles == ["x (x-certify-skip-1)", "x (x-certify-skip-1-alpha-0.01)"]
 
 
+def test_runs_of_one_label_say_in_what_they_differ(tmp_path):
+    for sigma in (0.25, 0.5):
+        for place in "ab":
+            tail = f"{place}/digits/R8/noise-{sigma:.2f}/x.log"
+            with_config(random_log(tmp_path / tail, 10, 0), noise_sd=sigma)
+    runs = read_runs([tmp_path])
+    assert labels([[run] for run in runs]) == ["a, sigma 0.25", "b, sigma 0.25", "a, sigma 0.5", "b, sigma 0.5"]
+    again = runs[0].config.certified_again(certificate="all-votes")
+    both = [runs[0], replace(runs[0], config=again)]
+    both = [replace(run, label="a") for run in both]
+    assert labels([[run] for run in both]) == ["a, cohen", "a, all-votes"]
+
+
 def test_a_defence_may_be_called_anything(tmp_path):
     for place in "ab":
         with_config(random_log(tmp_path / f"A+B (x/{place}/x.log", 10, 0), defence="A+B (x")

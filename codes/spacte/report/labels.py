@@ -33,16 +33,21 @@ def _own_folders(run: Run) -> list[str]:
 def labels(rows: Sequence[list[Run]]) -> list[str]:
     """A short name for each row of a picture or a sentence, a run or the seeds of an experiment.
 
-    It is the user's where that tells each from the others, otherwise what is known of the run, and in a tie in what
-    their logs' paths differ.
+    It is the user's, with what runs of one label differ in, where that tells each from the others; otherwise what is
+    known of the run, and in a tie in what their logs' paths differ.
     """
-    heads_alone = [str(some[0].heads) if some[0].heads and some[0].heads.head is not None else "" for some in rows]
+    short, runs = [], [some[0] for some in rows]
     are_experiments = any(len(some) > 1 for some in rows)
     users = [experiment_label(some) if are_experiments else some[0].label and some[0].title for some in rows]
-    users = [f"{label}, {head}" if label and head else label for label, head in zip(users, heads_alone, strict=True)]
-    if all(users) and len(set(users)) == len(users):
-        return [_counted(label, some) for label, some in zip(users, rows, strict=True)]
-    short, runs = [], [some[0] for some in rows]
+    if all(users):
+        facts = [_facts_of(run) for run in runs]
+        alike = [[other for label, other in zip(users, facts, strict=True) if label == user] for user in users]
+        users = [
+            ", ".join([user, *(text for at, text in enumerate(own) if text and (not at or _differ(others, at)))])
+            for user, own, others in zip(users, facts, alike, strict=True)
+        ]
+        if len(set(users)) == len(users):
+            return [_counted(label, some) for label, some in zip(users, rows, strict=True)]
     for run in runs:
         heads = run.heads and run.heads.in_words
         parts = [run.defence, heads, *run.variant, run.sigma and f"sigma {run.sigma:g}"]
@@ -54,6 +59,16 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
     for number, (text, place) in enumerate(zip(short, ties, strict=True)):
         short[number] = f"{text} ({place})" if text and place else text or place or runs[number].title
     return [_counted(label, some) for label, some in zip(short, rows, strict=True)]
+
+
+def _facts_of(run: Run) -> tuple[str, ...]:
+    """Which head alone it is, which is always said, and what runs of one label may differ in."""
+    head = str(run.heads) if run.heads and run.heads.head is not None else ""
+    return head, run.arch or "", f"sigma {run.sigma:g}" if run.sigma else "", run.certificate or ""
+
+
+def _differ(facts: list[tuple[str, ...]], at: int) -> bool:
+    return len({one[at] for one in facts}) > 1
 
 
 def _counted(label: str, runs: list[Run]) -> str:
