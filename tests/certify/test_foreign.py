@@ -1,6 +1,8 @@
 """Classifiers that are functions of the user's, which must keep a contract."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from spacte.data.sources import open_split
 from spacte.device import select_precision
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
+from spacte.model import foreign
 from spacte.model.foreign import parameters_sha256
 
 MODELS = """
@@ -163,6 +166,17 @@ def test_several_heads_vote_alone_and_together(certify):
     assert read_counts(beside(log, "-counts.jsonl"))[0].estimation.shape == (4, 10)
     assert json.loads(beside(log, ".json").read_text())["config"]["num_heads"] == [3]
     assert "three-head-2-" in certify("b", "three", "--head", 2).name
+
+
+def test_a_file_runs_as_it_is_now(tmp_path, monkeypatch):
+    """Also where kept bytecode looks current: of a file of as many bytes, written in the same second."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "mine.py"
+    for number in (1, 2):
+        path.write_text(f"def build():\n    return lambda images: {number}\n")
+        os.utime(path, (0, 0))
+        assert foreign.build(f"{path}:build", {})(None) == number
+    assert not list(tmp_path.rglob("*.pyc"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -131,6 +132,16 @@ def _described(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+class _AsItIs(SourceFileLoader):
+    """Runs a file as it is now. Kept bytecode may be of another version, for it is told by size and second alone: the
+    log would hold the SHA-256 of a file that did not run.
+    """
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        """Nothing, so that no bytecode is looked for or left."""
+        raise OSError("no bytecode")
+
+
 def build(name: str, arguments: dict) -> Callable:
     """What FILE.py:function returns, called with the arguments by name: a module, or another callable.
 
@@ -140,7 +151,7 @@ def build(name: str, arguments: dict) -> Callable:
     path, function = parts(name)
     if not path.is_file():
         raise UserError(f"--classifier {name}: there is no file '{path}'")
-    spec: Any = importlib.util.spec_from_file_location(path.stem, path)  # a file's spec has a loader
+    spec: Any = importlib.util.spec_from_file_location(path.stem, path, loader=_AsItIs(path.stem, str(path)))
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
     before = sys.modules.get(path.stem)
