@@ -83,13 +83,25 @@ def experiment_label(runs: list[Run]) -> str:
 
 
 def places(names: list, runs: list[Run]) -> list[str]:
-    """For each run whose name another has too, in what the paths of their logs differ; "" for the others."""
+    """For each run whose name another has too, in what the paths of their logs differ; "" for the others.
+
+    Of logs in one folder it is how their names end.
+    """
     found = [""] * len(runs)
     for name in set(names):
         tied = [number for number, other in enumerate(names) if other == name]
-        for number, place in zip(tied, differing_parts([runs[number].path for number in tied]), strict=True):
+        for number, place in zip(tied, _endings(differing_parts([runs[number].path for number in tied])), strict=True):
             found[number] = place
     return found
+
+
+def _endings(places: list[str]) -> list[str]:
+    """Of files of one folder what stands behind the words with which all begin: sequential, alpha-0.01; "" of one."""
+    if any("/" in place for place in places):
+        return places
+    words = [place.split("-") for place in places]
+    shared = sum(1 for _ in itertools.takewhile(lambda found: len(set(found)) == 1, zip(*words, strict=False)))
+    return ["-".join(one[shared:]) for one in words]
 
 
 def differing_parts(paths: list[Path]) -> list[str]:
