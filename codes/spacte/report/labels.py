@@ -40,12 +40,7 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
     are_experiments = any(len(some) > 1 for some in rows)
     users = [experiment_label(some) if are_experiments else some[0].label and some[0].title for some in rows]
     if all(users):
-        facts = [_facts_of(run) for run in runs]
-        alike = [[other for label, other in zip(users, facts, strict=True) if label == user] for user in users]
-        users = [
-            ", ".join([user, *(text for at, text in enumerate(own) if text and (not at or _differ(others, at)))])
-            for user, own, others in zip(users, facts, alike, strict=True)
-        ]
+        users = _with_differences(users, runs)
         if len(set(users)) == len(users):
             return [_counted(label, some) for label, some in zip(users, rows, strict=True)]
     for run in runs:
@@ -61,14 +56,20 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
     return [_counted(label, some) for label, some in zip(short, rows, strict=True)]
 
 
-def _facts_of(run: Run) -> tuple[str, ...]:
-    """Which head alone it is, which is always said, and what runs of one label may differ in."""
-    head = str(run.heads) if run.heads and run.heads.head is not None else ""
-    return head, run.arch or "", f"sigma {run.sigma:g}" if run.sigma else "", run.certificate or ""
-
-
-def _differ(facts: list[tuple[str, ...]], at: int) -> bool:
-    return len({one[at] for one in facts}) > 1
+def _with_differences(users: list[str], runs: list[Run]) -> list[str]:
+    """The users' labels, with which head alone it is, and in what runs of one label differ."""
+    named = []
+    for user, run in zip(users, runs, strict=True):
+        alike = [other for label, other in zip(users, runs, strict=True) if label == user]
+        parts = [user, str(run.heads)] if run.heads and run.heads.head is not None else [user]
+        if len({other.arch for other in alike}) > 1:
+            parts.append(run.arch or "")
+        if len({other.sigma for other in alike}) > 1:
+            parts.append(f"sigma {run.sigma:g}" if run.sigma else "")
+        if len({other.certificate for other in alike}) > 1:
+            parts.append(run.certificate or "")
+        named.append(", ".join(filter(None, parts)))
+    return named
 
 
 def _counted(label: str, runs: list[Run]) -> str:
