@@ -20,7 +20,7 @@ one `group`, which certify the same images with the same N0, N, alpha, --sequent
 
 A run is called by the folders in which its log differs from the others, 5-heads/seed-1, or else as its flags call it.
 `draws` is the mean number of an image's estimation draws, where runs differ in it. Of a run that stops early
-(--sequential) the ACR is a lower bound, marked with a sign, and a radius that its rule did not decide shows "-".
+(--sequential) the ACR is a lower bound, marked ≥, and a radius that its rule did not decide shows "-".
 """
 
 from spacte.report import command
