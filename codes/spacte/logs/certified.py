@@ -10,7 +10,7 @@ from spacte.smooth.certificates import Certificate
 from spacte.smooth.topk import TopK
 from spacte.utils import UserError
 
-_SAME_RADIUS = 1e-9
+SAME_RADIUS = 1e-9  # below it two radii are one that was computed in two ways
 
 
 def certificate_of(config: RunConfig) -> Certificate:
@@ -68,7 +68,7 @@ def decided(config: RunConfig | None, radii: Radii) -> np.ndarray:
     if not stopping.decides or stopping.tolerance is not None:
         return np.full(len(radii), stopping.decides)
     chosen = np.asarray(stopping.radii or (), dtype=float)
-    known = (np.abs(radii[:, None] - chosen) < _SAME_RADIUS).any(axis=1)
+    known = (np.abs(radii[:, None] - chosen) < SAME_RADIUS).any(axis=1)
     return known | (radii > _reach(config))
 
 

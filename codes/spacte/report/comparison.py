@@ -178,7 +178,7 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
 def _settings(a: Run, b: Run) -> dict[str, Any]:
     """How the certifications differ, what both are, and how the runs end draws."""
     one, other = (run.config.sequential if run.config else None for run in (a, b))
-    rules = tuple(str(run.config.sequential or "a fixed N") if run.config else "an unknown one" for run in (a, b))
+    rules = tuple(run.stopping or ("a fixed N" if run.config else "an unknown one") for run in (a, b))
     if one == other and (one is None or one.decides):
         rules = () if one is None else rules[:1]
     return {

@@ -126,9 +126,8 @@ def histogram(runs: list[Run]) -> Figure:
 
 def _named(rows: list[list[Run]]) -> list[str]:
     """The rows' labels; those of sequential runs say that their votes, or radii, are of draws that ended early."""
-    sequential = [some[0].config is not None and some[0].config.sequential is not None for some in rows]
-    names = zip(labels(rows), sequential, strict=True)
-    return [_as_written(f"{label}, stopped early" if early else label) for label, early in names]
+    names = zip(labels(rows), rows, strict=True)
+    return [_as_written(f"{label}, stopped early" if some[0].stopping else label) for label, some in names]
 
 
 def _as_written(label: str) -> str:

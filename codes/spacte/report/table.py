@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from spacte.logs.certified import SAME_RADIUS
 from spacte.logs.certlog import Radii, certified_radius
 from spacte.logs.described import DESCRIPTION
 from spacte.logs.table import RADIUS_STEP, TEXTS, plain, radius_names, summary_row, summary_table, table_radii
@@ -17,7 +18,6 @@ from spacte.report.run import Run
 from spacte.utils import UserError
 
 _MOST_RADII = 100
-_SAME_RADIUS = 1e-9
 _MOST_CLASSES = 20  # that a table has a column each for
 
 
@@ -31,7 +31,7 @@ def reached_radii(runs: list[Run]) -> np.ndarray:
         raise UserError(f"a radius of {limit:g} would make a table of more than {_MOST_RADII} columns: give --radii")
     usual = table_radii(limit, runs[0].dataset, runs[0].norm)[1:]
     decided = np.concatenate([run.decided_radii for run in runs])
-    beside = decided[(decided > 0) & (np.abs(decided[:, None] - usual) > _SAME_RADIUS).all(axis=1) & (decided <= limit)]
+    beside = decided[(decided > 0) & (np.abs(decided[:, None] - usual) > SAME_RADIUS).all(axis=1) & (decided <= limit)]
     return np.unique(np.concatenate([usual, beside]))
 
 
