@@ -2,12 +2,13 @@
 
 import importlib.util
 import os
+import sys
 import warnings
 from typing import Any
 
 import torch
 
-from spacte.distributed import all_gather_object, get_world_size
+from spacte.distributed import all_gather_object, get_world_size, is_main_process
 from spacte.utils import UserError
 
 
@@ -64,25 +65,40 @@ def _check_gpu(device: torch.device, name: str) -> None:
         )
 
 
-PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")  # of training
+INFERENCE_PRECISIONS = (*PRECISIONS, "int8")
 
 
 def select_precision(name: str, device: torch.device) -> str:
-    """fp32, tf32 or bf16; "auto" is torch's default and the authors' arithmetic: tf32 on CUDA, fp32 on the CPU.
+    """fp32, tf32, bf16 or int8; "auto" is torch's default and the authors' arithmetic: tf32 on CUDA, fp32 on the CPU.
 
     fp32 is IEEE float32; tf32 lets a GPU's convolutions round their float32 inputs to TF32; bf16 computes convolutions
-    and products in bfloat16. From here on float32 is computed so, whatever was set before: the precision in a log is
-    the one that ran. Raises UserError for tf32 on the CPU, which has none.
+    and products in bfloat16; int8 is a quantised network's (spacte.model.int8). From here on float32 is computed so,
+    whatever was set before: the precision in a log is the one that ran. A line says where bf16 is slow. Raises
+    UserError for tf32 on the CPU and for int8 on a GPU, which have none.
     """
     if name == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is a GPU's: choose fp32 or bf16 on the CPU")
+        raise UserError("--precision tf32 is a GPU's: choose fp32, bf16 or int8 on the CPU")
+    if name == "int8" and device.type != "cpu":
+        raise UserError("--precision int8 is a CPU's: choose fp32, tf32 or bf16 on a GPU, or --device cpu")
     precision = name if name != "auto" else "tf32" if device.type == "cuda" else "fp32"
+    if precision == "bf16" and device.type == "cpu" and not _multiplies_bf16() and is_main_process():
+        print(
+            "this CPU has neither AVX512_BF16 nor AMX (see lscpu) and emulates --precision bf16: fp32 is faster here",
+            file=sys.stderr,
+        )
     backends: Any = torch.backends  # which torch's types do not know in full
     for of_others in (backends, backends.cudnn, backends.mkldnn.conv):
         of_others.fp32_precision = "none"  # torch's newer settings would hold beside these two
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return precision
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16."""
+    flags: Any = torch.cpu
+    return flags._is_avx512_bf16_supported() or flags._is_amx_tile_supported()
 
 
 def _check_compiler(device: torch.device) -> None:

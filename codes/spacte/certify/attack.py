@@ -1,5 +1,6 @@
 """Attacking a smoothed classifier through its noise, to see which certificates hold (all should)."""
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -69,6 +70,8 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     _check_same_classifier(source.log, evaluation.config)
     indices = run.chosen(sorted(certified.index))
     _check_same_images(source.log, certified.loc[indices], evaluation.split)
+    if evaluation.config.precision == "int8" and is_main_process():
+        print("int8 has no gradient: the float32 network's is climbed, the int8 network votes", file=sys.stderr)
     if evaluation.config.classifier is not None:  # the user's own
         check_gradient(evaluation.smooth.base_classifier, evaluation.split[indices[0]][0].expand(8, -1, -1, -1))
     plan = AttackPlan(_config(evaluation, run, settings))

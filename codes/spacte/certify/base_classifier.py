@@ -2,26 +2,28 @@
 
 import math
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from spacte.certify.chance import chosen, noised
 from spacte.certify.contract import check_contract
 from spacte.data.splits import Split
 from spacte.device import arithmetic
-from spacte.distributed import is_main_process
+from spacte.distributed import broadcast_object, is_main_process
 from spacte.logs.config import RunConfig
 from spacte.model.batchnorm import examined
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import Foreign, parameters_sha256
-from spacte.model.frozen import freeze
+from spacte.model.frozen import freeze, scales_of
+from spacte.model.int8 import SCALE_IMAGES, Scales
 from spacte.model.members import NetworkEnsemble
+from spacte.model.noisy import noised
 from spacte.utils import UserError, sha256
 
 _GPU_PIXELS = 2**22  # of a batch on a GPU: an H200 certified R110 a quarter faster by 4,096 images than by 1,000
@@ -92,18 +94,26 @@ def joint_config(networks: list[Loaded]) -> RunConfig:
     )
 
 
-def of_checkpoints(networks: list[Loaded], split: Split, computing: Computing) -> BaseClassifier:
+def of_checkpoints(
+    networks: list[Loaded], split: Split, computing: Computing, open_training: Callable[[], Split] | None = None
+) -> BaseClassifier:
     """One checkpoint's network or the ensemble of several, folded and fast.
 
-    Raises UserError where they do not belong together, or where a published one, after the images of the split, is not
-    the network that was trained.
+    `open_training` is asked for the training images where int8 needs them. Raises UserError where the networks do not
+    belong together, a published one, after the images of the split, is not the network that was trained, or int8 has no
+    images to measure its scales on.
     """
     config = joint_config(networks)
     networks = [_examined(network, split, config.noise_sd) for network in networks]
     batch_size = computing.batch_size(split)
+    scales = list[Scales | None]([None] * len(networks))
+    if computing.precision == "int8":
+        found = _scales(networks, config.noise_sd, open_training)
+        scales = [*found]
+        config = replace(config, scales_sha256=tuple(one.sha256 for one in found))
     frozen = [
-        freeze(network.classifier, computing.device, computing.precision, batch_size, computing.compiled)
-        for network in networks
+        freeze(network.classifier, computing.device, computing.precision, batch_size, computing.compiled, own)
+        for network, own in zip(networks, scales, strict=True)
     ]
     config = replace(config, checkpoint_sha256=tuple(sha256(network.path) for network in networks))
     if any(network.published for network in networks):
@@ -119,11 +129,43 @@ def of_checkpoints(networks: list[Loaded], split: Split, computing: Computing) -
     return BaseClassifier(frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen), run, config, training)
 
 
+def _scales(
+    networks: list[Loaded], noise_sd: float, open_training: Callable[[], Split] | None
+) -> list[Scales]:  # fmt: skip
+    """Of int8, of each network: those that its file holds for this noise, or measured."""
+
+    def measured() -> list[Scales]:
+        """The main process measures for all."""
+        held = [one.scales if one.scales and one.scales.noise_sd == noise_sd else None for one in networks]
+        if all(held):
+            return cast(list[Scales], held)
+        if open_training is None:
+            raise UserError(
+                f"precision int8 needs scales at noise_sd {noise_sd:g}: load a file of release.py --int8, or give "
+                "loaded.with_scales(training_images)"
+            )
+        try:
+            images, _ = open_training().some(SCALE_IMAGES)
+        except UserError as error:
+            raise UserError(
+                f"--precision int8 takes scales from training images, or from a file of release.py --int8: {error}"
+            ) from error
+        started = time.monotonic()
+        found = [
+            own or scales_of(network.classifier, images, noise_sd) for own, network in zip(held, networks, strict=True)
+        ]
+        seconds = time.monotonic() - started
+        print(f"int8: scales from {len(images)} noised training images, {seconds:.0f} s", file=sys.stderr)
+        return found
+
+    return broadcast_object(measured)
+
+
 def _examined(network: Loaded, split: Split, noise_sd: float) -> Loaded:
     """A published network, behind its normalisation; its BatchNorms say whether it is the one that was trained."""
     if not network.published:
         return network
-    images, _ = chosen(split, 256)
+    images, _ = split.some(256)
     try:
         name, line = examined(network.classifier.network, network.normalize, network.spec, images, noise_sd)
     except UserError as error:
@@ -147,9 +189,14 @@ def of_callable(function: Callable, split: Split, run: str, config: RunConfig, c
 
     Raises UserError where it does not keep the contract (spacte.certify.contract).
     """
+    if computing.precision == "int8":
+        raise UserError(
+            "--precision int8 quantises the networks that are known here: a classifier of your own quantises "
+            "itself, as codes/examples/int8.py does, and runs in fp32"
+        )
     batch_size = computing.batch_size(split)
     classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
-    images, _ = chosen(split, 32)
+    images, _ = split.some(32)
     heads = check_contract(classifier, noised(images, config.noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:

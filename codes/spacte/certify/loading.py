@@ -18,6 +18,7 @@ from spacte.distributed import main_process_first
 from spacte.logs.config import RunConfig
 from spacte.model import foreign
 from spacte.model.checkpoint import load_classifier
+from spacte.model.int8 import check_exact
 from spacte.model.members import ByMembers
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.smooth.smooth import Smooth
@@ -50,7 +51,13 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
         split = _test_split(config.dataset, settings, computing, spec)
     elif (split.spec.shape, split.spec.class_names) != (spec.shape, spec.class_names):
         raise UserError(f"checkpoint '{settings.model_path[0]}' was trained on images of other sizes or classes")
-    return evaluation_of(of_checkpoints(networks, split, computing), split, settings, computing, draws)
+
+    def training() -> Split:
+        """The images that int8 is measured on."""
+        return open_split(config.dataset, settings.data_dir, True, computing.device, spec=spec)
+
+    base = of_checkpoints(networks, split, computing, training)
+    return evaluation_of(base, split, settings, computing, draws)
 
 
 def evaluation_of(
@@ -97,6 +104,10 @@ def computing_of(settings: ClassifierSettings) -> Computing:
     """The device and the arithmetic that the settings name. Raises UserError for what is not there."""
     device = select_device(settings.device, settings.compile)
     precision = select_precision(settings.precision, device)
+    if precision == "int8":
+        check_exact()
+        if settings.compile:
+            raise UserError("--compile has nothing to do for --precision int8: leave it out")
     return Computing(device, precision, settings.batch_size, settings.compile, arithmetic())
 
 

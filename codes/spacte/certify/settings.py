@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from spacte import cli
 from spacte.data.spec import DATASETS
-from spacte.device import PRECISIONS
+from spacte.device import INFERENCE_PRECISIONS
 from spacte.model import LEGAL
 from spacte.model.normalisation import NORMALISATIONS, parsed
 from spacte.utils import UserError
@@ -64,7 +64,8 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed, idx and, on a GPU, its model")
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
-    add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
+    arithmetic = "of the arithmetic: tf32 on CUDA, else fp32; int8: a quantised network, the fastest on a CPU"
+    add("--precision", choices=INFERENCE_PRECISIONS, help=arithmetic)
     add("--compile", action="store_true", help="through torch.compile: a minute at the first start, then faster")
     parser.set_defaults(**cli.defaults_of(ClassifierSettings))
 

@@ -43,6 +43,14 @@ class Split(ABC):
         """The label of an image, without reading the image where that can be."""
         return self[idx][1]
 
+    def some(self, count: int) -> tuple[Tensor, Tensor]:
+        """About `count` images [n, C, H, W] from the whole split and their labels [n]; always the same ones."""
+        indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of the random crops of ImageNet's training images
+            images, labels = zip(*(self[idx] for idx in indices), strict=True)
+        return torch.stack(images), torch.tensor(labels)
+
     def _scaled(self, images: Tensor) -> Tensor:
         return images.float() / self.spec.levels
 

@@ -199,6 +199,7 @@ class RunConfig:
     defence: str | None = _field(None, _or_none(_is_text), DESCRIBES, later=True)
     checkpoint_sha256: tuple[str, ...] = _field((), _is_list_of(_is_text), IDENTIFIES)
     normalize: tuple[str | None, ...] | None = _field(None, _is_list_of(_or_none(_is_text)), IDENTIFIES, of=())
+    scales_sha256: tuple[str, ...] | None = _field(None, _is_list_of(_is_text), IDENTIFIES, of=())  # of int8
     classifier: str | None = _field(None, _is_text, IDENTIFIES, of=())  # the user's own
     classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, of=())
     classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, of=())

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model import build_classifier, our_name
 from spacte.model.classifier import Classifier
 from spacte.model.file_kinds import described, folder_line
+from spacte.model.frozen import scales_of
 from spacte.model.imgnet_resnet_mhead import STAGES
+from spacte.model.int8 import Scales
 from spacte.model.normalisation import (
     NORMALISATIONS,
     UnknownNormalisation,
@@ -36,7 +38,7 @@ class Loaded:
     neither did), `run` and `defence` the names of the run and of its base defence, and `training` its flags and the
     hashes of what it took something from.
     `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
-    classifier then runs only after `normalised_by`.
+    classifier then runs only after `normalised_by`. `scales` are those of int8, where the file holds them.
     """
 
     path: Path
@@ -49,6 +51,11 @@ class Loaded:
     training: dict | None
     normalize: str | None = "mean_std"
     published: bool = False
+    scales: Scales | None = None
+
+    def with_scales(self, images: Tensor) -> "Loaded":
+        """The same with what int8 needs, measured at its noise_sd on training images [N, C, H, W] in [0, 1]."""
+        return replace(self, scales=scales_of(self.classifier, images, self.settings["noise_sd"]))
 
     def normalised_by(self, name: str) -> "Loaded":
         """The same with the normalisation `name` before the network."""
@@ -160,7 +167,14 @@ def load_classifier(
     Raises UserError where the file cannot be read, another argument contradicts the checkpoint (both values are named),
     or the weights do not fit the architecture or are not finite.
     """
-    contents = read(path)
+    return interpreted(read(path), path, arch, dataset, num_heads, noise_sd, normalize, spec)
+
+
+def interpreted(
+    contents: dict, path: Path, arch: str | None = None, dataset: str | None = None, num_heads: int | None = None,
+    noise_sd: float | None = None, normalize: str = "auto", spec: DataSpec | None = None,
+) -> Loaded:  # fmt: skip
+    """What `load_classifier` makes of what `read` has found in the file."""
     weights = recognised(contents["state_dict"])
     if weights is None:
         named = f", arch '{contents['arch']}'," if isinstance(contents.get("arch"), str) else ""
@@ -193,6 +207,7 @@ def load_classifier(
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
     loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), training or None)
+    loaded = replace(loaded, scales=_scales_in(contents, path))
     if not published:
         return loaded
     if normalize == "auto":
@@ -204,6 +219,16 @@ def load_classifier(
             "--normalize m,m,m/s,s,s"
         )
     return replace(loaded.normalised_by(normalize), published=True)
+
+
+def _scales_in(contents: dict, path: Path) -> Scales | None:
+    """The scales that release.py --int8 has written. UserError where they are damaged."""
+    if "int8" not in contents or not contents["args"]:
+        return None  # another code's name
+    try:
+        return Scales.from_file(contents["int8"])
+    except ValueError as error:
+        raise UserError(f"checkpoint '{path}' holds {error}") from error
 
 
 def _checked_normalize(path: Path, normalize: str, published: bool, in_file: str | None) -> str:

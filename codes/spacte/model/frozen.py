@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spacte.model import int8
 from spacte.model.fused import fuse
 from spacte.model.heads import MultiHeadResNet
+from spacte.model.noisy import noised
 from spacte.model.passes import FixedPasses
 
 
@@ -22,20 +24,23 @@ def freeze(
     precision: str = "fp32",
     batch_size: int = 1000,
     compiled: bool = False,
+    scales: int8.Scales | None = None,
 ) -> "Frozen":
     """A copy of `Sequential(normalise, network)` for inference: the same function except for rounding, never trained.
 
     images [N, C, H, W] -> logits [L, N, K], float32. `precision` "bf16" computes in bfloat16 between the normalisation
-    and the linear layers (fp32 and tf32 are settings of the device: spacte.device). A pass has at most `batch_size`
-    images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused convolutions.
-    `compiled`: through torch.compile, with constants folded.
+    and the linear layers (fp32 and tf32 are settings of the device: spacte.device); "int8", on the CPU, in integers
+    (spacte.model.int8) by `scales`, which `scales_of` measures, and where gradients are enabled in float32. A pass has
+    at most `batch_size` images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused
+    convolutions. `compiled`: through torch.compile, with constants folded.
     """
-    normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)
-    network = cast(MultiHeadResNet, network)
-    for module in list(network.modules()):
-        _fold_batchnorm(module)
+    normalise, network = _folded(classifier)
     network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    network.to(memory_format=torch.channels_last)
+    if precision == "int8":
+        if scales is None:
+            raise ValueError("int8 needs scales")
+        int8.quantise(network, scales)
+        return Frozen(normalise, network, device, batch_size, compiled)
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.float()  # 8 bits of a logit would make ties
@@ -43,6 +48,24 @@ def freeze(
     if frozen.is_graph:
         fuse(network, widen=precision != "fp32")
     return frozen
+
+
+def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> int8.Scales:
+    """What int8 needs to know of `Sequential(normalise, network)` beside its weights: the scales of its activations.
+
+    Measured on training images [N, C, H, W] in [0, 1], always with the same noise, in seconds where they are small; 500
+    are enough. They are the same on every CPU and for any number of threads.
+    """
+    normalise, network = _folded(classifier)
+    return int8.measured(network, normalise(noised(images, noise_sd)), noise_sd)
+
+
+def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadResNet]:
+    """A copy of the normalisation and of the network, its BatchNorm folded, channels_last."""
+    normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        _fold_batchnorm(module)
+    return normalise, cast(MultiHeadResNet, network.to(memory_format=torch.channels_last))
 
 
 class Frozen(FixedPasses):
@@ -54,7 +77,7 @@ class Frozen(FixedPasses):
         super().__init__(device, batch_size, compiled)
         self.is_graph = device.type == "cuda" and not compiled
         self.normalise, self.network = normalise, network
-        self.dtype = next(network.parameters()).dtype
+        self.dtype = next(network.parameters()).dtype  # of the images behind the normalisation
 
     def logits(self, images: Tensor) -> Tensor:
         """See FixedPasses."""

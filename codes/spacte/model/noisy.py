@@ -10,6 +10,12 @@ import torch
 from torch import Tensor, nn
 
 
+def noised(images: Tensor, noise_sd: float) -> Tensor:
+    """The images with Gaussian noise, always the same."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return images + noise_sd * noise.to(images.device)
+
+
 def noisy_logits(classifier: Callable[[Tensor], Tensor], images: Tensor, noises: Tensor) -> Tensor:
     """Every head's logits for every noise vector, in one forward pass and in float32.
 

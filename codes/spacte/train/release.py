@@ -2,11 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from spacte import cli
+from spacte.data.sources import open_split
 from spacte.model import checkpoint
+from spacte.model.int8 import SCALE_IMAGES, Scales, check_exact
 from spacte.train.settings import Place
 from spacte.utils import UserError, check_ending, make_folder, sha256
 
@@ -23,21 +26,27 @@ def _command(description: str) -> None:
     parser.add_argument("checkpoint", type=Path, help="an epoch<k>.pth of train.py")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.pth", help="the file to write")
     parser.add_argument("--half", action="store_true", help="weights as float16")
+    scales = "also the scales of certification with --precision int8, measured on the training images there"
+    parser.add_argument("--int8", metavar="DATA_DIR", help=scales)
     args = parser.parse_args()
-    release(args.checkpoint, args.output, args.half)
+    release(args.checkpoint, args.output, args.half, args.int8)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(args.output)}")
 
 
-def release(path: Path, output: Path, half: bool = False) -> None:
-    """Write to `output` what certification needs of the checkpoint at `path`; UserError where that cannot be done."""
+def release(path: Path, output: Path, half: bool = False, int8: str | None = None) -> None:
+    """Write to `output` what certification needs of the checkpoint at `path`; UserError where that cannot be done.
+
+    `int8`: with scales from the training images in this folder; a released file, too, gets them.
+    """
     check_ending(output, (".pth",))
     contents = checkpoint.read(path)
     if output.exists():
         raise UserError(f"'{output}' exists: choose another --output")
-    if contents.keys() >= set(_KEPT) and "optimizer" not in contents:
-        raise UserError(f"'{path}' holds no optimiser: it has been released already")
-    if not {*_KEPT, "optimizer"} <= contents.keys():
+    if not contents.keys() >= set(_KEPT):
         raise UserError(f"'{path}' is not a checkpoint of train.py")
+    if "optimizer" not in contents and (half or int8 is None or "int8" in contents):
+        what = "; --int8 alone would add its scales" if "int8" not in contents else ", with scales of int8"
+        raise UserError(f"'{path}' holds no optimiser: it has been released already{what}")
     released = {name: contents[name] for name in _KEPT}
     places = {field.name for field in dataclasses.fields(Place)}
     released["args"] = {name: value for name, value in contents["args"].items() if name not in places}
@@ -46,12 +55,22 @@ def release(path: Path, output: Path, half: bool = False) -> None:
         released["args"] |= {name: _names(contents["args"][name]) for name in contents["inputs"]}
     if half:
         released["state_dict"] = {name: _half(name, value) for name, value in contents["state_dict"].items()}
+    if int8 is not None:
+        released["int8"] = _scales(released, path, int8).to_file()
     make_folder(output.absolute().parent)
     checkpoint.save(output, released)
 
 
 def _names(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return Path(paths).name if isinstance(paths, str) else tuple(Path(path).name for path in paths)
+
+
+def _scales(released: dict, path: Path, data_dir: str) -> Scales:
+    """Of int8, for the weights that are released. UserError where there are no training images."""
+    loaded = checkpoint.interpreted(released | {"keys": ("state_dict",)}, path)
+    check_exact()
+    images, _ = open_split(loaded.settings["dataset"], data_dir, True, spec=loaded.spec).some(SCALE_IMAGES)
+    return cast(Scales, loaded.with_scales(images).scales)
 
 
 def cut(path: Path, folder: Path, size: int) -> None:
