@@ -32,14 +32,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench_sweep
 import bench_table
 from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, speed
 from spacte import cli
-from spacte.device import PRECISIONS, select_device, select_precision
+from spacte.device import INFERENCE_PRECISIONS, select_device, select_precision
 from spacte.logs.table import markdown
 from spacte.utils import UserError, make_folder, package_versions, replace_file, source_state
 
@@ -61,7 +61,8 @@ def _flags() -> argparse.Namespace:
     add("--dataset", default="CIFAR10", help="whose image size and classes are used; no data are read")
     add("--num_heads", type=cli.positive_int, default=5, help="L")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
-    add("--precision", choices=PRECISIONS, default="auto", help="of the fast way; plain is torch's own float32")
+    fast = "of the fast way; plain is torch's own float32; int8 is of certification alone"
+    add("--precision", choices=INFERENCE_PRECISIONS, default="auto", help=fast)
     add("--compile", action="store_true", help="the fast way with --compile")
     add("--batch_size", type=cli.positive_int, help="noisy images per batch (certify: 1000, train: 256)")
     add("--plain_batch_size", type=cli.positive_int, default=128, help="noisy images per batch of plain certification")
@@ -88,6 +89,8 @@ def _main() -> None:
     for task in args.task:
         if task in _OWN_FLAGS:
             raise UserError(f"--task {task} has flags of its own: give it alone")
+    if args.precision == "int8" and (args.compile or args.task != ["certify"]):
+        raise UserError("--precision int8 needs --task certify, without --compile")
     device = select_device(args.device, args.compile)
     args.precision = select_precision(args.precision, device)
     for path in filter(None, (args.json, args.markdown)):
@@ -173,22 +176,32 @@ def _ceilings(device: torch.device, precision: str, seconds: float) -> tuple[flo
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     convolution = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(device, dtype, memory_format=torch.channels_last)
     x = torch.randn(images, 256, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
+    flop = 2 * convolution.weight.numel() * x.numel() // 256
     source = torch.randn(size * size * (16 if device.type == "cuda" else 8), device=device)
     target = torch.empty_like(source)
-    ways = (
-        (lambda: a @ b, 2 * size**3),
-        (lambda: convolution(x), 2 * convolution.weight.numel() * x.numel() // 256),
-    )
+    ways = [(lambda: a @ b, 2 * size**3), (lambda: convolution(x), flop)]
+    if precision == "int8":
+        ways = [(_int8_convolution(x), flop)]
     with torch.inference_mode():
         products = max(speed(way, flop, device, seconds) for way, flop in ways for _ in range(3))
     copies = max(speed(lambda: target.copy_(source), 2 * source.nbytes, device, seconds) for _ in range(3))
     return products, copies
 
 
+def _int8_convolution(x: Tensor) -> Callable[[], Tensor]:
+    """A convolution of x [N, 256, H, W] to as many channels, 3x3, as int8 computes it."""
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    weight, scales = torch.randint(-64, 65, (256, 256, 3, 3), dtype=torch.int8), torch.ones(256)
+    x, zeros, bias = x.clamp(0, 255).to(torch.uint8), torch.zeros(256, dtype=torch.int64), torch.zeros(256)
+    packed = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, 0, *geometry, list(x.shape))
+    operands = (x, 1.0, 0, packed, scales, zeros, bias, *geometry, 1e4, 0, torch.uint8, "relu", [], "")
+    return lambda: torch.ops.onednn.qconv2d_pointwise(*operands)
+
+
 def _work(network: Network, precision: str) -> dict[str, float]:
     """FLOP of one image's forward pass, and the bytes of every layer's input, weights and output moved once."""
     classifier = network.build().eval()
-    bytes_per_number, moved, batch = (2 if precision == "bf16" else 4), 0, 16
+    bytes_per_number, moved, batch = {"bf16": 2, "int8": 1}.get(precision, 4), 0, 16
 
     def note(module, inputs, output):
         """Add a layer's numbers to `moved`."""

@@ -8,15 +8,15 @@ The ways, one after the other, on the same images:
     authors'     eager float32, batches of 128 noisy copies, votes counted one by one on the host, fixed N: `plain` in
                  bench.py
     fp32         certify_mhead.py with a fixed N; its name is the --precision that is computed in
-    compiled     the same with --compile
+    compiled     the same with --compile, which int8 has not
     sequential   the same with --sequential
     consensus    the same with --consensus K, where there are more than K heads
     together     all that there are of the three
 
 `seconds` is what the whole table takes: the choice of a pass's size, the first batch, with what torch has not compiled
-before, then all draws, certificates and files; loading is not counted. Each way is measured once, and `ratio` is the
-authors' seconds over its own: on a machine that other programs use at the same time it says little, other than that of
-bench.py, whose ways take turns. `draws` are the noisy copies that the table takes.
+before, then all draws, certificates and files; loading, and what int8 measures then, is not counted. Each way is
+measured once, and `ratio` is the authors' seconds over its own: on a machine that other programs use at the same time
+it says little, other than that of bench.py, whose ways take turns. `draws` are the noisy copies that the table takes.
 
 A way with a fixed N, except for the second one, draws only --share of N: the seconds after its first batch are
 multiplied up, and so are its draws. Its votes are not. Its certificates are those of the N that stands in its row: they
@@ -53,7 +53,7 @@ from spacte.certify.loading import load
 from spacte.certify.run_settings import RunSettings
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.splits import Split
-from spacte.device import PRECISIONS, select_device
+from spacte.device import INFERENCE_PRECISIONS, select_device
 from spacte.logs.certified import largest_radius, log_table
 from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy
 from spacte.logs.counts import VoteCounts, read_counts
@@ -86,9 +86,10 @@ def _flags(given: list[str]) -> argparse.Namespace:
     add("--N", type=cli.positive_int, default=CertifySettings.N, help="draws per image, at most if sequential")
     add("--share", type=cli.share, default=0.1, help="of N, what the ways of fixed N draw whose time is multiplied up")
     add("--consensus", type=cli.positive_int, default=2, metavar="K", help="heads that have to agree")
-    add("--ways", nargs="*", choices=_WAYS, default=_WAYS, help="beside the authors' and the second")
+    add("--ways", nargs="*", choices=_WAYS, help="beside the authors' and the second (all that there are)")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
-    add("--precision", choices=PRECISIONS, help="of our ways: tf32 on CUDA, else fp32; the authors' is torch's own")
+    arithmetic = "of our ways: tf32 on CUDA, else fp32; the authors' is torch's own"
+    add("--precision", choices=INFERENCE_PRECISIONS, help=arithmetic)
     add("--batch_size", type=cli.positive_int, help="noisy copies per batch of our ways")
     add("--plain_batch_size", type=cli.positive_int, default=128, help="noisy copies per batch of the authors' way")
     add("--seed", type=cli.seed, help="of our ways' draws")
@@ -112,9 +113,14 @@ class _Row:
 def main(given: list[str]) -> None:
     """Print the table; `given` are the flags."""
     args = _flags(given)
+    if args.precision == "int8" and "compiled" in (args.ways or ()):
+        raise UserError("--precision int8 has nothing to compile: leave the way 'compiled' out")
+    if args.ways is None:
+        args.ways = [way for way in _WAYS if way != "compiled" or args.precision != "int8"]
     if args.json:
         make_folder(args.json.absolute().parent)  # before, not after, the measurements
-    select_device(args.device, compiled={"compiled", "together"} & {*args.ways} != set())  # raises without a compiler
+    compiles = args.precision != "int8" and {"compiled", "together"} & {*args.ways} != set()
+    select_device(args.device, compiles)  # raises without a compiler
     settings = ClassifierSettings((args.model_path,), **{name: getattr(args, name) for name in _AS_CERTIFY})
     evaluation = load(settings, args.N)
     few = math.ceil(args.N * args.share)
@@ -158,7 +164,7 @@ def _check(evaluation: Evaluation, few: int, args) -> None:
 def _options(way: str, heads: int, args) -> dict | None:
     """What a way adds to certify_mhead.py's fixed N; None where there are too few heads for its consensus."""
     options = {}
-    if way in ("compiled", "together"):
+    if way in ("compiled", "together") and args.precision != "int8":
         options["compile"] = True
     if way in ("sequential", "together"):
         options["sequential"] = True

@@ -14,7 +14,7 @@ from bench_plain import plain_step, plain_votes
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import InMemory
 from spacte.model import build_classifier
-from spacte.model.frozen import freeze
+from spacte.model.frozen import freeze, scales_of
 from spacte.model.noisy import noisy_logits
 from spacte.model.pass_size import fastest_pass, fix_passes
 from spacte.smooth.smooth import Smooth
@@ -62,7 +62,9 @@ class OurVotes:
         classifier: nn.Sequential | None = None,
     ):  # fmt: skip
         self.batch_size, self.image = batch_size, torch.rand(network.spec.shape, device=device)
-        self.frozen = freeze(classifier or network.build(), device, precision, batch_size, compiled)
+        classifier, images = classifier or network.build(), torch.rand(64, *network.spec.shape)
+        scales = scales_of(classifier, images, _SIGMA) if precision == "int8" else None
+        self.frozen = freeze(classifier, device, precision, batch_size, compiled, scales)
         fix_passes(self.frozen, fastest_pass(self.frozen, self.image))
         self.smooth = Smooth(self.frozen, network.spec.num_classes, _SIGMA)
 

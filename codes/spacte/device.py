@@ -78,7 +78,7 @@ def select_precision(name: str, device: torch.device) -> str:
     UserError for tf32 on the CPU and for int8 on a GPU, which have none.
     """
     if name == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is a GPU's: choose fp32, bf16 or int8 on the CPU")
+        raise UserError("--precision tf32 is a GPU's: choose fp32 or bf16 on the CPU")
     if name == "int8" and device.type != "cpu":
         raise UserError("--precision int8 is a CPU's: choose fp32, tf32 or bf16 on a GPU, or --device cpu")
     precision = name if name != "auto" else "tf32" if device.type == "cuda" else "fp32"

@@ -1,0 +1,320 @@
+"""int8: the network that its scales describe, to the last bit, whatever computes it; as right as float32's."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CODES
+from torch import nn
+
+from spacte.data.sources import open_split
+from spacte.model import build_classifier, int8
+from spacte.model.checkpoint import load_classifier
+from spacte.model.frozen import _folded, freeze, scales_of
+from spacte.model.noisy import noised
+from spacte.utils import UserError
+
+CPU = torch.device("cpu")
+DIGITS = CODES / "pretrained" / "digits-gaussian-0.50-5-heads.pth"
+CIFAR = CODES / "pretrained" / "cifar10-gaussian-0.50-5-heads.pth"
+
+
+def warmed_up(arch, dataset, shape, heads=3):
+    """A classifier whose BatchNorm has seen something."""
+    classifier = build_classifier(arch, dataset, heads).train()
+    with torch.no_grad():
+        for _ in range(2):
+            classifier(torch.rand(16, *shape))
+    return classifier.eval()
+
+
+def digits(count=200):
+    """A published network of five heads, its scales, noised test images."""
+    classifier = load_classifier(DIGITS).classifier
+    training, test = (open_split("digits", "./data", train) for train in (True, False))
+    return classifier, scales_of(classifier, training.some(300)[0], 0.5), noised(test.some(count)[0], 0.5)
+
+
+# --- the plain reference ---
+
+
+class Reference:
+    """The quantised network in plain arithmetic: sums of integers in float64, which holds them, all else in float32."""
+
+    def __init__(self, network, scales):
+        self.network, self.scales = network, scales
+
+    def step(self, name, signed):
+        return torch.tensor(self.scales.peaks[name] / (127 if signed else 255), dtype=torch.float32)
+
+    def rounded(self, values, name, signed=False):
+        """Values as integers less their zero, and what one of these stands for."""
+        step, (low, high) = self.step(name, signed), (-128, 127) if signed else (0, 255)
+        return (values / step).round().clamp(low, high).double(), step
+
+    def convolved(self, x, one, name):
+        integers, step = x
+        largest = one.weight.double().abs().amax((1, 2, 3))
+        steps = (largest / 64).float()
+        weight = (one.weight.double() / steps.double().view(-1, 1, 1, 1)).round()
+        sums = F.conv2d(integers, weight, None, one.stride, one.padding, one.dilation, one.groups)
+        assert sums.abs().max() < 2**24  # float32 holds them
+        bias = one.bias + self.scales.shifts[name]
+        return sums.float() * (step * steps).view(-1, 1, 1) + bias.view(-1, 1, 1)
+
+    def block(self, block, x, name):
+        y, parts = x, [part for part in ("conv1", "conv2", "conv3") if hasattr(block, part)]
+        for part in parts[:-1]:
+            y = self.rounded(self.convolved(y, getattr(block, part), f"{name}.{part}").relu(), f"{name}.{part}")
+        shortcut = x
+        if block.downsample is not None:
+            down = f"{name}.downsample.0"
+            shortcut = self.rounded(self.convolved(x, block.downsample[0], down), down, signed=True)
+        last = f"{name}.{parts[-1]}"
+        total = self.convolved(y, getattr(block, parts[-1]), last) + shortcut[0].float() * shortcut[1]
+        return self.rounded(total.relu(), last)
+
+    def stage(self, stage, x, name):
+        for number, block in enumerate(stage):
+            x = self.block(block, x, f"{name}.{number}")
+        return x
+
+    def logits(self, images):
+        """Of normalised images."""
+        network = self.network
+        x = self.rounded(images, "input", signed=True)
+        x = self.rounded(self.convolved(x, network.conv1, "conv1").relu(), "conv1")
+        if hasattr(network, "maxpool"):
+            x = (network.maxpool(x[0]), x[1])
+        for name in ("layer1", "layer2", "layer3"):
+            if hasattr(network, name):
+                x = self.stage(getattr(network, name), x, name)
+        logits = []
+        for number, (stage, linear) in enumerate(network.heads):
+            integers, step = self.stage(stage, x, f"heads.{number}.0")
+            means = (integers.flatten(2).flip(-1).sum(-1) / integers[0, 0].numel() * 2**12).round()
+            unit = linear.weight.double().abs().max() / 2**20
+            products = means.unsqueeze(1) * (linear.weight.double() / unit).round()  # [N, K, C]
+            sums = products.flip(-1).sum(-1)
+            logits.append((sums * (float(unit) / 2**12 * float(step)) + linear.bias.double()).float())
+        return torch.stack(logits)
+
+
+def exact(network, images):
+    """The network with weights, biases and scales for which float32 rounds nothing but what becomes an integer.
+
+    All steps are powers of 2, all biases and shifts multiples of what one of a sum's integers stands for.
+    """
+    scales = int8.measured(network, images, 0.0)
+    unit = {name: 255 if "downsample" not in name and name != "input" else 127 for name in scales.peaks}
+    for name, peak in scales.peaks.items():
+        scales.peaks[name] = unit[name] * 2.0 ** math.ceil(math.log2(peak / unit[name]))
+    before = "input"
+
+    def renew(one, name, source):
+        step = scales.peaks[source] / unit[source]
+        weight = torch.randint(-64, 65, one.weight.shape).float()
+        weight[:, 0, 0, 0] = 64  # the largest
+        exponent = math.ceil(math.log2(float(one.weight.std()) / 32))
+        one.weight.data = weight * 2.0**exponent
+        one.bias.data = torch.randint(-2000, 2000, one.bias.shape) * (step * 2.0**exponent)
+        scales.shifts[name] = torch.randint(-9, 9, one.bias.shape) * (step * 2.0**exponent)
+
+    def renew_blocks(stage, name, source):
+        for number, block in enumerate(stage):
+            path, place = f"{name}.{number}", source
+            if block.downsample is not None:
+                renew(block.downsample[0], f"{path}.downsample.0", source)
+            for part in ("conv1", "conv2", "conv3"):
+                if hasattr(block, part):
+                    renew(getattr(block, part), f"{path}.{part}", place)
+                    place = f"{path}.{part}"
+            source = place
+        return source
+
+    renew(network.conv1, "conv1", before)
+    before = "conv1"
+    for name in ("layer1", "layer2", "layer3"):
+        if hasattr(network, name):
+            before = renew_blocks(getattr(network, name), name, before)
+    for number, head in enumerate(network.heads):
+        renew_blocks(head[0], f"heads.{number}.0", before)
+    return scales
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("arch", "dataset", "shape"),
+    [("R14", "CIFAR10", (3, 32, 32)), ("R18", "ImageNet", (3, 64, 64)), ("R50", "ImageNet", (3, 32, 32))],
+)
+def test_the_logits_are_a_plain_integer_networks_to_the_bit(arch, dataset, shape):
+    """On any CPU: nothing is rounded in which two could differ. A tenth or more of the values are cut off above."""
+    network = _folded(warmed_up(arch, dataset, shape))[1]
+    images = 2 * torch.randn(9, *shape)
+    scales = exact(network, images)
+    expected = Reference(network, scales).logits(images)
+    logits = int8.quantise(copy.deepcopy(network), scales)(images)
+    assert torch.equal(logits, expected) and len(expected.unique()) > 0.9 * expected.numel()
+
+
+@torch.inference_mode()
+def test_the_votes_of_a_trained_network_are_a_plain_integer_networks():
+    classifier, scales, images = digits()
+    normalise, network = _folded(classifier)
+    expected = Reference(network, scales).logits(normalise(images))
+    logits = freeze(classifier, CPU, "int8", scales=scales)(images)
+    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+    assert torch.equal(logits.sum(0).argmax(-1), expected.sum(0).argmax(-1))
+    assert (logits != expected).float().mean() < 0.01  # a CPU may round a product before it is added, or after
+
+
+def test_sums_never_overflow():
+    """The largest activations and weights, of one sign, 18432 products: 16 bits would not hold two products of 127."""
+    convolution = nn.Conv2d(2048, 8, 3).requires_grad_(False)
+    nn.init.constant_(convolution.weight, 0.5)
+    convolution.weight[4:] *= -1
+    nn.init.zeros_(convolution.bias)
+    walk = int8._Walk(int8.Scales(0.0, 0, {"x": 255.0, "y": 1.0}), None)
+    layer = int8._Convolution(convolution, "y", walk.place("x"), walk.place("y"))
+    x = torch.full((1, 2048, 3, 3), 255, dtype=torch.uint8)
+    with torch.inference_mode():
+        found = layer.raw(x.to(memory_format=torch.channels_last)).flatten()
+    expected = 18432 * 255 * 0.5
+    assert found.tolist() == [expected] * 4 + [-expected] * 4
+    int8.check_exact()
+
+
+@pytest.mark.parametrize(
+    ("broken", "line"),
+    [
+        (lambda layer, x: _raw(layer, x) - 1, "does not sum 8-bit products exactly"),
+        (lambda layer, x: torch.ops.onednn.no_such_operator(x), "needs torch's oneDNN on an x86 CPU"),
+    ],
+)
+def test_a_cpu_that_cannot_is_refused(monkeypatch, broken, line):
+    monkeypatch.setattr(int8._Convolution, "raw", broken)
+    with pytest.raises(UserError, match=line):
+        int8.check_exact()
+
+
+_raw = int8._Convolution.raw
+
+
+# --- what computes it changes nothing ---
+
+
+@torch.inference_mode()
+def test_threads_batches_and_passes_change_no_bit():
+    classifier = load_classifier(CIFAR).classifier
+    training, images = torch.rand(40, 3, 32, 32), noised(torch.rand(40, 3, 32, 32), 0.5)
+    scales = scales_of(classifier, training, 0.5)
+    quantised = freeze(classifier, CPU, "int8", 40, scales=scales)
+    expected = quantised(images)
+    assert torch.equal(quantised(images[25:]), expected[:, 25:])
+    try:
+        torch.set_num_threads(2)
+        assert scales_of(classifier, training, 0.5).sha256 == scales.sha256
+        for size in (40, 17):
+            quantised = freeze(classifier, CPU, "int8", 40, scales=scales)
+            quantised.images_per_pass = size
+            assert torch.equal(quantised(images), expected)
+            logits, features = quantised.first_logits(images, 2)
+            assert torch.equal(logits, expected[:2])
+            assert torch.equal(quantised.other_logits(features[7:20], 2), expected[2:, 7:20])
+    finally:
+        torch.set_num_threads(1)
+
+
+# --- it is as right as float32's ---
+
+
+@torch.no_grad()
+def test_a_trained_network_hardly_changes():
+    classifier, scales, images = digits(360)
+    plain, quantised = freeze(classifier, CPU), freeze(classifier, CPU, "int8", scales=scales)
+    expected, found = plain(images).sum(0), quantised(images).sum(0)
+    assert (expected.argmax(-1) != found.argmax(-1)).sum() <= 5
+    assert 0 < (found - expected).abs().mean() < 0.03 * expected.std()
+
+
+@torch.no_grad()
+def test_biases_are_shifted_so_that_mean_outputs_are_the_float_networks():
+    classifier, scales, images = digits(1)
+    normalise, network = _folded(classifier)
+    images = normalise(noised(open_split("digits", "./data", True).some(300)[0], 0.5))
+    found, expected = {}, {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, __, y, name=name: expected.update({name: y.clone()}))
+    network(images)
+    plain = Reference(_folded(classifier)[1], scales)
+    convolved = plain.convolved
+    plain.convolved = lambda x, one, name: found.setdefault(name, convolved(x, one, name))
+    plain.logits(images)
+    assert found.keys() == expected.keys() == scales.shifts.keys()
+    for name, shift in scales.shifts.items():
+        off = ((found[name] - expected[name]).double()[::8].mean((0, 2, 3))).abs().max()
+        assert off < 0.02 * expected[name].std() and (off < shift.abs().max() / 8 or shift.abs().max() < 1e-3), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arch", "dataset", "shape"),
+    [("LeNet", "MNIST", (1, 28, 28)), ("R110", "CIFAR10", (3, 16, 16)), ("R50", "ImageNet", (3, 32, 32))],
+)
+def test_every_architecture_is_quantised(arch, dataset, shape):
+    classifier = warmed_up(arch, dataset, shape, heads=2)
+    images = torch.rand(64, *shape)
+    scales = scales_of(classifier, images, 0.25)
+    convolutions = [name for name, module in classifier[1].named_modules() if isinstance(module, nn.Conv2d)]
+    assert scales.peaks.keys() == {"input", *convolutions} and scales.shifts.keys() == {*convolutions}
+    expected = freeze(classifier, CPU)(noised(images, 0.25))
+    found = freeze(classifier, CPU, "int8", 8, scales=scales)(noised(images, 0.25))
+    assert 0 < (found - expected).abs().mean() < 0.15 * expected.std()
+
+
+def test_with_gradients_it_is_the_float_network():
+    """So that an attack can climb."""
+    classifier, scales, images = digits(20)
+    plain, quantised = freeze(classifier, CPU), freeze(classifier, CPU, "int8", scales=scales)
+    images.requires_grad_()
+    assert torch.equal(quantised(images), plain(images))
+    gradients = [torch.autograd.grad(one(images).square().sum(), images)[0] for one in (plain, quantised)]
+    assert torch.equal(*gradients) and gradients[0].any()
+    with torch.no_grad():
+        assert not torch.equal(quantised(images), plain(images))
+
+
+def test_scales_of_another_network_are_refused():
+    classifier, scales, _ = digits(1)
+    for arch, heads, line in (("R14", 5, "there is none for 'layer1.1.conv1'"), ("R8", 6, "none for 'heads.5.0.0")):
+        with pytest.raises(UserError, match=line):
+            freeze(build_classifier(arch, "digits", heads), CPU, "int8", scales=scales)
+    scales.shifts["conv1"] = torch.zeros(3)
+    with pytest.raises(UserError, match="'conv1' has 16 channels, not 3"):
+        freeze(classifier, CPU, "int8", scales=scales)
+    with pytest.raises(ValueError, match="int8 needs scales"):
+        freeze(classifier, CPU, "int8")
+
+
+def test_scales_go_through_a_file_and_damaged_ones_do_not():
+    _, scales, _ = digits(1)
+    held = scales.to_file()
+    assert int8.Scales.from_file(held).sha256 == scales.sha256
+    for changed in (
+        {"peaks": {"input": math.nan}},
+        {"peaks": {"input": -1.0}},
+        {"shifts": {"conv1": torch.tensor([math.inf])}},
+        {"shifts": [1]},
+        {"noise_sd": None},
+    ):
+        with pytest.raises(ValueError, match="scales of int8"):
+            int8.Scales.from_file(held | changed)
+    del held["images"]
+    with pytest.raises(ValueError, match="not whole"):
+        int8.Scales.from_file(held)
+    other = copy.deepcopy(scales)
+    other.shifts["conv1"][0] += 1e-3
+    assert other.sha256 != scales.sha256
