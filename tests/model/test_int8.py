@@ -177,7 +177,7 @@ def test_sums_never_overflow():
     convolution.weight[4:] *= -1
     nn.init.zeros_(convolution.bias)
     walk = int8._Walk(int8.Scales(0.0, 0, {"x": 255.0, "y": 1.0}), None)
-    layer = int8._Convolution(convolution, "y", walk.place("x"), walk.place("y"))
+    layer = int8._Convolution(convolution, "y", walk.activations("x"), walk.activations("y"))
     x = torch.full((1, 2048, 3, 3), 255, dtype=torch.uint8)
     with torch.inference_mode():
         found = layer.raw(x.to(memory_format=torch.channels_last)).flatten()

@@ -54,7 +54,7 @@ def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> int
     """What int8 needs to know of `Sequential(normalise, network)` beside its weights: the scales of its activations.
 
     Measured on training images [N, C, H, W] in [0, 1], always with the same noise, in seconds where they are small; 500
-    are enough. They are the same on every CPU and for any number of threads.
+    are enough.
     """
     normalise, network = _folded(classifier)
     return int8.measured(network, normalise(noised(images, noise_sd)), noise_sd)

@@ -85,8 +85,8 @@ def measured(network: MultiHeadResNet, images: Tensor, noise_sd: float) -> Scale
     """The scales of a network whose BatchNorm is folded, in float32 on the CPU, on normalised noised training images
     [N, C, H, W].
 
-    They are the same on every CPU and for any number of threads: sums of integers are exact, means are taken in
-    float64, and what is left of rounding is rounded off.
+    They are the same for any number of threads: sums of integers are exact, means are taken in float64, and what is
+    left of rounding is rounded off. A CPU that rounds a product once less may find another digit, which the hash tells.
     """
     scales = Scales(noise_sd, len(images))
     means = _means(network, images[::_FEW])
@@ -118,7 +118,7 @@ def quantise(network: MultiHeadResNet, scales: Scales, means: Mapping[str, Tenso
     are measured by the first images that it sees. Raises UserError where they are of another network.
     """
     walk = _Walk(scales, means)
-    image = walk.place("input", signed=True)
+    image = walk.activations("input", signed=True)
     last = walk.through(network, "", image, but=network.heads)
     network.conv1 = nn.Sequential(_Input(image), cast(nn.Module, network.conv1))
     for number, head in enumerate(network.heads):
@@ -139,7 +139,7 @@ def check_exact() -> None:
     ones = torch.full((2, 64, 4, 4), 255, dtype=torch.uint8).to(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():
-            tested = _Convolution(convolution, "y", walk.place("x"), walk.place("y"))
+            tested = _Convolution(convolution, "y", walk.activations("x"), walk.activations("y"))
             values = tested.raw(ones)[0, 0]
     except (AttributeError, RuntimeError) as error:
         raise UserError("--precision int8 needs torch's oneDNN on an x86 CPU: choose fp32 or bf16") from error
@@ -149,8 +149,8 @@ def check_exact() -> None:
 
 
 @dataclass
-class _Place:
-    """How the activations in one place of the network are quantised; not yet known while they are measured."""
+class _Activations:
+    """How those in one place of the network are quantised; not yet known while they are measured."""
 
     name: str
     scales: Scales
@@ -181,14 +181,16 @@ class _Walk:
     def __init__(self, scales: Scales, means: Mapping[str, Tensor] | None):
         self.scales, self.means = scales, means
 
-    def place(self, name: str, signed: bool = False) -> _Place:
+    def activations(self, name: str, signed: bool = False) -> _Activations:
         """UserError where its scale is neither known nor to be measured."""
-        place = _Place(name, self.scales, signed)
-        if self.means is None and not place.is_known:
+        found = _Activations(name, self.scales, signed)
+        if self.means is None and not found.is_known:
             raise UserError(f"the scales of int8 are another network's: there is none for '{name}'")
-        return place
+        return found
 
-    def through(self, parent: nn.Module, prefix: str, source: _Place, but: nn.Module | None = None) -> _Place:
+    def through(
+        self, parent: nn.Module, prefix: str, source: _Activations, but: nn.Module | None = None
+    ) -> _Activations:
         """Replace the layers in `parent`, whose input is `source`; returns the place of its output."""
         for name, child in list(parent.named_children()):
             path = f"{prefix}{name}"
@@ -205,32 +207,32 @@ class _Walk:
                 source = self.through(child, f"{path}.", source)
         return source
 
-    def convolution(self, one: nn.Conv2d, path: str, source: _Place, signed: bool = False) -> "_Convolution":
+    def convolution(self, one: nn.Conv2d, path: str, source: _Activations, signed: bool = False) -> "_Convolution":
         """With a ReLU behind it, unless its output is `signed`."""
         mean = None if self.means is None else self.means[path]
-        return _Convolution(one, path, source, self.place(path, signed), mean)
+        return _Convolution(one, path, source, self.activations(path, signed), mean)
 
 
 class _Input(nn.Module):
     """Normalised images [N, C, H, W] as uint8; where gradients are enabled, as they are."""
 
-    def __init__(self, place: _Place):
+    def __init__(self, target: _Activations):
         super().__init__()
-        self.place = place
+        self.target = target
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return x
-        if not self.place.is_known:
-            self.place.measure(x.abs().max())
-        return (x / self.place.step).round_().add_(_ZERO).clamp_(0, 255).to(torch.uint8)
+        if not self.target.is_known:
+            self.target.measure(x.abs().max())
+        return (x / self.target.step).round_().add_(_ZERO).clamp_(0, 255).to(torch.uint8)
 
 
 class _Convolution(nn.Module):
     """relu(convolution(x) + bias + shortcut), quantised; without the ReLU where its output has both signs."""
 
     def __init__(
-        self, convolution: nn.Conv2d, name: str, source: _Place, target: _Place, mean: Tensor | None = None
+        self, convolution: nn.Conv2d, name: str, source: _Activations, target: _Activations, mean: Tensor | None = None
     ):  # fmt: skip
         super().__init__()
         self.convolution, self.name, self.source, self.target, self.mean = convolution, name, source, target, mean
@@ -248,8 +250,8 @@ class _Convolution(nn.Module):
             self.bias = self.bias + _fitting(target.scales.shifts[name], self.bias, name)
         self._packed: dict[tuple[int, ...], Tensor] = {}
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, at: _Place | None = None) -> Tensor:
-        """uint8 [N, C, H, W], and a shortcut in its `place`, which is overwritten -> uint8 [N, C', H', W'].
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, at: _Activations | None = None) -> Tensor:
+        """uint8 [N, C, H, W], and a shortcut, as `at` says, which is overwritten -> uint8 [N, C', H', W'].
 
         Where gradients are enabled the convolution alone.
         """
@@ -281,7 +283,7 @@ class _Convolution(nn.Module):
             )
         return x, source.step, source.zero, self._packed[shape], self.steps, self.zeros
 
-    def _measure(self, x: Tensor, shortcut: Tensor | None, at: _Place | None) -> None:
+    def _measure(self, x: Tensor, shortcut: Tensor | None, at: _Activations | None) -> None:
         """Shift the bias so that the mean output is the float network's; note the largest output."""
         few = x[::_FEW].contiguous(memory_format=torch.channels_last)
         outputs = [self.raw(part).double() for part in few.split(_AT_ONCE)]
@@ -311,7 +313,7 @@ def _fitting(shift: Tensor, bias: Tensor, name: str) -> Tensor:
 class _Block(nn.Module):
     """A BasicBlock or Bottleneck, quantised."""
 
-    def __init__(self, block: BasicBlock | Bottleneck, path: str, source: _Place, walk: _Walk):
+    def __init__(self, block: BasicBlock | Bottleneck, path: str, source: _Activations, walk: _Walk):
         super().__init__()
         self.block, self.source, self.target = block, source, source
         convolutions = list[_Convolution]()
@@ -360,7 +362,7 @@ class _Values(nn.Module):
 class _Linear(nn.Module):
     """A linear layer on means of integers: weights and means as integers, whose products float64 sums exactly."""
 
-    def __init__(self, linear: nn.Linear, source: _Place):
+    def __init__(self, linear: nn.Linear, source: _Activations):
         super().__init__()
         self.linear = linear
         weight = linear.weight.detach().double()
