@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import sys
 import warnings
 from typing import Any
@@ -98,7 +99,8 @@ def select_precision(name: str, device: torch.device) -> str:
 def _multiplies_bf16() -> bool:
     """Whether the CPU has instructions for products of bfloat16."""
     flags: Any = torch.cpu
-    return flags._is_avx512_bf16_supported() or flags._is_amx_tile_supported()
+    x86 = platform.machine() in ("x86_64", "AMD64")  # of other CPUs torch says nothing
+    return not x86 or flags._is_avx512_bf16_supported() or flags._is_amx_tile_supported()
 
 
 def _check_compiler(device: torch.device) -> None:

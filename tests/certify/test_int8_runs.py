@@ -93,8 +93,8 @@ def test_damaged_scales_and_another_networks_are_refused(script, digits_models, 
     scales = checkpoint.load_classifier(digits_models[0]).with_scales(torch.rand(20, 1, 8, 8)).scales.to_file()
     fewer = {name: peak for name, peak in scales["peaks"].items() if name != "conv1"}
     for held, line in (
-        ([1], "holds scales of int8 that are not whole"),
-        (scales | {"peaks": {"input": -1.0}}, "holds scales of int8 that are not finite"),
+        ([1], "holds incomplete scales of int8"),
+        (scales | {"peaks": {"conv1": -1.0}}, "holds scales of int8 that are not positive or finite"),
         (scales | {"peaks": fewer}, "another network's: there is none for 'conv1'"),
     ):
         torch.save(contents | {"int8": held}, tmp_path / "damaged.pth")
@@ -172,13 +172,23 @@ def test_from_python(digits_models, tmp_path):
     loaded = checkpoint.load_classifier(digits_models[0])
     data = (torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]))
     settings = {"N0": 10, "N": 100, "logs_dir": tmp_path, "precision": "int8", "device": "cpu"}
-    with pytest.raises(UserError, match=r"release\.py --int8, or give loaded.with_scales\(training_images\)"):
+    with pytest.raises(UserError, match=r"give loaded\.with_scales\(training_images, 0\.5\)"):
         certify_dataset(loaded, data, **settings)
     measured = loaded.with_scales(torch.rand(30, 1, 8, 8))
     log = certify_dataset(measured, data, **settings)
     assert config(log)["scales_sha256"] == [measured.scales.sha256] and len(read_log(log)) == 3
     with pytest.raises(UserError, match=r"needs scales at noise_sd 0\.25"):
         certify_dataset(measured, data, noise_sd=0.25, **settings)
+    other = loaded.with_scales(torch.rand(30, 1, 8, 8), 0.25)
+    assert read_log(certify_dataset(other, data, noise_sd=0.25, **settings)).shape == read_log(log).shape
+    for images, line in (
+        (torch.rand(3, 3, 8, 8), r"images \[N, 1, 8, 8\]"),
+        (torch.rand(0, 1, 8, 8), r"images \[N, 1, 8, 8\]"),
+        (torch.full((3, 1, 8, 8), torch.nan), r"in \[0, 1\]"),
+        (torch.zeros(3, 1, 8, 8, dtype=torch.uint8), "floating point"),
+    ):
+        with pytest.raises(UserError, match=line):
+            loaded.with_scales(images)
 
 
 @pytest.mark.parametrize("fast", [True, False])

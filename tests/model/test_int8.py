@@ -44,37 +44,35 @@ class Reference:
     """The quantised network in plain arithmetic: sums of integers in float64, which holds them, all else in float32."""
 
     def __init__(self, network, scales):
-        self.network, self.scales = network, scales
+        self.network, self.scales, self.cut = network, scales, []
 
-    def step(self, name, signed):
-        return torch.tensor(self.scales.peaks[name] / (127 if signed else 255), dtype=torch.float32)
+    def step(self, name):
+        return torch.tensor(self.scales.peaks[name] / (127 if name == "conv1" else 255), dtype=torch.float32)
 
-    def rounded(self, values, name, signed=False):
-        """Values as integers less their zero, and what one of these stands for."""
-        step, (low, high) = self.step(name, signed), (-128, 127) if signed else (0, 255)
-        return (values / step).round().clamp(low, high).double(), step
+    def rounded(self, x, name):
+        """Activations as integers, and what one of these stands for."""
+        step, (low, high) = self.step(name), (-128, 127) if name == "conv1" else (0, 255)
+        integers = (x / step).round()
+        self.cut.append(float((integers > high).float().mean()))
+        return integers.clamp(low, high).double(), step
 
     def convolved(self, x, one, name):
         integers, step = x
-        largest = one.weight.double().abs().amax((1, 2, 3))
-        steps = (largest / 64).float()
+        steps = (one.weight.double().abs().amax((1, 2, 3)) / 64).float()
         weight = (one.weight.double() / steps.double().view(-1, 1, 1, 1)).round()
         sums = F.conv2d(integers, weight, None, one.stride, one.padding, one.dilation, one.groups)
         assert sums.abs().max() < 2**24  # float32 holds them
-        bias = one.bias + self.scales.shifts[name]
-        return sums.float() * (step * steps).view(-1, 1, 1) + bias.view(-1, 1, 1)
+        return sums.float() * (step * steps).view(-1, 1, 1) + (one.bias + self.scales.shifts[name]).view(-1, 1, 1)
 
     def block(self, block, x, name):
-        y, parts = x, [part for part in ("conv1", "conv2", "conv3") if hasattr(block, part)]
-        for part in parts[:-1]:
-            y = self.rounded(self.convolved(y, getattr(block, part), f"{name}.{part}").relu(), f"{name}.{part}")
-        shortcut = x
+        q = self.rounded(x, name)
         if block.downsample is not None:
-            down = f"{name}.downsample.0"
-            shortcut = self.rounded(self.convolved(x, block.downsample[0], down), down, signed=True)
-        last = f"{name}.{parts[-1]}"
-        total = self.convolved(y, getattr(block, parts[-1]), last) + shortcut[0].float() * shortcut[1]
-        return self.rounded(total.relu(), last)
+            x = self.convolved(q, block.downsample[0], f"{name}.downsample.0")
+        y = self.convolved(q, block.conv1, f"{name}.conv1")
+        for part in ("conv2", "conv3"):
+            if hasattr(block, part):
+                y = self.convolved(self.rounded(y.relu(), f"{name}.{part}"), getattr(block, part), f"{name}.{part}")
+        return (y + x).relu()
 
     def stage(self, stage, x, name):
         for number, block in enumerate(stage):
@@ -84,63 +82,43 @@ class Reference:
     def logits(self, images):
         """Of normalised images."""
         network = self.network
-        x = self.rounded(images, "input", signed=True)
-        x = self.rounded(self.convolved(x, network.conv1, "conv1").relu(), "conv1")
-        if hasattr(network, "maxpool"):
-            x = (network.maxpool(x[0]), x[1])
+        x = self.convolved(self.rounded(images, "conv1"), network.conv1, "conv1").relu()
+        if hasattr(network, "layer3"):  # ImageNet's
+            x = F.max_pool2d(x, 3, 2, 1)
         for name in ("layer1", "layer2", "layer3"):
             if hasattr(network, name):
                 x = self.stage(getattr(network, name), x, name)
         logits = []
         for number, (stage, linear) in enumerate(network.heads):
-            integers, step = self.stage(stage, x, f"heads.{number}.0")
+            integers, step = self.rounded(self.stage(stage, x, f"heads.{number}.0"), f"heads.{number}.1")
             means = (integers.flatten(2).flip(-1).sum(-1) / integers[0, 0].numel() * 2**12).round()
-            unit = linear.weight.double().abs().max() / 2**20
+            unit = float(linear.weight.double().abs().max() / 2**20)
             products = means.unsqueeze(1) * (linear.weight.double() / unit).round()  # [N, K, C]
             sums = products.flip(-1).sum(-1)
-            logits.append((sums * (float(unit) / 2**12 * float(step)) + linear.bias.double()).float())
+            logits.append((sums * (unit / 2**12 * float(step)) + linear.bias.double()).float())
         return torch.stack(logits)
 
 
 def exact(network, images):
-    """The network with weights, biases and scales for which float32 rounds nothing but what becomes an integer.
+    """Give a network weights and biases, and return scales, for which float32 rounds nothing but what becomes integers.
 
     All steps are powers of 2, all biases and shifts multiples of what one of a sum's integers stands for.
     """
-    scales = int8.measured(network, images, 0.0)
-    unit = {name: 255 if "downsample" not in name and name != "input" else 127 for name in scales.peaks}
+    scales = int8.measured(network, images, 1.0)
     for name, peak in scales.peaks.items():
-        scales.peaks[name] = unit[name] * 2.0 ** math.ceil(math.log2(peak / unit[name]))
-    before = "input"
-
-    def renew(one, name, source):
-        step = scales.peaks[source] / unit[source]
-        weight = torch.randint(-64, 65, one.weight.shape).float()
-        weight[:, 0, 0, 0] = 64  # the largest
-        exponent = math.ceil(math.log2(float(one.weight.std()) / 32))
-        one.weight.data = weight * 2.0**exponent
-        one.bias.data = torch.randint(-2000, 2000, one.bias.shape) * (step * 2.0**exponent)
-        scales.shifts[name] = torch.randint(-9, 9, one.bias.shape) * (step * 2.0**exponent)
-
-    def renew_blocks(stage, name, source):
-        for number, block in enumerate(stage):
-            path, place = f"{name}.{number}", source
-            if block.downsample is not None:
-                renew(block.downsample[0], f"{path}.downsample.0", source)
-            for part in ("conv1", "conv2", "conv3"):
-                if hasattr(block, part):
-                    renew(getattr(block, part), f"{path}.{part}", place)
-                    place = f"{path}.{part}"
-            source = place
-        return source
-
-    renew(network.conv1, "conv1", before)
-    before = "conv1"
-    for name in ("layer1", "layer2", "layer3"):
-        if hasattr(network, name):
-            before = renew_blocks(getattr(network, name), name, before)
-    for number, head in enumerate(network.heads):
-        renew_blocks(head[0], f"heads.{number}.0", before)
+        largest = 127 if name == "conv1" else 255
+        scales.peaks[name] = largest * 2.0 ** math.ceil(math.log2(peak / largest))
+    for name, one in network.named_modules():
+        if isinstance(one, nn.Conv2d):
+            block, _, part = name.rpartition(".")
+            source = name if part in ("conv2", "conv3") or not block else block.removesuffix(".downsample")
+            weight = torch.randint(-64, 65, one.weight.shape).float()
+            weight[:, 0, 0, 0] = 64  # the largest
+            step = 2.0 ** math.ceil(math.log2(float(one.weight.std()) / 32))
+            unit = step * scales.peaks[source] / (127 if name == "conv1" else 255)
+            one.weight.data = weight * step
+            one.bias.data = torch.randint(-2000, 2000, one.bias.shape) * unit
+            scales.shifts[name] = torch.randint(-9, 9, one.bias.shape) * unit
     return scales
 
 
@@ -150,13 +128,15 @@ def exact(network, images):
     [("R14", "CIFAR10", (3, 32, 32)), ("R18", "ImageNet", (3, 64, 64)), ("R50", "ImageNet", (3, 32, 32))],
 )
 def test_the_logits_are_a_plain_integer_networks_to_the_bit(arch, dataset, shape):
-    """On any CPU: nothing is rounded in which two could differ. A tenth or more of the values are cut off above."""
+    """On any CPU: nothing is rounded in which two could differ."""
     network = _folded(warmed_up(arch, dataset, shape))[1]
     images = 2 * torch.randn(9, *shape)
     scales = exact(network, images)
-    expected = Reference(network, scales).logits(images)
+    reference = Reference(network, scales)
+    expected = reference.logits(images)
     logits = int8.quantise(copy.deepcopy(network), scales)(images)
     assert torch.equal(logits, expected) and len(expected.unique()) > 0.9 * expected.numel()
+    assert max(reference.cut) > 0.02  # some activations are beyond the largest
 
 
 @torch.inference_mode()
@@ -176,11 +156,10 @@ def test_sums_never_overflow():
     nn.init.constant_(convolution.weight, 0.5)
     convolution.weight[4:] *= -1
     nn.init.zeros_(convolution.bias)
-    walk = int8._Walk(int8.Scales(0.0, 0, {"x": 255.0, "y": 1.0}), None)
-    layer = int8._Convolution(convolution, "y", walk.activations("x"), walk.activations("y"))
-    x = torch.full((1, 2048, 3, 3), 255, dtype=torch.uint8)
+    maker = int8._Maker(int8.Scales(1.0, 0, {"x": 255.0}, {"x": torch.zeros(8)}), None)
+    layer = int8._Convolution(convolution, "x", maker.activations("x"), maker)
     with torch.inference_mode():
-        found = layer.raw(x.to(memory_format=torch.channels_last)).flatten()
+        found = layer(torch.full((1, 2048, 3, 3), 300.0)).flatten()
     expected = 18432 * 255 * 0.5
     assert found.tolist() == [expected] * 4 + [-expected] * 4
     int8.check_exact()
@@ -255,8 +234,9 @@ def test_biases_are_shifted_so_that_mean_outputs_are_the_float_networks():
     plain.logits(images)
     assert found.keys() == expected.keys() == scales.shifts.keys()
     for name, shift in scales.shifts.items():
-        off = ((found[name] - expected[name]).double()[::8].mean((0, 2, 3))).abs().max()
-        assert off < 0.02 * expected[name].std() and (off < shift.abs().max() / 8 or shift.abs().max() < 1e-3), name
+        few = (found[name] - expected[name]).double()[::4][:64]  # the images that say how biases are shifted
+        off = few.mean((0, 2, 3)).abs().max()
+        assert off < 0.01 * expected[name].std() and off < shift.abs().max(), name
 
 
 @torch.no_grad()
@@ -269,13 +249,13 @@ def test_every_architecture_is_quantised(arch, dataset, shape):
     images = torch.rand(64, *shape)
     scales = scales_of(classifier, images, 0.25)
     convolutions = [name for name, module in classifier[1].named_modules() if isinstance(module, nn.Conv2d)]
-    assert scales.peaks.keys() == {"input", *convolutions} and scales.shifts.keys() == {*convolutions}
+    assert scales.shifts.keys() == {*convolutions} and {"conv1", "heads.0.1", "heads.1.1"} <= scales.peaks.keys()
     expected = freeze(classifier, CPU)(noised(images, 0.25))
     found = freeze(classifier, CPU, "int8", 8, scales=scales)(noised(images, 0.25))
     assert 0 < (found - expected).abs().mean() < 0.15 * expected.std()
 
 
-def test_with_gradients_it_is_the_float_network():
+def test_for_a_gradient_it_is_the_float_network():
     """So that an attack can climb."""
     classifier, scales, images = digits(20)
     plain, quantised = freeze(classifier, CPU), freeze(classifier, CPU, "int8", scales=scales)
@@ -284,16 +264,25 @@ def test_with_gradients_it_is_the_float_network():
     gradients = [torch.autograd.grad(one(images).square().sum(), images)[0] for one in (plain, quantised)]
     assert torch.equal(*gradients) and gradients[0].any()
     with torch.no_grad():
-        assert not torch.equal(quantised(images), plain(images))
+        expected = quantised(images)
+    assert not torch.equal(expected, plain(images))
+    assert torch.equal(quantised(images.detach()), expected)  # no gradient is asked for, whatever torch's mode
 
 
 def test_scales_of_another_network_are_refused():
     classifier, scales, _ = digits(1)
-    for arch, heads, line in (("R14", 5, "there is none for 'layer1.1.conv1'"), ("R8", 6, "none for 'heads.5.0.0")):
+    for arch, heads, line in (
+        ("R14", 5, "there is none for 'layer1.1'"),
+        ("R8", 6, "none for 'heads.5.0.0'"),
+        ("R8", 4, "this one has no 'heads.4.0.0'"),
+    ):
         with pytest.raises(UserError, match=line):
             freeze(build_classifier(arch, "digits", heads), CPU, "int8", scales=scales)
     scales.shifts["conv1"] = torch.zeros(3)
     with pytest.raises(UserError, match="'conv1' has 16 channels, not 3"):
+        freeze(classifier, CPU, "int8", scales=scales)
+    del scales.shifts["conv1"]
+    with pytest.raises(UserError, match="there is no shift of 'conv1'"):
         freeze(classifier, CPU, "int8", scales=scales)
     with pytest.raises(ValueError, match="int8 needs scales"):
         freeze(classifier, CPU, "int8")
@@ -304,16 +293,19 @@ def test_scales_go_through_a_file_and_damaged_ones_do_not():
     held = scales.to_file()
     assert int8.Scales.from_file(held).sha256 == scales.sha256
     for changed in (
-        {"peaks": {"input": math.nan}},
-        {"peaks": {"input": -1.0}},
+        {"peaks": {"conv1": math.nan}},
+        {"peaks": {"conv1": -1.0}},
         {"shifts": {"conv1": torch.tensor([math.inf])}},
         {"shifts": [1]},
         {"noise_sd": None},
+        {"noise_sd": math.nan},
+        {"peaks": {"conv1": 1e300}},
+        {"images": math.inf},
     ):
         with pytest.raises(ValueError, match="scales of int8"):
             int8.Scales.from_file(held | changed)
     del held["images"]
-    with pytest.raises(ValueError, match="not whole"):
+    with pytest.raises(ValueError, match="incomplete"):
         int8.Scales.from_file(held)
     other = copy.deepcopy(scales)
     other.shifts["conv1"][0] += 1e-3

@@ -141,14 +141,15 @@ def _scales(
             return cast(list[Scales], held)
         if open_training is None:
             raise UserError(
-                f"precision int8 needs scales at noise_sd {noise_sd:g}: load a file of release.py --int8, or give "
-                "loaded.with_scales(training_images)"
+                f"precision int8 needs scales at noise_sd {noise_sd:g}: give loaded.with_scales(training_images, "
+                f"{noise_sd:g}), or load a file of release.py --int8"
             )
         try:
             images, _ = open_training().some(SCALE_IMAGES)
         except UserError as error:
             raise UserError(
-                f"--precision int8 takes scales from training images, or from a file of release.py --int8: {error}"
+                f"--precision int8 measures scales at noise_sd {noise_sd:g} on training images, unless the checkpoint "
+                f"holds them (release.py --int8): {error}"
             ) from error
         started = time.monotonic()
         found = [

@@ -47,7 +47,7 @@ class Split(ABC):
         """About `count` images [n, C, H, W] from the whole split and their labels [n]; always the same ones."""
         indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of the random crops of ImageNet's training images
+            torch.default_generator.manual_seed(0)  # for the random crops of ImageNet's training images
             images, labels = zip(*(self[idx] for idx in indices), strict=True)
         return torch.stack(images), torch.tensor(labels)
 

@@ -53,9 +53,19 @@ class Loaded:
     published: bool = False
     scales: Scales | None = None
 
-    def with_scales(self, images: Tensor) -> "Loaded":
-        """The same with what int8 needs, measured at its noise_sd on training images [N, C, H, W] in [0, 1]."""
-        return replace(self, scales=scales_of(self.classifier, images, self.settings["noise_sd"]))
+    def with_scales(self, images: Tensor, noise_sd: float | None = None) -> "Loaded":
+        """The same with what int8 needs, measured on training images [N, C, H, W] in [0, 1], at training's noise or
+        another. UserError where they are not that, or this CPU cannot compute int8.
+        """
+        noise_sd = noise_sd or self.settings["noise_sd"]
+        shape = tuple(self.spec.shape)
+        if noise_sd is None:
+            raise UserError(f"'{self.path}' does not say its noise_sd: give it to with_scales")
+        if not isinstance(images, Tensor) or tuple(images.shape[1:]) != shape or not len(images):
+            raise UserError(f"scales are measured on images [N, {', '.join(map(str, shape))}]")
+        if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
+            raise UserError("scales are measured on images in [0, 1], floating point")
+        return replace(self, scales=scales_of(self.classifier, images.float(), noise_sd))
 
     def normalised_by(self, name: str) -> "Loaded":
         """The same with the normalisation `name` before the network."""
@@ -207,9 +217,8 @@ def interpreted(
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
     loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), training or None)
-    loaded = replace(loaded, scales=_scales_in(contents, path))
     if not published:
-        return loaded
+        return replace(loaded, scales=_scales_in(contents, path))
     if normalize == "auto":
         unknown = Classifier(UnknownNormalisation(), classifier[1])
         return replace(loaded, classifier=unknown, normalize=None, published=True)
@@ -223,8 +232,8 @@ def interpreted(
 
 def _scales_in(contents: dict, path: Path) -> Scales | None:
     """The scales that release.py --int8 has written. UserError where they are damaged."""
-    if "int8" not in contents or not contents["args"]:
-        return None  # another code's name
+    if "int8" not in contents:
+        return None
     try:
         return Scales.from_file(contents["int8"])
     except ValueError as error:

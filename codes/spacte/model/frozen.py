@@ -14,7 +14,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from spacte.model import int8
 from spacte.model.fused import fuse
 from spacte.model.heads import MultiHeadResNet
-from spacte.model.noisy import noised
 from spacte.model.passes import FixedPasses
 
 
@@ -30,8 +29,8 @@ def freeze(
 
     images [N, C, H, W] -> logits [L, N, K], float32. `precision` "bf16" computes in bfloat16 between the normalisation
     and the linear layers (fp32 and tf32 are settings of the device: spacte.device); "int8", on the CPU, in integers
-    (spacte.model.int8) by `scales`, which `scales_of` measures, and where gradients are enabled in float32. A pass has
-    at most `batch_size` images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused
+    (spacte.model.int8) by `scales`, which `scales_of` measures; of images that require a gradient in float32. A pass
+    has at most `batch_size` images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused
     convolutions. `compiled`: through torch.compile, with constants folded.
     """
     normalise, network = _folded(classifier)
@@ -51,13 +50,16 @@ def freeze(
 
 
 def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> int8.Scales:
-    """What int8 needs to know of `Sequential(normalise, network)` beside its weights: the scales of its activations.
+    """What int8 needs to know of `Sequential(normalise, network)` besides its weights: the scales of its activations.
 
-    Measured on training images [N, C, H, W] in [0, 1], always with the same noise, in seconds where they are small; 500
-    are enough.
+    Measured on training images [N, C, H, W] in [0, 1], always with the same noise; 500 are enough, and take seconds
+    unless images are large. Raises UserError where this CPU cannot compute int8 or activations are not finite.
     """
+    int8.check_exact()
     normalise, network = _folded(classifier)
-    return int8.measured(network, normalise(noised(images, noise_sd)), noise_sd)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = (noise * 2**16).round() / 2**16  # without the last digits, in which CPUs differ
+    return int8.measured(network, normalise(images + noise_sd * noise.float()), noise_sd)
 
 
 def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadResNet]:

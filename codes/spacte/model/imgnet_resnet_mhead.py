@@ -29,7 +29,6 @@ class ImageNetResNetMultiHead(MultiHeadResNet):
         expansion = block.expansion
         self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.layer1 = make_stage(block, 64, 64, blocks[0], stride=1)
         self.layer2 = make_stage(block, 64 * expansion, 128, blocks[1], stride=2)
         self.layer3 = make_stage(block, 128 * expansion, 256, blocks[2], stride=2)
@@ -43,5 +42,5 @@ class ImageNetResNetMultiHead(MultiHeadResNet):
 
     def trunk(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, 256 * expansion, H/16, W/16]."""
-        stem = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        stem = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), kernel_size=3, stride=2, padding=1)
         return self.layer3(self.layer2(self.layer1(stem)))

@@ -20,7 +20,6 @@ class LeNetMultiHead(MultiHeadResNet):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 20, kernel_size=5)
         self.conv2 = nn.Conv2d(20, 50, kernel_size=5)
-        self.maxpool = nn.MaxPool2d(2)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Sequential(nn.Conv2d(50, 500, kernel_size=4), nn.ReLU()), nn.Linear(500, num_classes))
             for _ in range(num_heads)
@@ -29,4 +28,4 @@ class LeNetMultiHead(MultiHeadResNet):
 
     def trunk(self, images: Tensor) -> Tensor:
         """[N, C, 28, 28] -> [N, 50, 4, 4]."""
-        return self.maxpool(F.relu(self.conv2(self.maxpool(F.relu(self.conv1(images))))))
+        return F.max_pool2d(F.relu(self.conv2(F.max_pool2d(F.relu(self.conv1(images)), 2))), 2)
