@@ -118,7 +118,7 @@ def _means(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def quantise(network: MultiHeadResNet, scales: Scales, means: Mapping[str, Tensor] | None = None) -> MultiHeadResNet:
     """The network, its BatchNorm folded, with its layers quantised; float32 goes from layer to layer.
 
-    Where its images require a gradient it runs as before. With `means` of the convolutions' outputs it measures: the images
+                    raise UserError("--precision int8 is not exact on this CPU: choose fp32 or bf16")
     that it sees become a part of `scales`. Raises UserError where these are of another network.
     """
     maker = _Maker(scales, means)
