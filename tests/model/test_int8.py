@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class Reference:
         return sums.float() * (step * steps).view(-1, 1, 1) + (one.bias + self.scales.shifts[name]).view(-1, 1, 1)
 
     def block(self, block, x, name):
-        q = self.rounded(x, name)
+        q = self.rounded(x, "heads" if re.fullmatch(r"heads\.\d+\.0\.0", name) else name)
         if block.downsample is not None:
             x = self.convolved(q, block.downsample[0], f"{name}.downsample.0")
         y = self.convolved(q, block.conv1, f"{name}.conv1")
@@ -116,6 +117,7 @@ def exact(network, images):
         if isinstance(one, nn.Conv2d):
             block, _, part = name.rpartition(".")
             source = name if part in ("conv2", "conv3") or not block else block.removesuffix(".downsample")
+            source = "heads" if re.fullmatch(r"heads\.\d+\.0\.0", source) else source
             weight = torch.randint(-64, 65, one.weight.shape).float()
             weight[:, 0, 0, 0] = 64  # the largest
             step = 2.0 ** math.ceil(math.log2(float(one.weight.std()) / 32))
@@ -288,8 +290,8 @@ def test_scales_of_another_network_are_refused():
     classifier, scales, _ = digits(1)
     for arch, heads, line in (
         ("R14", 5, "there is none for 'layer1.1'"),
-        ("R8", 6, "none for 'heads.5.0.0'"),
-        ("R8", 4, "this one has no 'heads.4.0.0'"),
+        ("R8", 6, "there is none for 'heads.5.0.0.conv2'"),
+        ("R8", 4, "this one has no 'heads.4.0.0.conv1'"),
     ):
         with pytest.raises(UserError, match=line):
             freeze(build_classifier(arch, "digits", heads), CPU, "int8", scales=scales)

@@ -18,6 +18,7 @@ Sources: Jacob et al. (CVPR 2018), section 2; the biases' shifts: Nagel et al. (
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -35,6 +36,7 @@ _AT_ONCE = 64  # so many at a time; the first ones say how biases are shifted: 3
 _WEIGHT = 64  # the largest weight
 _UNSIGNED, _SIGNED = 255, 127  # the largest activation: after a ReLU, or on either side of the zero
 _ZERO = 128  # where activations of both signs have theirs
+_HEADS, _INTO_HEADS = "heads", r"heads\.\d+\.0\.0"  # what all heads read, and the blocks that read it
 _SHAPES = 4  # of passes, for which weights are kept laid out
 _LINEAR_WEIGHT, _POOLED = 2**20, 2**12  # integers of the linear layer: up to 2^20 * 2^20 * 8192 channels = 2^53
 
@@ -118,14 +120,18 @@ def _means(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def quantise(network: MultiHeadResNet, scales: Scales, means: Mapping[str, Tensor] | None = None) -> MultiHeadResNet:
     """The network, its BatchNorm folded, with its layers quantised; float32 goes from layer to layer.
 
-                    raise UserError("--precision int8 is not exact on this CPU: choose fp32 or bf16")
-    that it sees become a part of `scales`. Raises UserError where these are of another network.
+    Where its images require a gradient it runs as before. With `means` of the convolutions' outputs it measures: the
+    images that it sees become a part of `scales`. Raises UserError where these are of another network.
     """
     maker = _Maker(scales, means)
     maker.replace(network, "")
+    stages = [name for name, child in network.named_children() if isinstance(child, nn.Sequential)]
+    if stages:  # the heads' common input is quantised once
+        last = cast(nn.Module, getattr(network, stages[-1]))
+        setattr(network, stages[-1], nn.Sequential(last, _Rounded(maker.activations(_HEADS))))
     for number, head in enumerate(cast(list[nn.Sequential], network.heads)):
         into_linear = maker.activations(f"heads.{number}.1")
-        head[0] = nn.Sequential(head[0], _Rounded(into_linear))
+        head[0] = nn.Sequential(head[0], _Rounded(into_linear), _Values())
         head[1] = _Linear(cast(nn.Linear, head[1]), into_linear)
     strange = sorted({*scales.peaks, *scales.shifts} - maker.names)
     if strange:
@@ -151,9 +157,7 @@ def check_exact() -> None:
                 found = layer.raw(q), layer.hidden(q, target).float(), layer.onto(q, shortcut)
                 wanted = expected, (expected / 8192).round(), expected / 2
                 if not all(torch.equal(*pair) for pair in zip(found, wanted, strict=True)):
-                    raise UserError(
-                        "--precision int8: this CPU does not sum 8-bit products exactly: choose fp32 or bf16"
-                    )
+                    raise UserError("--precision int8 is not exact on this CPU: choose fp32 or bf16")
     except (AttributeError, RuntimeError) as error:
         raise UserError("--precision int8 needs torch's oneDNN on an x86 CPU: choose fp32 or bf16") from error
 
@@ -203,7 +207,9 @@ class _Activations:
         return float(np.float32(self.peaks[self.name] / (_SIGNED if self.signed else _UNSIGNED)))
 
     def quantised(self, x: Tensor) -> Tensor:
-        """float32, of one sign at least 0, -> uint8, channels_last."""
+        """float32, if not signed at least 0, -> uint8, channels_last; uint8 is quantised already."""
+        if x.dtype == torch.uint8:
+            return x
         if self.measures:
             self._note(float(x.abs().max()))
         q = (x * float(np.float32(1 / self.step))).round_()
@@ -303,7 +309,7 @@ class _Block(nn.Module):
 
     def __init__(self, block: BasicBlock | Bottleneck, path: str, maker: _Maker):
         super().__init__()
-        self.block, self.source = block, maker.activations(path)
+        self.block, self.source = block, maker.activations(_HEADS if re.fullmatch(_INTO_HEADS, path) else path)
         self.is_first = path.endswith(".0")  # of its stage: others may read its input, too
         names = [name for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
         sources = [self.source, *(maker.activations(f"{path}.{name}") for name in names[1:])]
@@ -324,7 +330,7 @@ class _Block(nn.Module):
         if self.shortcut is not None:
             x = self.shortcut.raw(q)
         elif self.is_first:
-            x = x.clone()
+            x = x.clone()  # never uint8: a head's first block has a shortcut
         *before, last = [cast(_Convolution, one) for one in self.convolutions]
         for one, behind in zip(before, [*before[1:], last], strict=True):
             q = one.hidden(q, behind.source)
@@ -332,15 +338,23 @@ class _Block(nn.Module):
 
 
 class _Rounded(nn.Module):
-    """The integers of a head's features, as float32: their sums over pixels are exact."""
+    """Activations as uint8: [N, C, H, W] -> [N, C, H, W]."""
 
     def __init__(self, target: _Activations):
         super().__init__()
         self.target = target
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
-        return x if _climbed(x) else self.target.quantised(x).float()
+        """See the class."""
+        return x if _climbed(x) else self.target.quantised(x)
+
+
+class _Values(nn.Module):
+    """A head's integers as float32, whose sums over pixels are exact: [N, C, H, W] -> [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return x.float()
 
 
 class _Linear(nn.Module):
