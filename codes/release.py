@@ -6,7 +6,7 @@ python release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth --int8 .
 
 It is certified like the checkpoint, by certify_mhead.py --model_path, and cannot be trained further. --half keeps the
 weights as 16-bit floating point: another network, whose figures must be certified again. With --int8 the file holds
-what certify_mhead.py --precision int8 else measures on training images, so that nobody needs these.
+what certify_mhead.py --precision int8 would otherwise measure on training images, which are then not needed.
 """
 
 from spacte.train import release

@@ -72,7 +72,10 @@ def test_a_released_file_carries_its_scales(script, certify, digits_models, tmp_
     assert script("release.py", digits_models[0], "--output", tmp_path / "plain.pth")[0] == 0
     assert script("release.py", tmp_path / "plain.pth", "--output", late, "--int8", "data")[0] == 0
     assert late.read_bytes() == released.read_bytes()
+    other = torch.load(digits_models[0], weights_only=True) | {"data_sha256": "of other images"}
+    torch.save(other, tmp_path / "other.pth")
     for path, more, line in (
+        (tmp_path / "other.pth", ("--int8", "data"), "was trained on other images than are there"),
         (tmp_path / "plain.pth", (), "--int8 alone would add its scales"),
         (released, ("--int8", "data"), "released already, with scales of int8"),
     ):

@@ -26,7 +26,7 @@ def disagreed(log):
     return json.loads(beside(log, ".json").read_text())["about"].get("consensus")
 
 
-@pytest.mark.parametrize(("world", "more"), [(1, ()), (2, ("--consensus", 2))])
+@pytest.mark.parametrize(("world", "more"), [(1, ()), (2, ("--consensus", 2, "--precision", "int8"))])
 def test_a_run_killed_again_and_again_ends_with_the_uninterrupted_log(certify, digits_models, tmp_path, world, more):
     """SIGKILL 4 times, all processes at once, at a random moment after an image's votes have come to the disk."""
     flags = ("--model_path", digits_models[0], "--skip", 9, "--N0", 20, "--N", 1000, "--device", "cpu")

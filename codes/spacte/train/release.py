@@ -9,7 +9,7 @@ import torch
 from spacte import cli
 from spacte.data.sources import open_split
 from spacte.model import checkpoint
-from spacte.model.int8 import SCALE_IMAGES, Scales, check_exact
+from spacte.model.int8 import SCALE_IMAGES, Scales
 from spacte.train.settings import Place
 from spacte.utils import UserError, check_ending, make_folder, sha256
 
@@ -66,10 +66,14 @@ def _names(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _scales(released: dict, path: Path, data_dir: str) -> Scales:
-    """Of int8, for the weights that are released. UserError where there are no training images."""
+    """Of int8, for the weights that are released. UserError where the folder does not hold the training images."""
     loaded = checkpoint.interpreted(released | {"keys": ("state_dict",)}, path)
-    check_exact()
-    images, _ = open_split(loaded.settings["dataset"], data_dir, True, spec=loaded.spec).some(SCALE_IMAGES)
+    split = open_split(loaded.settings["dataset"], data_dir, True, spec=loaded.spec)
+    images, _ = split.some(SCALE_IMAGES)
+    if released["args"].get("train_images") is not None:
+        split.keep_first_of_each_class(released["args"]["train_images"])
+    if split.fingerprint() != released["data_sha256"]:
+        raise UserError(f"--int8 '{data_dir}': '{path}' was trained on other images than are there")
     return cast(Scales, loaded.with_scales(images).scales)
 
 
