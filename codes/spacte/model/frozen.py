@@ -58,7 +58,7 @@ def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> int
     int8.check_exact()
     normalise, network = _folded(classifier)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noise = (noise * 2**16).round() / 2**16  # without the last digits, in which CPUs differ
+    noise.mul_(2**16).round_().div_(2**16)  # without the last digits, in which CPUs differ
     return int8.measured(network, normalise(images + noise_sd * noise.float()), noise_sd)
 
 
