@@ -129,9 +129,7 @@ def of_checkpoints(
     return BaseClassifier(frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen), run, config, training)
 
 
-def _scales(
-    networks: list[Loaded], noise_sd: float, open_training: Callable[[], Split] | None
-) -> list[Scales]:  # fmt: skip
+def _scales(networks: list[Loaded], noise_sd: float, open_training: Callable[[], Split] | None) -> list[Scales]:
     """Of int8, of each network: those that its file holds for this noise, or measured."""
 
     def measured() -> list[Scales]:

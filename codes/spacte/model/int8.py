@@ -5,8 +5,8 @@ float32 -> uint8 -> convolution -> float32, + shortcut, ReLU -> uint8 -> ... -> 
 A convolution's input q stands for (q - zero) * step, and step is fixed beforehand, so that an image's logits do not
 depend on the images that share its batch. Convolutions are oneDNN's, which sum products of integers in 32 bits and then
 scale, add bias and shortcut, and round, all in one pass. CPUs without VNNI add the products of two neighbours in 16
-bits: with weights from -64 to 64 these never overflow (2 * 255 * 64 < 2^15), so every CPU has the exact sum. The linear
-layers, too, multiply integers whose sums float64 holds exactly. What is left to round are products and sums of single
+bits: with weights from -64 to 64 these never overflow (2 * 255 * 64 < 2^15), so the sum is exact there, too. The linear
+layers multiply integers whose sums float64 holds exactly. What is left to round are products and sums of single
 numbers: the order of a sum, which threads and sizes of passes decide, changes nothing. Images must be finite.
 
 Between blocks activations stay float32: 8 bits, rounded anew after each of its 54 blocks, changed one vote in eight of an
