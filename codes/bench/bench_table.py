@@ -281,7 +281,9 @@ def _sentence(comparison: Comparison) -> str:
     """The difference of the ACRs, and at which radii certified accuracy agrees."""
     acr, *accuracies = comparison.table.to_dict("records")
     text = f"ACR {acr['difference']:+.4f}"
-    if np.isnan(acr["low"]):
+    if np.isnan(acr["difference"]):
+        text = "ACR not compared, since it stopped early"
+    elif np.isnan(acr["low"]):
         text += f" (no interval: the radii of {comparison.different} images differ)"
     else:
         text += f" ({acr['low']:+.4f} to {acr['high']:+.4f})"

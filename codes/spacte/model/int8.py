@@ -9,8 +9,8 @@ bits: with weights from -64 to 64 these never overflow (2 * 255 * 64 < 2^15), so
 layers multiply integers whose sums float64 holds exactly. What is left to round are products and sums of single
 numbers: the order of a sum, which threads and sizes of passes decide, changes nothing. Images must be finite.
 
-Between blocks activations stay float32: 8 bits, rounded anew after each of its 54 blocks, changed one vote in eight of an
-R110, which now are one in thirty.
+Between blocks activations stay float32: 8 bits, rounded anew after each of 54 blocks, changed one vote in eight of an
+R110; now it is one in thirty.
 
 Sources: Jacob et al. (CVPR 2018), section 2; the biases' shifts: Nagel et al. (ICCV 2019), section 4.2, on data.
 """
