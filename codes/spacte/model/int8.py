@@ -135,7 +135,7 @@ def quantise(network: MultiHeadResNet, scales: Scales, means: Mapping[str, Tenso
         head[1] = _Linear(cast(nn.Linear, head[1]), into_linear)
     strange = sorted({*scales.peaks, *scales.shifts} - maker.names)
     if strange:
-        raise UserError(f"the scales of int8 are another network's: this one has no '{strange[0]}'")
+        raise _foreign(f"this one has no '{strange[0]}'")
     return network
 
 
@@ -162,6 +162,10 @@ def check_exact() -> None:
         raise UserError("--precision int8 needs torch's oneDNN on an x86 CPU: choose fp32 or bf16") from error
 
 
+def _foreign(why: str) -> UserError:
+    return UserError(f"the scales of int8 are another network's: {why}")
+
+
 class _Maker:
     """Replaces a network's layers by quantised ones; with `means` these measure."""
 
@@ -184,7 +188,7 @@ class _Maker:
         """UserError where their peak is neither known nor to be measured."""
         self.names.add(name)
         if self.means is None and name not in self.scales.peaks:
-            raise UserError(f"the scales of int8 are another network's: there is none for '{name}'")
+            raise _foreign(f"there is none for '{name}'")
         return _Activations(name, signed, self.scales.peaks, self.means is not None)
 
 
@@ -247,11 +251,10 @@ class _Convolution(nn.Module):
         maker.names.add(name)
         self.mean = None if maker.means is None else maker.means[name]
         if maker.means is None and name not in self.shifts:
-            raise UserError(f"the scales of int8 are another network's: there is no shift of '{name}'")
+            raise _foreign(f"there is no shift of '{name}'")
         if name in self.shifts:
             if self.shifts[name].shape != self.bias.shape:
-                shape = f"'{name}' has {len(self.bias)} channels, not {len(self.shifts[name])}"
-                raise UserError(f"the scales of int8 are another network's: {shape}")
+                raise _foreign(f"'{name}' has {len(self.bias)} channels, not {len(self.shifts[name])}")
             self.bias = self.bias + self.shifts[name]
         self._packed: dict[tuple, Tensor] = {}
 
@@ -261,28 +264,26 @@ class _Convolution(nn.Module):
 
     def raw(self, x: Tensor) -> Tensor:
         """convolution(x) + bias: uint8 -> float32."""
-        if self.mean is not None and self.name not in self.shifts:
-            self._shift(x, self.mean)
-        return self._run(x, self.bias, 1.0, torch.float32, "none")
+        self._shift(x)
+        return self._run(x, 1.0, torch.float32, "none")
 
     def hidden(self, x: Tensor, target: _Activations) -> Tensor:
         """relu(convolution(x) + bias), quantised for another layer: uint8 -> uint8."""
         if target.measures:
             return target.quantised(self.raw(x).relu_())
-        return self._run(x, self.bias, target.step, torch.uint8, "relu")
+        return self._run(x, target.step, torch.uint8, "relu")
 
     def onto(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """relu(convolution(x) + bias + shortcut), written over the shortcut: uint8, float32 -> float32."""
-        if self.mean is not None and self.name not in self.shifts:
-            self._shift(x, self.mean)
+        self._shift(x)
         return torch.ops.onednn.qconv2d_pointwise.binary(
             *self._operands(x), shortcut, self.bias, *self.geometry, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "relu",
             [], "",
         )  # fmt: skip
 
-    def _run(self, x: Tensor, bias: Tensor, step: float, kind: torch.dtype, then: str) -> Tensor:
+    def _run(self, x: Tensor, step: float, kind: torch.dtype, then: str) -> Tensor:
         return torch.ops.onednn.qconv2d_pointwise(
-            *self._operands(x), bias, *self.geometry, step, 0, kind, then, [], ""
+            *self._operands(x), self.bias, *self.geometry, step, 0, kind, then, [], ""
         )  # fmt: skip
 
     def _operands(self, x: Tensor) -> tuple:
@@ -296,11 +297,13 @@ class _Convolution(nn.Module):
             )
         return x, step, zero, self._packed[key], self.steps, self.zeros
 
-    def _shift(self, x: Tensor, mean: Tensor) -> None:
-        """Shift the bias so that the mean output is the float network's."""
-        output = self._run(x, self.bias, 1.0, torch.float32, "none").double().mean((0, 2, 3))
+    def _shift(self, x: Tensor) -> None:
+        """Where it measures and has not yet, shift the bias so that the mean output is the float network's."""
+        if self.mean is None or self.name in self.shifts:
+            return
+        output = self._run(x, 1.0, torch.float32, "none").double().mean((0, 2, 3))
         grain = self.steps.double() * self.source.step / 16  # of a float sum's last digits nothing is left
-        self.shifts[self.name] = (((mean - output) / grain).round() * grain).float()
+        self.shifts[self.name] = (((self.mean - output) / grain).round() * grain).float()
         self.bias = self.bias + self.shifts[self.name]
 
 
