@@ -66,6 +66,7 @@ from spacte.report.run import Run
 from spacte.utils import UserError, make_folder, replace_file
 
 _WAYS = ("compiled", "sequential", "consensus", "together")
+_COMPILING = ("compiled", "together")  # unless in int8, which has nothing to compile
 _AS_CERTIFY = ("arch", "dataset", "num_heads", "noise_sd", "data_dir", "batch_size", "seed", "device", "precision")
 
 
@@ -113,14 +114,14 @@ class _Row:
 def main(given: list[str]) -> None:
     """Print the table; `given` are the flags."""
     args = _flags(given)
-    if args.precision == "int8" and "compiled" in (args.ways or ()):
+    compiling = () if args.precision == "int8" else _COMPILING
+    if "compiled" in (args.ways or ()) and not compiling:
         raise UserError("--precision int8 has nothing to compile: leave the way 'compiled' out")
     if args.ways is None:
-        args.ways = [way for way in _WAYS if way != "compiled" or args.precision != "int8"]
+        args.ways = [way for way in _WAYS if way != "compiled" or compiling]
     if args.json:
         make_folder(args.json.absolute().parent)  # before, not after, the measurements
-    compiles = args.precision != "int8" and {"compiled", "together"} & {*args.ways} != set()
-    select_device(args.device, compiles)  # raises without a compiler
+    select_device(args.device, bool({*compiling} & {*args.ways}))  # raises without a compiler
     settings = ClassifierSettings((args.model_path,), **{name: getattr(args, name) for name in _AS_CERTIFY})
     evaluation = load(settings, args.N)
     few = math.ceil(args.N * args.share)
@@ -132,7 +133,7 @@ def main(given: list[str]) -> None:
     second = _ours(evaluation.config.precision, settings, evaluation.split, args.N, args)
     rows = [_authors(evaluation, settings, second.run, few, args), second]
     for way in args.ways:
-        options = _options(way, heads, args)
+        options = _options(way, compiling, heads, args)
         if options is None:
             print(f"{way}: left out; K must be at least 2 and below the number of heads, {heads}")
             continue
@@ -161,10 +162,10 @@ def _check(evaluation: Evaluation, few: int, args) -> None:
         raise UserError(f"--skip {args.skip} and --max {args.max} choose one image: a comparison needs 2 or more")
 
 
-def _options(way: str, heads: int, args) -> dict | None:
+def _options(way: str, compiling: tuple[str, ...], heads: int, args) -> dict | None:
     """What a way adds to certify_mhead.py's fixed N; None where there are too few heads for its consensus."""
     options = {}
-    if way in ("compiled", "together") and args.precision != "int8":
+    if way in compiling:
         options["compile"] = True
     if way in ("sequential", "together"):
         options["sequential"] = True

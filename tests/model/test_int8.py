@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CODES
+from test_frozen import CPU, warmed_up
 from torch import nn
 
 from spacte.data.sources import open_split
@@ -19,20 +20,11 @@ from spacte.model import build_classifier, int8
 from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import _folded, freeze, scales_of
 from spacte.model.noisy import noised
+from spacte.model.scales import Scales, measured
 from spacte.utils import UserError
 
-CPU = torch.device("cpu")
 DIGITS = CODES / "pretrained" / "digits-gaussian-0.50-5-heads.pth"
 CIFAR = CODES / "pretrained" / "cifar10-gaussian-0.50-5-heads.pth"
-
-
-def warmed_up(arch, dataset, shape, heads=3):
-    """A classifier whose BatchNorm has seen something."""
-    classifier = build_classifier(arch, dataset, heads).train()
-    with torch.no_grad():
-        for _ in range(2):
-            classifier(torch.rand(16, *shape))
-    return classifier.eval()
 
 
 def digits(count=200):
@@ -109,7 +101,7 @@ def exact(network, images):
 
     All steps are powers of 2, all biases and shifts multiples of what one of a sum's integers stands for.
     """
-    scales = int8.measured(network, images, 1.0)
+    scales = measured(network, images, 1.0)
     for name, peak in scales.peaks.items():
         largest = 127 if name == "conv1" else 255
         scales.peaks[name] = largest * 2.0 ** math.ceil(math.log2(peak / largest))
@@ -140,7 +132,7 @@ def test_the_logits_are_a_plain_integer_networks_to_the_bit(arch, dataset, shape
     scales = exact(network, images)
     reference = Reference(network, scales)
     expected = reference.logits(images)
-    logits = int8.quantise(copy.deepcopy(network), scales)(images)
+    logits = int8.quantise(copy.deepcopy(network), scales.peaks, scales.shifts)(images)
     assert torch.equal(logits, expected) and len(expected.unique()) > 0.9 * expected.numel()
     assert max(reference.cut) > 0.02  # some activations are beyond the largest
 
@@ -162,7 +154,7 @@ def test_sums_never_overflow():
     nn.init.constant_(convolution.weight, 0.5)
     convolution.weight[4:] *= -1
     nn.init.zeros_(convolution.bias)
-    maker = int8._Maker(int8.Scales(1.0, 0, {"x": 255.0}, {"x": torch.zeros(8)}), None)
+    maker = int8._Maker({"x": 255.0}, {"x": torch.zeros(8)})
     layer = int8._Convolution(convolution, "x", maker.activations("x"), maker)
     with torch.inference_mode():
         found = layer(torch.full((1, 2048, 3, 3), 300.0)).flatten()
@@ -198,6 +190,7 @@ def test_threads_batches_and_passes_change_no_bit():
     quantised = freeze(classifier, CPU, "int8", 40, scales=scales)
     expected = quantised(images)
     assert torch.equal(quantised(images[25:]), expected[:, 25:])
+    assert torch.equal(copy.deepcopy(quantised)(images), expected)
     try:
         torch.set_num_threads(2)
         assert scales_of(classifier, training, 0.5).sha256 == scales.sha256
@@ -308,7 +301,7 @@ def test_scales_of_another_network_are_refused():
 def test_scales_go_through_a_file_and_damaged_ones_do_not():
     _, scales, _ = digits(1)
     held = scales.to_file()
-    assert int8.Scales.from_file(held).sha256 == scales.sha256
+    assert Scales.from_file(held).sha256 == scales.sha256
     for changed in (
         {"peaks": {"conv1": math.nan}},
         {"peaks": {"conv1": -1.0}},
@@ -320,10 +313,10 @@ def test_scales_go_through_a_file_and_damaged_ones_do_not():
         {"images": math.inf},
     ):
         with pytest.raises(ValueError, match="scales of int8"):
-            int8.Scales.from_file(held | changed)
+            Scales.from_file(held | changed)
     del held["images"]
     with pytest.raises(ValueError, match="incomplete"):
-        int8.Scales.from_file(held)
+        Scales.from_file(held)
     other = copy.deepcopy(scales)
     other.shifts["conv1"][0] += 1e-3
     assert other.sha256 != scales.sha256

@@ -21,9 +21,9 @@ from spacte.model.batchnorm import examined
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import Foreign, parameters_sha256
 from spacte.model.frozen import freeze, scales_of
-from spacte.model.int8 import SCALE_IMAGES, Scales
 from spacte.model.members import NetworkEnsemble
 from spacte.model.noisy import noised
+from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.utils import UserError, sha256
 
 _GPU_PIXELS = 2**22  # of a batch on a GPU: an H200 certified R110 a quarter faster by 4,096 images than by 1,000

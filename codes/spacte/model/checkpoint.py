@@ -17,7 +17,6 @@ from spacte.model.classifier import Classifier
 from spacte.model.file_kinds import described, folder_line
 from spacte.model.frozen import scales_of
 from spacte.model.imgnet_resnet_mhead import STAGES
-from spacte.model.int8 import Scales
 from spacte.model.normalisation import (
     NORMALISATIONS,
     UnknownNormalisation,
@@ -27,6 +26,7 @@ from spacte.model.normalisation import (
     parsed,
 )
 from spacte.model.published import CONTAINERS, KNOWN, Weights, field_name, recognised, state_dict_of, way_out
+from spacte.model.scales import Scales
 from spacte.utils import UserError, listed, replace_file
 
 

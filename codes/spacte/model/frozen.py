@@ -15,6 +15,7 @@ from spacte.model import int8
 from spacte.model.fused import fuse
 from spacte.model.heads import MultiHeadResNet
 from spacte.model.passes import FixedPasses
+from spacte.model.scales import Scales, measured
 
 
 def freeze(
@@ -23,7 +24,7 @@ def freeze(
     precision: str = "fp32",
     batch_size: int = 1000,
     compiled: bool = False,
-    scales: int8.Scales | None = None,
+    scales: Scales | None = None,
 ) -> "Frozen":
     """A copy of `Sequential(normalise, network)` for inference: the same function except for rounding, never trained.
 
@@ -38,7 +39,7 @@ def freeze(
     if precision == "int8":
         if scales is None:
             raise ValueError("int8 needs scales")
-        int8.quantise(network, scales)
+        int8.quantise(network, scales.peaks, scales.shifts)
         return Frozen(normalise, network, device, batch_size, compiled)
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -49,7 +50,7 @@ def freeze(
     return frozen
 
 
-def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> int8.Scales:
+def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> Scales:
     """What int8 needs to know of `Sequential(normalise, network)` besides its weights: the scales of its activations.
 
     Measured on training images [N, C, H, W] in [0, 1], always with the same noise; 500 are enough, and take seconds
@@ -59,7 +60,7 @@ def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> int
     normalise, network = _folded(classifier)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise.mul_(2**16).round_().div_(2**16)  # without the last digits, in which CPUs differ
-    return int8.measured(network, normalise(images + noise_sd * noise.float()), noise_sd)
+    return measured(network, normalise(images + noise_sd * noise.float()), noise_sd)
 
 
 def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadResNet]:

@@ -15,12 +15,10 @@ R110; now it is one in thirty.
 Sources: Jacob et al. (CVPR 2018), section 2; the biases' shifts: Nagel et al. (ICCV 2019), section 4.2, on data.
 """
 
-import copy
-import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -31,8 +29,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from spacte.model.heads import MultiHeadResNet
 from spacte.utils import UserError
 
-SCALE_IMAGES = 500  # of training, on which scales are measured
-_AT_ONCE = 64  # so many at a time; the first ones say how biases are shifted: 30 images were as good as 500
 _WEIGHT = 64  # the largest weight
 _UNSIGNED, _SIGNED = 255, 127  # the largest activation: after a ReLU, or on either side of the zero
 _ZERO = 128  # where activations of both signs have theirs
@@ -41,89 +37,18 @@ _SHAPES = 4  # of passes, for which weights are kept laid out
 _LINEAR_WEIGHT, _POOLED = 2**20, 2**12  # integers of the linear layer: up to 2^20 * 2^20 * 8192 channels = 2^53
 
 
-@dataclass
-class Scales:
-    """What the quantisation of a network depends on besides its weights, measured on noised training images.
-
-    `peaks` are the largest absolute activations, by the name of the convolution, block or linear layer that they go
-    into; `shifts` [C] is what is added to each convolution's bias, so that quantising does not move its mean output.
-    """
-
-    noise_sd: float
-    images: int
-    peaks: dict[str, float] = field(default_factory=dict)
-    shifts: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def sha256(self) -> str:
-        """A hash of peaks and shifts."""
-        digest = hashlib.sha256()
-        for name in sorted(self.peaks):
-            digest.update(f"{name} {self.peaks[name].hex()}\n".encode())
-        for name in sorted(self.shifts):
-            digest.update(name.encode() + self.shifts[name].contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def to_file(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_file(cls, held: Any) -> "Scales":
-        """What `to_file` made. Raises ValueError where it is not that."""
-        try:
-            noise_sd, images = float(held["noise_sd"]), int(held["images"])
-            peaks = {str(name): float(peak) for name, peak in held["peaks"].items()}
-            shifts = {str(name): shift.detach().float() for name, shift in held["shifts"].items()}
-        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError("incomplete scales of int8") from error
-        legal = all(1e-30 < peak < 1e30 for peak in (*peaks.values(), noise_sd))  # as float32 holds
-        if not legal or not all(shift.dim() == 1 and shift.isfinite().all() for shift in shifts.values()):
-            raise ValueError("scales of int8 that are not positive or finite")
-        return cls(noise_sd, images, peaks, shifts)
-
-
-@torch.no_grad()
-def measured(network: MultiHeadResNet, images: Tensor, noise_sd: float) -> Scales:
-    """The scales of a network whose BatchNorm is folded, in float32 on the CPU, on normalised noised training images
-    [N, C, H, W].
-
-    They are the same for any number of threads: sums of integers are exact, means are taken in float64, and what is
-    left of rounding is rounded off. A CPU that rounds a product once less may find another digit, which the hash tells.
-    """
-    images = images.to(memory_format=torch.channels_last)
-    few, scales = images[:: max(1, len(images) // _AT_ONCE)][:_AT_ONCE], Scales(noise_sd, len(images))
-    few, means = few.contiguous(memory_format=torch.channels_last), _means(network, few)
-    first = quantise(copy.deepcopy(network), scales, means)
-    for part in (few, *images.split(_AT_ONCE)):
-        first(part)  # each layer measures its input, then quantises it
-    scales.shifts.clear()  # they belonged to the peaks of the first images
-    quantise(copy.deepcopy(network), scales, means)(few)
-    return scales
-
-
-def _means(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The mean output of each convolution, [C] in float64."""
-    exact, sums = copy.deepcopy(network).double(), dict[str, Tensor]()
-
-    def add(name: str, output: Tensor) -> None:
-        sums[name] = sums.get(name, 0) + output.mean((2, 3)).sum(0)
-
-    for name, module in exact.named_modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda _, __, output, name=name: add(name, output))
-    for part in images.split(_AT_ONCE // 4):
-        exact(part.double())
-    return {name: total / len(images) for name, total in sums.items()}
-
-
-def quantise(network: MultiHeadResNet, scales: Scales, means: Mapping[str, Tensor] | None = None) -> MultiHeadResNet:
-    """The network, its BatchNorm folded, with its layers quantised; float32 goes from layer to layer.
+def quantise(
+    network: MultiHeadResNet,
+    peaks: dict[str, float],
+    shifts: dict[str, Tensor],
+    means: Mapping[str, Tensor] | None = None,
+) -> MultiHeadResNet:
+    """The network, its BatchNorm folded, with its layers quantised by its scales; float32 goes from layer to layer.
 
     Where its images require a gradient it runs as before. With `means` of the convolutions' outputs it measures: the
-    images that it sees become a part of `scales`. Raises UserError where these are of another network.
+    images that it sees enter `peaks` and `shifts`. Raises UserError where these are of another network.
     """
-    maker = _Maker(scales, means)
+    maker = _Maker(peaks, shifts, means)
     maker.replace(network, "")
     stages = [name for name, child in network.named_children() if isinstance(child, nn.Sequential)]
     if stages:  # the heads' common input is quantised once
@@ -133,7 +58,7 @@ def quantise(network: MultiHeadResNet, scales: Scales, means: Mapping[str, Tenso
         into_linear = maker.activations(f"heads.{number}.1")
         head[0] = nn.Sequential(head[0], _Rounded(into_linear), _Values())
         head[1] = _Linear(cast(nn.Linear, head[1]), into_linear)
-    strange = sorted({*scales.peaks, *scales.shifts} - maker.names)
+    strange = sorted({*peaks, *shifts} - maker.names)
     if strange:
         raise _foreign(f"this one has no '{strange[0]}'")
     return network
@@ -141,8 +66,7 @@ def quantise(network: MultiHeadResNet, scales: Scales, means: Mapping[str, Tenso
 
 def check_exact() -> None:
     """UserError where this machine's torch has no such convolutions, or they do not compute what they should."""
-    scales = Scales(1.0, 0, {"x": 127.0, "y": 255.0 * 8192}, {"x": torch.zeros(16), "y": torch.zeros(16)})
-    maker = _Maker(scales, None)
+    maker = _Maker({"x": 127.0, "y": 255.0 * 8192}, {"x": torch.zeros(16), "y": torch.zeros(16)})
     source, target = maker.activations("x", signed=True), maker.activations("y")  # steps 1 and 8192
     largest = torch.full((2, 64, 4, 4), 127.0)
     try:
@@ -169,8 +93,8 @@ def _foreign(why: str) -> UserError:
 class _Maker:
     """Replaces a network's layers by quantised ones; with `means` these measure."""
 
-    def __init__(self, scales: Scales, means: Mapping[str, Tensor] | None):
-        self.scales, self.means, self.names = scales, means, set[str]()
+    def __init__(self, peaks: dict[str, float], shifts: dict[str, Tensor], means: Mapping[str, Tensor] | None = None):
+        self.peaks, self.shifts, self.means, self.names = peaks, shifts, means, set[str]()
 
     def replace(self, parent: nn.Module, prefix: str) -> None:
         """Quantise the convolutions in `parent`, and the blocks as wholes."""
@@ -187,9 +111,9 @@ class _Maker:
     def activations(self, name: str, signed: bool = False) -> "_Activations":
         """UserError where their peak is neither known nor to be measured."""
         self.names.add(name)
-        if self.means is None and name not in self.scales.peaks:
+        if self.means is None and name not in self.peaks:
             raise _foreign(f"there is none for '{name}'")
-        return _Activations(name, signed, self.scales.peaks, self.means is not None)
+        return _Activations(name, signed, self.peaks, self.means is not None)
 
 
 @dataclass
@@ -239,7 +163,7 @@ class _Convolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, name: str, source: _Activations, maker: _Maker):
         super().__init__()
-        self.convolution, self.name, self.source, self.shifts = convolution, name, source, maker.scales.shifts
+        self.convolution, self.name, self.source, self.shifts = convolution, name, source, maker.shifts
         self.geometry: Any = (
             list(convolution.stride), list(convolution.padding), list(convolution.dilation), convolution.groups,
         )  # fmt: skip
@@ -257,6 +181,10 @@ class _Convolution(nn.Module):
                 raise _foreign(f"'{name}' has {len(self.bias)} channels, not {len(self.shifts[name])}")
             self.bias = self.bias + self.shifts[name]
         self._packed: dict[tuple, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy: what is laid out for oneDNN cannot be copied, and is laid out anew."""
+        return vars(self) | {"_packed": {}}
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W'], float32."""

@@ -9,7 +9,7 @@ import torch
 from spacte import cli
 from spacte.data.sources import open_split
 from spacte.model import checkpoint
-from spacte.model.int8 import SCALE_IMAGES, Scales
+from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.train.settings import Place
 from spacte.utils import UserError, check_ending, make_folder, sha256
 
