@@ -2,13 +2,14 @@
 
 python codes/experiments.py codes/queues/digits.toml --work ~/digits --processes 2
 python codes/experiments.py codes/queues/digits.toml --work ~/digits --list
+python codes/experiments.py codes/queues/digits.toml --work ~/digits --slurm='--time=240 --gpus=1'
 python codes/experiments.py codes/queues/digits.toml --work ~/digits --commands > jobs.txt
 python codes/experiments.py codes/queues/digits.toml --work ~/digits --collect logs_certification/mine
 
 A job is a run with one seed: train.py, then certify_mhead.py. Its checkpoints (the newest two while it trains, the last
 one later), logs and output are in <work>/<defence>/<label>/seed-<k>/; an ensemble's are in <work>/<defence>/<label>/.
-Line n of --commands runs the n-th job alone, for an array job of a cluster; the ensembles, which come last, need
-the others' checkpoints. A queue file:
+Line n of --commands runs the n-th job alone; where that needs others, they stand above it. --slurm submits the
+jobs instead: each goes back into SLURM's queue before its time is over, and resumes. A queue file:
 
     [defaults]                     # of every run; a run's own flags come after these, and of two the later one counts
     seeds = [1, 2, 3]
@@ -26,7 +27,8 @@ the others' checkpoints. A queue file:
     certify = "--sequential"       # after the defaults' flags; false: training only
     [[run]]
     label = "learns-votes"
-    defence = "5CATRS"             # WORK/ is the --work folder: what other jobs left there
+    defence = "5CATRS"             # WORK/ is the --work folder: what other jobs left there,
+    after = "one-head"             # those of a run, or of a list of runs, that have to be finished before
     train = "--votes_dir WORK/votes --pretrained_model WORK/0Gaussian/one-head/seed-1/save/<...>/epoch150.pth"
     [[ensemble]]
     label = "five-networks"
@@ -42,22 +44,25 @@ import gzip
 import shlex
 import signal
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 from spacte import cli
+from spacte.jobs import slurm
 from spacte.jobs.gpus import visible_gpus
 from spacte.jobs.job import Job, is_finished, state
 from spacte.jobs.queue import Queue, Running
 from spacte.jobs.queue_file import read_queue
-from spacte.utils import UserError, lock, make_folder, replace_file
+from spacte.utils import TakenError, UserError, lock, make_folder, replace_file
 
 CODES = Path(__file__).resolve().parent
 
 
 def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
     """As the only queue in the work folder; exit code 1 where jobs have failed."""
+    slurm.check_none(_with_slurm(jobs, work))
     taken = f"another queue, or a command that one started, is still at work in '{work}'"
     gpus = visible_gpus() if args.processes > 1 else []
     with lock(work / "lock", taken) as held:
@@ -66,12 +71,13 @@ def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
 
 def _work_off_one(job: Job, work: Path, args: Namespace) -> None:
     """As one of several processes that work on other jobs in the folder; exit code 1 where it has failed."""
-    for member in job.members:
-        if not is_finished(member):
-            raise UserError(f"{job.name} needs {member.name}, which is not finished")
+    for needed in job.needs:
+        if not is_finished(needed):
+            raise TakenError(f"{job.name} needs {needed.name}, which is not finished")
     with (
         lock(work / "lock", f"a queue is at work in '{work}'", shared=True) as shared,
         lock(make_folder(job.folder) / "lock", f"another process is at work on {job.name}") as own,
+        slurm.back_into_the_queue(job),
     ):
         _run([job], 1, lambda job, slot: Running(job, args.threads, nice=0, locks=[shared, own]))
 
@@ -87,11 +93,28 @@ def _run(jobs: list[Job], processes: int, start: Callable[[Job, int], Running]) 
         sys.exit(1)
 
 
-def _print_commands(jobs: list[Job], work: Path, args: Namespace) -> None:
+def _command(work: Path, args: Namespace) -> list[str]:
+    """What runs a job alone, whose name comes last."""
     script, queue = Path(__file__).resolve(), args.queue.resolve()
+    return [sys.executable, *map(str, (script, queue, "--work", work, "--threads", args.threads, "--job"))]
+
+
+def _with_slurm(jobs: list[Job], work: Path) -> dict[str, tuple[str, str]]:
+    """See slurm.submitted; empty, with a warning, where SLURM cannot be asked."""
+    try:
+        return slurm.submitted(jobs, work)
+    except UserError as error:
+        warnings.warn(f"what is with SLURM is not known: {error}", stacklevel=1)
+        return {}
+
+
+def _list(jobs: list[Job], work: Path) -> None:
+    """How each job stands."""
+    there = _with_slurm(jobs, work)
+    width = max(len(job.name) for job in jobs)
     for job in jobs:
-        command = [sys.executable, script, queue, "--work", work, "--threads", args.threads, "--job", job.name]
-        print(shlex.join(map(str, command)))
+        number, how = there.get(job.name, ("", ""))
+        print(f"{job.name:{width}}  {state(job)}" + f", {how} in SLURM as {number}" * bool(number))
 
 
 _LOGS = (".log", ".json", ".jsonl", ".jsonl.gz")
@@ -136,6 +159,8 @@ def _parse() -> Namespace:
     instead.add_argument("--list", action="store_true", help="only say how each job stands")
     instead.add_argument("--commands", action="store_true", help="only print each job as a command that runs it")
     instead.add_argument("--job", metavar="NAME", help="only this job, as --list names it")
+    by_slurm = "hand the jobs that are not finished to SLURM, with these flags of sbatch: --slurm='--time=240 --gpus=1'"
+    instead.add_argument("--slurm", nargs="?", const="", metavar="FLAGS", help=by_slurm)
     instead.add_argument("--collect", type=Path, metavar="FOLDER", help="only copy the finished jobs' logs there")
     return parser.parse_args()
 
@@ -147,11 +172,12 @@ def _main() -> None:
         raise UserError(f"--work '{args.work}' lies in the checkout '{CODES.parent}': give a folder outside it")
     jobs = read_queue(args.queue, CODES, work, args.order)
     if args.list:
-        width = max(len(job.name) for job in jobs)
-        for job in jobs:
-            print(f"{job.name:{width}}  {state(job)}")
+        _list(jobs, work)
     elif args.commands:
-        _print_commands(jobs, work, args)
+        for job in jobs:
+            print(shlex.join([*_command(work, args), job.name]))
+    elif args.slurm is not None:
+        slurm.submit(jobs, _command(make_folder(work), args), work, args.queue.stem, args.slurm)
     elif args.collect:
         _collect(jobs, args.collect)
     elif args.job:

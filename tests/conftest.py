@@ -19,6 +19,7 @@ from spacte.logs import certlog
 from spacte.train import command
 
 torch.set_num_threads(1)
+pytest_plugins = ["stand_ins"]
 
 ROOT = Path(__file__).parent.parent
 CODES = ROOT / "codes"

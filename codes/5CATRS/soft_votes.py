@@ -1,5 +1,6 @@
 """The soft votes of a pretrained smoothed classifier on the training images, counted once and kept in files."""
 
+import time
 from dataclasses import replace
 
 import torch
@@ -17,9 +18,10 @@ from spacte.logs.counts import read_counts, read_text
 from spacte.logs.plans import PredictPlan
 from spacte.logs.runfiles import RunFiles, folder_of
 from spacte.train.settings import Recipe
-from spacte.utils import UserError
+from spacte.utils import TakenError, UserError
 
 _ALPHA = 0.001  # of the predictions in the log beside the votes
+_SECONDS_BETWEEN_TRIES = 10  # while another run counts
 
 
 def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: Recipe) -> Tensor:
@@ -32,15 +34,22 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     them.
 
     Raises UserError where the checkpoint is of other data or classes, or the files are of another network, split or
-    number of draws; then nothing is written.
+    number of draws; then nothing is written. Where another run is counting them, it waits for that one.
     """
     device = split.device.type if get_world_size() > 1 else str(split.device)
     settings = ClassifierSettings((pretrained,), dataset=recipe.dataset, device=device, precision=recipe.precision)
     evaluation = load(settings, draws, split)
     plan = PredictPlan(replace(evaluation.config, kind="votes", N=draws, alpha=_ALPHA))
     files = RunFiles(folder_of(plan.config, folder, "votes") / f"{evaluation.run_name}-votes-{draws}.log")
-    if not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
-        _count(evaluation, plan, files, settings)
+    waits = False
+    while not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
+        try:
+            _count(evaluation, plan, files, settings)
+        except TakenError as error:
+            if is_main_process() and not waits:
+                print(f"waiting for the pretrained network's votes: {error}", flush=True)
+            waits = True
+            time.sleep(_SECONDS_BETWEEN_TRIES)
     counted = broadcast_object(lambda: read_counts(files.counts))  # in the order of the images
     votes = torch.stack([torch.from_numpy(counts.estimation[-1]) for counts in counted])
     return votes.float() / draws

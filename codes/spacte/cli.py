@@ -121,8 +121,8 @@ def run_with_settings(parser: Parser, function: Callable[..., None], *kinds: typ
 def run(command: Callable[[], None]) -> None:
     """Run a script's body. A UserError prints one line on stderr and exits with code 2; a warning is one line.
 
-    A RunError, which the user did not cause (a loss that is not finite, say), prints one line and exits with code 1;
-    Ctrl-C exits with 130.
+    A TakenError exits with 75: the same command may be tried later. A RunError, which the user did not cause (a loss
+    that is not finite, say), prints one line and exits with code 1; Ctrl-C exits with 130.
     """
     warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -131,9 +131,9 @@ def run(command: Callable[[], None]) -> None:
         command()
         sys.stdout.flush()
     except UserError as error:
-        _stop(f"error: {error}", 2)
+        _stop(f"error: {error}", error.exit_code)
     except RunError as error:
-        _stop(f"stopped: {error}", 1)
+        _stop(f"stopped: {error}", error.exit_code)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -22,9 +23,19 @@ _DECIDE_VOTES = ("torch", "torchvision", "numpy", "scipy")
 class UserError(ValueError):
     """A wrong flag, file or folder; its text is one line that names the legal values."""
 
+    exit_code = 2
+
+
+class TakenError(UserError):
+    """What another process has or has yet to leave: later the same command will do. EX_TEMPFAIL tells schedulers so."""
+
+    exit_code = 75
+
 
 class RunError(RuntimeError):
     """A run that cannot continue, for a reason that its one line gives."""
+
+    exit_code = 1
 
 
 FOREIGN_ERRORS = (Exception, SystemExit)  # what a user's function may end with, short of Ctrl-C
@@ -69,10 +80,16 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+_TAKEN = (errno.EAGAIN, errno.EACCES)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -o flock, NFS with nolock
+_UNLOCKED = "the filesystem has no locks: see to it that no two commands write the same run at a time"
+
+
 def lock(path: Path, taken: str, shared: bool = False) -> TextIO:
     """Open a file and lock it while it stays open, alone or with others that share it; returns the file.
 
-    UserError `taken` where another process holds the lock, or another error where the file cannot be written.
+    TakenError `taken` where another process holds the lock, or UserError where the file cannot be written. Where the
+    filesystem has no locks, a warning says so, once.
     """
     import fcntl  # not on Windows, where logs can be read
 
@@ -83,9 +100,13 @@ def lock(path: Path, taken: str, shared: bool = False) -> TextIO:
     try:
         fcntl.flock(held, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            warnings.warn(_UNLOCKED, stacklevel=1)  # of this line: Python says it once
+            return held
         held.close()
-        reason = taken if error.errno in (errno.EAGAIN, errno.EACCES) else f"cannot lock '{path}': {error.strerror}"
-        raise UserError(reason) from error
+        if error.errno in _TAKEN:
+            raise TakenError(taken) from error
+        raise UserError(f"cannot lock '{path}': {error.strerror}") from error
     return held
 
 

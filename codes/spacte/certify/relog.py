@@ -13,7 +13,7 @@ from spacte.logs.counts import Counts, VoteCounts, read_counts
 from spacte.logs.plans import Plan, plan_of
 from spacte.logs.runfiles import CERTIFIED, RunFiles
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.utils import UserError
+from spacte.utils import UserError, listed
 
 
 def merge_main(description: str) -> None:
@@ -54,6 +54,7 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
     output = logs[0].with_name(before + after)
     if output.resolve() in [log.resolve() for log in logs]:
         raise UserError(f"'{logs[0]}' was renamed: its name must hold '{shard_ending(flags[0]['shard'])}'")
+    _say_where_made_otherwise(contents)
     about = first.about | {"flags": flags[0] | {"shard": None}}
     about["merged"] = {str(log): content.about for log, content in zip(logs, contents, strict=True)}
     _write(RunFiles(output), plan, about, counts, overwrite)
@@ -177,6 +178,22 @@ def _check_shards(shards: list) -> None:
     for k in range(1, number + 1):
         if shards.count([k, number]) != 1:
             raise UserError(f"shard {k}/{number} is {'missing' if [k, number] not in shards else 'there twice'}")
+
+
+def _say_where_made_otherwise(contents: list[Noted]) -> None:
+    """Warn where shards ran, also before they were resumed, on different devices or in passes of different sizes."""
+    for name, what in (("device", "devices"), ("images_per_pass", "numbers of images per pass")):
+        shards: dict[str, list[int]] = {}
+        for content in contents:
+            for value in {str(part.get(name)) for part in (content.about, *content.about.get("earlier", []))}:
+                shards.setdefault(value, []).append(content.about["flags"]["shard"][0])
+        if len(shards) > 1:
+            each = "; ".join(f"{value}: {listed(sorted(those))}" for value, those in sorted(shards.items()))
+            warnings.warn(
+                f"the shards ran with different {what} ({each}): near ties may be decided otherwise than in one run; "
+                "each certificate is of the network as its shard computed it",
+                stacklevel=1,
+            )
 
 
 def _write(files: RunFiles, plan: Plan, about: dict, counts: dict[int, Counts], overwrite: bool) -> None:

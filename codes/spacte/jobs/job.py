@@ -19,7 +19,10 @@ _FREE_FLAGS = {  # a resumed run may change them
 
 @dataclass(frozen=True)
 class Job:
-    """A run with one seed, or an ensemble of `members` (no training, no seed); `certify` is None for training only."""
+    """A run with one seed, or an ensemble of `members` (no training, no seed); `certify` is None for training only.
+
+    `after` are jobs that leave what its flags name.
+    """
 
     name: str  # <defence>/<label>/seed-<k>; of an ensemble <defence>/<label>, or <defence>/<label>/seeds-<k>-<l>
     codes: Path
@@ -28,6 +31,12 @@ class Job:
     train: tuple[str, ...] | None
     certify: tuple[str, ...] | None
     members: tuple["Job", ...] = ()
+    after: tuple["Job", ...] = ()
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The jobs that have to be finished before it begins."""
+        return (*self.members, *self.after)
 
     @property
     def folder(self) -> Path:
@@ -136,6 +145,14 @@ def remove_old_checkpoints(job: Job, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def left_on_disk(job: Job) -> dict[Path, int]:
+    """The checkpoints and counts with which it would resume, and their sizes."""
+    votes = [_in_work(job, part) for part in by_name(job.train or ()).get("--votes_dir", [])]
+    folders = [job.folder, *(job.scripts / folder for folder in votes)]
+    found = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".pth", ".jsonl")]
+    return {path: path.stat().st_size for path in found}
+
+
 def _checkpoints(job: Job) -> list[Path]:
     """In the order of their epochs. RunError where they are of several runs."""
     found = [path for path in job.folder.glob("save/*/*/*/*/epoch*.pth") if path.stem[5:].isdecimal()]
@@ -169,13 +186,19 @@ def commands(job: Job) -> Iterator[list[str]]:
 
 def _train_command(job: Job, flags: tuple[str, ...]) -> list[str]:
     folders = [part for kind in ("save", "logs", "runs") for part in (f"--{kind}_dir", str(job.folder / kind))]
-    own = [str(_left_by_jobs(job.work / part[5:])) if part.startswith("WORK/") else part for part in flags]
+    own = [_in_work(job, part) for part in flags]
     return [sys.executable, "train.py", *own, "--seed", str(job.seed), *folders, "--resume"]
 
 
-def _left_by_jobs(path: Path) -> Path:
-    """A path below WORK/. Queue files may name runs as older versions did: where that is not there, by today's name."""
-    return path if path.exists() else Path(*map(run_name_of_today, path.parts))
+def _in_work(job: Job, part: str) -> str:
+    """A part of a job's flags, WORK/ replaced.
+
+    Queue files may name runs as older versions did: what is not there by that name has today's.
+    """
+    if not part.startswith("WORK/"):
+        return part
+    path = job.work / part.removeprefix("WORK/")
+    return str(path if path.exists() else Path(*map(run_name_of_today, path.parts)))
 
 
 def _certify_command(job: Job, flags: tuple[str, ...]) -> list[str]:

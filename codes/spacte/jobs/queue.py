@@ -110,7 +110,7 @@ class Running:
 
 
 class Queue:
-    """Every job that is not finished, run in their order, `processes` at a time; an ensemble waits for its members.
+    """Every job that is not finished, run in their order, `processes` at a time; one that needs others waits for them.
 
     `start(job, slot)` starts one; the slots of those that run are different numbers below `processes`.
     """
@@ -142,10 +142,10 @@ class Queue:
 
     def _start_jobs(self) -> None:
         unended = {job.name for job in (*self.waiting, *(one.job for one in self.running))}
-        ready = [job for job in self.waiting if not any(member.name in unended for member in job.members)]
+        ready = [job for job in self.waiting if not any(needed.name in unended for needed in job.needs)]
         for job in ready[: self.processes - len(self.running)]:
             self.waiting.remove(job)
-            lost = [member.name for member in job.members if member.name in self.failed]
+            lost = [needed.name for needed in job.needs if needed.name in self.failed]
             try:
                 make_folder(job.folder)
                 (job.folder / "failed.txt").unlink(missing_ok=True)

@@ -19,7 +19,7 @@ _SET_BY_THE_QUEUE = {
 
 
 def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
-    """The jobs of a queue file, the ensembles last.
+    """The jobs of a queue file, each behind those that it needs, the ensembles last.
 
     `codes` holds the defences' folders. `order` is "seeds" (every run's first seed, then every run's second, ...) or
     "runs" (all seeds of a run, then the next run). Raises UserError, which names the file and what is legal, where the
@@ -27,14 +27,16 @@ def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
     """
     content = _read_toml(path)
     defaults: dict = content.get("defaults", {})
-    runs: dict[str, list[Job]] = {}
+    entries: dict[str, tuple[str, dict]] = {}
     _check_keys(f"'{path}', defaults", defaults, {"seeds": list, "train": str, "certify": str})
     for entry in content.get("run", []):
         keys = {"label": str, "defence": str, "seeds": list, "train": str, "certify": (str, bool)}
-        where = _check_entry(path, "run", entry, keys, ("label", "defence"), taken=runs)
-        runs[entry["label"]] = _jobs_of_run(where, entry, defaults, codes, work)
-    if not runs:
+        keys["after"] = (str, list)
+        where = _check_entry(path, "run", entry, keys, ("label", "defence"), taken=entries)
+        entries[entry["label"]] = where, entry
+    if not entries:
         raise UserError(f"'{path}' has no [[run]]")
+    runs = _runs(entries, defaults, codes, work)
     jobs = [job for run in runs.values() for job in run]
     if order == "seeds":
         jobs = [run[k] for k in range(max(map(len, runs.values()))) for run in runs.values() if k < len(run)]
@@ -48,7 +50,16 @@ def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
         certify = _flags(where, "certify", defaults, entry)
         for name, members in _ensembles(where, entry, runs[entry["of"]]).items():
             jobs.append(Job(name, codes, work, None, None, certify, members))
-    return jobs
+    ordered: dict[str, Job] = {}
+    for job in jobs:
+        _add_behind_its_needs(job, ordered)
+    return list(ordered.values())
+
+
+def _add_behind_its_needs(job: Job, ordered: dict[str, Job]) -> None:
+    for needed in job.needs:
+        _add_behind_its_needs(needed, ordered)
+    ordered.setdefault(job.name, job)
 
 
 def _read_toml(path: Path) -> dict:
@@ -80,6 +91,7 @@ def _check_entry(
 
 def _check_keys(where: str, table: dict, legal: dict) -> None:
     kinds = {str: "a string", list: "a list", dict: "a table", (str, bool): "a string or false"}
+    kinds |= {(str, list): "a label or a list of labels"}
     for name, value in table.items():
         if name not in legal:
             raise UserError(f"{where}: unknown key '{name}'; there are {', '.join(legal)}")
@@ -87,7 +99,38 @@ def _check_keys(where: str, table: dict, legal: dict) -> None:
             raise UserError(f"{where}: {name} must be {kinds[legal[name]]}")
 
 
-def _jobs_of_run(where: str, entry: dict, defaults: dict, codes: Path, work: Path) -> list[Job]:
+def _runs(entries: dict[str, tuple[str, dict]], defaults: dict, codes: Path, work: Path) -> dict[str, list[Job]]:
+    """The jobs of each run by its label, in the file's order."""
+    after = {label: _labels(where, entry, entries) for label, (where, entry) in entries.items()}
+    runs: dict[str, list[Job]] = {}
+    while len(runs) < len(entries):
+        ready = [label for label in entries if label not in runs and all(other in runs for other in after[label])]
+        if not ready:
+            where, entry = next(entries[label] for label in entries if label not in runs)
+            raise UserError(f"{where}: after = {entry['after']!r} leads round in a circle")
+        for label in ready:
+            where, entry = entries[label]
+            needed = tuple(job for other in after[label] for job in runs[other])
+            runs[label] = _jobs_of_run(where, entry, defaults, codes, work, needed)
+    folders = {jobs[0].run_name: label for label, jobs in runs.items()}
+    for label, (where, _) in entries.items():
+        for named in re.findall(r"\bWORK/([^/ ]+/[^/ ]+)/", " ".join(runs[label][0].train or ())):
+            if folders.get(named, label) not in (label, *after[label]):
+                raise UserError(f'{where}: its train flags name WORK/{named}: give it after = "{folders[named]}"')
+    return {label: runs[label] for label in entries}
+
+
+def _labels(where: str, entry: dict, runs: Collection[str]) -> list[str]:
+    """The runs that an entry's `after` names."""
+    after = entry.get("after", [])
+    labels = [after] if isinstance(after, str) else after
+    for label in labels:
+        if label not in runs:
+            raise UserError(f"{where}: after = '{label}' must be the label of a run: {listed(runs)}")
+    return labels
+
+
+def _jobs_of_run(where: str, entry: dict, defaults: dict, codes: Path, work: Path, after: tuple[Job, ...]) -> list[Job]:
     defences = sorted(file.parent.name for file in codes.glob("*/train.py"))
     if entry["defence"] not in defences:
         raise UserError(f"{where}: defence '{entry['defence']}' must be one of {', '.join(defences)}")
@@ -97,7 +140,7 @@ def _jobs_of_run(where: str, entry: dict, defaults: dict, codes: Path, work: Pat
     train = _flags(where, "train", defaults, entry)
     certify = None if entry.get("certify") is False else _flags(where, "certify", defaults, entry)
     folder = f"{entry['defence']}/{entry['label']}"
-    return [Job(f"{folder}/seed-{seed}", codes, work, seed, train, certify) for seed in seeds]
+    return [Job(f"{folder}/seed-{seed}", codes, work, seed, train, certify, after=after) for seed in seeds]
 
 
 def _ensembles(where: str, entry: dict, jobs: list[Job]) -> dict[str, tuple[Job, ...]]:

@@ -9,80 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from children import run, wait_for
 from conftest import CODES
+from stand_ins import JOBS, QUEUE, epochs, said
 
 from spacte.jobs.gpus import visible_gpus
 from spacte.jobs.job import Job, commands
 from spacte.jobs.queue import Queue
 from spacte.jobs.queue_file import read_queue
-
-TRAIN = """
-import os, sys, time
-from pathlib import Path
-
-flags = {name: value for name, value in zip(sys.argv, sys.argv[1:] + [""])}
-epochs = int(flags["--epochs"])
-print("GPU:", os.environ.get("CUDA_VISIBLE_DEVICES"))
-if "--fail" in flags:
-    sys.exit("train.py: error: --fail was given")
-run = Path(flags["--save_dir"], "digits/R8/noise-0.50/run")
-log = Path(flags["--logs_dir"], "digits/R8/noise-0.50/train/run-train.log")
-run.mkdir(parents=True, exist_ok=True)
-log.parent.mkdir(parents=True, exist_ok=True)
-Path(flags["--save_dir"], "pid").write_text(str(os.getpid()))
-done = max((int(path.stem[5:]) for path in run.glob("epoch*.pth")), default=0)
-for epoch in range(done + 1, epochs + 1):
-    end = time.monotonic() + 60
-    while epoch == 4 and Path("hold").exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    (run / f"epoch{epoch}.pth").write_text(flags["--seed"])
-    with open(log, "a") as file:
-        file.write(f"{epoch}\\n")
-    print(f"epoch {epoch}/{epochs}  0:00:01 left", flush=True)
-"""
-CERTIFY = """
-import sys
-from pathlib import Path
-
-models = sys.argv[sys.argv.index("--model_path") + 1 :]
-folder = Path(sys.argv[sys.argv.index("--logs_dir") + 1], "digits/R8/noise-0.50/certify-mhead")
-folder.mkdir(parents=True, exist_ok=True)
-for ending in (".log", ".json", "-counts.jsonl", "-ACR.log"):
-    (folder / f"run{ending}").write_text("".join(f"{Path(path).name} {Path(path).read_text()}\\n" for path in models))
-"""
-QUEUE = """
-[defaults]
-seeds = [1, 2]
-train = "--epochs 3"
-certify = "--N 100"
-[[run]]
-label = "five"
-defence = "0Stub"
-train = "--num_heads 5"
-[[run]]
-label = "one"
-defence = "1Stub"
-[[ensemble]]
-label = "both"
-of = "one"
-"""
-JOBS = ["0Stub/five/seed-1", "1Stub/one/seed-1", "0Stub/five/seed-2", "1Stub/one/seed-2", "1Stub/both"]
-
-
-@pytest.fixture
-def stub(tmp_path):
-    """experiments.py beside two defences that take no time, in a folder with a space and a quote in its name."""
-    codes = tmp_path / "that's a checkout" / "codes"
-    for defence in ("0Stub", "1Stub"):
-        (codes / defence).mkdir(parents=True)
-        (codes / defence / "train.py").write_text(TRAIN)
-        (codes / defence / "certify_mhead.py").write_text(CERTIFY)
-    (codes / "spacte").symlink_to(CODES / "spacte")
-    return Path(shutil.copy(CODES / "experiments.py", codes))
 
 
 @pytest.fixture(autouse=True)
@@ -92,31 +28,6 @@ def quick_queues(monkeypatch):
     """
     monkeypatch.setattr(os, "nice", lambda step: None)
     monkeypatch.setattr("spacte.jobs.queue._SECONDS_BETWEEN_LOOKS", 0.01)
-
-
-@pytest.fixture
-def work(tmp_path):
-    return tmp_path / "the work"
-
-
-@pytest.fixture
-def queue(script, stub, tmp_path, work):
-    """Run the queue of a text: queue(text, flags) -> exit code, stdout, stderr."""
-
-    def run(text, *flags):
-        (tmp_path / "queue.toml").write_text(text)
-        return script(stub, "queue.toml", "--work", work, *flags)
-
-    return run
-
-
-def said(out, word):
-    """The jobs that a line was printed of, in order."""
-    return re.findall(rf"^{word} +(\S+?):?(?: |$)", out, re.MULTILINE)
-
-
-def epochs(folder):
-    return sorted(path.name for path in folder.rglob("epoch*.pth"))
 
 
 # --- a queue that runs through ---
@@ -428,7 +339,7 @@ def test_two_queues_do_not_work_in_one_folder(queue, work):
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, _, err = queue(QUEUE)
     assert (
-        code == 2 and err.count("\n") == 1 and "another queue, or a command that one started, is still at work" in err
+        code == 75 and err.count("\n") == 1 and "another queue, or a command that one started, is still at work" in err
     )
 
 
@@ -439,8 +350,8 @@ def test_jobs_alone_share_the_folder_but_not_a_job(queue, work):
         fcntl.flock(own, fcntl.LOCK_EX)
         assert queue(QUEUE, "--job", JOBS[1])[0] == 0
         code, _, err = queue(QUEUE, "--job", JOBS[0])
-        assert code == 2 and err.endswith(f"another process is at work on {JOBS[0]}\n")
-        assert queue(QUEUE)[0] == 2, "the whole queue"
+        assert code == 75 and err.endswith(f"another process is at work on {JOBS[0]}\n")
+        assert queue(QUEUE)[0] == 75, "the whole queue"
     code, _, err = queue(QUEUE, "--job", "0Stub/six")
     assert code == 2 and f"--job '0Stub/six' must be one of {', '.join(JOBS)}" in err
 
@@ -452,66 +363,11 @@ def test_a_command_that_outlives_its_queue_holds_the_folder(queue, work, stub):
         fcntl.flock(lock, fcntl.LOCK_EX)
         orphan = subprocess.Popen(["sleep", "60"], pass_fds=(lock.fileno(),))
     try:
-        assert queue(QUEUE)[0] == 2
+        assert queue(QUEUE)[0] == 75
     finally:
         orphan.kill()
         orphan.wait()
     assert queue(QUEUE)[0] == 0
-
-
-# --- what a user can mend ---
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("[defaults]", "[defaults", "'queue.toml' is not a readable TOML file"),
-        ("[defaults]", "[default]", "unknown key 'default'; there are defaults, run, ensemble"),
-        ("seeds =", "seed =", "'queue.toml', defaults: unknown key 'seed'; there are seeds, train, certify"),
-        ('label = "one"', 'name = "one"', "unknown key 'name'; there are label, defence, seeds, train, certify"),
-        ('label = "one"', "", "run '': its label is missing"),
-        ('label = "one"', 'label = "../one"', "a label is the name of a folder"),
-        ('label = "one"', 'label = "five"', "run 'five': the label is taken; there are five"),
-        ('label = "both"', 'label = "one"', "ensemble 'one': the label is taken; there are five, one"),
-        ('label = "one"', "label = 1", "label must be a string"),
-        ("1Stub", "Stub", "defence 'Stub' must be one of 0Stub, 1Stub"),
-        ("[1, 2]", "[]", "seeds must be integers of at least 0, one or more, each once; they are []"),
-        ("[1, 2]", "[1, 1]", "each once; they are [1, 1]"),
-        ("[1, 2]", "[true]", "seeds must be integers"),
-        ('"--N 100"', "true", "certify must be a string"),
-        (
-            "--N 100",
-            "--logs_dir x",
-            "certify must not hold --logs_dir: the queue itself sees to --model_path, --logs_dir",
-        ),
-        ("--num_heads 5", "--num_heads 5 --seed=3", "run 'five': train must not hold --seed: the queue itself"),
-        ("--num_heads 5", "num_heads 5", "must begin with a flag, --..."),
-        ("--num_heads 5", "--num_heads '5", "No closing quotation"),
-        ('of = "one"', 'of = "two"', "of = 'two' must be the label of a run: five, one"),
-        (
-            'of = "one"',
-            'of = "one"\nseeds = [[1, 2], [3]]',
-            "of its run (1, 2), each list an ensemble in which no seed",
-        ),
-        ('of = "one"', 'of = "one"\nseeds = [1]', "ensemble 'both': seeds must be lists of seeds of its run (1, 2)"),
-        ('of = "one"', 'of = "one"\nseeds = [[2, 2]]', "in which no seed comes twice; one is [2, 2]"),
-        ('of = "one"', 'of = "one"\nseeds = []', "ensemble 'both': seeds is empty"),
-        ('of = "one"', 'of = "one"\nseeds = [[1, 2], [2, 1]]', "two of its lists of seeds are one ensemble, [2, 1]"),
-        (QUEUE, "[defaults]", "has no [[run]]"),
-        (QUEUE, "run = [1]", "run must be tables, [[run]]"),
-    ],
-)
-def test_a_bad_queue_file_is_one_line(queue, work, old, new, message):
-    code, out, err = queue(QUEUE.replace(old, new))
-    assert (code, out) == (2, "") and err.count("\n") == 1 and message in err and "queue.toml" in err
-    assert not work.exists()
-
-
-def test_a_work_folder_in_the_checkout_is_refused(script, stub, tmp_path):
-    (tmp_path / "queue.toml").write_text(QUEUE)
-    inside = tmp_path / "that's a checkout" / "work"
-    code, _, err = script(stub, "queue.toml", "--work", inside)
-    assert code == 2 and err.count("\n") == 1 and "give a folder outside it" in err and not inside.exists()
 
 
 def test_what_a_job_has_left_is_found_under_its_older_name_and_under_todays(tmp_path):
@@ -523,14 +379,6 @@ def test_what_a_job_has_left_is_found_under_its_older_name_and_under_todays(tmp_
     older.mkdir(parents=True)
     (older / "epoch1.pth").touch()
     assert next(commands(job))[3] == str(older / "epoch1.pth"), "a queue that an older version began"
-
-
-def test_a_missing_queue_file_is_one_line(script, tmp_path):
-    code, _, err = script("experiments.py", "none.toml", "--work", "work")
-    assert (
-        code == 2
-        and err == "experiments.py: error: 'none.toml' is not a readable TOML file: No such file or directory\n"
-    )
 
 
 # --- the real programs ---

@@ -1,0 +1,176 @@
+"""A queue's jobs in SLURM: arrays of them, which go back into its queue before their time is over, and resume.
+
+jobs -> arrays, each after those that it needs -> sbatch -> experiments.py --job
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spacte.jobs.job import Job, is_finished, left_on_disk
+from spacte.utils import RunError, TakenError, UserError, listed, make_folder, replace_file
+
+_SET_BY_THE_QUEUE = ("--array", "-a", "--dependency", "-d", "--parsable", "--wrap")
+_LARGEST_ARRAY = 1000  # what SLURM takes unless it is told otherwise
+_SECONDS_TO_END = 120  # before the time limit: a job ends in one, and SLURM may send the signal a minute late
+
+
+def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: str) -> None:
+    """Hand the jobs that are not finished to sbatch; `command` and a job's name run it, `flags` are sbatch's own.
+
+    Jobs that need the same others are one array, which begins once these have ended, well or not: each job looks
+    itself whether what it needs is there. Raises TakenError where some are with SLURM already, and UserError where
+    sbatch refuses; `submitted` knows those that it took before.
+    """
+    own = _sbatch_flags(flags)
+    check_none(submitted(jobs, work))
+    make_folder(work / "slurm")
+    numbers = _recorded(work)
+    own = [f"--job-name={name}", f"--output={work / 'slurm'}/%A_%a.txt", "--open-mode=append", "--requeue", *own]
+    for needs, array in _arrays(jobs):
+        after = [f"--dependency=afterany:{':'.join(numbers[needed] for needed in needs)}"] if needs else []
+        signal_to = f"--signal=B:USR1@{_SECONDS_TO_END}"  # B: to the shell alone, since NCCL catches it
+        number = _sbatch([f"--array=0-{len(array) - 1}", *after, signal_to, *own], _script(command, array))
+        numbers |= {job.name: f"{number}_{task}" for task, job in enumerate(array)}
+        _write_record(work, numbers)
+        print(
+            f"submitted {number}: {len(array)} job{'s' * (len(array) > 1)}"
+            + f", after {listed(needs, 2)}" * bool(needs)
+        )
+
+
+def _arrays(jobs: list[Job]) -> Iterator[tuple[tuple[str, ...], list[Job]]]:
+    """The jobs that are not finished, together where they need the same ones of these; those come before."""
+    unfinished = {job.name for job in jobs if not is_finished(job)}
+    alike: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        if job.name in unfinished:
+            needs = tuple(needed.name for needed in job.needs if needed.name in unfinished)
+            alike.setdefault(needs, []).append(job)
+    for needs, of_these in alike.items():
+        for start in range(0, len(of_these), _LARGEST_ARRAY):
+            yield needs, of_these[start : start + _LARGEST_ARRAY]
+
+
+def _sbatch_flags(text: str) -> list[str]:
+    """UserError where they are no flags, or such as the queue sees to."""
+    try:
+        flags = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--slurm '{text}': {error}") from error
+    if flags and not flags[0].startswith("-"):
+        raise UserError(f"--slurm '{text}' must hold flags of sbatch: --slurm='--time=240 --gpus=1'")
+    for flag in flags:
+        if flag.split("=")[0] in _SET_BY_THE_QUEUE:
+            raise UserError(f"--slurm must not hold {flag}: the queue itself sees to {', '.join(_SET_BY_THE_QUEUE)}")
+    return flags
+
+
+def _script(command: list[str], jobs: list[Job]) -> str:
+    """Python takes the shell's place, and with it the signal."""
+    names = " ".join(shlex.quote(job.name) for job in jobs)
+    return f'#!/bin/bash\njobs=({names})\nexec {shlex.join(command)} "${{jobs[$SLURM_ARRAY_TASK_ID]}}"\n'
+
+
+def _sbatch(flags: list[str], script: str) -> str:
+    """The array's number."""
+    said = _asked(["sbatch", "--parsable", *flags], script)
+    return said.strip().split(";")[0]  # then the cluster's name, where there are several
+
+
+def _asked(command: list[str], given: str = "") -> str:
+    """What one of SLURM's commands says. UserError where it fails."""
+    try:
+        result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = "it did not answer" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
+        raise UserError(f"{command[0]}: {reason}") from error
+    if result.returncode:
+        raise UserError(f"{command[0]}: {' '.join(result.stderr.split()) or f'exit code {result.returncode}'}")
+    return result.stdout
+
+
+# --- what is with SLURM ---
+
+
+def check_none(there: dict[str, tuple[str, str]]) -> None:
+    """TakenError where some jobs are with SLURM."""
+    if there:
+        arrays = sorted({number.split("_")[0] for number, _ in there.values()}, key=int)
+        raise TakenError(f"{len(there)} of these jobs are with SLURM: let them end, or: scancel {' '.join(arrays)}")
+
+
+def submitted(jobs: list[Job], work: Path) -> dict[str, tuple[str, str]]:
+    """Those of the jobs that wait or run in SLURM: their numbers and states. UserError where it cannot be asked."""
+    numbers = {job.name: number for job in jobs if (number := _recorded(work).get(job.name))}
+    if not numbers:
+        return {}
+    lines = _asked(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"]).splitlines()
+    states = dict(line.split() for line in lines)
+    return {name: (number, states[number].lower()) for name, number in numbers.items() if number in states}
+
+
+def _recorded(work: Path) -> dict[str, str]:
+    """The number, array_task, with which each job was last submitted."""
+    try:
+        return json.loads(_record(work).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{_record(work)}' cannot be read: {error}") from error
+
+
+def _write_record(work: Path, numbers: dict[str, str]) -> None:
+    replace_file(_record(work), lambda temporary: temporary.write_text(json.dumps(numbers, indent=1) + "\n"))
+
+
+def _record(work: Path) -> Path:
+    return work / "slurm" / "submitted.json"
+
+
+# --- within a job of SLURM's ---
+
+
+class _TimeIsOver(BaseException):
+    """SLURM has sent USR1."""
+
+
+@contextmanager
+def back_into_the_queue(job: Job) -> Iterator[None]:
+    """Within a SLURM job: at USR1 the block ends, and the job goes back into SLURM's queue. Elsewhere nothing.
+
+    RunError where nothing new of it is on disk since it began: it would never end.
+    """
+    number = _own_number()
+    if number is None:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TimeIsOver
+
+    there, before = left_on_disk(job), signal.signal(signal.SIGUSR1, stop)
+    try:
+        yield
+    except _TimeIsOver:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if left_on_disk(job) == there:
+            raise RunError(
+                f"{job.name} left no checkpoint and no row within its time limit: give a longer --time, or a smaller "
+                "--save_freq"
+            ) from None
+        print(f"{job.name} goes back into SLURM's queue as {number}", flush=True)
+        _asked(["scontrol", "requeue", number])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _own_number() -> str | None:
+    """What SLURM calls this job: of an array's task not SLURM_JOB_ID, which the array's last task shares with it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
