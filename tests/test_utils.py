@@ -1,21 +1,63 @@
 """What every part needs: locks, and the record of the code that ran."""
 
+import errno
+import fcntl
+import os
 import re
 import subprocess
+import warnings
 
 import pytest
 from conftest import load_file
 
-from spacte.utils import UserError, lock
+from spacte import cli
+from spacte.utils import RunError, TakenError, UserError, lock
 
 
 def test_a_lock_is_held_until_the_file_is_closed(tmp_path):
-    with lock(tmp_path / "x", "taken"), pytest.raises(UserError, match=r"^taken$"):
+    with lock(tmp_path / "x", "taken"), pytest.raises(TakenError, match=r"^taken$"):
         lock(tmp_path / "x", "taken")
     with lock(tmp_path / "x", "", shared=True), lock(tmp_path / "x", "", shared=True):
         pass
     with pytest.raises(UserError, match=r"cannot write '.*/no/x': No such file or directory"):
         lock(tmp_path / "no/x", "taken")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_filesystem_without_locks_is_written_to_with_a_warning(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="the filesystem has no locks") as warned:
+        with lock(tmp_path / "x", "taken") as file:
+            file.write("x")
+        warnings.simplefilter("default")  # as in a script
+        lock(tmp_path / "y", "taken").close()
+        lock(tmp_path / "z", "taken", shared=True).close()
+    assert len(warned) == 2 and (tmp_path / "x").read_text() == "x"  # the first one here, and one of the others
+
+
+def test_what_cannot_be_locked_for_another_reason_is_refused(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"cannot lock '.*/x': Input/output error") as raised:
+        lock(tmp_path / "x", "taken")
+    assert raised.type is UserError
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"), [(UserError, 2, "error"), (TakenError, 75, "error"), (RunError, 1, "stopped")]
+)
+def test_the_exit_code_tells_what_to_mend_from_what_to_try_later(capsys, kind, code, said):
+    def command():
+        raise kind("why")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(command)
+    assert ended.value.code == code and capsys.readouterr().err.endswith(f": {said}: why\n")
 
 
 def test_the_state_of_the_source_is_that_of_the_library_and_the_defence(tmp_path):

@@ -16,6 +16,7 @@ from conftest import CODES, RUN_FLAGS, TINY, beside, without_time
 
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
+from spacte.logs.runfiles import RunFiles
 from spacte.model import pass_size
 
 # --- killed at any moment ---
@@ -111,10 +112,21 @@ def test_shards_merge_into_the_log_of_one_run(certify, script, tmp_path):
     shards = [certify(f"shard{i}", "--shard", f"{i}/3", skip=40) for i in (1, 2, 3)]
     assert [len(read_log(shard)) for shard in shards] == [3, 3, 3]
     code, _, err = script("merge_logs.py", *shards)
-    assert code == 0, err
+    assert (code, err) == (0, "")
     merged = shards[0].with_name(whole.name)
     assert without_time(merged) == without_time(whole)
     assert beside(merged, "-ACR.log").read_text() == beside(whole, "-ACR.log").read_text()
+
+
+def test_merging_says_where_shards_were_made_otherwise(certify, script):
+    shards = [certify(f"shard{i}", "--shard", f"{i}/3", "--images_per_pass", 5 * i, skip=40) for i in (1, 2, 3)]
+    files = [RunFiles(shard) for shard in shards]
+    earlier = {"device": "NVIDIA H100", "images_per_pass": 10, "rows": 1}  # before it was resumed
+    files[0].note("earlier", [earlier])
+    code, _, err = script("merge_logs.py", *shards)
+    passes, devices = sorted(err.splitlines())[::-1]
+    assert code == 0 and "different numbers of images per pass (10: 1, 2; 15: 3; 5: 1): near ties may be" in passes
+    assert "the shards ran with different devices (NVIDIA H100: 1; cpu: 1, 2, 3)" in devices
 
 
 def test_what_a_consensus_disagreed_on_is_of_all_sessions_and_all_shards(certify, script, digits_models):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import time
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from spacte.smooth.poll import poll
 from spacte.smooth.smooth import Smooth
 from spacte.train.command import parse
 from spacte.train.trainer import Trainer
-from spacte.utils import RunError, derived_seed
+from spacte.utils import RunError, derived_seed, lock
 
 CPU = torch.device("cpu")
 SMALL = (*TINY, "--train_images", 200, "--num_noise_vec", 2)
@@ -186,6 +187,26 @@ def test_soft_votes_are_counted_once_resumed_and_shared(catrs, tmp_path, digits_
     logs = [next((tmp_path / folder / "logs").rglob("*-train.log")) for folder in ("first", "third")]
     first, third = (pd.read_csv(log, sep="\t").drop(columns="images_per_second") for log in logs)
     pd.testing.assert_frame_equal(first, third)  # the votes that were there or not move no draw of the training
+
+
+def test_votes_that_another_run_counts_are_waited_for(catrs, tmp_path, monkeypatch):
+    assert catrs("first")[0] == 0
+    path = votes_file(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:90]))
+    held, waits = lock(path, ""), []
+
+    def the_other_counts(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            path.write_bytes(whole)
+            held.close()
+
+    monkeypatch.setattr(time, "sleep", the_other_counts)
+    code, out, err = catrs("second")
+    assert code == 0 and waits == [10, 10], err
+    assert out.count("waiting for the pretrained network's votes: another run is writing 'votes/digits/") == 1
+    assert path.read_bytes() == whole
 
 
 def test_two_processes_count_the_votes_that_one_does(catrs, tmp_path, digits_models):
