@@ -47,6 +47,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from spacte import cli
@@ -75,9 +76,9 @@ def _work_off_one(job: Job, work: Path, args: Namespace) -> None:
         if not is_finished(needed):
             raise TakenError(f"{job.name} needs {needed.name}, which is not finished")
     with (
+        slurm.back_into_the_queue(job) if args.requeue else nullcontext(),
         lock(work / "lock", f"a queue is at work in '{work}'", shared=True) as shared,
         lock(make_folder(job.folder) / "lock", f"another process is at work on {job.name}") as own,
-        slurm.back_into_the_queue(job),
     ):
         _run([job], 1, lambda job, slot: Running(job, args.threads, nice=0, locks=[shared, own]))
 
@@ -94,9 +95,9 @@ def _run(jobs: list[Job], processes: int, start: Callable[[Job, int], Running]) 
 
 
 def _command(work: Path, args: Namespace) -> list[str]:
-    """What runs a job alone, whose name comes last."""
+    """What runs the queue."""
     script, queue = Path(__file__).resolve(), args.queue.resolve()
-    return [sys.executable, *map(str, (script, queue, "--work", work, "--threads", args.threads, "--job"))]
+    return [sys.executable, *map(str, (script, queue, "--work", work, "--threads", args.threads))]
 
 
 def _with_slurm(jobs: list[Job], work: Path) -> dict[str, tuple[str, str]]:
@@ -162,7 +163,11 @@ def _parse() -> Namespace:
     by_slurm = "hand the jobs that are not finished to SLURM, with these flags of sbatch: --slurm='--time=240 --gpus=1'"
     instead.add_argument("--slurm", nargs="?", const="", metavar="FLAGS", help=by_slurm)
     instead.add_argument("--collect", type=Path, metavar="FOLDER", help="only copy the finished jobs' logs there")
-    return parser.parse_args()
+    add("--requeue", action="store_true", help="with --job: at USR1 the job of SLURM goes back into SLURM's queue")
+    args = parser.parse_args()
+    if args.requeue and not args.job:
+        parser.error("--requeue needs --job")
+    return args
 
 
 def _main() -> None:
@@ -175,9 +180,11 @@ def _main() -> None:
         _list(jobs, work)
     elif args.commands:
         for job in jobs:
-            print(shlex.join([*_command(work, args), job.name]))
+            print(shlex.join([*_command(work, args), "--job", job.name]))
     elif args.slurm is not None:
-        slurm.submit(jobs, _command(make_folder(work), args), work, args.queue.stem, args.slurm)
+        slurm.submit(
+            jobs, [*_command(make_folder(work), args), "--requeue", "--job"], work, args.queue.stem, args.slurm
+        )
     elif args.collect:
         _collect(jobs, args.collect)
     elif args.job:

@@ -356,6 +356,27 @@ def test_jobs_alone_share_the_folder_but_not_a_job(queue, work):
     assert code == 2 and f"--job '0Stub/six' must be one of {', '.join(JOBS)}" in err
 
 
+def test_a_job_of_slurm_that_an_earlier_run_still_holds_goes_back_into_its_queue(queue, work, tmp_path, monkeypatch):
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* >> '{tmp_path}/asked'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in (("ARRAY_JOB_ID", "7"), ("ARRAY_TASK_ID", "1"), ("JOB_ID", "9")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    (work / JOBS[0]).mkdir(parents=True)
+    with open(work / JOBS[0] / "lock", "w") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        code, out, err = queue(QUEUE, "--requeue", "--job", JOBS[0])
+    assert (code, err) == (0, "") and (tmp_path / "asked").read_text() == "requeue 7_1\n"
+    assert out == f"{JOBS[0]} goes back into SLURM's queue as 7_1: another process is at work on {JOBS[0]}\n"
+    code, _, err = queue(QUEUE, "--requeue", "--job", JOBS[-1])
+    assert code == 75 and "needs 1Stub/one/seed-1" in err, "waiting for what may have failed would never end"
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+    monkeypatch.delenv("SLURM_JOB_ID")
+    for flags, line in ((("--job", JOBS[0]), "this is none"), ((), "--requeue needs --job (see --help)")):
+        code, _, err = queue(QUEUE, "--requeue", *flags)
+        assert code == 2 and err.count("\n") == 1 and err.endswith(f"{line}\n")
+
+
 def test_a_command_that_outlives_its_queue_holds_the_folder(queue, work, stub):
     """Where the system does not end it with the queue; as Running starts it, with the lock handed down."""
     work.mkdir()

@@ -29,8 +29,10 @@ def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: st
     """
     own = _sbatch_flags(flags)
     check_none(submitted(jobs, work))
-    make_folder(work / "slurm")
     numbers = _recorded(work)
+    if all(map(is_finished, jobs)):
+        print(f"all {len(jobs)} jobs are finished")
+        return
     own = [f"--job-name={name}", f"--output={work / 'slurm'}/%A_%a.txt", "--open-mode=append", "--requeue", *own]
     for needs, array in _arrays(jobs):
         after = [f"--dependency=afterany:{':'.join(numbers[needed] for needed in needs)}"] if needs else []
@@ -118,14 +120,18 @@ def submitted(jobs: list[Job], work: Path) -> dict[str, tuple[str, str]]:
 def _recorded(work: Path) -> dict[str, str]:
     """The number, array_task, with which each job was last submitted."""
     try:
-        return json.loads(_record(work).read_text())
+        numbers = json.loads(_record(work).read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"'{_record(work)}' cannot be read: {error}") from error
+    if not isinstance(numbers, dict) or not all(isinstance(number, str) for number in numbers.values()):
+        raise UserError(f"'{_record(work)}' does not hold the numbers of jobs")
+    return numbers
 
 
 def _write_record(work: Path, numbers: dict[str, str]) -> None:
+    make_folder(work / "slurm")
     replace_file(_record(work), lambda temporary: temporary.write_text(json.dumps(numbers, indent=1) + "\n"))
 
 
@@ -142,14 +148,15 @@ class _TimeIsOver(BaseException):
 
 @contextmanager
 def back_into_the_queue(job: Job) -> Iterator[None]:
-    """Within a SLURM job: at USR1 the block ends, and the job goes back into SLURM's queue. Elsewhere nothing.
+    """At USR1 the block ends, and the SLURM job goes back into SLURM's queue; also where its files are locked, which an
+    earlier run may do that lives on, on a node that SLURM has lost.
 
-    RunError where nothing new of it is on disk since it began: it would never end.
+    RunError where USR1 comes and nothing new of the job is on disk since the block began: it would never end. UserError
+    where this is no SLURM job.
     """
     number = _own_number()
     if number is None:
-        yield
-        return
+        raise UserError("--requeue is for jobs of SLURM, and this is none")
 
     def stop(*_: object) -> None:
         raise _TimeIsOver
@@ -158,16 +165,22 @@ def back_into_the_queue(job: Job) -> Iterator[None]:
     try:
         yield
     except _TimeIsOver:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        if left_on_disk(job) == there:
+        if left_on_disk(job).items() <= there.items():
             raise RunError(
                 f"{job.name} left no checkpoint and no row within its time limit: give a longer --time, or a smaller "
                 "--save_freq"
             ) from None
-        print(f"{job.name} goes back into SLURM's queue as {number}", flush=True)
-        _asked(["scontrol", "requeue", number])
+        _requeue(job, number)
+    except TakenError as error:
+        _requeue(job, number, f": {error}")
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def _requeue(job: Job, number: str, why: str = "") -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    print(f"{job.name} goes back into SLURM's queue as {number}{why}", flush=True)
+    _asked(["scontrol", "requeue", number])
 
 
 def _own_number() -> str | None:
