@@ -1,4 +1,4 @@
-"""Run a file of experiments on this machine: train, certify, and resume after any interruption.
+"""Run a file of experiments, on this machine or through SLURM: train, certify, and resume after any interruption.
 
 python codes/experiments.py codes/queues/digits.toml --work ~/digits --processes 2
 python codes/experiments.py codes/queues/digits.toml --work ~/digits --list

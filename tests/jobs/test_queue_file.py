@@ -94,6 +94,7 @@ def test_a_job_alone_is_refused_until_what_it_needs_is_finished(queue):
     [
         ('after = "one"', "", "run 'five': its train flags name WORK/1Stub/one: give it after = \"one\""),
         ('after = "one"', 'after = ["one", "two"]', "after = 'two' must be the label of a run: five, one"),
+        ('after = "one"', "after = [[]]", "after = '[]' must be the label of a run: five, one"),
         ('after = "one"', "after = 1", "after must be a label or a list of labels"),
         ('label = "one"', 'label = "one"\nafter = ["five"]', "after = 'one' leads round in a circle"),
         ('after = "one"', 'after = "five"', "after = 'five' leads round in a circle"),

@@ -125,7 +125,7 @@ def _labels(where: str, entry: dict, runs: Collection[str]) -> list[str]:
     after = entry.get("after", [])
     labels = [after] if isinstance(after, str) else after
     for label in labels:
-        if label not in runs:
+        if not isinstance(label, str) or label not in runs:
             raise UserError(f"{where}: after = '{label}' must be the label of a run: {listed(runs)}")
     return labels
 
