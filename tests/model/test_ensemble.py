@@ -1,11 +1,13 @@
 """How members are combined: the sum of logits, and the consensus of a few of them."""
 
+import itertools
+
 import pytest
 import torch
 from test_frozen import CPU, warmed_up
 
 from spacte.model import passes as passes_module
-from spacte.model.ensemble import with_ensemble
+from spacte.model.ensemble import classes_of_all, with_ensemble
 from spacte.model.frozen import freeze
 from spacte.model.members import NetworkEnsemble
 from spacte.smooth.draws import Draws
@@ -35,6 +37,16 @@ def test_the_consensus_is_the_class_on_which_the_first_agree_or_else_the_sums(fi
 
 def images_of(n=70):
     return torch.rand(n, 3, 32, 32) + 0.5 * torch.randn(n, 3, 32, 32)
+
+
+def test_an_images_sum_does_not_depend_on_its_company():
+    """Two classes have the same logits in another order, so that rounding alone decides between their sums."""
+    logits = torch.randn(5, 100, 3)
+    logits[:, :, 1] = logits[torch.randperm(5), :, 0]
+    alone = torch.cat([classes_of_all(logits[:, [k]], 3) for k in range(100)], 1)
+    for start, end in itertools.combinations(range(0, 101, 3), 2):
+        assert torch.equal(classes_of_all(logits[:, start:end].clone(), 3), alone[:, start:end])
+    assert len(alone[-1].unique()) == 3
 
 
 @torch.inference_mode()

@@ -1,5 +1,7 @@
 """How heads are combined, for certify, predict, attack and the accuracies of training: by the sum of their logits."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,12 @@ from spacte.utils import RunError
 
 
 def ensemble_logits(logits: Tensor) -> Tensor:
-    """The ensemble's logits, the sum over heads: [L, ..., K] -> [..., K]. Source: arXiv 2211.10882, section 3."""
-    return logits.sum(0)
+    """The ensemble's logits, the sum over heads: [L, ..., K] -> [..., K]. Source: arXiv 2211.10882, section 3.
+
+    Head by head: `Tensor.sum` adds in an order that depends on an image's place in the batch, so that of two classes
+    that nearly tie either could win, and the votes would not be those of one function.
+    """
+    return reduce(torch.add, logits)
 
 
 def with_ensemble(logits: Tensor) -> Tensor:
