@@ -1,11 +1,16 @@
 """Every wrong flag, file or folder: one line on stderr, exit code 2, nothing written."""
 
+import re
+import resource
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import CODES, TINY
+
+from spacte.model import checkpoint
+from spacte.utils import UserError
 
 TRAIN = [
     (["--dataset", "cifar"], "unknown data set 'cifar': choose from digits, CIFAR10, CIFAR100, SVHN"),
@@ -116,6 +121,8 @@ def damaged(kind, path):
         contents["data"]["shape"] = (8, 8)
     elif kind == "bare":
         contents = {"state_dict": state}
+    elif kind == "outside":
+        contents["args"]["dataset"] = contents["data"]["name"] = "../../outside"
     torch.save(contents, broken)
     return broken
 
@@ -133,11 +140,57 @@ def damaged(kind, path):
         ("args", "'args' are not the settings of a run"),
         ("shape", "'data' does not describe a data set"),
         ("bare", "does not say its arch: give --arch"),
+        ("outside", "is of data set '../../outside', but its data are '../../outside'"),
     ],
 )
 def test_checkpoints(script, trained, kind, message):
     code, _, err = script("0Gaussian/certify_mhead.py", "--model_path", damaged(kind, trained), "--device", "cpu")
     is_one_line(code, err, message)
+
+
+def test_the_name_of_a_run_is_no_path(script, trained, tmp_path):
+    contents = torch.load(trained, weights_only=True)
+    contents["run"] = "../../../../outside/" + "x" * 300
+    torch.save(contents, tmp_path / "strange.pth")
+    flags = ("--N0", 10, "--N", 20, "--alpha", 0.1, "--skip", 200, "--device", "cpu")
+    code, _, err = script(
+        "0Gaussian/certify_mhead.py", "--model_path", "strange.pth", "--logs_dir", "here/logs", *flags
+    )
+    (log,) = (tmp_path / "here/logs/digits/R8/noise-0.50/certify-mhead").glob("*-certify-skip-200.log")
+    assert code == 0 and re.match(r"_.._.._.._outside_x+-[0-9a-f]{12}-certify", log.name), err
+    assert not list(tmp_path.glob("outside*"))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(trained, tmp_path):
+    """Here: a limit on a file's size, which fails the write as a full disk does."""
+    contents = checkpoint.read(trained)
+    checkpoint.save(tmp_path / "x.pth", contents)
+    before, limits = (tmp_path / "x.pth").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write '.*/x.pth': File too large"):
+            checkpoint.save(tmp_path / "x.pth", contents)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "x.pth").read_bytes() == before and len(list(tmp_path.glob(".*tmp"))) == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report.py", f"{'x' * 300}.log"),
+        ("relog.py", f"{'x' * 300}.log"),
+        ("relog.py", ""),
+        ("merge_logs.py", f"{'x' * 300}-shard-1-of-1.log"),
+        ("release.py", "x" * 300, "--output", "y.pth"),
+        ("0Gaussian/certify_mhead.py", "--model_path", "x" * 300),
+        ("0Gaussian/train.py", *TINY, "--logs_dir", "x" * 300),
+        ("experiments.py", "x" * 300, "--work", "work"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(script, command):
+    code, _, err = script(*command)
+    is_one_line(code, err, "")
 
 
 def test_missing_files(script, tmp_path):

@@ -137,6 +137,10 @@ def run(command: Callable[[], None]) -> None:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
+    except OSError as error:  # of a file that nobody has looked after: no space, a name too long, a folder that is gone
+        if error.filename is None:
+            raise
+        _stop(f"error: '{os.fsdecode(error.filename)}': {error.strerror}", UserError.exit_code)
     except KeyboardInterrupt:
         _stop("interrupted; what is on disk is whole", 130)
     except Exception as error:

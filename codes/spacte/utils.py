@@ -47,6 +47,21 @@ def listed(names: Iterable, most: int = 10) -> str:
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
+_LONGEST_NAME = 150  # bytes; what is put behind it, -certify-skip-20-...-counts.jsonl say, has the other hundred
+
+
+def printable_name(text: str) -> str:
+    """The text as a part of a file's name: letters, digits, '.', '_', '+' and '-' stay, the rest becomes '_'.
+
+    The end of one that is too long for a file's name becomes its hash.
+    """
+    name = re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "_"
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name.encode()[: _LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
+
+
 def failure(error: BaseException) -> str:
     """An exception of the user's code as a line, with the innermost line of theirs that it passed."""
     library = str(Path(__file__).parent)

@@ -1,6 +1,7 @@
 """A training run's text log: whose it is, and what a resumed run does with it."""
 
 import math
+import shutil
 
 import pytest
 
@@ -15,12 +16,17 @@ def run_log(tmp_path, name, epochs_done=0, text=""):
     return RunLog(paths, 3, epochs_done, text)
 
 
+def log_epoch(log, epoch):
+    figures = {"loss": 1.5, "lr": 0.1, "lambda": 2.0, "acc": math.nan, "images_per_second": 9.0}
+    log.write({"epoch": epoch} | figures | {"left": ""})
+
+
 def log_epochs(log, *epochs):
     """Log these epochs, and end as a killed process does."""
     for epoch in epochs:
-        figures = {"loss": 1.5, "lr": 0.1, "lambda": 2.0, "acc": math.nan, "images_per_second": 9.0}
-        log.write({"epoch": epoch} | figures | {"left": ""})
-    log.tensorboard.close()
+        log_epoch(log, epoch)
+    if log.tensorboard is not None:
+        log.tensorboard.close()
     log._file.close()
     log._lock.close()
     return log.text
@@ -55,6 +61,15 @@ def test_two_runs_do_not_write_one_log(tmp_path):
         run_log(tmp_path, "b")
     log_epochs(log, 1)
     log_epochs(run_log(tmp_path, "b"), 1)
+
+
+def test_training_goes_on_where_tensorboard_cannot_write(tmp_path):
+    log = run_log(tmp_path, "a")
+    log_epoch(log, 1)
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.warns(UserWarning, match=r"^TensorBoard shows nothing more, the training goes on: .*No such file"):
+        log_epoch(log, 2)
+    assert log_epochs(log, 3).count("\n") == 4 and not (tmp_path / "runs").exists()
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):

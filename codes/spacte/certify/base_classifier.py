@@ -24,7 +24,7 @@ from spacte.model.frozen import freeze, scales_of
 from spacte.model.members import NetworkEnsemble
 from spacte.model.noisy import noised
 from spacte.model.scales import SCALE_IMAGES, Scales
-from spacte.utils import UserError, sha256
+from spacte.utils import UserError, printable_name, sha256
 
 _GPU_PIXELS = 2**22  # of a batch on a GPU: an H200 certified R110 a quarter faster by 4,096 images than by 1,000
 
@@ -126,7 +126,8 @@ def of_checkpoints(
         if is_main_process():
             noises = " and ".join(f"{sigma:g}" for sigma in trained)
             print(f"trained with noise {noises}, certified with {config.noise_sd:g}", file=sys.stderr)
-    return BaseClassifier(frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen), run, config, training)
+    base = frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen)
+    return BaseClassifier(base, printable_name(run), config, training)
 
 
 def _scales(networks: list[Loaded], noise_sd: float, open_training: Callable[[], Split] | None) -> list[Scales]:

@@ -23,9 +23,9 @@ from spacte.distributed import init_distributed
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
 from spacte.model.classifier import Classifier
-from spacte.model.foreign import borrowed, printable_name
+from spacte.model.foreign import borrowed
 from spacte.smooth.noise import GridNoise
-from spacte.utils import UserError
+from spacte.utils import UserError, printable_name
 
 _KINDS = (ClassifierSettings, RunSettings, CertifySettings)
 # what the call's own arguments say, or a checkpoint

@@ -22,7 +22,7 @@ from spacte.model.int8 import check_exact
 from spacte.model.members import ByMembers
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.smooth.smooth import Smooth
-from spacte.utils import UserError, deciding_versions, package_versions, sha256
+from spacte.utils import UserError, deciding_versions, package_versions, printable_name, sha256
 
 
 def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -> Evaluation:
@@ -129,7 +129,7 @@ def _from_function(name: str, settings: ClassifierSettings, computing: Computing
     function = foreign.build(name, arguments)
     config = RunConfig(
         dataset=settings.dataset,
-        arch=foreign.printable_name(path.stem),
+        arch=printable_name(path.stem),
         noise_sd=settings.noise_sd,
         classifier=f"{path.name}:{function_name}",
         classifier_args=arguments,

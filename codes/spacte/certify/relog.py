@@ -13,7 +13,7 @@ from spacte.logs.counts import Counts, VoteCounts, read_counts
 from spacte.logs.plans import Plan, plan_of
 from spacte.logs.runfiles import CERTIFIED, RunFiles
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.utils import UserError, listed
+from spacte.utils import UserError, check_ending, listed
 
 
 def merge_main(description: str) -> None:
@@ -31,6 +31,8 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
     Raises UserError, before anything is written, where configurations differ, a shard is missing or there twice, or an
     image is.
     """
+    for log in logs:
+        check_ending(log, (".log",))
     shards = [RunFiles(log) for log in logs]
     contents = [shard.read_json() for shard in shards]
     first, flags = contents[0], [_flags(content, shard) for content, shard in zip(contents, shards, strict=True)]
@@ -97,6 +99,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
     certifies at the sum of their alphas only. The label, which top k certifies, is no function of the votes.
     Raises UserError before anything is written where that cannot be done.
     """
+    check_ending(log, (".log",))
     source = RunFiles(log)
     content = source.read_json()
     flags, config = _flags(content, source), content.config

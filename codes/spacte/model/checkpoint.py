@@ -1,5 +1,6 @@
 """Checkpoints: ours, which hold a whole run, the authors', which hold a state dict, and the field's published ones."""
 
+import io
 import warnings
 from argparse import Namespace
 from collections import defaultdict
@@ -27,7 +28,7 @@ from spacte.model.normalisation import (
 )
 from spacte.model.published import CONTAINERS, KNOWN, Weights, field_name, recognised, state_dict_of, way_out
 from spacte.model.scales import Scales
-from spacte.utils import UserError, listed, replace_file
+from spacte.utils import UserError, listed, printable_name, replace_file
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,11 @@ class Loaded:
 def save(path: Path, contents: dict) -> None:
     """Write a checkpoint so that `path` never holds half of one; its DataSpec under "data" becomes a dict.
 
-    Equal contents make equal files: no name of a temporary file gets into them.
+    Equal contents make equal files: no name of a temporary file gets into them. UserError where it cannot be written.
     """
-    contents = {**contents, "data": asdict(contents["data"])}
-
-    def write(temporary: Path) -> None:
-        """Into an open file, whose name torch does not know."""
-        with open(temporary, "wb") as file:
-            torch.save(contents, file)
-
-    replace_file(path, write)
+    buffer = io.BytesIO()  # not the file: of a full disk torch's writer says only that its position is unexpected
+    torch.save({**contents, "data": asdict(contents["data"])}, buffer)
+    replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def read(path: Path) -> dict:
@@ -209,11 +205,13 @@ def interpreted(
 
     spec = contents.get("data") or (spec if settings["dataset"] == "ImageFolder" else None)
     spec = spec or data_spec(settings["dataset"])
+    if settings["dataset"] != printable_name(spec.name):  # it names folders
+        raise UserError(f"checkpoint '{path}' is of data set '{settings['dataset']}', but its data are '{spec.name}'")
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     heads = f"{settings['num_heads']} head{'s' * (settings['num_heads'] > 1)}"
     wanted = f"{settings['arch']} with {heads} on {spec.name}"
     _fill(classifier, weights, Path(path), wanted, way_out(path, contents["keys"]))
-    run = contents.get("run") or Path(path).resolve().parent.name
+    run = printable_name(str(contents.get("run") or Path(path).resolve().parent.name))  # names files
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
     loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), training or None)

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import SourceFileLoader
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from spacte.device import autocast, memory_is_short
 from spacte.model.passes import FixedPasses
-from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure, listed
+from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure, listed, printable_name
 
 
 class Foreign(FixedPasses):
@@ -198,11 +197,6 @@ def run_name(function: str, arguments: dict) -> str:
     """What the run is called: the function, then its arguments; of a file, its name alone."""
     values = {key: Path(value).stem if isinstance(value, str) else value for key, value in arguments.items()}
     return printable_name("-".join([function, *(f"{key}-{value}" for key, value in values.items())]))
-
-
-def printable_name(text: str) -> str:
-    """The text as a part of a file's name: letters, digits, '.', '_', '+' and '-' stay, the rest becomes '_'."""
-    return re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "_"
 
 
 def parsed_arguments(texts: tuple[str, ...]) -> dict:

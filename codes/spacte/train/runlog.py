@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +76,9 @@ class RunLog:
                 self._file.close()
                 self._file, there = lock(paths.log, taken), ""
             self._append(self.text[len(there) :])
-        self.tensorboard = SummaryWriter(paths.tensorboard, purge_step=epochs_done + 1 if epochs_done else None)
+        purged = epochs_done + 1 if epochs_done else None
+        self.tensorboard: SummaryWriter | None = SummaryWriter(paths.tensorboard, purge_step=purged)
+        threading.excepthook = _say_nothing_of_tensorboard
 
     def _append(self, text: str) -> None:
         try:
@@ -92,16 +96,32 @@ class RunLog:
             line = "\t".join(columns) + "\n" + line
         self._append(line)
         self.text += line
-        for name, value in figures.items():
-            if name != "epoch" and math.isfinite(value):
-                self.tensorboard.add_scalar(_tag(name), value, row["epoch"])
-        self.tensorboard.flush()
+        self._show_on_tensorboard(row["epoch"], figures)
         pace = f"lambda {row['lambda']:.3f}  " if "lambda" in row else ""
         accuracy = f"noisy accuracy {row['acc']:.3f}  " if math.isfinite(row["acc"]) else ""
         tqdm.write(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  lr {row['lr']:g}  "
             f"{pace}{accuracy}{row['images_per_second']:.0f} images/s  {row['left']} left"
         )
+
+    def _show_on_tensorboard(self, epoch: int, figures: dict) -> None:
+        """As long as its files can be written: they only show what the log holds."""
+        if self.tensorboard is None:
+            return
+        try:
+            for name, value in figures.items():
+                if name != "epoch" and math.isfinite(value):
+                    self.tensorboard.add_scalar(_tag(name), value, epoch)
+            self.tensorboard.flush()
+        except OSError as error:
+            warnings.warn(f"TensorBoard shows nothing more, the training goes on: {error}", stacklevel=1)
+            self.tensorboard = None
+
+
+def _say_nothing_of_tensorboard(failed: threading.ExceptHookArgs) -> None:
+    """For threading.excepthook: its thread's OSError is raised again where the log writes, and said there."""
+    if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(failed)
 
 
 def _rows_up_to(text: str, epoch: int) -> str:
