@@ -11,12 +11,13 @@ from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spacte.utils import RunError, UserError
+from spacte.utils import RunError, UserError, end_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+_TO_FIND_THE_OTHERS, _TO_WAIT_FOR_A_SLOW_ONE = timedelta(minutes=10), timedelta(days=7)
 
 
 def _several() -> ModuleType | None:
@@ -41,13 +42,22 @@ def is_main_process() -> bool:
 
 
 def init_distributed() -> None:
-    """Join the processes that `torchrun` started (gloo between CPUs, nccl between GPUs); nothing without torchrun."""
+    """Join the processes that `torchrun` started (gloo between CPUs, nccl between GPUs); nothing without torchrun.
+
+    They end with torchrun, even a killed one. RunError where it is gone already.
+    """
     import torch
     from torch import distributed as dist
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        end_with_parent()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=7))  # one process may wait long for a slow one
+        try:
+            store, rank, size = next(dist.rendezvous("env://", timeout=_TO_FIND_THE_OTHERS))
+        except RuntimeError as error:
+            raise RunError(f"torchrun does not answer: {str(error).splitlines()[0]}") from error
+        store.set_timeout(_TO_WAIT_FOR_A_SLOW_ONE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TO_WAIT_FOR_A_SLOW_ONE)
         atexit.register(dist.destroy_process_group)
 
 

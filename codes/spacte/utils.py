@@ -1,12 +1,15 @@
 """What every part needs and none owns: errors for the user, seeds, files that are never half written, versions."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
 import platform
 import re
+import signal
 import subprocess
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -141,6 +144,16 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # renamed, or never there
             temporary.unlink()
+
+
+_PR_SET_PDEATHSIG = 1
+_C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a fork's child should not load
+
+
+def end_with_parent() -> None:
+    """From now on this process ends with the one that started it, by SIGTERM; on Linux alone."""
+    if _C_LIBRARY is not None:
+        _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def sha256(path: Path) -> str:

@@ -4,20 +4,24 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from children import Children, free_port, run
+from children import Children, free_port, run, wait_for
 from conftest import CODES, RUN_FLAGS, TINY, beside, without_time
 
+from spacte import distributed
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
 from spacte.logs.runfiles import RunFiles
 from spacte.model import pass_size
+from spacte.utils import RunError
 
 # --- killed at any moment ---
 
@@ -56,19 +60,48 @@ def test_a_run_killed_again_and_again_ends_with_the_uninterrupted_log(certify, d
     assert not list(killed.parent.glob("*-part-*"))
 
 
-def torchrun(folder, script, *flags):
+def torchrun(script, *flags):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
-    command += ["--", CODES / script, *flags]
-    return run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return [str(part) for part in (*command, "--", CODES / script, *flags)]
 
 
 def test_torchrun_certifies_as_one_process_does(certify, digits_models, tmp_path):
     flags = ("--model_path", digits_models[0], "--logs_dir", "two", "--skip", 30, "--max", 359, *RUN_FLAGS)
-    result = torchrun(tmp_path, "0Gaussian/certify_mhead.py", *flags)
+    result = run(torchrun("0Gaussian/certify_mhead.py", *flags), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (two,) = [path for path in (tmp_path / "two").rglob("*.log") if "ACR" not in path.name]
     assert without_time(two) == without_time(certify("one"))
     assert not list(two.parent.glob("*-part-*")) and result.stdout.count("ACR") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes do not end with their parents")
+def test_processes_end_with_a_torchrun_that_is_killed(digits_models, tmp_path):
+    flags = ("--model_path", digits_models[0], "--N", 5000, "--device", "cpu")
+    with subprocess.Popen(
+        torchrun("0Gaussian/certify_mhead.py", *flags), cwd=tmp_path, start_new_session=True
+    ) as agent:
+        try:
+            wait_for(lambda: len(list(tmp_path.rglob("*-part-*.jsonl"))) == 2)
+            workers = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        finally:
+            agent.kill()
+    assert len(workers) == 2
+    try:
+        wait_for(lambda: not any(Path("/proc", worker).exists() for worker in workers), 10)
+    except AssertionError:
+        for worker in workers:
+            os.kill(int(worker), signal.SIGKILL)
+        raise
+
+
+def test_processes_whose_torchrun_is_gone_do_not_wait_for_it(monkeypatch):
+    gone = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in gone.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_TO_FIND_THE_OTHERS", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "end_with_parent", lambda: None)
+    with pytest.raises(RunError, match=r"^torchrun does not answer: .*"):
+        distributed.init_distributed()
 
 
 def test_two_processes_attack_as_one_does(certify, script, digits_models, tmp_path):
