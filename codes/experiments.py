@@ -63,11 +63,12 @@ CODES = Path(__file__).resolve().parent
 
 def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
     """As the only queue in the work folder; exit code 1 where jobs have failed."""
-    slurm.check_none(_with_slurm(jobs, work))
+    slurm.check_none(_with_slurm(work))
     taken = f"another queue, or a command that one started, is still at work in '{work}'"
-    gpus = visible_gpus() if args.processes > 1 else []
+    processes = args.processes or 1
+    gpus = visible_gpus() if processes > 1 else []
     with lock(work / "lock", taken) as held:
-        _run(jobs, args.processes, lambda job, slot: Running(job, args.threads, 19, [held], slot, gpus))
+        _run(jobs, processes, lambda job, slot: Running(job, args.threads, 19, [held], slot, gpus))
 
 
 def _work_off_one(job: Job, work: Path, args: Namespace) -> None:
@@ -100,10 +101,10 @@ def _command(work: Path, args: Namespace) -> list[str]:
     return [sys.executable, *map(str, (script, queue, "--work", work, "--threads", args.threads))]
 
 
-def _with_slurm(jobs: list[Job], work: Path) -> dict[str, tuple[str, str]]:
+def _with_slurm(work: Path) -> dict[str, tuple[str, str]]:
     """See slurm.submitted; empty, with a warning, where SLURM cannot be asked."""
     try:
-        return slurm.submitted(jobs, work)
+        return slurm.submitted(work)
     except UserError as error:
         warnings.warn(f"what is with SLURM is not known: {error}", stacklevel=1)
         return {}
@@ -111,11 +112,17 @@ def _with_slurm(jobs: list[Job], work: Path) -> dict[str, tuple[str, str]]:
 
 def _list(jobs: list[Job], work: Path) -> None:
     """How each job stands."""
-    there = _with_slurm(jobs, work)
+    there = _with_slurm(work)
     width = max(len(job.name) for job in jobs)
     for job in jobs:
-        number, how = there.get(job.name, ("", ""))
-        print(f"{job.name:{width}}  {state(job)}" + f", {how} in SLURM as {number}" * bool(number))
+        how = state(job)
+        if job.name in there:
+            number, its_state = there[job.name]
+            more = {"waiting": "", "begun": ""}.get(how, f", {how.removeprefix('begun, ')}")
+            how = f"{its_state} in SLURM as {number}{more}"
+        elif how != "finished" and (words := slurm.last_words(job)):
+            how += f"; was {words}"
+        print(f"{job.name:{width}}  {how}")
 
 
 _LOGS = (".log", ".json", ".jsonl", ".jsonl.gz")
@@ -149,8 +156,11 @@ def _parse() -> Namespace:
     add = parser.add_argument
     add("queue", type=Path, metavar="QUEUE.toml", help="the file of runs")
     add("--work", type=Path, required=True, metavar="DIR", help="checkpoints and logs go there; not in the checkout")
-    dealt = "jobs at a time; of several visible GPUs each sees one, in turn, unless its --device is cuda:<index>"
-    add("--processes", type=cli.positive_int, default=1, help=dealt)
+    dealt = (
+        "jobs at a time (1; of an array of SLURM's: no limit); of several visible GPUs each sees one, in turn, unless "
+        "its --device is cuda:<index>"
+    )
+    add("--processes", type=cli.positive_int, help=dealt)
     add("--threads", type=cli.positive_int, default=1, help="CPU threads per job")
     order = (
         "seeds: each run's first seed, then each run's second, ..., so that a whole table is there early; runs: by run"
@@ -161,7 +171,7 @@ def _parse() -> Namespace:
     instead.add_argument("--commands", action="store_true", help="only print each job as a command that runs it")
     instead.add_argument("--job", metavar="NAME", help="only this job, as --list names it")
     by_slurm = "hand the jobs that are not finished to SLURM, with these flags of sbatch: --slurm='--time=240 --gpus=1'"
-    instead.add_argument("--slurm", nargs="?", const="", metavar="FLAGS", help=by_slurm)
+    instead.add_argument("--slurm", metavar="FLAGS", help=by_slurm)
     instead.add_argument("--collect", type=Path, metavar="FOLDER", help="only copy the finished jobs' logs there")
     add("--requeue", action="store_true", help="with --job: at USR1 the job of SLURM goes back into SLURM's queue")
     args = parser.parse_args()
@@ -182,9 +192,8 @@ def _main() -> None:
         for job in jobs:
             print(shlex.join([*_command(work, args), "--job", job.name]))
     elif args.slurm is not None:
-        slurm.submit(
-            jobs, [*_command(make_folder(work), args), "--requeue", "--job"], work, args.queue.stem, args.slurm
-        )
+        command = [*_command(make_folder(work), args), "--requeue", "--job"]
+        slurm.submit(jobs, command, work, args.queue.stem, args.slurm, args.processes)
     elif args.collect:
         _collect(jobs, args.collect)
     elif args.job:

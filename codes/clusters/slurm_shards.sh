@@ -7,7 +7,8 @@
 #
 # 8 is given, and not SLURM_ARRAY_TASK_COUNT: that is 1 where shard 3 is submitted again, --array=3. On CPU nodes that differ
 # also give --images_per_pass 500 (any number, the same for all): else each measures its fastest, and the last digits,
-# which decide near ties, may differ from shard to shard. merge_logs.py says so where they ran differently.
+# which decide near ties, may differ from shard to shard. merge_logs.py says so where they ran differently. The time limit
+# has to hold some images, or a shard goes back into the queue for ever.
 #
 #SBATCH --gpus=1
 #SBATCH --cpus-per-task=8
@@ -17,10 +18,15 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --open-mode=append
 set -u
-shard="$SLURM_ARRAY_TASK_ID/$1"
+task=${SLURM_ARRAY_TASK_ID:-0}
+if ! { [ "$task" -ge 1 ] && [ "$task" -le "${1:-0}" ]; } 2>/dev/null; then
+    echo "usage: sbatch --array=1-N slurm_shards.sh N FOLDER FLAGS OF certify_mhead.py" >&2
+    exit 2
+fi
+shard="$task/$1"
 cd "$2" || exit 2
 shift 2
-back() { scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; } # SLURM_JOB_ID is the array's in its last job
+back() { scontrol requeue "${SLURM_ARRAY_JOB_ID}_$task"; } # SLURM_JOB_ID is the array's in its last job
 trap 'back; wait' USR1
 python certify_mhead.py "$@" --shard "$shard" &
 wait $!

@@ -93,11 +93,13 @@ def test_a_job_alone_is_refused_until_what_it_needs_is_finished(queue):
     ("old", "new", "message"),
     [
         ('after = "one"', "", "run 'five': its train flags name WORK/1Stub/one: give it after = \"one\""),
-        ('after = "one"', 'after = ["one", "two"]', "after = 'two' must be the label of a run: five, one"),
-        ('after = "one"', "after = [[]]", "after = '[]' must be the label of a run: five, one"),
+        ('after = "one"', 'after = ["one", "two"]', "after = 'two' must be the label of another run, no ensemble: one"),
+        ('after = "one"', "after = [[]]", "after = '[]' must be the label of another run"),
         ('after = "one"', "after = 1", "after must be a label or a list of labels"),
         ('label = "one"', 'label = "one"\nafter = ["five"]', "after = 'one' leads round in a circle"),
-        ('after = "one"', 'after = "five"', "after = 'five' leads round in a circle"),
+        ('after = "one"', 'after = "five"', "after = 'five' must be the label of another run, no ensemble: one"),
+        ('after = "one"', 'after = "both"', "after = 'both' must be the label of another run, no ensemble: one"),
+        ("/seed-2/", "/seed-3/", "name WORK/1Stub/one/seed-3; there are 1Stub/one/seed-1, 1Stub/one/seed-2"),
     ],
 )
 def test_a_need_that_cannot_be_is_one_line(queue, work, old, new, message):

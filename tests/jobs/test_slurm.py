@@ -64,6 +64,9 @@ def hold(stub):
 LONGER = [text.replace("--epochs 3", "--epochs 6") for text in (QUEUE, NEEDING)]
 
 
+OTHER = '[[run]]\nlabel = "other"\ndefence = "0Stub"\nseeds = [1]\n'  # in the same folder
+
+
 def test_jobs_go_back_into_the_queue_and_a_node_is_lost(queue, work, slurm, hold):
     flag, one = "--slurm=--time=10", ["1Stub/one/seed-1", "1Stub/one/seed-2"]
     code, out, err = queue(LONGER[1], flag)
@@ -72,13 +75,11 @@ def test_jobs_go_back_into_the_queue_and_a_node_is_lost(queue, work, slurm, hold
     assert out == f"submitted {first}: 2 jobs\nsubmitted {second}: 3 jobs, after {one[0]}, {one[1]}\n"
     wait_for(lambda: all("epoch3.pth" in epochs(work / job) for job in one))
     listed = dict(line.split(maxsplit=1) for line in queue(LONGER[1], "--list")[1].splitlines())
-    assert listed[one[1]] == f"begun, at epoch 3, running in SLURM as {first}_1"
-    assert listed["1Stub/both"] == f"waiting, pending in SLURM as {second}_2"
-    for again in (flag, "--order=seeds"):
-        code, _, err = queue(LONGER[1], again)
-        assert code == 75 and err.endswith(
-            f"5 of these jobs are with SLURM: let them end, or: scancel {first} {second}\n"
-        )
+    assert listed[one[1]] == f"running in SLURM as {first}_1, at epoch 3"
+    assert listed["1Stub/both"] == f"pending in SLURM as {second}_2"
+    for text, again in ((OTHER, "--order=seeds"), (LONGER[1], "--order=seeds"), (LONGER[1], flag)):
+        code, _, err = queue(text, again)
+        assert code == 75 and err.endswith(f"5 jobs are with SLURM: let them end, or: scancel {first} {second}\n")
 
     lost, back = sorted((f"{first}_0", f"{first}_1"), key=states().get, reverse=True)
     assert states()[lost] == "RUNNING n2"
@@ -98,7 +99,7 @@ def test_jobs_go_back_into_the_queue_and_a_node_is_lost(queue, work, slurm, hold
 
 def test_a_time_limit_in_which_nothing_gets_done_is_no_reason_to_go_back(queue, work, hold):
     only = LONGER[0].replace("seeds = [1, 2]", "seeds = [1]")
-    number = queue(only, "--slurm")[1].split()[1].rstrip(":") + "_0"
+    number = queue(only, "--slurm=")[1].split()[1].rstrip(":") + "_0"
     ids = set()
     for _ in range(2):
         wait_for(
@@ -112,14 +113,21 @@ def test_a_time_limit_in_which_nothing_gets_done_is_no_reason_to_go_back(queue, 
     wait_for(lambda: number not in states())
     output = (work / "slurm" / f"{number}.txt").read_text()
     assert "left no checkpoint and no row within its time limit: give a longer --time" in output
+    said_by("scancel", "--user=root")
+    wait_for(lambda: not states())
+    assert f"  begun, at epoch 3; was {number} in SLURM: experiments.py: stopped: " in queue(only, "--list")[1]
 
 
 def test_flags_that_sbatch_cannot_take_are_one_line(queue):
+    assert queue(QUEUE, "--slurm", "--time=3")[0] == 2
     for flags, message in (
-        ("--array=1-3", "--slurm must not hold --array=1-3: the queue itself sees to --array, -a, --dependency"),
-        ("time=3", "--slurm 'time=3' must hold flags of sbatch"),
+        ("--array=1-3", "--slurm must not hold --array=1-3: the queue itself sees to --array, --dependency"),
+        ("-a0", "must not hold -a0"),
+        ("--dep=x", "must not hold --dep=x"),
+        ("--test-only", "sbatch has submitted nothing"),
+        ("--time=3 a.sh", "--slurm '--time=3 a.sh': 'a.sh' is no flag; write --flag=value"),
         ("--time='3", "--slurm '--time='3': No closing quotation"),
-        ("--partition=none", "sbatch: sbatch: error: invalid partition specified: none"),
+        ("--partition=none", "sbatch: invalid partition specified: none; Batch job submission failed"),
     ):
         code, _, err = queue(QUEUE, f"--slurm={flags}")
         assert code == 2 and err.count("\n") == 1 and message in err and not states()

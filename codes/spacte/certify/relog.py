@@ -32,7 +32,7 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
     image is.
     """
     for log in logs:
-        check_ending(log, (".log",))
+        _check_log(log)
     shards = [RunFiles(log) for log in logs]
     contents = [shard.read_json() for shard in shards]
     first, flags = contents[0], [_flags(content, shard) for content, shard in zip(contents, shards, strict=True)]
@@ -99,7 +99,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
     certifies at the sum of their alphas only. The label, which top k certifies, is no function of the votes.
     Raises UserError before anything is written where that cannot be done.
     """
-    check_ending(log, (".log",))
+    _check_log(log)
     source = RunFiles(log)
     content = source.read_json()
     flags, config = _flags(content, source), content.config
@@ -181,6 +181,12 @@ def _check_shards(shards: list) -> None:
     for k in range(1, number + 1):
         if shards.count([k, number]) != 1:
             raise UserError(f"shard {k}/{number} is {'missing' if [k, number] not in shards else 'there twice'}")
+
+
+def _check_log(log: Path) -> None:
+    check_ending(log, (".log",))
+    if not log.is_file():
+        raise UserError(f"there is no log '{log}'")
 
 
 def _say_where_made_otherwise(contents: list[Noted]) -> None:

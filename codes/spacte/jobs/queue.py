@@ -126,7 +126,7 @@ class Queue:
 
     def work_off(self) -> None:
         """Returns when no job is left that can be run; running jobs end where this is interrupted."""
-        self._say(f"{len(self.jobs)} jobs, {len(self.done)} of them finished")
+        self._say(f"{len(self.jobs)} job{'s' * (len(self.jobs) > 1)}, {len(self.done)} of them finished")
         try:
             while self.waiting or self.running:
                 self._start_jobs()

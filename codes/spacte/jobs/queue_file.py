@@ -112,12 +112,23 @@ def _runs(entries: dict[str, tuple[str, dict]], defaults: dict, codes: Path, wor
             where, entry = entries[label]
             needed = tuple(job for other in after[label] for job in runs[other])
             runs[label] = _jobs_of_run(where, entry, defaults, codes, work, needed)
-    folders = {jobs[0].run_name: label for label, jobs in runs.items()}
     for label, (where, _) in entries.items():
-        for named in re.findall(r"\bWORK/([^/ ]+/[^/ ]+)/", " ".join(runs[label][0].train or ())):
-            if folders.get(named, label) not in (label, *after[label]):
-                raise UserError(f'{where}: its train flags name WORK/{named}: give it after = "{folders[named]}"')
+        _check_what_flags_name(where, runs[label][0], [label, *after[label]], runs)
     return {label: runs[label] for label in entries}
+
+
+def _check_what_flags_name(where: str, job: Job, known: list[str], runs: dict[str, list[Job]]) -> None:
+    """UserError where the train flags name what a run of this file leaves, without `after`, or no job of it leaves."""
+    labels = {jobs[0].run_name: label for label, jobs in runs.items()}
+    for run, seed in re.findall(r"\bWORK/([^/ ]+/[^/ ]+)/([^/ ]+)", " ".join(job.train or ())):
+        label = labels.get(run)
+        if label is None:  # another file's, perhaps
+            continue
+        if label not in known:
+            raise UserError(f'{where}: its train flags name WORK/{run}: give it after = "{label}"')
+        names = [one.name for one in runs[label]]
+        if f"{run}/{seed}" not in names:
+            raise UserError(f"{where}: its train flags name WORK/{run}/{seed}; there are {listed(names)}")
 
 
 def _labels(where: str, entry: dict, runs: Collection[str]) -> list[str]:
@@ -125,8 +136,9 @@ def _labels(where: str, entry: dict, runs: Collection[str]) -> list[str]:
     after = entry.get("after", [])
     labels = [after] if isinstance(after, str) else after
     for label in labels:
-        if not isinstance(label, str) or label not in runs:
-            raise UserError(f"{where}: after = '{label}' must be the label of a run: {listed(runs)}")
+        if not isinstance(label, str) or label not in runs or label == entry["label"]:
+            others = listed(run for run in runs if run != entry["label"])
+            raise UserError(f"{where}: after = '{label}' must be the label of another run, no ensemble: {others}")
     return labels
 
 

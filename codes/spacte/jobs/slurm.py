@@ -5,6 +5,7 @@ jobs -> arrays, each after those that it needs -> sbatch -> experiments.py --job
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,29 +16,32 @@ from pathlib import Path
 from spacte.jobs.job import Job, is_finished, left_on_disk
 from spacte.utils import RunError, TakenError, UserError, listed, make_folder, replace_file
 
-_SET_BY_THE_QUEUE = ("--array", "-a", "--dependency", "-d", "--parsable", "--wrap")
+_SET_BY_THE_QUEUE = ("--array", "--dependency", "--output", "--no-requeue", "--parsable", "--wrap", "-a", "-d", "-o")
 _LARGEST_ARRAY = 1000  # what SLURM takes unless it is told otherwise
 _SECONDS_TO_END = 120  # before the time limit: a job ends in one, and SLURM may send the signal a minute late
 
 
-def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: str) -> None:
+def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: str, most: int | None) -> None:
     """Hand the jobs that are not finished to sbatch; `command` and a job's name run it, `flags` are sbatch's own.
 
+    `most` jobs of an array run at a time (None: as many as SLURM lets).
     Jobs that need the same others are one array, which begins once these have ended, well or not: each job looks
     itself whether what it needs is there. Raises TakenError where some are with SLURM already, and UserError where
     sbatch refuses; `submitted` knows those that it took before.
     """
     own = _sbatch_flags(flags)
-    check_none(submitted(jobs, work))
+    check_none(submitted(work, jobs))
     numbers = _recorded(work)
     if all(map(is_finished, jobs)):
         print(f"all {len(jobs)} jobs are finished")
         return
-    own = [f"--job-name={name}", f"--output={work / 'slurm'}/%A_%a.txt", "--open-mode=append", "--requeue", *own]
+    output = f"{work / 'slurm'}".replace("%", "%%") + "/%A_%a.txt"
+    own = [f"--job-name={name}", f"--output={output}", "--open-mode=append", "--requeue", *own]
     for needs, array in _arrays(jobs):
         after = [f"--dependency=afterany:{':'.join(numbers[needed] for needed in needs)}"] if needs else []
         signal_to = f"--signal=B:USR1@{_SECONDS_TO_END}"  # B: to the shell alone, since NCCL catches it
-        number = _sbatch([f"--array=0-{len(array) - 1}", *after, signal_to, *own], _script(command, array))
+        tasks = f"--array=0-{len(array) - 1}" + f"%{most}" * (most is not None)
+        number = _sbatch([tasks, *after, signal_to, *own], _script(command, array))
         numbers |= {job.name: f"{number}_{task}" for task, job in enumerate(array)}
         _write_record(work, numbers)
         print(
@@ -65,10 +69,12 @@ def _sbatch_flags(text: str) -> list[str]:
         flags = shlex.split(text)
     except ValueError as error:
         raise UserError(f"--slurm '{text}': {error}") from error
-    if flags and not flags[0].startswith("-"):
-        raise UserError(f"--slurm '{text}' must hold flags of sbatch: --slurm='--time=240 --gpus=1'")
     for flag in flags:
-        if flag.split("=")[0] in _SET_BY_THE_QUEUE:
+        if not flag.startswith("-"):  # sbatch might take it for the script
+            raise UserError(f"--slurm '{text}': '{flag}' is no flag; write --flag=value")
+        name = flag.split("=")[0]
+        short = not flag.startswith("--") and flag[:2] in _SET_BY_THE_QUEUE
+        if short or (len(name) > 2 and any(one.startswith(name) for one in _SET_BY_THE_QUEUE)):  # sbatch abbreviates
             raise UserError(f"--slurm must not hold {flag}: the queue itself sees to {', '.join(_SET_BY_THE_QUEUE)}")
     return flags
 
@@ -81,19 +87,24 @@ def _script(command: list[str], jobs: list[Job]) -> str:
 
 def _sbatch(flags: list[str], script: str) -> str:
     """The array's number."""
-    said = _asked(["sbatch", "--parsable", *flags], script)
-    return said.strip().split(";")[0]  # then the cluster's name, where there are several
+    said = _asked(["sbatch", "--parsable", *flags], UserError, script)
+    number = said.strip().split(";")[0]  # then the cluster's name, where there are several
+    if not number.isdecimal():
+        raise UserError(f"sbatch has submitted nothing; it says: {listed(said.split(), 8)}")
+    return number
 
 
-def _asked(command: list[str], given: str = "") -> str:
-    """What one of SLURM's commands says. UserError where it fails."""
+def _asked(command: list[str], failure: type[UserError] = TakenError, given: str = "") -> str:
+    """What one of SLURM's commands says. `failure` where it fails: mostly because SLURM does not answer just now."""
     try:
         result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = "it did not answer" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
-        raise UserError(f"{command[0]}: {reason}") from error
+    except subprocess.TimeoutExpired as error:
+        raise TakenError(f"{command[0]} did not answer within {error.timeout:g} s") from error
+    except OSError as error:
+        raise UserError(f"SLURM's command {command[0]} cannot be run here: {error.strerror}") from error
     if result.returncode:
-        raise UserError(f"{command[0]}: {' '.join(result.stderr.split()) or f'exit code {result.returncode}'}")
+        lines = [re.sub(r"^\w+: (error: )?", "", line) for line in result.stderr.splitlines()]
+        raise failure(f"{command[0]}: {'; '.join(lines) or f'exit code {result.returncode}'}")
     return result.stdout
 
 
@@ -104,17 +115,33 @@ def check_none(there: dict[str, tuple[str, str]]) -> None:
     """TakenError where some jobs are with SLURM."""
     if there:
         arrays = sorted({number.split("_")[0] for number, _ in there.values()}, key=int)
-        raise TakenError(f"{len(there)} of these jobs are with SLURM: let them end, or: scancel {' '.join(arrays)}")
+        raise TakenError(f"{len(there)} jobs are with SLURM: let them end, or: scancel {' '.join(arrays)}")
 
 
-def submitted(jobs: list[Job], work: Path) -> dict[str, tuple[str, str]]:
-    """Those of the jobs that wait or run in SLURM: their numbers and states. UserError where it cannot be asked."""
-    numbers = {job.name: number for job in jobs if (number := _recorded(work).get(job.name))}
+def submitted(work: Path, jobs: list[Job] | None = None) -> dict[str, tuple[str, str]]:
+    """Those of the jobs, or of all that the folder has seen, that wait or run in SLURM: their numbers and states.
+
+    UserError where SLURM cannot be asked.
+    """
+    names, numbers = None if jobs is None else {job.name for job in jobs}, _recorded(work)
+    numbers = {name: number for name, number in numbers.items() if names is None or name in names}
     if not numbers:
         return {}
     lines = _asked(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"]).splitlines()
     states = dict(line.split() for line in lines)
     return {name: (number, states[number].lower()) for name, number in numbers.items() if number in states}
+
+
+def last_words(job: Job) -> str:
+    """What a job that is no longer with SLURM has left in SLURM's output: its number, and the last line. Else ""."""
+    number = _recorded(job.work).get(job.name)
+    if number is None:
+        return ""
+    try:
+        lines = (job.work / "slurm" / f"{number}.txt").read_text(errors="replace").split("\n")
+    except OSError:
+        return f"{number} in SLURM, without output"
+    return f"{number} in SLURM: {next((line.strip() for line in reversed(lines) if line.strip()), '')}"
 
 
 def _recorded(work: Path) -> dict[str, str]:
