@@ -109,12 +109,17 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
 
 
 def _broken_idx(folder: Path) -> Path | None:
-    """The first of MNIST's files in the folder whose size is not the one that its head says."""
-    for path in sorted(folder.glob("*-ubyte")):
+    """The first of MNIST's files in the folder that is empty, or whose size or shape is not the one that it should be.
+
+    Images, idx3, have three dimensions, labels, idx1, one; the file's head holds them.
+    """
+    for path in sorted(folder.glob("*-idx[13]-ubyte")):
         with open(path, "rb") as file:
             head = file.read(4)
             sizes = struct.unpack(f">{head[3]}I", file.read(4 * head[3])[: 4 * head[3]]) if _is_idx(head, path) else ()
-        if not sizes or path.stat().st_size != 4 + 4 * len(sizes) + math.prod(sizes):
+        if len(sizes) != int(path.stem[-7]) or not all(sizes):
+            return path
+        if path.stat().st_size != 4 + 4 * len(sizes) + math.prod(sizes):
             return path
     return None
 

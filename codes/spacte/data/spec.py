@@ -1,6 +1,8 @@
 """What a classifier has to know of a data set; those whose name says it. Needs no torch: logs are read with it."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from spacte.utils import UserError
 
@@ -20,6 +22,26 @@ class DataSpec:
     std: tuple[float, ...]
     levels: int = 255
     class_names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_file(cls, fields: dict[str, Any]) -> "DataSpec":
+        """The spec whose fields a file holds. Raises ValueError where it is none."""
+        try:
+            spec = cls(**fields)
+            sizes = (*spec.shape, spec.num_classes, spec.levels)
+            figures = (*spec.mean, *spec.std)
+            lists = (spec.shape, spec.mean, spec.std, spec.class_names)
+            legal = all(isinstance(one, tuple | list) for one in lists)
+            legal = legal and len(spec.shape) == 3 and len(spec.mean) == len(spec.std) == spec.shape[0]
+            legal = legal and all(type(size) is int and 0 < size < 10**7 for size in sizes)
+            legal = legal and all(isinstance(one, int | float) and abs(one) < math.inf for one in figures)
+            legal = legal and all(type(text) is str for text in (spec.name, *spec.class_names))
+            legal = legal and min(spec.std) > 0
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError("no data set") from error
+        if not legal:
+            raise ValueError("no data set")
+        return spec
 
 
 SPECS = {

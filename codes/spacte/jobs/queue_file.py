@@ -65,7 +65,7 @@ def _add_behind_its_needs(job: Job, ordered: dict[str, Job]) -> None:
 def _read_toml(path: Path) -> dict:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not a readable TOML file: {getattr(error, 'strerror', None) or error}") from error
     _check_keys(f"'{path}'", content, {"defaults": dict, "run": list, "ensemble": list})
     return content

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,8 @@ def dense(voters: object, classes: int) -> np.ndarray:
     for row, votes in zip(table, voters, strict=True):
         for k, n in votes.items():
             # below 2^53, because bounds compute with doubles
-            if not (k.isdecimal() and int(k) < classes and type(n) is int and 0 < n < 2**53):
-                raise UserError(f"no vote count: class '{k}' with {n} votes, of {classes} classes")
+            if not (k.isdecimal() and len(k) < 8 and int(k) < classes and type(n) is int and 0 < n < 2**53):
+                raise UserError(f"no vote count: class '{k:.20}' with {n!s:.20} votes, of {classes} classes")
             row[int(k)] = n
     if len(set(table.sum(1).tolist())) > 1:  # a line that was edited by hand would certify what was not drawn
         raise UserError("no vote count: the voters' draws differ, although all count the same ones")
@@ -138,17 +139,20 @@ def parsed(line: str) -> dict:
     """The fields of a JSON line with idx, label, seconds and classes. Raises UserError where one is wrong."""
     try:
         fields = json.loads(line, object_pairs_hook=_without_duplicates)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"no vote count: {error}") from error
     if not isinstance(fields, dict):
         raise UserError("no vote count: a line must hold an object")
-    for name, least in (("idx", 0), ("classes", 1), ("label", 0)):
-        if type(fields.get(name)) is not int or fields[name] < least:
-            raise UserError(f"no vote count: {name} must be an integer of at least {least}, not {fields.get(name)}")
+    for name, least, below in (("idx", 0, 2**53), ("classes", 1, 10**7), ("label", 0, 10**7)):
+        value = fields.get(name)
+        if type(value) is not int or value < least:
+            raise UserError(f"no vote count: {name} must be an integer of at least {least}, not {value!s:.40}")
+        if value >= below:
+            raise UserError(f"no vote count: {name} {value!s:.40} is too large")
     if fields["label"] >= fields["classes"]:
         raise UserError(f"no vote count: label {fields['label']} of {fields['classes']} classes")
     if type(fields.get("seconds")) not in (int, float) or not fields["seconds"] >= 0:
-        raise UserError(f"no vote count: seconds must be a number of at least 0, not {fields.get('seconds')}")
+        raise UserError(f"no vote count: seconds must be a number of at least 0, not {fields.get('seconds')!s:.40}")
     return fields
 
 
@@ -201,5 +205,5 @@ def read_text(path: Path) -> str:
         if path.suffix == ".gz":
             return gzip.decompress(path.read_bytes()).decode()
         return path.read_text()
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"cannot read vote counts '{path}': {getattr(error, 'strerror', None) or error}") from error

@@ -1,9 +1,11 @@
 """Checkpoints: ours, which hold a whole run, the authors', which hold a state dict, and the field's published ones."""
 
 import io
+import math
 import warnings
 from argparse import Namespace
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PosixPath
 from typing import Any
@@ -120,15 +122,12 @@ def read(path: Path) -> dict:
         )
     contents = dict(contents) if found[1] else {}
     contents["state_dict"], contents["keys"] = found
-    if isinstance(contents.get("data"), dict):
+    data = contents.pop("data", None)  # of another code where it is no dict
+    if isinstance(data, dict):
         try:
-            contents["data"] = DataSpec(**contents["data"])
-            channels, height, width = contents["data"].shape
-            whole = all(type(size) is int for size in (channels, height, width, contents["data"].num_classes))
-        except (TypeError, ValueError):
-            whole = False
-        if not whole:
-            raise UserError(f"'{path}' is a foreign file: its 'data' does not describe a data set")
+            contents["data"] = DataSpec.from_file(data)
+        except ValueError as error:
+            raise UserError(f"'{path}' is a foreign file: its 'data' does not describe a data set") from error
     args = contents.setdefault("args", {})
     contents["args"] = args = vars(args) if isinstance(args, Namespace) else args
     if not isinstance(args, dict) and "data" not in contents:
@@ -152,6 +151,14 @@ def _summary(contents: Any) -> str:
     if not isinstance(contents, dict):
         return f"a {type(contents).__name__}"
     return listed(contents, 8) or "nothing"
+
+
+_LEGAL: dict[str, Callable[[Any], bool]] = {  # in a file; flags have been checked
+    "arch": lambda value: isinstance(value, str),
+    "dataset": lambda value: isinstance(value, str),
+    "num_heads": lambda value: type(value) is int and 0 < value <= 1000,
+    "noise_sd": lambda value: type(value) in (int, float) and 0 < value < math.inf,
+}
 
 
 def load_classifier(
@@ -192,6 +199,9 @@ def interpreted(
     published = weights.arch is not None
     if published:
         known = {"arch": weights.arch, "dataset": None, "num_heads": 1, "noise_sd": None}
+    for name, value in known.items():
+        if value is not None and not _LEGAL[name](value):
+            raise UserError(f"checkpoint '{path}' is damaged: its {name} is {str(value)[:40]}")
     known["num_heads"] = known["num_heads"] or weights.heads
     normalize = _checked_normalize(path, normalize, published, weights.constants)
     given = {"arch": arch and our_name(arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
@@ -211,10 +221,11 @@ def interpreted(
     heads = f"{settings['num_heads']} head{'s' * (settings['num_heads'] > 1)}"
     wanted = f"{settings['arch']} with {heads} on {spec.name}"
     _fill(classifier, weights, Path(path), wanted, way_out(path, contents["keys"]))
-    run = printable_name(str(contents.get("run") or Path(path).resolve().parent.name))  # names files
+    run, defence = (contents[name] if isinstance(contents.get(name), str) else None for name in ("run", "defence"))
+    run = printable_name(run or Path(path).resolve().parent.name)  # it names files
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
-    loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, contents.get("defence"), training or None)
+    loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, defence, training or None)
     if not published:
         return replace(loaded, scales=_scales_in(contents, path))
     if normalize == "auto":

@@ -52,7 +52,7 @@ class Scales:
             noise_sd, images = float(held["noise_sd"]), int(held["images"])
             peaks = {str(name): float(peak) for name, peak in held["peaks"].items()}
             shifts = {str(name): shift.detach().float() for name, shift in held["shifts"].items()}
-        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+        except (TypeError, LookupError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise ValueError("incomplete scales of int8") from error
         legal = all(1e-30 < peak < 1e30 for peak in (*peaks.values(), noise_sd))  # as float32 holds
         if not legal or not all(shift.dim() == 1 and shift.isfinite().all() for shift in shifts.values()):
