@@ -68,10 +68,8 @@ def test_a_missing_queue_file_is_one_line(script, tmp_path):
 
 # --- what needs what ---
 
-NEEDING = QUEUE.replace(
-    'label = "five"',
-    'label = "five"\nafter = "one"\ntrain = "--num_heads 5 --pretrained WORK/1Stub/one/seed-2/save/x"',
-).replace('\ntrain = "--num_heads 5"\n', "\n")
+LEFT = "WORK/1Stub/one/seed-1/save/x WORK/1Stub/one/seed-2/save/x"
+NEEDING = QUEUE.replace('train = "--num_heads 5"', f'after = "one"\ntrain = "--num_heads 5 --pretrained {LEFT}"')
 
 
 def test_what_a_run_needs_comes_first_and_is_waited_for(queue, work):
@@ -79,9 +77,22 @@ def test_what_a_run_needs_comes_first_and_is_waited_for(queue, work):
     one, five = ([f"{run}/seed-{seed}" for seed in (1, 2)] for run in ("1Stub/one", "0Stub/five"))
     assert code == 0 and said(out, "started") == [*one, *five, "1Stub/both"]
     assert max(out.index(f"finished {job}") for job in one) < min(out.index(f"started  {job}") for job in five)
-    assert f"--pretrained '{work}/1Stub/one/seed-2/save/x'" in (work / five[0] / "output.txt").read_text()
+    assert (
+        f"--pretrained '{work}/1Stub/one/seed-1/save/x' '{work}/1Stub/one/seed-2/save/x'"
+        in (work / five[0] / "output.txt").read_text()
+    )
     listed = queue(NEEDING, "--commands")[1]
     assert re.findall(r"--job (\S+)$", listed, re.MULTILINE) == [one[0], one[1], five[0], five[1], "1Stub/both"]
+
+
+def test_a_run_needs_the_seeds_that_its_flags_name_or_all(queue):
+    def order(text):
+        return re.findall(r"--job (\S+)$", queue(text, "--commands")[1], re.MULTILINE)
+
+    one, both = ([f"{run}/seed-{seed}" for seed in (1, 2)] for run in ("1Stub/one", "0Stub/five"))
+    second = NEEDING.replace("WORK/1Stub/one/seed-1/save/x ", "")
+    assert order(second) == [one[1], both[0], one[0], both[1], "1Stub/both"]
+    assert order(NEEDING.replace(LEFT, "x"))[:2] == one
 
 
 def test_a_job_alone_is_refused_until_what_it_needs_is_finished(queue):
@@ -99,7 +110,7 @@ def test_a_job_alone_is_refused_until_what_it_needs_is_finished(queue):
         ('label = "one"', 'label = "one"\nafter = ["five"]', "after = 'one' leads round in a circle"),
         ('after = "one"', 'after = "five"', "after = 'five' must be the label of another run, no ensemble: one"),
         ('after = "one"', 'after = "both"', "after = 'both' must be the label of another run, no ensemble: one"),
-        ("/seed-2/", "/seed-3/", "name WORK/1Stub/one/seed-3; there are 1Stub/one/seed-1, 1Stub/one/seed-2"),
+        ("/seed-2/save", "/seed-3/save", "name WORK/1Stub/one/seed-3; there are 1Stub/one/seed-1, 1Stub/one/seed-2"),
     ],
 )
 def test_a_need_that_cannot_be_is_one_line(queue, work, old, new, message):

@@ -110,8 +110,12 @@ def _runs(entries: dict[str, tuple[str, dict]], defaults: dict, codes: Path, wor
             raise UserError(f"{where}: after = {entry['after']!r} leads round in a circle")
         for label in ready:
             where, entry = entries[label]
-            needed = tuple(job for other in after[label] for job in runs[other])
-            runs[label] = _jobs_of_run(where, entry, defaults, codes, work, needed)
+            flags = f"{defaults.get('train', '')} {entry.get('train', '')}"
+            needed: list[Job] = []
+            for other in after[label]:  # the seeds that its flags name, or all
+                named = [job for job in runs[other] if f"WORK/{job.name}/" in flags]
+                needed += named or runs[other]
+            runs[label] = _jobs_of_run(where, entry, defaults, codes, work, tuple(needed))
     for label, (where, _) in entries.items():
         _check_what_flags_name(where, runs[label][0], [label, *after[label]], runs)
     return {label: runs[label] for label in entries}
