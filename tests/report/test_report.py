@@ -12,7 +12,8 @@ import pytest
 from conftest import EXCERPTS, beside, make_log, random_log
 
 from spacte.logs import certlog
-from spacte.logs.table import render, table_radii
+from spacte.logs.described import printable
+from spacte.logs.table import markdown, render, table_radii
 from spacte.report.labels import labels
 from spacte.report.reading import read_runs
 from spacte.report.table import reached_radii, summary
@@ -82,6 +83,15 @@ def test_signs_that_latex_would_read():
     runs = [*read_runs([EXCERPTS])]
     table = summary(runs, [0.25]).assign(run="a_b & 50%")
     assert r"a\_b \& 50\%" in render(table, "latex")
+
+
+def test_what_a_stranger_has_written_is_text_in_every_format():
+    texts = [r"\input{x}", "a|b", "=1+1"]
+    table = summary([*read_runs([EXCERPTS])], [0.25]).assign(defence=texts, arch=texts)
+    assert r"\input{x}" not in (tex := render(table, "latex")) and r"\textbackslash{}input\{x\}" in tex
+    assert render(table, "markdown").count(r"a\|b") == markdown(table).count(r"a\|b") == 2
+    assert {"'=1+1", "a|b"} <= set(pd.read_csv(io.StringIO(render(table, "csv")))["defence"])
+    assert printable("a\nb\x1b[2J\udcff") == r"a\nb\x1b[2J\udcff"
 
 
 def test_a_comparison_for_latex(script, tmp_path):

@@ -171,8 +171,10 @@ def _known(path: Path, names: Iterable[str]) -> str | None:
 
 
 def printable(text: str | Path) -> str:
-    r"""The text with what UTF-8 cannot hold (bytes of a file's name that are none) as an escape, \udcff say."""
-    return str(text).encode("utf-8", errors="backslashreplace").decode("utf-8")
+    r"""The text with what cannot be shown (line ends, control characters, bytes of a file's name that are no UTF-8) as
+    an escape, \n or \udcff say.
+    """
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(text))
 
 
 def method_parts(place: str) -> str:

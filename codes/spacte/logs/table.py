@@ -1,7 +1,7 @@
 """The figures of certification logs as rows of a table, and tables as text."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -86,18 +86,35 @@ def render(table: pd.DataFrame, style: str) -> str:
     `best`), and leave out what nothing is known of, or says nothing; CSV has every digit.
     """
     if style == "csv":
-        return table.to_csv(index=False).rstrip("\n")
+        return csv(table)
     remark = stopping_remark(table)
     if style == "latex":
-        cells = _cells(table.assign(run=table["run"].map(latex)), r"\textbf{{{}}}")
+        cells = _escaped(_cells(table, r"\textbf{{{}}}"), latex)
         cells = cells.map(lambda text: text.replace(" ± ", r" $\pm$ ").replace("≥ ", r"$\geq$ "))
         alignment = "".join("l" if name in TEXTS else "r" for name in cells)
         text = cells.to_latex(index=False, escape=False, column_format=alignment).rstrip("\n")
         return text + (f"\n% {remark}" if remark else "")
-    cells = _cells(table, "**{}**")
+    cells = _escaped(_cells(table, "**{}**"), _in_markdown)
     sides = ["left" if name in TEXTS else "right" for name in cells]
     text = cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
     return text + (f"\n\n{remark}" if remark else "")
+
+
+def _escaped(cells: pd.DataFrame, escape: Callable[[str], str]) -> pd.DataFrame:
+    """With the texts of a summary escaped, which are the users' and strangers'."""
+    return cells.assign(**{name: cells[name].map(escape) for name in cells if name in TEXTS})
+
+
+def _in_markdown(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def csv(table: pd.DataFrame) -> str:
+    """Any table as CSV with every digit; no text in it is a formula to a spreadsheet."""
+    texts = table.map(
+        lambda value: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    )
+    return texts.to_csv(index=False).rstrip("\n")
 
 
 def stopping_remark(table: pd.DataFrame) -> str:
@@ -115,7 +132,10 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 def markdown(table: pd.DataFrame, decimals: int = 3) -> str:
     """Any table as markdown; "-" stands where there is no number, and decimals where one is not whole."""
-    cells = table.astype(object).where(table.notna(), None)
+    cells = table.map(lambda value: _in_markdown(value) if isinstance(value, str) else value).rename(
+        columns=_in_markdown
+    )
+    cells = cells.astype(object).where(cells.notna(), None)
     texts = [at for at, name in enumerate(table) if name == "radius"]  # not rounded
     return cells.to_markdown(index=False, floatfmt=f".{decimals}f", missingval="-", disable_numparse=texts)
 

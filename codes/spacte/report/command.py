@@ -13,7 +13,7 @@ import pandas as pd
 
 from spacte import cli
 from spacte.logs.described import NORMS
-from spacte.logs.table import FORMATS, decimals, records, render
+from spacte.logs.table import FORMATS, csv, decimals, records, render
 from spacte.report import classes, members, page, plots
 from spacte.report.comparable import check_same_images, rows_of
 from spacte.report.comparison import Comparison, compare, compare_experiments
@@ -165,7 +165,7 @@ def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: lis
         for line in [one.sentences() for one in comparisons] + [line for part in parts for line in part.remarks]:
             print(line, file=sys.stderr)
         tables = [one.rows() for one in comparisons] or [part.table for part in parts]
-        print(pd.concat(tables).to_csv(index=False), end="")
+        print(csv(pd.concat(tables)))
     else:
         texts = [] if table is None else [render(table, style)]
         texts += [part.text(style) for part in parts]
