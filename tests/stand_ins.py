@@ -1,5 +1,6 @@
 """Stand-ins for train.py and certify_mhead.py, which take no time, and a queue of them: fixtures for every test."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -78,7 +79,16 @@ def work(tmp_path):
 
 
 @pytest.fixture
-def queue(script, stub, tmp_path, work):
+def quick_queues(monkeypatch):
+    """Queues in this process look often, and their jobs have the usual priority: others on the machine would make them
+    wait.
+    """
+    monkeypatch.setattr(os, "nice", lambda step: None)
+    monkeypatch.setattr("spacte.jobs.queue._SECONDS_BETWEEN_LOOKS", 0.01)
+
+
+@pytest.fixture
+def queue(script, stub, tmp_path, work, quick_queues):
     """Run the queue of a text: queue(text, flags) -> exit code, stdout, stderr."""
 
     def run(text, *flags):

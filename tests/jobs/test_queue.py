@@ -20,16 +20,6 @@ from spacte.jobs.job import Job, commands
 from spacte.jobs.queue import Queue
 from spacte.jobs.queue_file import read_queue
 
-
-@pytest.fixture(autouse=True)
-def quick_queues(monkeypatch):
-    """Queues in this process look often, and their jobs have the usual priority: others on the machine would make them
-    wait.
-    """
-    monkeypatch.setattr(os, "nice", lambda step: None)
-    monkeypatch.setattr("spacte.jobs.queue._SECONDS_BETWEEN_LOOKS", 0.01)
-
-
 # --- a queue that runs through ---
 
 
@@ -405,7 +395,7 @@ def test_what_a_job_has_left_is_found_under_its_older_name_and_under_todays(tmp_
 # --- the real programs ---
 
 
-def test_a_real_queue_ends_with_a_table(script, tmp_path):
+def test_a_real_queue_ends_with_a_table(script, tmp_path, quick_queues):
     (tmp_path / "queue.toml").write_text("""
         [defaults]
         seeds = [1, 2]
