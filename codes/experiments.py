@@ -112,7 +112,7 @@ def _with_slurm(work: Path) -> dict[str, tuple[str, str]]:
 
 def _list(jobs: list[Job], work: Path) -> None:
     """How each job stands."""
-    there = _with_slurm(work)
+    there, words = _with_slurm(work), slurm.last_words(work)
     width = max(len(job.name) for job in jobs)
     for job in jobs:
         how = state(job)
@@ -120,8 +120,8 @@ def _list(jobs: list[Job], work: Path) -> None:
             number, its_state = there[job.name]
             more = {"waiting": "", "begun": ""}.get(how, f", {how.removeprefix('begun, ')}")
             how = f"{its_state} in SLURM as {number}{more}"
-        elif how != "finished" and (words := slurm.last_words(job)):
-            how += f"; was {words}"
+        elif how != "finished" and job.name in words:
+            how += f"; was {words[job.name]}"
         print(f"{job.name:{width}}  {how}")
 
 

@@ -145,6 +145,14 @@ def remove_old_checkpoints(job: Job, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def last_line(output: Path) -> str:
+    """The last line of a file that holds something."""
+    with open(output, "rb") as file:
+        file.seek(max(0, output.stat().st_size - 4000))
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
 def left_on_disk(job: Job) -> dict[Path, int]:
     """The checkpoints and counts with which it would resume, and their sizes."""
     votes = [_in_work(job, part) for part in by_name(job.train or ()).get("--votes_dir", [])]

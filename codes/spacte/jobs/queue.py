@@ -18,7 +18,16 @@ from datetime import timedelta
 from tqdm import tqdm
 
 from spacte.jobs.gpus import gpu_of
-from spacte.jobs.job import Job, check_unchanged, commands, is_finished, record, recorded, remove_old_checkpoints
+from spacte.jobs.job import (
+    Job,
+    check_unchanged,
+    commands,
+    is_finished,
+    last_line,
+    record,
+    recorded,
+    remove_old_checkpoints,
+)
 from spacte.jobs.processes import set_priority_and_end
 from spacte.utils import RunError, UserError, make_folder, replace_file
 
@@ -103,10 +112,7 @@ class Running:
 
     def last_line(self) -> str:
         """The last line of the output that holds something."""
-        with open(self.output, "rb") as file:
-            file.seek(max(0, self.output.stat().st_size - 4000))
-            lines = file.read().decode(errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return last_line(self.output)
 
 
 class Queue:

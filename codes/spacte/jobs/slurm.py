@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spacte.jobs.job import Job, is_finished, left_on_disk
+from spacte.jobs.job import Job, is_finished, last_line, left_on_disk
 from spacte.utils import RunError, TakenError, UserError, listed, make_folder, replace_file
 
 _SET_BY_THE_QUEUE = ("--array", "--dependency", "--output", "--no-requeue", "--parsable", "--wrap", "-a", "-d", "-o")
@@ -132,16 +132,15 @@ def submitted(work: Path, jobs: list[Job] | None = None) -> dict[str, tuple[str,
     return {name: (number, states[number].lower()) for name, number in numbers.items() if number in states}
 
 
-def last_words(job: Job) -> str:
-    """What a job that is no longer with SLURM has left in SLURM's output: its number, and the last line. Else ""."""
-    number = _recorded(job.work).get(job.name)
-    if number is None:
-        return ""
-    try:
-        lines = (job.work / "slurm" / f"{number}.txt").read_text(errors="replace").split("\n")
-    except OSError:
-        return f"{number} in SLURM, without output"
-    return f"{number} in SLURM: {next((line.strip() for line in reversed(lines) if line.strip()), '')}"
+def last_words(work: Path) -> dict[str, str]:
+    """Of each job that the folder has seen in SLURM: its number, and the last line that it left in SLURM's output."""
+    words = {}
+    for name, number in _recorded(work).items():
+        try:
+            words[name] = f"{number} in SLURM: {last_line(work / 'slurm' / f'{number}.txt')}"
+        except OSError:
+            words[name] = f"{number} in SLURM, without output"
+    return words
 
 
 def _recorded(work: Path) -> dict[str, str]:
