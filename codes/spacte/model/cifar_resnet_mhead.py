@@ -30,4 +30,4 @@ class CifarResNetMultiHead(MultiHeadResNet):
 
     def trunk(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, 32, H/2, W/2]."""
-        return self.layer2(self.layer1(F.relu(self.bn1(self.conv1(images)))))
+        return self.layer2(self.layer1(F.relu(self.bn1(self.conv1(images)), inplace=True)))

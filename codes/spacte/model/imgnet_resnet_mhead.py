@@ -42,5 +42,5 @@ class ImageNetResNetMultiHead(MultiHeadResNet):
 
     def trunk(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, 256 * expansion, H/16, W/16]."""
-        stem = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), kernel_size=3, stride=2, padding=1)
+        stem = F.max_pool2d(F.relu(self.bn1(self.conv1(images)), inplace=True), kernel_size=3, stride=2, padding=1)
         return self.layer3(self.layer2(self.layer1(stem)))
