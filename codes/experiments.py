@@ -50,6 +50,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from spacte import cli
 from spacte.jobs import slurm
 from spacte.jobs.gpus import visible_gpus

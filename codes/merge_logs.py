@@ -3,6 +3,7 @@
 python codes/merge_logs.py logs/<...>-shard-*-of-8.log
 """
 
+import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from spacte.certify import relog
 
 if __name__ == "__main__":

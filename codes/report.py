@@ -23,6 +23,7 @@ A run is called by the folders in which its log differs from the others, 5-heads
 (--sequential) the ACR is a lower bound, marked ≥, and a radius that its rule did not decide shows "-".
 """
 
+import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from spacte.report import command
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import subprocess
+import sys
 import warnings
 
 import pytest
+from children import CODES, run
 from conftest import load_file
 
 from spacte import cli
@@ -86,3 +89,15 @@ def test_the_state_of_the_source_is_that_of_the_library_and_the_defence(tmp_path
     (defence / "rule.py").unlink()
     (library / "train.py").write_text("x = 1")
     assert is_dirty() is True
+
+
+SCRIPTS = sorted(path for pattern in ("*.py", "[0-9]*/train.py", "examples/demo.py") for path in CODES.glob(pattern))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(CODES)))
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, path):
+    """Imports take seconds; here, one of them is interrupted as soon as it begins."""
+    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    ended = run([sys.executable, path], env={**os.environ, "PYTHONPATH": f"{tmp_path}:{CODES}"})
+    assert ended.returncode == -signal.SIGINT
+    assert (ended.stdout, ended.stderr) == ("", f"{path.name}: interrupted; what is on disk is whole\n")

@@ -6,6 +6,7 @@
 
 from dataclasses import dataclass
 
+import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from circular_teaching import ct_loss
 from smoothmix import attack
 from spacte.cli import non_negative_float, non_negative_int, positive_float, positive_int

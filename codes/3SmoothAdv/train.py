@@ -6,6 +6,7 @@
 
 from dataclasses import dataclass
 
+import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from circular_teaching import ct_loss
 from smoothadv import attack
 from spacte.cli import image_norm, positive_int

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from catrs import attack
 from circular_teaching import ct_loss
 from soft_votes import soft_votes

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from spacte import cli
 from spacte.report.comparison import compare
 from spacte.report.reading import Reading, read_runs
