@@ -147,7 +147,7 @@ def _collect(jobs: list[Job], folder: Path) -> None:
                 content = content.replace(bytes(job.work), b"WORK").replace(bytes(job.codes), b"CODES")
             if not target.exists() or target.read_bytes() != content:
                 make_folder(target.parent)
-                replace_file(target, lambda temporary, content=content: temporary.write_bytes(content))
+                replace_file(target, content)
                 copied += 1
     print(f"{len(finished)} of {len(jobs)} jobs are finished: {copied} files copied to '{folder}'")
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import resource
 import runpy
 import shutil
 import sys
@@ -51,6 +52,17 @@ def forget_own_modules() -> None:
     """The next import of a defence's module looks for its file again."""
     for name in OWN_MODULES:
         sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def full_disk():
+    """A limit on a file's size, which fails a write as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def golden(name: str) -> dict:

@@ -1,13 +1,12 @@
 """Every wrong flag, file or folder: one line on stderr, exit code 2, nothing written."""
 
 import re
-import resource
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import CODES, TINY
+from conftest import CODES, TINY, full_disk
 
 from spacte.model import checkpoint
 from spacte.utils import UserError
@@ -162,16 +161,11 @@ def test_the_name_of_a_run_is_no_path(script, trained, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(trained, tmp_path):
-    """Here: a limit on a file's size, which fails the write as a full disk does."""
     contents = checkpoint.read(trained)
     checkpoint.save(tmp_path / "x.pth", contents)
-    before, limits = (tmp_path / "x.pth").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"cannot write '.*/x.pth': File too large"):
-            checkpoint.save(tmp_path / "x.pth", contents)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    before = (tmp_path / "x.pth").read_bytes()
+    with full_disk(), pytest.raises(UserError, match=r"cannot write '.*/x.pth': File too large"):
+        checkpoint.save(tmp_path / "x.pth", contents)
     assert (tmp_path / "x.pth").read_bytes() == before and len(list(tmp_path.glob(".*tmp"))) == 0
 
 

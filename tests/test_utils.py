@@ -14,7 +14,7 @@ from children import CODES, run
 from conftest import load_file
 
 from spacte import cli
-from spacte.utils import RunError, TakenError, UserError, lock
+from spacte.utils import RunError, TakenError, UserError, lock, replace_file, temporary_name
 
 
 def test_a_lock_is_held_until_the_file_is_closed(tmp_path):
@@ -89,6 +89,23 @@ def test_the_state_of_the_source_is_that_of_the_library_and_the_defence(tmp_path
     (defence / "rule.py").unlink()
     (library / "train.py").write_text("x = 1")
     assert is_dirty() is True
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    """As soon as another writes there; but not what one that lives, here or elsewhere, may still complete."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    own = temporary_name("x")
+    host = own.split("-")[1].removesuffix(".tmp")
+    elsewhere = f".x.{dead.pid}-{'0' * 8}.tmp"
+    for name in (own, f".x.{dead.pid}-{host}", f".x.{dead.pid}-{host}.tmp", elsewhere, ".a.tmp"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / f".download.{dead.pid}-{host}.tmp" / "raw").mkdir(parents=True)
+    replace_file(tmp_path / "y", "whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([own, f".x.{dead.pid}-{host}", elsewhere, ".a.tmp", "y"])
+    os.utime(tmp_path / elsewhere, (0, 0))
+    replace_file(tmp_path / "y", "whole")
+    assert elsewhere not in os.listdir(tmp_path)
 
 
 SCRIPTS = sorted(path for pattern in ("*.py", "[0-9]*/train.py", "examples/demo.py") for path in CODES.glob(pattern))

@@ -128,7 +128,7 @@ def _main() -> None:
     if args.markdown:
         _add_record(args.markdown, device, f"{limit}\n\n{table}")
     if args.json:
-        replace_file(args.json, lambda temporary: temporary.write_text(json.dumps(rows, indent=2) + "\n"))
+        replace_file(args.json, json.dumps(rows, indent=2) + "\n")
 
 
 def _add_record(path: Path, device: torch.device, found: str) -> None:
@@ -146,7 +146,7 @@ def _add_record(path: Path, device: torch.device, found: str) -> None:
         f"python codes/bench/bench.py {shlex.join(sys.argv[1:])}\n```\n\n{found}\n"
     )
     before = f"{path.read_text().rstrip()}\n\n" if path.exists() else ""
-    replace_file(path, lambda temporary: temporary.write_text(before + text))
+    replace_file(path, before + text)
 
 
 def _compare(plain: Callable, fast: Callable, sizes: tuple[int, int], device: torch.device, args) -> dict:

@@ -180,7 +180,7 @@ class _Sweep:
         shown = {name: value for name, value in self.rows[-1].items() if value is not None and name != "arithmetic"}
         print(", ".join(f"{name} {_text(value)}" for name, value in shown.items()), flush=True)
         content = json.dumps(self.head | {"rows": self.rows}, indent=1) + "\n"
-        replace_file(self.path, lambda temporary: temporary.write_text(content))
+        replace_file(self.path, content)
 
     def _needed(self, row: Row) -> float:
         """The most seconds that a row like it took, or a guess."""

@@ -151,7 +151,7 @@ def main(given: list[str]) -> None:
     if args.json:
         content = {"device": device, "images": len(second.counts), "rows": records(table)}
         content["against_second_row"] = {way: records(one.table) for way, one in comparisons.items()}
-        replace_file(args.json, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+        replace_file(args.json, json.dumps(content, indent=2) + "\n")
 
 
 def _check(evaluation: Evaluation, few: int, args) -> None:

@@ -278,7 +278,7 @@ class _Steps:
         """O/summary.md, as things stand."""
         unfinished = self.session.left_out | {name: f"failed: {why}" for name, why in self.session.failed.items()}
         text = page(self.output, self.session.state, unfinished)
-        replace_file(self.output / "summary.md", lambda temporary: temporary.write_text(text))
+        replace_file(self.output / "summary.md", text)
 
 
 def _named(heads: int) -> str:

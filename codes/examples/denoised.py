@@ -12,6 +12,7 @@ classifier behind it as one network. Copy this file and put your own two into `b
 denoising step is one more denoiser (Carlini et al., ICLR 2023). Source: Salman et al. (NeurIPS 2020), section 3.
 """
 
+import io
 import itertools
 from pathlib import Path
 
@@ -87,13 +88,9 @@ def main() -> None:
     split = open_split(args.dataset, args.data_dir, True, select_device(args.device))
     make_folder(args.output.absolute().parent)
     denoiser = train(split, args.noise_sd, args.epochs, args.batch_size, args.seed)
-    state = {name: value.cpu() for name, value in denoiser.state_dict().items()}
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-
-    replace_file(args.output, write)
+    weights = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in denoiser.state_dict().items()}, weights)
+    replace_file(args.output, weights.getbuffer())
     print(f"denoiser: {args.output}")
 
 

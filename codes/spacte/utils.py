@@ -7,12 +7,14 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -128,15 +130,17 @@ def lock(path: Path, taken: str, shared: bool = False) -> TextIO:
     return held
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)` and rename the result to `path`: a reader sees the old file or the whole new one.
+def replace_file(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file beside `path` and rename it to `path`: a reader sees the old file or the whole new one.
 
-    Raises UserError where it cannot be written.
+    What killed processes have left there of theirs is removed. Raises UserError where it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_leftovers(path.parent)
+    temporary = path.with_name(temporary_name(path.name))
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -144,6 +148,39 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # renamed, or never there
             temporary.unlink()
+
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\..+\.(\d+)-([0-9a-f]{8})\.tmp")
+_ABANDONED = (
+    24 * 60 * 60
+)  # seconds, after which nobody is still writing: another machine's processes are not known here
+
+
+def temporary_name(name: str) -> str:
+    """What this process calls a file or folder until it is complete."""
+    return f".{name}.{os.getpid()}-{_HOST}.tmp"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove from the folder what processes that were killed have left unfinished."""
+    for path in folder.glob(".*.tmp"):
+        named = _TEMPORARY.fullmatch(path.name)
+        with contextlib.suppress(OSError):  # another one removes it, too, or it is another user's
+            if named and (_is_gone(int(named[1]), named[2]) or time.time() - path.stat().st_mtime > _ABANDONED):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_gone(process: int, host: str) -> bool:
+    if host != _HOST:
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # another user's
+        pass
+    return False
 
 
 _PR_SET_PDEATHSIG = 1

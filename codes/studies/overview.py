@@ -17,6 +17,7 @@ from spacte.logs.certlog import certified_accuracy
 from spacte.report import plots
 from spacte.report.comparable import rows_of
 from spacte.report.reading import read_runs
+from spacte.utils import check_ending, replace_file
 
 _HEADS = 5
 
@@ -26,6 +27,7 @@ def _main() -> None:
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="certification logs, or folders of them")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=", ".join(plots.ENDINGS))
     args = parser.parse_args()
+    check_ending(args.output, plots.ENDINGS)
     groups = [some for _, some in rows_of(read_runs(args.logs), over_seeds=True)]
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
@@ -44,7 +46,7 @@ def _main() -> None:
     right.spines[["top", "right"]].set_visible(False)
     right.grid(alpha=0.3, linewidth=0.5)
     right.legend(fontsize=8, frameon=False)
-    plots.save(figure, args.output)
+    replace_file(args.output, plots.rendered(figure, args.output))
     print(f"wrote {args.output}")
 
 

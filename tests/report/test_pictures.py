@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from children import run
-from conftest import EXCERPTS, TINY, beside, make_log, random_log
+from conftest import EXCERPTS, TINY, beside, full_disk, make_log, random_log
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_report import with_config
 
@@ -97,8 +97,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def test_the_page_sorts_filters_and_opens_in_a_browser(tmp_path, width):
     runs = read_runs([EXCERPTS])
     table, comparisons = summary(runs, reached_radii(runs)), [compare(runs[0], runs[1]), compare(runs[2], runs[1])]
-    page.write([[run] for run in runs], table, comparisons, tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text()
+    text = page.html([[run] for run in runs], table, comparisons)
     assert not re.search(r"""(src|href)=["'](?!#)""", text.replace('xlink:href="#', ""))  # nothing from elsewhere
     probed = text.replace("<head>", "<head>" + PROBE).replace("</body>", CLICKS)
     (tmp_path / "probed.html").write_text(probed)
@@ -139,22 +138,25 @@ def test_the_page_sorts_filters_and_opens_in_a_browser(tmp_path, width):
     assert f"{logs[0].loc[last, 'radius']:.3f}" in seen["opened"]
 
 
-def written(runs, path, radii=(0.5,)):
-    """The data of the page of some runs."""
-    page.write([[run] for run in runs], summary(runs, radii), [], path)
-    return json.loads(re.search(r"const data = (.*);", path.read_text(encoding="utf-8"))[1])
+def page_of(runs):
+    return page.html([[run] for run in runs], summary(runs, [0.5]), [])
+
+
+def data_of(text):
+    """The data of a page."""
+    return json.loads(re.search(r"const data = (.*);", text)[1])
 
 
 def test_the_page_marks_the_best_of_each_group(tmp_path):
     """Of two runs on other images neither is better: no cell is marked, and the page says which group a row is of."""
     logs = [random_log(tmp_path / f"{name}.log", images, 0) for name, images in (("a", 10), ("b", 12))]
-    table = written(read_runs(logs), tmp_path / "p.html")["table"]
+    table = data_of(page_of(read_runs(logs)))["table"]
     assert not any(map(any, table["best"])) and all(len(row) == len(table["columns"]) for row in table["best"])
     assert [row[table["columns"].index("group")] for row in table["rows"]] == [1, 2]
 
 
 def test_the_page_says_at_the_top_what_all_rows_share(tmp_path):
-    data = written(read_runs([EXCERPTS]), tmp_path / "p.html")
+    data = data_of(page_of(read_runs([EXCERPTS])))
     assert data["heading"]["title"] == "CIFAR10, sigma 0.25, 1"
     assert data["heading"]["facts"] == ["CIFAR10", "R110", "sigma 0.25, 1", "radii in L2", "images 25 (one in 20)"]
     assert data["table"]["columns"] == ["run", "defence", "sigma", "abstained", "clean", "ACR", "SE", "0.5"]
@@ -165,8 +167,9 @@ def test_the_page_holds_no_path_of_the_machine(tmp_path):
     log = random_log(tmp_path / "a" / "x.log", 10, 0)
     with_config(log, classifier=f"{tmp_path}/my.py", classifier_args={"weights": f"{tmp_path}/w.pt", "depth": 3})
     random_log(tmp_path / "b" / "x.log", 10, 1)
-    data = written(read_runs([tmp_path]), tmp_path / "p.html")
-    assert str(tmp_path.parent) not in (tmp_path / "p.html").read_text()
+    text = page_of(read_runs([tmp_path]))
+    data = data_of(text)
+    assert str(tmp_path.parent) not in text
     assert {row["label"] for row in data["rows"]} == {"a", "b"} and {row["name"] for row in data["rows"]} == {"x"}
     (config,) = [run["config"] for run in data["runs"] if run["config"]]
     assert (config["classifier"], config["classifier_args"]) == ("my.py", {"weights": "w.pt", "depth": 3})
@@ -176,8 +179,8 @@ def test_the_page_holds_any_text(tmp_path):
     """A folder's name that would end the script, and an image that one run has not."""
     logs = [random_log(tmp_path / "<script>alert(1)" / "a.log", 10, 0), random_log(tmp_path / "b.log", 12, 1)]
     runs = read_runs(logs)
-    data = written(runs, tmp_path / "p.html")
-    text = (tmp_path / "p.html").read_text()
+    text = page_of(runs)
+    data = data_of(text)
     assert "<script>alert" not in text and text.count("</script>") == 1
     assert len(data["images"]) == 12 and data["images"][11][2:].count(None) == 1
     assert markdown(summary(runs, [0.5]))  # a summary is a plain table, too
@@ -185,7 +188,7 @@ def test_the_page_holds_any_text(tmp_path):
 
 def test_the_page_holds_votes_and_both_radii(certify, tmp_path):
     log = certify("a", "--max", 100)
-    data = written(read_runs([log], Reading(heads=True)), tmp_path / "p.html")
+    data = data_of(page_of(read_runs([log], Reading(heads=True))))
     counts, papers = read_counts(beside(log, "-counts.jsonl")), read_runs([log])[0].log
     ours = certified_again(read_runs([log])[0], "all-votes").log
     for row, one, radius, other in zip(data["images"], counts, papers["radius"], ours["radius"], strict=True):
@@ -299,3 +302,22 @@ def test_radii_from_all_votes_tell_no_probability(script, tmp_path):
     with_config(random_log(tmp_path / "x.log", 10, 0), certificate="all-votes")
     code, _, err = script("report.py", "x.log", "--ecdf", "e.png")
     assert code == 2 and "has no votes, and its all-votes radii tell no probabilities" in err
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.pdf", "a.svg", "a.html"])
+def test_a_full_disk_is_one_line(script, tmp_path, name):
+    with full_disk():
+        code, _, err = script("report.py", EXCERPTS, "--html" if name == "a.html" else "--curves", name)
+    assert (code, err) == (2, f"report.py: error: cannot write '{name}': File too large\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_are_written_once_all_are_there(script, tmp_path):
+    log = make_log(tmp_path / "a.log", [(0, 1, 1, 0.5), (1, 1, 1, 0.7)])
+    code, out, err = script("report.py", log, "--curves", "a.png", "--ecdf", "b.png")
+    assert (
+        code == 2
+        and out == ""
+        and "neither the votes nor the sigma" in err
+        and [path.name for path in tmp_path.iterdir()] == ["a.log"]
+    )

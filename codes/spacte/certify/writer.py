@@ -52,7 +52,7 @@ class RunWriter(Generic[C]):
         name = run_name(parts_of(files.log)[-1], configured=True)
         text = plan.summary(self._kept.counts, name, description(files.log))
         if plan.keeps_summary:
-            replace_file(files.summary, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+            replace_file(files.summary, text + "\n")
         return text
 
 

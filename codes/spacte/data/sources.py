@@ -3,7 +3,6 @@
 import math
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from torchvision.transforms import v2
 from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import BatchedSplit, InMemory, Streamed
-from spacte.utils import UserError, listed
+from spacte.utils import UserError, listed, remove_leftovers, temporary_name
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
 
@@ -134,7 +133,9 @@ def _downloaded(dataset: type, data_dir: Path, which: dict) -> Any:
     The files are downloaded to a temporary folder inside `data_dir` and move up once the set was read from them.
     """
     with _made(data_dir):
-        own = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
+        remove_leftovers(data_dir)
+        own = data_dir / temporary_name("download")
+        own.mkdir()
         try:
             # an archive that is there need not be fetched: CIFAR names its own, MNIST keeps four
             for archive in data_dir.glob(getattr(dataset, "filename", f"{dataset.__name__}/raw/*.gz")):

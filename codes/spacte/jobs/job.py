@@ -112,7 +112,7 @@ def record(job: Job, finished: bool, seconds: float | None = None) -> None:
     if seconds is None:
         seconds = recorded(job).get("seconds")
     content = json.dumps(job.settings() | {"finished": finished, "seconds": seconds})
-    replace_file(job.folder / "job.json", lambda temporary: temporary.write_text(content + "\n"))
+    replace_file(job.folder / "job.json", content + "\n")
 
 
 def check_unchanged(job: Job) -> None:

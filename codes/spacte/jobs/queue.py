@@ -181,7 +181,7 @@ class Queue:
         self.failed.add(job.name)
         self._say(f"failed   {job.name}: {reason}")
         with suppress(UserError):  # a folder that cannot be written may be the reason
-            replace_file(job.folder / "failed.txt", lambda temporary: temporary.write_text(reason + "\n"))
+            replace_file(job.folder / "failed.txt", reason + "\n")
 
     def _say(self, text: str) -> None:
         tqdm.write(text)

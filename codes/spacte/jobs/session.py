@@ -78,7 +78,7 @@ class Session:
         """Record `value` under `name` in the state."""
         self.state[name] = value
         content = json.dumps(self.state, indent=2) + "\n"
-        replace_file(self.file, lambda temporary: temporary.write_text(content))
+        replace_file(self.file, content)
 
     def left(self, step: Step | None = None) -> float:
         """The seconds that are left, or are left for a step."""

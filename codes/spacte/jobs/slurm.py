@@ -158,7 +158,7 @@ def _recorded(work: Path) -> dict[str, str]:
 
 def _write_record(work: Path, numbers: dict[str, str]) -> None:
     make_folder(work / "slurm")
-    replace_file(_record(work), lambda temporary: temporary.write_text(json.dumps(numbers, indent=1) + "\n"))
+    replace_file(_record(work), json.dumps(numbers, indent=1) + "\n")
 
 
 def _record(work: Path) -> Path:

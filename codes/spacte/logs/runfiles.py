@@ -116,7 +116,7 @@ class RunFiles:
 
     def _write_json(self, content: dict[str, Any]) -> None:
         text = json.dumps(content, indent=2) + "\n"
-        replace_file(self.json, lambda temporary: temporary.write_text(text))
+        replace_file(self.json, text)
 
 
 def folder_of(config: RunConfig, logs_dir: str, script: str) -> Path:

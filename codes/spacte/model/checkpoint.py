@@ -83,7 +83,7 @@ def save(path: Path, contents: dict) -> None:
     """
     buffer = io.BytesIO()  # not the file: of a full disk torch's writer says only that its position is unexpected
     torch.save({**contents, "data": asdict(contents["data"])}, buffer)
-    replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    replace_file(path, buffer.getbuffer())
 
 
 def read(path: Path) -> dict:

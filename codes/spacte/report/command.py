@@ -3,11 +3,11 @@
 import itertools
 import json
 import math
+import os
 import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -21,10 +21,7 @@ from spacte.report.reading import Reading, labelled, read_runs
 from spacte.report.run import Run
 from spacte.report.table import Part, envelope, over_seeds, reached_radii, summary
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.utils import UserError, check_ending
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from spacte.utils import UserError, check_ending, replace_file
 
 
 def _flags(description: str) -> cli.Parser:
@@ -82,9 +79,10 @@ def main(description: str) -> None:
 
 def _report(args: Namespace) -> None:
     _check(args)
+    files: dict[Path, str | bytes] = {}  # written once all of them are there
     if args.training:
-        folder, file = args.training
-        _save(plots.training(folder), file)
+        folder, path = args.training
+        files[path] = plots.rendered(plots.training(folder), path)
     runs, comparisons, table = [], [], None
     for certificate in CERTIFICATES if args.certificate == "both" else [args.certificate]:
         reading = Reading(args.heads, certificate, args.top_k, args.norm)
@@ -98,17 +96,19 @@ def _report(args: Namespace) -> None:
         if args.envelope:
             table = envelope(table, radii)
     parts = _parts(runs, args)
-    _print(table, comparisons, parts, args.format)
     rows = [some for _, some in rows_of(runs, args.over_seeds)]
     if args.curves:
-        _save(plots.curves(rows), args.curves)
+        files[args.curves] = plots.rendered(plots.curves(rows), args.curves)
     if args.histogram:
-        _save(plots.histogram(runs), args.histogram)
+        files[args.histogram] = plots.rendered(plots.histogram(runs), args.histogram)
     if args.ecdf:
-        _save(plots.probabilities(rows), args.ecdf)
+        files[args.ecdf] = plots.rendered(plots.probabilities(rows), args.ecdf)
     if args.html and table is not None:
-        page.write(rows, table, comparisons, args.html, parts)
-        print(f"wrote {args.html}", file=sys.stderr)
+        files[args.html] = page.html(rows, table, comparisons, parts)
+    _print(table, comparisons, parts, args.format)
+    for path, content in files.items():
+        replace_file(path, content)
+        print(f"wrote {path}", file=sys.stderr)
 
 
 def _check(args: Namespace) -> None:
@@ -124,8 +124,11 @@ def _check(args: Namespace) -> None:
     pictures = [path for path in (args.curves, args.histogram, args.ecdf, args.training and args.training[1]) if path]
     for path in pictures:
         check_ending(path, plots.ENDINGS)
-    if len(set(pictures)) < len(pictures):
+    if len({path.resolve() for path in pictures}) < len(pictures):
         raise UserError("two pictures cannot be written to one file")
+    for path in [*pictures, *([args.html] if args.html else [])]:
+        if path.is_dir() or not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise UserError(f"'{path}' cannot be written: give a file in a folder that is there and can be written to")
     tables = {"--members": args.members, "--by_class": args.by_class is not None}
     tables |= {"comparisons (--compare, --baseline)": bool(args.compare or args.baseline)}
     if args.format == "csv" and sum(tables.values()) > 1:
@@ -172,11 +175,6 @@ def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: lis
         texts += [one.text(style) for one in comparisons]
         if texts:
             print("\n\n".join(texts))
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    plots.save(figure, path)
-    print(f"wrote {path}", file=sys.stderr)
 
 
 def _comparisons(runs: list[Run], args: Namespace, reading: Reading) -> tuple[list[Run], list[Comparison]]:

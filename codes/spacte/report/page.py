@@ -21,7 +21,7 @@ from spacte.report.recount import certified_again, votes_of
 from spacte.report.run import Run
 from spacte.report.table import Part
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.utils import check_ending, listed, replace_file
+from spacte.utils import listed
 
 ENDINGS = (".html", ".htm")
 _TOP_CLASSES = 3  # of an image's votes are on the page
@@ -29,18 +29,11 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 _INK = "#010203"  # stands for the page's own colour of text, which is another one in the dark
 
 
-def write(
-    rows: list[list[Run]],
-    table: pd.DataFrame,
-    comparisons: list[Comparison],
-    path: Path,
-    parts: Sequence[Part] = (),
-) -> None:
-    """Write the page of a table whose rows are `rows`, runs or the seeds of experiments; `parts` are further tables.
+def html(rows: list[list[Run]], table: pd.DataFrame, comparisons: list[Comparison], parts: Sequence[Part] = ()) -> str:
+    """The page of a table whose rows are `rows`, runs or the seeds of experiments; `parts` are further tables.
 
-    It holds no path of the machine that wrote it. UserError where it cannot be written.
+    It holds no path of the machine that wrote it.
     """
-    check_ending(path, ENDINGS)
     runs = [run for some in rows for run in some]
     keys, names = _keys(len(rows)), labels(rows)
     numbers = iter(range(len(runs)))
@@ -61,12 +54,8 @@ def write(
         "decimals": decimals(runs[0].norm),
     }
     embedded = json.dumps(data).replace("<", "\\u003c")  # no text of a log can end the script
-    html = (
-        _TEMPLATE.read_text(encoding="utf-8")
-        .replace("<!-- curves -->", _svg(rows))
-        .replace("/* data */ null", embedded)
-    )
-    replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    return template.replace("<!-- curves -->", _svg(rows)).replace("/* data */ null", embedded)
 
 
 def _keys(count: int) -> list[str]:

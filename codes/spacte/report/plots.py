@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from spacte.logs.described import printable
 from spacte.report.labels import labels
 from spacte.report.recount import label_probabilities
 from spacte.report.run import Run
-from spacte.utils import UserError, check_ending, replace_file
+from spacte.utils import UserError
 
 if TYPE_CHECKING:  # matplotlib and statsmodels take a second to import, which a table does not need
     from matplotlib.axes import Axes
@@ -187,10 +188,11 @@ def training(folder: Path) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture in the format that the path's ending names. Raises UserError where it cannot be written."""
-    check_ending(path, ENDINGS)
-    replace_file(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
+def rendered(figure: Figure, path: Path) -> bytes:
+    """The picture as a file, in the format that the path's ending names: a full disk breaks no library's writer."""
+    file = io.BytesIO()
+    figure.savefig(file, format=path.suffix[1:], dpi=200)
+    return file.getvalue()
 
 
 def _new_figure(width: float, height: float) -> Figure:
