@@ -102,7 +102,10 @@ def test_two_experiments_are_compared_over_their_seeds(tmp_path, script):
     assert "(t over images and seeds), on the same 400 images." in found["sentences"]
     assert "The means over 3 and 2 runs are compared." in found["sentences"]
     code, out, _ = script("report.py", "--compare", "a/seed-0/run.log", "b")
-    assert code == 0 and "there is one run: how much another would differ is not in the interval." in out
+    assert code == 0 and "No verdict on the ACRs of 'a' and 'b'" in out
+    assert "Of 'a' there is one run: the 2 of 'b' are too few to tell how much another would differ." in out
+    code, out, _ = script("report.py", "--compare", "a", "b/seed-0/run.log")
+    assert "Of 'b' there is one run: another is taken to differ as much as those of 'a' do." in out
     random_log(tmp_path / "a" / "seed-3" / "other.log", 400, 0)
     code, _, err = script("report.py", "--compare", "a", "b")
     assert code == 2 and "are not two seeds of one experiment: give the folder of one" in err

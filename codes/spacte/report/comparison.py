@@ -1,7 +1,7 @@
 """Two certification logs compared image by image, or two experiments of several seeds each."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,15 @@ import pandas as pd
 from spacte.logs.certlog import Radii, certified_at, certified_radius
 from spacte.logs.table import decimals, plain, radius_names, records
 from spacte.report.comparable import certification_differences, check_seeds
-from spacte.report.intervals import FEWEST_DIFFERENT, accuracy_interval, acr_interval, differ, experiments_interval
+from spacte.report.intervals import (
+    FEWEST_DIFFERENT,
+    Interval,
+    accuracy_interval,
+    acr_interval,
+    differ,
+    experiments_interval,
+    holm,
+)
 from spacte.report.labels import experiment_label, labels
 from spacte.report.run import Run
 from spacte.report.table import reached_radii
@@ -23,13 +31,13 @@ class Comparison:
     """What the images that two runs, or the runs of two experiments, share say of their difference, a minus b.
 
     `table` has a row for ACR, clean accuracy and the certified accuracy at each radius: both values on the shared
-    images, their difference and its 95 % interval, from `low` to `high`; NaN for an ACR of which too few images tell,
-    see `acr_interval`, or that the two runs' stopping rules make another thing, and for a radius that a sequential run
-    did not decide. `different` is the number of images whose radii differ, `only_a` and `only_b` are the idx that the
-    other run has not, `settings` is how their certifications differ, as far as their configurations tell, and
-    `certificate` what kind both are ("": two kinds, or nothing tells). `seeds` are the numbers of runs of two
-    experiments; None where two runs are compared. `stopping` are the rules by which the runs end their draws, where one
-    of them is sequential: one rule if it is the same.
+    images, their difference, its 95 % interval, from `low` to `high`, and the p-value of no difference, by Holm's
+    method adjusted for all rows; NaN for an ACR of which too few images tell, see `acr_interval`, or that the two runs'
+    stopping rules make another thing, and for a radius that a sequential run did not decide. `different` is the number
+    of images whose radii differ, `only_a` and `only_b` are the idx that the other run has not, `settings` is how their
+    certifications differ, as far as their configurations tell, and `certificate` what kind both are ("": two kinds, or
+    nothing tells). `seeds` are the numbers of runs of two experiments; None where two runs are compared. `stopping` are
+    the rules by which the runs end their draws, where one of them is sequential: one rule if it is the same.
     """
 
     a: str
@@ -57,7 +65,7 @@ class Comparison:
             text += "\nThe means over {} and {} runs are compared.".format(*self.seeds)
         for name, runs in zip((self.a, self.b), self.seeds or (), strict=False):
             if runs == 1:
-                text += f"\nOf '{name}' there is one run: how much another would differ is not in the interval."
+                text += f"\nOf '{name}' there is one run: {self._another()}."
         for name, images in ((self.a, self.only_a), (self.b, self.only_b)):
             if images:
                 text += (
@@ -66,6 +74,14 @@ class Comparison:
         if self.settings:
             text += f"\nThey were certified differently: {self.settings}."
         return text
+
+    def _another(self) -> str:
+        """What the interval says of another run of the experiment that has one; of seeds."""
+        runs = max(cast(tuple[int, int], self.seeds))
+        other = self.a if self.seeds == (runs, 1) else self.b
+        if runs == 2:
+            return f"the 2 of '{other}' are too few to tell how much another would differ"
+        return f"another is taken to differ as much as those of '{other}' do"
 
     def _verdict(self) -> str:
         """What is said of the ACRs: a sentence without its end."""
@@ -78,6 +94,8 @@ class Comparison:
                 f"No verdict on the {acrs} of {names}: they stop by different rules ({rules}), and a run that stops "
                 "early has a lower bound; the radii that both decide are compared"
             )
+        if np.isnan(acr["low"]) and sorted(self.seeds or ()) == [1, 2]:
+            return f"No verdict on the {acrs} of {names}: the first less the second is {difference}"
         if np.isnan(acr["low"]):
             few = f"fewer than {FEWEST_DIFFERENT}" if self.different < FEWEST_DIFFERENT else "all by the same"
             return (
@@ -136,13 +154,13 @@ def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     shared, (only_a, only_b) = _shared_images(a, b)
     (radius_a, certified_a), (radius_b, certified_b) = (_figures(run, shared, radii) for run in (a, b))
     differences = radius_a - radius_b
-    intervals = [acr_interval(differences[None]), accuracy_interval(certified_a, certified_b)]
-    low, high = (np.concatenate(ends) for ends in zip(*intervals, strict=True))
+    parts = [acr_interval(differences[None]), accuracy_interval(certified_a, certified_b)]
+    interval = Interval(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("low", "high", "p")))
     mean_a, mean_b = (
         np.array([radius.mean(), *certified.mean(axis=1)])
         for radius, certified in ((radius_a, certified_a), (radius_b, certified_b))
     )
-    table, different = _table(a, b, radii, mean_a, mean_b, low, high), int(differ(differences).sum())
+    table, different = _table(a, b, radii, mean_a, mean_b, interval), int(differ(differences).sum())
     (name_a, name_b), settings = labels([[a], [b]]), _settings(a, b)
     return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, **settings)
 
@@ -162,12 +180,12 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
     radii = reached_radii([*a, *b]) if radii is None else radii
     shared, (only_a, only_b) = _shared_images(a[0], b[0])
     figures_a, figures_b = (_figures_over_seeds(runs, shared, radii) for runs in (a, b))
-    low, high = experiments_interval(figures_a, figures_b)
+    interval = experiments_interval(figures_a, figures_b)
     differences = figures_a[0].mean(axis=0) - figures_b[0].mean(axis=0)
     different = int(differ(differences).sum())
     if different < FEWEST_DIFFERENT:
-        low[0] = high[0] = np.nan
-    table = _table(a[0], b[0], radii, figures_a.mean(axis=(1, 2)), figures_b.mean(axis=(1, 2)), low, high)
+        interval.low[0] = interval.high[0] = interval.p[0] = np.nan
+    table = _table(a[0], b[0], radii, figures_a.mean(axis=(1, 2)), figures_b.mean(axis=(1, 2)), interval)
     name_a, name_b = (
         experiment_label(runs) or label for runs, label in zip((a, b), labels([a[:1], b[:1]]), strict=True)
     )
@@ -210,20 +228,18 @@ def _figures_over_seeds(runs: list[Run], images: pd.Index, radii: Radii) -> np.n
     return np.stack([np.stack([radius, *certified.astype(float)]) for radius, certified in figures], axis=1)
 
 
-def _table(
-    a: Run, b: Run, radii: Radii, mean_a: np.ndarray, mean_b: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> pd.DataFrame:
+def _table(a: Run, b: Run, radii: Radii, mean_a: np.ndarray, mean_b: np.ndarray, interval: Interval) -> pd.DataFrame:
     """The figures of a comparison, NaN where a run does not tell."""
     names = ["ACR", "clean", *radius_names(radii, a.norm)]
     sides = {"a": mean_a.copy(), "b": mean_b.copy()}
     for run, means in zip((a, b), sides.values(), strict=True):
         means[1:][~run.tells([0, *radii])] = np.nan
-    table = pd.DataFrame({"figure": names, **sides, "difference": sides["a"] - sides["b"], "low": low, "high": high})
-    table.loc[table["difference"].isna(), ["low", "high"]] = np.nan
+    table = pd.DataFrame({"figure": names, **sides, "difference": sides["a"] - sides["b"], **vars(interval)})
+    table.loc[table["difference"].isna(), ["low", "high", "p"]] = np.nan
     if len(_settings(a, b)["stopping"]) > 1:
         exact = a.decides([0, *radii]) & b.decides([0, *radii])
-        table.loc[[True, *~exact], ["difference", "low", "high"]] = np.nan
-    return table
+        table.loc[[True, *~exact], ["difference", "low", "high", "p"]] = np.nan
+    return table.assign(p=holm(table["p"].to_numpy())).rename(columns={"p": "p_holm"})
 
 
 def _named(images: list[int]) -> str:
