@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -98,6 +98,19 @@ def make_folder(folder: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write to '{folder}': permission denied")
     return folder
+
+
+@contextlib.contextmanager
+def gone_on_failure(*folders: Path) -> Iterator[None]:
+    """If the block raises, those of the folders and their parents that it made are gone again if they are empty."""
+    missing = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
+    try:
+        yield
+    except BaseException:
+        for path in sorted(missing, reverse=True):  # what lies in a folder before the folder
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 _TAKEN = (errno.EAGAIN, errno.EACCES)

@@ -265,3 +265,11 @@ def test_odd_images_become_rgb_without_a_warning(tmp_path, mode):
     options = {"transparency": bytes(range(256))} if mode == "P" else {}
     Image.new(mode, (4, 3)).save(path, **options)
     assert _read_image(str(path)).shape == (3, 4, 3)
+
+
+def test_a_picture_that_another_program_would_draw_is_not_opened(tmp_path):
+    """Pillow hands EPS, a program, to Ghostscript, whatever the file is called."""
+    path = tmp_path / "x.png"
+    Image.new("L", (4, 4)).save(path, format="EPS")
+    with pytest.raises(UserError, match=r"x.png' cannot be read as an image: cannot identify image file"):
+        load_rgb(str(path))

@@ -17,7 +17,8 @@ from spacte.utils import UserError, listed
 Image.init()
 # what Pillow reads by itself: not formats of vectors, films or arrays, for which it needs another program
 _NOT_PIXELS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
-_ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in {*Image.OPEN} - _NOT_PIXELS}
+_FORMATS = sorted({*Image.OPEN} - _NOT_PIXELS)
+_ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in _FORMATS}
 _COMMON = ".png, .jpg, .webp, .bmp, .gif, .tif, ..."
 _ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: a line for each image, its name and its class first
 
@@ -147,7 +148,7 @@ def _open_image(path: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a warning an image would flood the terminal
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:  # whatever the ending: a .png may hold EPS
                 deep = _is_deep(image, path)
                 image.load()
                 image.info.pop("transparency", None)  # convert() would warn of it

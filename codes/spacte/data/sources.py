@@ -5,8 +5,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from torchvision.transforms import v2
 from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import BatchedSplit, InMemory, Streamed
-from spacte.utils import UserError, listed, remove_leftovers, temporary_name
+from spacte.utils import UserError, gone_on_failure, listed, remove_leftovers, temporary_name
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
 
@@ -132,7 +131,8 @@ def _downloaded(dataset: type, data_dir: Path, which: dict) -> Any:
 
     The files are downloaded to a temporary folder inside `data_dir` and move up once the set was read from them.
     """
-    with _made(data_dir):
+    with gone_on_failure(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(data_dir)
         own = data_dir / temporary_name("download")
         own.mkdir()
@@ -146,20 +146,6 @@ def _downloaded(dataset: type, data_dir: Path, which: dict) -> Any:
         finally:
             shutil.rmtree(own, ignore_errors=True)
     return loaded
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """`folder` exists; if the block raises, the folders made for it are gone again unless they hold something."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def _put(file: Path, target: Path, how: Callable) -> None:

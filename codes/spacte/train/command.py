@@ -21,7 +21,7 @@ from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
 from spacte.train.runlog import RunLog, RunPaths
 from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags, available_workers
 from spacte.train.trainer import Trainer, is_due
-from spacte.utils import UserError, as_recorded_today, source_state, unused_settings
+from spacte.utils import UserError, as_recorded_today, gone_on_failure, source_state, unused_settings
 
 
 def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults: Any) -> None:
@@ -83,8 +83,9 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if is_main_process():
             print(f"{paths.checkpoint(recipe.epochs)} is the last epoch: nothing is left to do")
         return
-    broadcast_object(paths.make_folders)
-    trainer.prepare()
+    with gone_on_failure(*paths.folders):  # made first: what a defence prepares may take hours
+        broadcast_object(paths.make_folders)
+        trainer.prepare()
     text = resumed.get("log") if resumed else ""
     log = RunLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}

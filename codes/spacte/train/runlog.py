@@ -38,9 +38,14 @@ class RunPaths:
         """The file of an epoch's checkpoint."""
         return self.checkpoints / f"epoch{epoch}.pth"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """That the run writes to."""
+        return self.checkpoints, self.tensorboard, self.log.parent
+
     def make_folders(self) -> None:
         """Create all of them; UserError where this is not possible."""
-        for folder in (self.checkpoints, self.tensorboard, self.log.parent):
+        for folder in self.folders:
             make_folder(folder)
 
     def epochs(self) -> list[int]:
