@@ -210,6 +210,5 @@ def _write(files: RunFiles, plan: Plan, about: dict, counts: dict[int, Counts], 
     if files.log.exists() and not overwrite:
         raise UserError(f"'{files.log}' exists; --overwrite replaces it")
     with writing(files, plan, about, sorted(counts), overwrite) as writer:
-        for one in counts.values():
-            writer.write(one)
+        writer.write(*counts.values())
     print(f"{writer.summary()}\nlog: {files.log}")

@@ -7,7 +7,7 @@ import contextlib
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, TextIO
@@ -35,10 +35,10 @@ class RunWriter(Generic[C]):
     def __init__(self, missing: list[int], files: RunFiles, kept: "_Files[C] | None"):
         self.missing, self.files, self._kept = missing, files, kept  # kept: by the main process
 
-    def write(self, counts: C) -> None:
-        """Take in the counts of one image."""
+    def write(self, *counts: C) -> None:
+        """Take in the counts of an image, or of several at once."""
         if get_world_size() > 1:  # parts on disk, not messages: what a killed process has counted is not lost
-            append(self.files.part(get_rank()), counts.to_line())
+            append(self.files.part(get_rank()), "".join(one.to_line() for one in counts))
             if self._kept:
                 self._kept.show(self._kept.collect())
         elif self._kept:
@@ -103,11 +103,11 @@ class _Files(Generic[C]):
         self._held = _locked(files, overwrite)
         try:
             self.counts: list[C] = _made_ready(files, plan, about, self._held, overwrite)
-            self._remaining = [idx for idx in indices if idx > self._last]  # rows come in this order
+            self._remaining = [idx for idx in reversed(indices) if idx > self._last]  # rows come from its end on
             self._waiting: dict[int, C] = {}  # counted, but a row before theirs is not
             self._offsets: dict[Path, int] = {}  # of what is read of the processes' parts
             self.collect()
-            self.missing = [idx for idx in self._remaining if idx not in self._waiting]
+            self.missing = [idx for idx in reversed(self._remaining) if idx not in self._waiting]
             if self.missing:  # a run that has nothing left to count keeps what is noted about it
                 files.write_json(plan.config, about, rows=len(self.counts))
             beyond = {one.idx for one in self.counts}.difference(indices)
@@ -124,17 +124,16 @@ class _Files(Generic[C]):
         """What is written ends here."""
         return self.counts[-1].idx if self.counts else -1
 
-    def add(self, counts: C) -> list[C]:
-        """Take in an image; returns those whose rows could be written now."""
-        if counts.idx > self._last:
-            self._waiting[counts.idx] = counts
+    def add(self, counts: Iterable[C]) -> list[C]:
+        """Take in images; returns those whose rows could be written now."""
+        self._waiting |= {one.idx: one for one in counts if one.idx > self._last}
         written = []
-        while self._remaining and self._remaining[0] in self._waiting:  # in order: a prefix of the rows is a valid log
-            one = self._waiting.pop(self._remaining.pop(0))
-            append(self.files.counts, one.to_line())  # first, so that its row can always be made again
-            append(self.files.log, self.plan.rows(one))
-            self.counts.append(one)
-            written.append(one)
+        while self._remaining and self._remaining[-1] in self._waiting:  # in order: a prefix of the rows is a valid log
+            written.append(self._waiting.pop(self._remaining.pop()))
+        if written:
+            append(self.files.counts, "".join(one.to_line() for one in written))  # first: rows can be made again
+            append(self.files.log, "".join(map(self.plan.rows, written)))
+            self.counts += written
         return written
 
     def collect(self) -> list[C]:
@@ -146,8 +145,7 @@ class _Files(Generic[C]):
                 content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
             self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            for line in whole.decode().splitlines():
-                written += self.add(self.plan.from_line(line))
+            written += self.add(map(self.plan.from_line, whole.decode().splitlines()))
         return written
 
     def show(self, written: list[C]) -> None:
@@ -162,7 +160,7 @@ class _Files(Generic[C]):
             time.sleep(1)
             self.show(self.collect())
         if self._remaining:
-            folder, idx = self.files.log.parent, self._remaining[0]
+            folder, idx = self.files.log.parent, self._remaining[-1]
             raise UserError(f"'{folder}' is not one folder for all processes: idx {idx} is missing")
         if not self._waiting:
             for path in self.files.parts():
