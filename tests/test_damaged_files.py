@@ -1,9 +1,12 @@
-"""Files damaged at random, always in the same ways: read as what they still are, or refused in one line."""
+"""Files damaged at random, always in the same ways, and senseless flags: read as what they still are, or refused in
+one line.
+"""
 
 import copy
 import gzip
 import json
 import random
+import re
 import socket
 import struct
 import warnings
@@ -11,13 +14,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import CODES, ROOT
+from conftest import CODES, EXCERPTS, ROOT, RUN_FLAGS, TINY, make_log
 
 from spacte.data.sources import open_split
 from spacte.jobs.queue_file import read_queue
 from spacte.logs.counts import read_counts
 from spacte.logs.runfiles import RunFiles
 from spacte.model.checkpoint import load_classifier
+from spacte.report.reading import read_runs
+from spacte.report.table import summary
 from spacte.utils import UserError
 
 COUNTS = next((ROOT / "logs_certification/cifar10-depth").rglob("*-counts.jsonl.gz"))
@@ -83,6 +88,22 @@ def test_configurations(tmp_path, random_state):
     assert number > 50
 
 
+def test_logs(tmp_path, random_state):
+    whole, number = next(EXCERPTS.rglob("*.log")).read_bytes(), 0
+    for _ in range(100):
+        (tmp_path / "x.log").write_bytes(damaged(whole, random_state))
+        number += refused(lambda: summary(read_runs([tmp_path / "x.log"]), [0.5]))
+    assert number > 50
+
+
+def test_a_file_that_cannot_be_read_is_left_out(tmp_path, monkeypatch):
+    """A folder may hold what no program reads: a socket, a file of /proc."""
+    make_log(tmp_path / "a.log", [(0, 1, 1, 0.5)])
+    (tmp_path / "b.log").symlink_to("/proc/self/mem")
+    with pytest.warns(UserWarning, match=r"b.log' cannot be read \(Input/output error\): left out"):
+        assert [run.path.name for run in read_runs([tmp_path])] == ["a.log"]
+
+
 def test_queue_files(tmp_path, random_state):
     path, whole, number = tmp_path / "q.toml", (CODES / "queues/digits-defences.toml").read_bytes(), 0
     for content in [b"x = " + b"[" * 500, *(damaged(whole, random_state) for _ in range(100))]:
@@ -130,3 +151,44 @@ def test_files_of_mnist(tmp_path, random_state, monkeypatch):
         (raw / f"train-{name}").write_bytes(damage)
         number += refused(lambda: open_split("MNIST", tmp_path, True))
     assert number > 40
+
+
+SENSELESS = [
+    "", "-1", "0", "nan", "inf", "1e400", "1e-320", "9" * 5000, str(2**63), "../x", "1_000", "0x10", "x" * 300, "--",
+    "1/0", "/dev/null", ".", "a b", "$x_y^", "true",
+]  # fmt: skip
+
+
+def refused_flags(script, name, flags, count, random_state) -> int:
+    """How many calls of a script, each of its flags with `count` values, are refused: all in one line."""
+    number = 0
+    _, text, _ = script(name, "--help")
+    for flag in sorted(set(re.findall(r"(?<![\w-])--\w+", text.partition("options:")[2])) - {"--help"}):
+        for value in random_state.sample(SENSELESS, count):
+            code, _, err = script(name, *flags, flag, value)
+            if code:
+                said = [line for line in err.splitlines() if "warning: " not in line]
+                assert code == 2 and len(said) == 1 and " error: " in said[0], (flag, value, err)
+                number += 1
+    return number
+
+
+def test_flags_of_what_reads(script, certify, digits_models, random_state):
+    log = certify("logs", "--skip", 90)
+    scripts = {
+        "report.py": [log],
+        "relog.py": [log, "--overwrite"],
+        "merge_logs.py": [log],
+        "release.py": [digits_models[1], "--output", "r.pth"],
+        "studies/power.py": ["--width", "0.1", log],
+        "experiments.py": [CODES / "queues/digits.toml", "--work", "w", "--list"],
+    }
+    assert sum(refused_flags(script, *one, 4, random_state) for one in scripts.items()) > 60
+
+
+def test_flags_of_what_computes(script, digits_models, random_state):
+    scripts = {
+        "certify_mhead.py": ["--model_path", digits_models[1], "--skip", 180, *RUN_FLAGS, "--overwrite"],
+        "0Gaussian/train.py": [*TINY, "--num_heads", 1, "--epochs", 1, "--train_images", 10],
+    }
+    assert sum(refused_flags(script, *one, 1, random_state) for one in scripts.items()) > 30

@@ -96,14 +96,16 @@ def _fraction(text: str) -> float:
 
 
 _INFINITY = float("inf")
-positive_int = _number(int, "an integer of at least 1", lambda value: value >= 1)
-non_negative_int = _number(int, "an integer of at least 0", lambda value: value >= 0)
+_LARGEST = 10**15  # of an integer: doubles hold it, and what is computed from it
+positive_int = _number(int, "an integer of at least 1, at most 10^15", lambda value: 1 <= value <= _LARGEST)
+non_negative_int = _number(int, "an integer of at least 0, at most 10^15", lambda value: 0 <= value <= _LARGEST)
 positive_float = _number(float, "a number above 0", lambda value: 0 < value < _INFINITY)
 non_negative_float = _number(float, "a number of at least 0", lambda value: 0 <= value < _INFINITY)
 radius = _number(_fraction, "a number of at least 0, or a fraction like 2/255", lambda value: 0 <= value < _INFINITY)
 pace = _number(float, "a number from 0 to 300", lambda value: 0 <= value <= 300)  # 10^-300 is still a double
 probability = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 share = _number(float, "above 0 and at most 1", lambda value: 0 < value <= 1)
+# of a sigma or an attack; the authors of some bases count in units of 1/256
 image_norm = _number(float, "above 0 and below 64, in units of [0, 1] and not of 1/256", lambda value: 0 < value < 64)
 seed = _number(int, "an integer from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
 open_probability = _number(float, "above 0 and below 1", lambda value: 0 < value < 1)

@@ -36,6 +36,7 @@ from spacte.utils import UserError
 
 _DRAWS = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _NORMAL = stats.norm.ppf(0.975)
+_MOST_IMAGES = 10**9
 
 
 def _main() -> None:
@@ -61,8 +62,14 @@ def _main() -> None:
     check_same_images(runs)
     draws = sorted(set(args.N or _DRAWS))
     table = plan(runs, args.width, draws, args.deviation, args.seed)
-    times = [None if math.isnan(s) else str(timedelta(seconds=round(s))) for s in table.pop("seconds")]
+    times = [_time(seconds) for seconds in table.pop("seconds")]
     print(markdown(table.assign(time=times).dropna(axis=1, how="all")))
+
+
+def _time(seconds: float) -> str | None:
+    if math.isnan(seconds):
+        return None
+    return str(timedelta(seconds=round(seconds))) if seconds < timedelta.max.total_seconds() else "more than 10^9 days"
 
 
 def plan(runs: list[Run], width: float, draws: list[int], deviation: float | None, seed: int = 0) -> pd.DataFrame:
@@ -82,7 +89,10 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
         spread = _deviation(pilots, n, shared, rng) if deviation is None else deviation
         if spread == 0:
             raise UserError("all radii of the pilot are alike: it says nothing of a deviation; give --deviation")
-        images = max(FEWEST_DIFFERENT, math.ceil((2 * _NORMAL * spread / width) ** 2))
+        images = (2 * _NORMAL * spread / width) ** 2
+        if images > _MOST_IMAGES:
+            raise UserError(f"--width {width:g}: no data set has the {images:.2g} images that it needs")
+        images = max(FEWEST_DIFFERENT, math.ceil(images))
         of_each = [pilot.draws(n) for pilot in pilots] or [100.0 + n]
         seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
         limit = min((largest_radius(replace(run.required_config, N=n)) for run in runs), default=math.nan)

@@ -107,8 +107,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
     config = config.certified_again(**{name: value for name, value in changes.items() if value is not None})
     if settings.head is not None:
         config = config.of_head(settings.head)
-    plan = plan_of(config, source.json)
-    counts = {one.idx: one for one in read_counts(source.counts, plan.from_line)}
+    counts = {one.idx: one for one in read_counts(source.counts, plan_of(content.config, source.json).from_line)}
     if not counts:
         raise UserError(f"'{source.counts}' holds no votes")
     planned = _number_of_images(content, flags, source)
@@ -118,6 +117,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
         _check_head(settings.head, next(iter(counts.values())), config, log)
     if settings.certificate is not None or settings.top_k is not None:
         _check_certificate(next(iter(counts.values())), config, source)
+    plan = plan_of(config, source.json)
     output = settings.output or log.with_name(_relogged_name(log.stem, config, settings))
     if output.suffix != ".log" or output.resolve() == log.resolve():
         raise UserError(f"--output '{output}': choose a name that ends in .log and is not the log's own")

@@ -53,7 +53,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
     add("--data_dir", help="where the data set's files are, or are downloaded to")
     add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
-    add("--noise_sd", type=cli.positive_float, help=f"sigma, in units of [0, 1], training's or another ({known})")
+    add("--noise_sd", type=cli.image_norm, help=f"sigma, in units of [0, 1], training's or another ({known})")
     add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (the sum of all)")
     few = "the first K heads (networks, of an ensemble) vote; the others see only noisy copies on which these disagree"
     add("--consensus", type=cli.positive_int, metavar="K", help=few)

@@ -62,7 +62,7 @@ def read_log(path: Path | str, columns: Sequence[str] = COLUMNS) -> pd.DataFrame
     except OSError as error:
         raise UserError(f"'{path}' is not a certification log: {error.strerror}") from error
     except (pd.errors.ParserError, UnicodeError) as error:
-        reason = str(error).removeprefix("Error tokenizing data. C error: ")
+        reason = str(error).removeprefix("Error tokenizing data. C error: ").strip()
         raise UserError(f"'{path}' is not a certification log: {reason}") from error
     columns = [name for name in columns if name != "time"]
     missing = [name for name in columns if name not in table]

@@ -224,7 +224,7 @@ def kind_of(log: Path) -> str:
         pass  # not a configuration of ours: the columns tell
     try:
         columns, _ = columns_of(log)
-    except OSError:
+    except OSError:  # its reader says why
         return "certify"
     if "attack_radius" in columns:
         return "attack"

@@ -14,7 +14,7 @@ from spacte.smooth.certificates import ABSTAIN
 RADIUS_STEP = 0.25
 _RADIUS_STEPS = {"ImageNet": 0.5}
 _LEVELS = 255  # of a pixel: what Linf radii are counted in
-_MOST_LINF_RADII = 12  # that a table has without being asked for them
+_MOST_RADII, _MOST_LINF_RADII = 32, 12  # that a table has without being asked for them
 FORMATS = ("markdown", "csv", "latex", "json")
 # the columns of a summary that hold no number
 TEXTS = ("defence", "dataset", "arch", "heads", "certificate", "norm", "name", "stopping", "run")
@@ -22,12 +22,13 @@ _NEUTRAL = (*TEXTS, "sigma", "trained", "images", "draws", "group", "SE", "SD") 
 
 
 def table_radii(limit: float, dataset: str | None = None, norm: str = "l2") -> np.ndarray:
-    """The radii of a table: 0, step, 2 step, ... up to `limit`; the step is the data set's, of Linf 1/255 or more."""
-    step = _RADIUS_STEPS.get(dataset or "", RADIUS_STEP)
-    if norm == "linf":
-        step = 1 / _LEVELS
-        while limit / step > _MOST_LINF_RADII:
-            step *= 2
+    """The radii of a table: 0, step, 2 step, ... up to `limit`.
+
+    The step is the data set's, of Linf 1/255, or as often twice that as keeps the table narrow.
+    """
+    step = 1 / _LEVELS if norm == "linf" else _RADIUS_STEPS.get(dataset or "", RADIUS_STEP)
+    while limit / step > (_MOST_LINF_RADII if norm == "linf" else _MOST_RADII):
+        step *= 2
     return step * np.arange(int(limit / step) + 1)
 
 

@@ -12,16 +12,17 @@ from spacte.model.normalisation import normalisation
 from spacte.utils import UserError
 
 ARCHITECTURES = ("R8", "R14", "R20", "R32", "R44", "R56", "R110", *STAGES, "LeNet")
+MOST_HEADS = 1000
 LEGAL = f"{', '.join(ARCHITECTURES)}, any R<6n+2>"
 
 
 def build_network(arch: str, num_heads: int, num_classes: int, in_channels: int) -> MultiHeadResNet:
     """A freshly initialised network without the normalisation layer: [N, C, H, W] -> logits [L, N, K].
 
-    Raises UserError for an unknown `arch` or fewer than one head.
+    Raises UserError for an unknown `arch` and where heads are not 1 to MOST_HEADS.
     """
-    if num_heads < 1:
-        raise UserError(f"num_heads is {num_heads}: it must be at least 1")
+    if not 1 <= num_heads <= MOST_HEADS:
+        raise UserError(f"num_heads is {num_heads}: it must be from 1 to {MOST_HEADS}")
     if arch in STAGES:
         return ImageNetResNetMultiHead(arch, num_heads, num_classes, in_channels)
     if arch == "LeNet":

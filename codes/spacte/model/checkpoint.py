@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spacte.data.spec import DataSpec, data_spec
-from spacte.model import build_classifier, our_name
+from spacte.model import MOST_HEADS, build_classifier, our_name
 from spacte.model.classifier import Classifier
 from spacte.model.file_kinds import described, folder_line
 from spacte.model.frozen import scales_of
@@ -156,7 +156,7 @@ def _summary(contents: Any) -> str:
 _LEGAL: dict[str, Callable[[Any], bool]] = {  # in a file; flags have been checked
     "arch": lambda value: isinstance(value, str),
     "dataset": lambda value: isinstance(value, str),
-    "num_heads": lambda value: type(value) is int and 0 < value <= 1000,
+    "num_heads": lambda value: type(value) is int and 1 <= value <= MOST_HEADS,
     "noise_sd": lambda value: type(value) in (int, float) and 0 < value < math.inf,
 }
 

@@ -93,7 +93,11 @@ def _logs_in(path: Path) -> list[Path]:
     found = []
     for log in sorted(path.rglob("*")):
         if log.is_file() and os.access(log, os.R_OK):
-            header, has_rows = columns_of(log)
+            try:
+                header, has_rows = columns_of(log)
+            except OSError as error:
+                warnings.warn(f"'{log}' cannot be read ({error.strerror}): left out", stacklevel=2)
+                continue
             if set(COLUMNS[:-1]) <= header and kind_of(log) == "certify":
                 if has_rows:
                     found.append(log)

@@ -135,7 +135,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--dataset", help=f"one of {', '.join(DATASETS)}")
     add("--arch", help=f"one of {LEGAL}")
     add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
-    add("--noise_sd", type=cli.positive_float, help="sigma, in units of [0, 1]")
+    add("--noise_sd", type=cli.image_norm, help="sigma, in units of [0, 1]")
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; m steps share a batch's images")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
     add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 0.8: all of 5 alike")
