@@ -55,10 +55,10 @@ def forget_own_modules() -> None:
 
 
 @contextlib.contextmanager
-def full_disk():
+def full_disk(limit=1000):
     """A limit on a file's size, which fails a write as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         yield
     finally:

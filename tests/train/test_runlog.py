@@ -4,6 +4,7 @@ import math
 import shutil
 
 import pytest
+from conftest import full_disk
 
 from spacte.train.runlog import RunLog, RunPaths
 from spacte.utils import UserError
@@ -70,6 +71,12 @@ def test_training_goes_on_where_tensorboard_cannot_write(tmp_path):
     with pytest.warns(UserWarning, match=r"^TensorBoard shows nothing more, the training goes on: .*No such file"):
         log_epoch(log, 2)
     assert log_epochs(log, 3).count("\n") == 4 and not (tmp_path / "runs").exists()
+
+
+def test_training_begins_where_tensorboard_cannot_write(tmp_path):
+    with full_disk(limit=20), pytest.warns(UserWarning, match=r"^TensorBoard shows nothing more.*File too large"):
+        log = run_log(tmp_path, "a")
+    assert log_epochs(log, 1, 2).count("\n") == 3
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):

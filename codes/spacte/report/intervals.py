@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
-from statsmodels.stats.multitest import multipletests
 
 _LEVEL = 0.95
 # Student's t holds its level from here on. Simulated on the differences of the authors' CIFAR-10 logs (the three pairs
@@ -72,14 +71,14 @@ def experiments_interval(a: np.ndarray, b: np.ndarray) -> Interval:
     the true difference in at most 5.0 % of the cases with 5 or 2 seeds a side, 5.5 % with one run against 5, 7 % with
     one against 3. NaN where the variance is 0.
     """
-    mean, (one, other) = a.mean(axis=(1, 2)) - b.mean(axis=(1, 2)), (a.shape[1], b.shape[1])
-    parts = [_of_images(a.mean(axis=1) - b.mean(axis=1))]
-    for runs, against in ((a, other), (b, one)):
-        if runs.shape[1] > 1:
-            variance, freedom = _of_seeds(runs)
-            parts.append((variance * (1 + runs.shape[1]) if against == 1 else variance, freedom))
-    if min(one, other) == 1 < max(one, other) < _FEWEST_SEEDS:
+    mean = a.mean(axis=(1, 2)) - b.mean(axis=(1, 2))
+    fewest, most = sorted((a.shape[1], b.shape[1]))
+    if fewest == 1 < most < _FEWEST_SEEDS:
         return Interval(*np.full((3, len(mean)), np.nan))
+    parts = [_of_images(a.mean(axis=1) - b.mean(axis=1))]
+    for variance, freedom in (_of_seeds(runs) for runs in (a, b) if runs.shape[1] > 1):
+        alone = fewest == 1  # then 1 / seeds of this side + 1 / 1 of the other's
+        parts.append((variance * (1 + most) if alone else variance, freedom))
     return _satterthwaite(mean, parts)
 
 
@@ -130,6 +129,8 @@ def holm(p: np.ndarray) -> np.ndarray:
     """p-values adjusted for being looked at together (Holm, 1979): if none of the differences is there, one of them
     falls below 5 % in at most 5 % of the cases. NaN stays NaN and does not count.
     """
+    from statsmodels.stats.multitest import multipletests  # here: a second to import, which a table does not need
+
     known, adjusted = ~np.isnan(p), np.full(len(p), np.nan)
     if known.any():
         adjusted[known] = multipletests(p[known], method="holm")[1]

@@ -1,9 +1,11 @@
 """Where a training run's files are, and its log: text, TensorBoard, terminal."""
 
+import contextlib
 import itertools
 import math
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +83,11 @@ class RunLog:
                 self._file.close()
                 self._file, there = lock(paths.log, taken), ""
             self._append(self.text[len(there) :])
-        purged = epochs_done + 1 if epochs_done else None
-        self.tensorboard: SummaryWriter | None = SummaryWriter(paths.tensorboard, purge_step=purged)
         threading.excepthook = _say_nothing_of_tensorboard
+        self.tensorboard: SummaryWriter | None = None
+        with self._while_tensorboard_writes():
+            purged = epochs_done + 1 if epochs_done else None
+            self.tensorboard = SummaryWriter(paths.tensorboard, purge_step=purged)
 
     def _append(self, text: str) -> None:
         try:
@@ -110,14 +114,19 @@ class RunLog:
         )
 
     def _show_on_tensorboard(self, epoch: int, figures: dict) -> None:
-        """As long as its files can be written: they only show what the log holds."""
         if self.tensorboard is None:
             return
-        try:
+        with self._while_tensorboard_writes():
             for name, value in figures.items():
                 if name != "epoch" and math.isfinite(value):
                     self.tensorboard.add_scalar(_tag(name), value, epoch)
             self.tensorboard.flush()
+
+    @contextlib.contextmanager
+    def _while_tensorboard_writes(self) -> Iterator[None]:
+        """Where its files cannot be written it is done without: they only show what the log holds."""
+        try:
+            yield
         except OSError as error:
             warnings.warn(f"TensorBoard shows nothing more, the training goes on: {error}", stacklevel=1)
             self.tensorboard = None
