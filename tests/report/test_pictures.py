@@ -12,6 +12,7 @@ from children import run
 from conftest import EXCERPTS, TINY, beside, full_disk, make_log, random_log
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_report import with_config
+from torch.utils.tensorboard import SummaryWriter
 
 from spacte.logs.certlog import certified_accuracy
 from spacte.logs.counts import read_counts
@@ -294,8 +295,16 @@ def test_a_folder_may_be_called_anything_in_a_legend(tmp_path):
         random_log(tmp_path / name / "x.log", 10, number)
     figure = plots.curves([[run] for run in read_runs([tmp_path])])
     FigureCanvasAgg(figure).draw()
-    shown = [text.get_text().replace("\\$", "$").strip("\u200b") for text in figure.legends[0].get_texts()]
-    assert sorted(shown) == sorted(names)
+    assert sorted(text.get_text().strip("\u200b") for text in figure.legends[0].get_texts()) == sorted(names)
+
+
+def test_no_name_in_a_picture_is_a_formula(tmp_path):
+    """Not a stranger's data set, nor the folder or a figure of a training run: each would be a broken one."""
+    run = replace(read_runs([random_log(tmp_path / "a.log", 10, 0)])[0], dataset="$x_y^{")
+    with SummaryWriter(tmp_path / "$x_y^{") as events:
+        events.add_scalar("$\\frac", 1.0, 1)
+    for figure in (plots.curves([[run]]), plots.histogram([run]), plots.training(tmp_path / "$x_y^{")):
+        FigureCanvasAgg(figure).draw()
 
 
 def test_radii_from_all_votes_tell_no_probability(script, tmp_path):

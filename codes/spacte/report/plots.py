@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,8 +30,24 @@ _POINTS = 600
 _MOST_BANDS = 10  # of a picture
 _HEIGHT, _LINE = 4.8, 0.18  # inches: of a figure with a short legend, of each further line of it
 _LONGEST_OF_TWO = 48  # signs of a name that fits beside another
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
+def _text_is_text(draw: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function in which no name, whoever gave it, is a formula because of its dollars."""
+
+    @functools.wraps(draw)
+    def drawn(*args: _P.args, **options: _P.kwargs) -> _R:
+        import matplotlib
+
+        with matplotlib.rc_context({"text.parse_math": False}):
+            return draw(*args, **options)
+
+    return drawn
+
+
+@_text_is_text
 def curves(rows: list[list[Run]]) -> Figure:
     """Certified accuracy over the radius, a line per row: a run, or the mean of an experiment's seeds.
 
@@ -88,6 +106,7 @@ def draw_curves(axes: Axes, rows: list[list[Run]], names: list[str]) -> None:
     axes.set(xlim=(0, radii[-1]), ylim=(0, min(1, np.ceil(10 * highest + 0.2) / 10)))
 
 
+@_text_is_text
 def probabilities(rows: list[list[Run]]) -> Figure:
     """The distribution function of p: the share of images whose label has at most the probability p under noise.
 
@@ -107,6 +126,7 @@ def probabilities(rows: list[list[Run]]) -> Figure:
     return figure
 
 
+@_text_is_text
 def histogram(runs: list[Run]) -> Figure:
     """How many images have which certified radius; abstained and wrong ones have none and are counted in the legend."""
     rows = [[run] for run in runs]
@@ -132,8 +152,8 @@ def _named(rows: list[list[Run]]) -> list[str]:
 
 
 def _as_written(label: str) -> str:
-    """A label as matplotlib shows it whatever it holds: no formula between dollars, not hidden by an underscore."""
-    return "\u200b" * label.startswith("_") + label.replace("$", r"\$")
+    """A label as matplotlib shows it, also where an underscore would hide it."""
+    return "\u200b" * label.startswith("_") + label
 
 
 def _are_single(rows: list[list[Run]]) -> bool:
@@ -152,6 +172,7 @@ def _subject(rows: list[list[Run]]) -> list[str]:
     return [one for some in (datasets, sigmas) if len(some) == 1 for one in some if one]
 
 
+@_text_is_text
 def training(folder: Path) -> Figure:
     """A training run's figures over its epochs: losses, noisy accuracy, what else was logged, from TensorBoard files.
 
