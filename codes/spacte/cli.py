@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, cast
 
-from spacte.script import INTERRUPTED, say
 from spacte.utils import RunError, UserError
 
 T = TypeVar("T")
@@ -127,10 +126,12 @@ def run(command: Callable[[], None]) -> None:
     A TakenError exits with 75: the same command may be tried later. A RunError, which the user did not cause (a loss
     that is not finite, say), prints one line and exits with code 1; Ctrl-C exits with 130.
     """
-    warnings.showwarning = lambda message, *where: say(f"warning: {message}")
+    warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a sign gets a question mark
     try:
+        if "spacte.script" in sys.modules:  # not where another program calls
+            sys.modules["spacte.script"].begin()
         command()
         sys.stdout.flush()
     except UserError as error:
@@ -145,7 +146,7 @@ def run(command: Callable[[], None]) -> None:
             raise
         _stop(f"error: '{os.fsdecode(error.filename)}': {error.strerror}", UserError.exit_code)
     except KeyboardInterrupt:
-        _stop(INTERRUPTED, 130)
+        _stop("interrupted; what is on disk is whole", 130)
     except Exception as error:
         if "torch" in sys.modules and _memory_is_short(error):  # not every script imports torch
             _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
@@ -162,7 +163,7 @@ def _memory_is_short(error: Exception) -> bool:
 
 
 def _stop(message: str, code: int) -> NoReturn:
-    say(message)
+    _say(message)
     _leave(code)
 
 
@@ -177,3 +178,8 @@ def _leave(code: int) -> NoReturn:
 def _is_one_of_several() -> bool:
     distributed = sys.modules.get("spacte.distributed")
     return distributed is not None and distributed.get_world_size() > 1
+
+
+def _say(message: str) -> None:
+    name = sys.argv[0].rsplit("/", 1)[-1]
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)

@@ -1,23 +1,25 @@
-"""What every script imports first: Ctrl-C while the rest is imported, which takes seconds, is one line, too."""
+"""What every script imports first: Ctrl-C while the rest is imported, which takes seconds, ends it with one line.
 
+An interrupt raised inside a library's import may be swallowed there, or leave the library half imported, so none is.
+"""
+
+import os
+import signal
 import sys
-from types import TracebackType
-
-INTERRUPTED = "interrupted; what is on disk is whole"
+from types import FrameType
 
 
-def say(message: str) -> None:
-    """A line on stderr, under the script's name."""
-    name = sys.argv[0].rsplit("/", 1)[-1]
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+def _end(number: int, frame: FrameType | None) -> None:
+    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: interrupted before it began", file=sys.stderr, flush=True)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)  # so that a shell sees what it was ended by
 
 
-def _report(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """Python's report of an exception that nobody has caught, but for Ctrl-C, whose exit code stays that of SIGINT."""
-    if issubclass(kind, KeyboardInterrupt):
-        say(INTERRUPTED)
-    else:
-        sys.__excepthook__(kind, error, where)
+def begin() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-sys.excepthook = _report
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background a shell lets it be ignored
+    signal.signal(signal.SIGINT, _end)
