@@ -165,9 +165,7 @@ def replace_file(path: Path, content: str | bytes | memoryview) -> None:
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\..+\.(\d+)-([0-9a-f]{8})\.tmp")
-_ABANDONED = (
-    24 * 60 * 60
-)  # seconds, after which nobody is still writing: another machine's processes are not known here
+_ABANDONED = 24 * 60 * 60  # seconds: nobody writes for so long, on another machine either
 
 
 def temporary_name(name: str) -> str:
