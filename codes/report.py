@@ -19,6 +19,7 @@ one `group`, which certify the same images with the same N0, N, alpha, --sequent
 --precision. Logs without a configuration are a group of their own; the column is there where there are two groups.
 
 A run is called by the folders in which its log differs from the others, 5-heads/seed-1, or else as its flags call it.
+A comparison's intervals hold each for its row; `p_holm` is the p-value of no difference, adjusted for all rows.
 `draws` is the mean number of an image's estimation draws, where runs differ in it. Of a run that stops early
 (--sequential) the ACR is a lower bound, marked ≥, and a radius that its rule did not decide shows "-".
 """
