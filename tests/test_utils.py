@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from children import CODES, run
@@ -111,10 +112,11 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
 SCRIPTS = sorted(path for pattern in ("*.py", "[0-9]*/train.py", "examples/demo.py") for path in CODES.glob(pattern))
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(CODES)))
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path, path):
-    """Imports take seconds; here, one of them is interrupted as soon as it begins."""
+@pytest.mark.parametrize("script", [*map(str, SCRIPTS), "-c"])
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, script):
+    """Imports take seconds; here, one of them is interrupted as soon as it begins. "-c": an installed command."""
+    command = [sys.executable, script, *["import spacte.commands as commands; commands.report()"] * (script == "-c")]
     (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
-    ended = run([sys.executable, path], env={**os.environ, "PYTHONPATH": f"{tmp_path}:{CODES}"})
+    ended = run(command, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{CODES}"})
     assert ended.returncode == -signal.SIGINT
-    assert (ended.stdout, ended.stderr) == ("", f"{path.name}: interrupted before it began\n")
+    assert (ended.stdout, ended.stderr) == ("", f"{Path(script).name}: interrupted before it began\n")

@@ -6,6 +6,8 @@ Each imports what it runs when it is called, so that reading logs loads no torch
 import inspect
 from collections.abc import Callable
 
+import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 
 def certify() -> None:
     """Certify test images of a smoothed classifier: of a checkpoint, of an ensemble of several, or of your own.
