@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard
 
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError, deciding_versions
@@ -146,7 +146,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_places(value: object) -> bool:
-    return _is_count(value) and 2 <= cast(int, value) < 10**7  # classes are no more
+    return isinstance(value, int) and 2 <= value < 10**7  # classes are no more
 
 
 def _is_stopping(value: object) -> bool:

@@ -1,7 +1,7 @@
 """Two certification logs compared image by image, or two experiments of several seeds each."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from spacte.logs.table import decimals, plain, radius_names, records
 from spacte.report.comparable import certification_differences, check_seeds
 from spacte.report.intervals import (
     FEWEST_DIFFERENT,
+    FEWEST_SEEDS,
     Interval,
     accuracy_interval,
     acr_interval,
@@ -63,9 +64,14 @@ class Comparison:
             text += f"\nBoth ended draws early (--sequential, {self.stopping[0]}): their ACRs are lower bounds."
         if self.seeds:
             text += "\nThe means over {} and {} runs are compared.".format(*self.seeds)
-        for name, runs in zip((self.a, self.b), self.seeds or (), strict=False):
-            if runs == 1:
-                text += f"\nOf '{name}' there is one run: {self._another()}."
+        if self.seeds and 1 in self.seeds:
+            one, several = (self.a, self.b) if self.seeds[0] == 1 else (self.b, self.a)
+            another = (
+                f"the {max(self.seeds)} of '{several}' are too few to tell how much another would differ"
+                if self._seeds_are_few
+                else f"another is taken to differ as much as those of '{several}' do"
+            )
+            text += f"\nOf '{one}' there is one run: {another}."
         for name, images in ((self.a, self.only_a), (self.b, self.only_b)):
             if images:
                 text += (
@@ -75,13 +81,10 @@ class Comparison:
             text += f"\nThey were certified differently: {self.settings}."
         return text
 
-    def _another(self) -> str:
-        """What the interval says of another run of the experiment that has one; of seeds."""
-        runs = max(cast(tuple[int, int], self.seeds))
-        other = self.a if self.seeds == (runs, 1) else self.b
-        if runs == 2:
-            return f"the 2 of '{other}' are too few to tell how much another would differ"
-        return f"another is taken to differ as much as those of '{other}' do"
+    @property
+    def _seeds_are_few(self) -> bool:
+        """Whether `experiments_interval` has none, because of the seeds."""
+        return self.seeds is not None and min(self.seeds) == 1 and max(self.seeds) < FEWEST_SEEDS
 
     def _verdict(self) -> str:
         """What is said of the ACRs: a sentence without its end."""
@@ -94,7 +97,7 @@ class Comparison:
                 f"No verdict on the {acrs} of {names}: they stop by different rules ({rules}), and a run that stops "
                 "early has a lower bound; the radii that both decide are compared"
             )
-        if np.isnan(acr["low"]) and sorted(self.seeds or ()) == [1, 2]:
+        if self._seeds_are_few:
             return f"No verdict on the {acrs} of {names}: the first less the second is {difference}"
         if np.isnan(acr["low"]):
             few = f"fewer than {FEWEST_DIFFERENT}" if self.different < FEWEST_DIFFERENT else "all by the same"

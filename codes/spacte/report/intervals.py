@@ -14,7 +14,7 @@ _LEVEL = 0.95
 # tail, t misses 8.9 %.
 FEWEST_DIFFERENT = 50
 _ROUNDING = 1e-9  # of differences of radii, which have 6 digits
-_FEWEST_SEEDS = 3  # that tell how much the one run of another experiment would differ with another seed
+FEWEST_SEEDS = 3  # that tell how much the one run of another experiment would differ with another seed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def experiments_interval(a: np.ndarray, b: np.ndarray) -> Interval:
     """
     mean = a.mean(axis=(1, 2)) - b.mean(axis=(1, 2))
     fewest, most = sorted((a.shape[1], b.shape[1]))
-    if fewest == 1 < most < _FEWEST_SEEDS:
+    if fewest == 1 < most < FEWEST_SEEDS:
         return Interval(*np.full((3, len(mean)), np.nan))
     parts = [_of_images(a.mean(axis=1) - b.mean(axis=1))]
     for variance, freedom in (_of_seeds(runs) for runs in (a, b) if runs.shape[1] > 1):

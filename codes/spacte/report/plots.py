@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,24 +30,18 @@ _POINTS = 600
 _MOST_BANDS = 10  # of a picture
 _HEIGHT, _LINE = 4.8, 0.18  # inches: of a figure with a short legend, of each further line of it
 _LONGEST_OF_TWO = 48  # signs of a name that fits beside another
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
-def _text_is_text(draw: Callable[_P, _R]) -> Callable[_P, _R]:
-    """A function in which no name, whoever gave it, is a formula because of its dollars."""
+@contextlib.contextmanager
+def _text_is_text() -> Iterator[None]:
+    """While this lasts, no name, whoever gave it, is a formula because of its dollars."""
+    import matplotlib
 
-    @functools.wraps(draw)
-    def drawn(*args: _P.args, **options: _P.kwargs) -> _R:
-        import matplotlib
-
-        with matplotlib.rc_context({"text.parse_math": False}):
-            return draw(*args, **options)
-
-    return drawn
+    with matplotlib.rc_context({"text.parse_math": False}):
+        yield
 
 
-@_text_is_text
+@_text_is_text()
 def curves(rows: list[list[Run]]) -> Figure:
     """Certified accuracy over the radius, a line per row: a run, or the mean of an experiment's seeds.
 
@@ -106,7 +100,7 @@ def draw_curves(axes: Axes, rows: list[list[Run]], names: list[str]) -> None:
     axes.set(xlim=(0, radii[-1]), ylim=(0, min(1, np.ceil(10 * highest + 0.2) / 10)))
 
 
-@_text_is_text
+@_text_is_text()
 def probabilities(rows: list[list[Run]]) -> Figure:
     """The distribution function of p: the share of images whose label has at most the probability p under noise.
 
@@ -126,7 +120,7 @@ def probabilities(rows: list[list[Run]]) -> Figure:
     return figure
 
 
-@_text_is_text
+@_text_is_text()
 def histogram(runs: list[Run]) -> Figure:
     """How many images have which certified radius; abstained and wrong ones have none and are counted in the legend."""
     rows = [[run] for run in runs]
@@ -172,7 +166,7 @@ def _subject(rows: list[list[Run]]) -> list[str]:
     return [one for some in (datasets, sigmas) if len(some) == 1 for one in some if one]
 
 
-@_text_is_text
+@_text_is_text()
 def training(folder: Path) -> Figure:
     """A training run's figures over its epochs: losses, noisy accuracy, what else was logged, from TensorBoard files.
 

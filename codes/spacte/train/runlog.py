@@ -68,7 +68,7 @@ class RunLog:
         """`text` is None where a checkpoint of an older version does not hold it: the log that lies there is its."""
         self.path, self.epochs = paths.log, epochs
         self._lock = lock(paths.checkpoints / "lock", f"another process is training '{paths.checkpoints}'")
-        for left in paths.checkpoints.glob(".*.tmp"):  # of a run that was killed while it wrote a checkpoint
+        for left in paths.checkpoints.glob(".*.tmp"):  # under the lock all are dead, whichever machine wrote them
             left.unlink(missing_ok=True)
         taken = f"another process is writing '{paths.log}': give another --logs_dir"
         self._file = lock(paths.log, taken)
