@@ -120,3 +120,11 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path, script):
     ended = run(command, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{CODES}"})
     assert ended.returncode == -signal.SIGINT
     assert (ended.stdout, ended.stderr) == ("", f"{Path(script).name}: interrupted before it began\n")
+
+
+def test_garbage_is_collected_once_a_script_begins():
+    """Not while it imports; what the imports have made is left alone."""
+    body = "cli.run(lambda: print(gc.isenabled(), gc.get_freeze_count() > 1000))"
+    code = f"import gc, spacte.script; print(gc.isenabled()); from spacte import cli; {body}"
+    ended = run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(CODES)})
+    assert ended.stdout == "False\nTrue True\n", ended.stderr
