@@ -52,12 +52,13 @@ from pathlib import Path
 
 import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from spacte import cli
+from spacte.files import lock, make_folder, replace_file
 from spacte.jobs import slurm
 from spacte.jobs.gpus import visible_gpus
 from spacte.jobs.job import Job, is_finished, state
 from spacte.jobs.queue import Queue, Running
 from spacte.jobs.queue_file import read_queue
-from spacte.utils import TakenError, UserError, lock, make_folder, replace_file
+from spacte.utils import TakenError, UserError
 
 CODES = Path(__file__).resolve().parent
 

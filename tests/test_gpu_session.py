@@ -13,8 +13,9 @@ import torch
 from children import Children, wait_for
 from conftest import CODES
 
+from spacte.files import lock
 from spacte.logs.certlog import read_log
-from spacte.utils import UserError, lock
+from spacte.utils import UserError
 
 SMALL = ("--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--epochs", 3, "--skip", 60, "--N", 300)
 SMALL += ("--device", "cpu", "--tiny", "--precision", "fp32", "--speed_seconds", 5)

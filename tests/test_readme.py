@@ -11,11 +11,11 @@ from conftest import CODES, DEFENCES, EXCERPTS, ROOT, TINY
 from scipy import stats
 from torchvision.models import resnet18
 
+from spacte.files import sha256
 from spacte.logs.certlog import average_certified_radius
 from spacte.model.checkpoint import load_classifier
 from spacte.report.reading import Reading, read_runs
 from spacte.smooth.certificates import CERTIFICATES, Certificate, multiclass_certificate
-from spacte.utils import sha256
 
 PAGES = [path for folder in (CODES, ROOT / "logs_certification") for path in sorted(folder.rglob("*.md"))
          if not any(parent.is_symlink() for parent in path.parents)]  # fmt: skip

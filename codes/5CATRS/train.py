@@ -15,10 +15,11 @@ from catrs import attack
 from circular_teaching import ct_loss
 from soft_votes import soft_votes
 from spacte.cli import image_norm, non_negative_float, positive_int
+from spacte.files import sha256
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
 from spacte.train.objective import Objective, loss_dict, unwrapped
-from spacte.utils import UserError, sha256
+from spacte.utils import UserError
 
 _FEWEST_VOTES = 100
 

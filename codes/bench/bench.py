@@ -40,8 +40,10 @@ import bench_table
 from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, speed
 from spacte import cli
 from spacte.device import INFERENCE_PRECISIONS, select_device, select_precision
+from spacte.files import make_folder, replace_file
 from spacte.logs.table import markdown
-from spacte.utils import UserError, make_folder, package_versions, replace_file, source_state
+from spacte.source import package_versions, source_state
+from spacte.utils import UserError
 
 _OWN_FLAGS = {"table": bench_table.main, "sweep": bench_sweep.main}  # tasks that have flags of their own
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))

@@ -54,6 +54,7 @@ from spacte.certify.run_settings import RunSettings
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.splits import Split
 from spacte.device import INFERENCE_PRECISIONS, select_device
+from spacte.files import make_folder, replace_file
 from spacte.logs.certified import largest_radius, log_table
 from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy
 from spacte.logs.counts import VoteCounts, read_counts
@@ -63,7 +64,7 @@ from spacte.model.pass_size import fastest_pass, fix_passes
 from spacte.report.comparison import Comparison, compare
 from spacte.report.reading import read_runs
 from spacte.report.run import Run
-from spacte.utils import UserError, make_folder, replace_file
+from spacte.utils import UserError
 
 _WAYS = ("compiled", "sequential", "consensus", "together")
 _COMPILING = ("compiled", "together")  # unless in int8, which has nothing to compile

@@ -57,11 +57,12 @@ from spacte import cli
 from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
 from spacte.device import PRECISIONS
+from spacte.files import lock, make_folder, replace_file
 from spacte.jobs.job import Job, check_unchanged, commands, record, remove_old_checkpoints
 from spacte.jobs.session import OutOfTimeError, Session, Step, say
 from spacte.train.release import cut, release
 from spacte.train.settings import Recipe
-from spacte.utils import RunError, UserError, lock, make_folder, replace_file
+from spacte.utils import RunError, UserError
 
 _CODES = Path(__file__).resolve().parents[1]
 # what a resumed session may change

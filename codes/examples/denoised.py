@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from spacte import cli, load_classifier, open_split
 from spacte.data.spec import DATASETS
 from spacte.device import select_device
-from spacte.utils import UserError, make_folder, replace_file
+from spacte.files import make_folder, replace_file
+from spacte.utils import UserError
 
 
 class Denoiser(nn.Module):

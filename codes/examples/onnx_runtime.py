@@ -13,7 +13,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from spacte.utils import UserError, sha256
+from spacte.files import sha256
+from spacte.utils import UserError
 
 
 def build(path: str) -> Callable[[Tensor], Tensor]:

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from spacte import cli
+from spacte.files import check_ending, replace_file
 from spacte.logs.certlog import certified_accuracy
 from spacte.report import plots
 from spacte.report.comparable import rows_of
 from spacte.report.reading import read_runs
-from spacte.utils import check_ending, replace_file
 
 _HEADS = 5
 

@@ -14,11 +14,11 @@ from spacte.logs.certified import certificate_row
 from spacte.logs.certlog import HEADER, average_certified_radius, certified_accuracy, read_log
 from spacte.logs.config import RunConfig
 from spacte.logs.counts import VoteCounts
+from spacte.names import _LATER_SETTINGS, as_recorded_today
 from spacte.report.comparison import compare
 from spacte.report.reading import read_runs
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
 from spacte.train.settings import Recipe
-from spacte.utils import _LATER_SETTINGS, as_recorded_today
 
 N, SIGMA = 1000, 0.5
 CONFIG = {

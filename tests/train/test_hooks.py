@@ -14,6 +14,7 @@ from conftest import TINY, load_module
 from test_bad_input import is_one_line, written
 
 from spacte.data.sources import open_split
+from spacte.files import lock
 from spacte.logs.counts import read_counts
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
@@ -22,7 +23,7 @@ from spacte.smooth.poll import poll
 from spacte.smooth.smooth import Smooth
 from spacte.train.command import parse
 from spacte.train.trainer import Trainer
-from spacte.utils import RunError, derived_seed, lock
+from spacte.utils import RunError, derived_seed
 
 CPU = torch.device("cpu")
 SMALL = (*TINY, "--train_images", 200, "--num_noise_vec", 2)

@@ -9,12 +9,14 @@ import torch
 from conftest import CODES, DEFENCES, TINY, load_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from spacte.files import lock
 from spacte.model import checkpoint
+from spacte.names import run_name_of_today
 from spacte.train.command import parse
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective
 from spacte.train.settings import Place, Recipe, available_workers
-from spacte.utils import RunError, lock, run_name_of_today
+from spacte.utils import RunError
 
 RUN = {
     "0Gaussian": "m-2-lbdlast-1.2",

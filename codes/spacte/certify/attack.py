@@ -21,6 +21,7 @@ from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
 from spacte.data.splits import Split
 from spacte.distributed import init_distributed, is_main_process
+from spacte.files import sha256
 from spacte.logs.certlog import read_log
 from spacte.logs.config import IDENTIFIES, RunConfig
 from spacte.logs.counts import AttackCounts
@@ -32,7 +33,7 @@ from spacte.model.noisy import pgd
 from spacte.smooth.certificates import ABSTAIN
 from spacte.smooth.draws import Draws
 from spacte.smooth.tally import Sample
-from spacte.utils import UserError, sha256
+from spacte.utils import UserError
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from spacte.certify.contract import check_contract
 from spacte.data.splits import Split
 from spacte.device import arithmetic
 from spacte.distributed import broadcast_object, is_main_process
+from spacte.files import sha256
 from spacte.logs.config import RunConfig
 from spacte.model.batchnorm import examined
 from spacte.model.checkpoint import Loaded
@@ -24,7 +25,8 @@ from spacte.model.frozen import freeze, scales_of
 from spacte.model.members import NetworkEnsemble
 from spacte.model.noisy import noised
 from spacte.model.scales import SCALE_IMAGES, Scales
-from spacte.utils import UserError, printable_name, sha256
+from spacte.names import printable_name
+from spacte.utils import UserError
 
 _GPU_PIXELS = 2**22  # of a batch on a GPU: an H200 certified R110 a quarter faster by 4,096 images than by 1,000
 

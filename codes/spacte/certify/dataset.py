@@ -24,8 +24,9 @@ from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
 from spacte.model.classifier import Classifier
 from spacte.model.foreign import borrowed
+from spacte.names import printable_name
 from spacte.smooth.noise import GridNoise
-from spacte.utils import UserError, printable_name
+from spacte.utils import UserError
 
 _KINDS = (ClassifierSettings, RunSettings, CertifySettings)
 # what the call's own arguments say, or a checkpoint

@@ -15,14 +15,17 @@ from spacte.data.spec import DATASETS, DataSpec
 from spacte.data.splits import Split
 from spacte.device import arithmetic, select_device, select_precision
 from spacte.distributed import main_process_first
+from spacte.files import sha256
 from spacte.logs.config import RunConfig
 from spacte.model import foreign
 from spacte.model.checkpoint import load_classifier
 from spacte.model.int8 import check_exact
 from spacte.model.members import ByMembers
+from spacte.names import printable_name
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.smooth.smooth import Smooth
-from spacte.utils import UserError, deciding_versions, package_versions, printable_name, sha256
+from spacte.source import deciding_versions, package_versions
+from spacte.utils import UserError
 
 
 def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -> Evaluation:

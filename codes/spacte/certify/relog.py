@@ -7,13 +7,14 @@ from pathlib import Path
 from spacte import cli
 from spacte.certify.run_settings import RunSettings, shard_ending
 from spacte.certify.writer import writing
+from spacte.files import check_ending
 from spacte.logs.certified import check_again
 from spacte.logs.config import Noted, RunConfig
 from spacte.logs.counts import Counts, VoteCounts, read_counts
 from spacte.logs.plans import Plan, plan_of
 from spacte.logs.runfiles import CERTIFIED, RunFiles
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.utils import UserError, check_ending, listed
+from spacte.utils import UserError, listed
 
 
 def merge_main(description: str) -> None:

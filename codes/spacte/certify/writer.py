@@ -15,11 +15,12 @@ from typing import Any, Generic, TextIO
 from tqdm import tqdm
 
 from spacte.distributed import barrier, broadcast_object, get_rank, get_world_size
+from spacte.files import lock, make_folder, replace_file
 from spacte.logs.counts import C, disagreement, read_counts
 from spacte.logs.described import description, parts_of
 from spacte.logs.plans import Plan
 from spacte.logs.runfiles import RunFiles, run_name
-from spacte.utils import UserError, lock, make_folder, replace_file
+from spacte.utils import UserError
 
 _SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 _SECONDS_FOR_A_SLOW_FOLDER = 60  # for what one node has written to show on another

@@ -20,7 +20,8 @@ from torchvision.transforms import v2
 from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import BatchedSplit, InMemory, Streamed
-from spacte.utils import UserError, gone_on_failure, listed, remove_leftovers, temporary_name
+from spacte.files import gone_on_failure, remove_leftovers, temporary_name
+from spacte.utils import UserError, listed
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
 

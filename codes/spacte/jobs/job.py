@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spacte.utils import RunError, listed, replace_file, run_name_of_today
+from spacte.files import replace_file
+from spacte.names import run_name_of_today
+from spacte.utils import RunError, listed
 
 _FREE_FLAGS = {  # a resumed run may change them
     "train": ("--data_dir", "--device", "--workers", "--save_freq", "--test_freq"),

@@ -17,6 +17,7 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
+from spacte.files import make_folder, replace_file
 from spacte.jobs.gpus import gpu_of
 from spacte.jobs.job import (
     Job,
@@ -29,7 +30,7 @@ from spacte.jobs.job import (
     remove_old_checkpoints,
 )
 from spacte.jobs.processes import set_priority_and_end
-from spacte.utils import RunError, UserError, make_folder, replace_file
+from spacte.utils import RunError, UserError
 
 _SECONDS_BETWEEN_LINES = 60  # of progress, where there is no terminal
 _SECONDS_BETWEEN_LOOKS = 0.1

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spacte.files import make_folder, replace_file
 from spacte.jobs.job import Job, is_finished, last_line, left_on_disk
-from spacte.utils import RunError, TakenError, UserError, listed, make_folder, replace_file
+from spacte.utils import RunError, TakenError, UserError, listed
 
 _SET_BY_THE_QUEUE = ("--array", "--dependency", "--output", "--no-requeue", "--parsable", "--wrap", "-a", "-d", "-o")
 _LARGEST_ARRAY = 1000  # what SLURM takes unless it is told otherwise

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeGuard
 
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.utils import UserError, deciding_versions
+from spacte.source import deciding_versions
+from spacte.utils import UserError
 
 KINDS = ("certify", "predict", "attack", "votes")  # votes: those of a network that a training learns from
 

@@ -15,7 +15,8 @@ from spacte.logs.certified import decided
 from spacte.logs.certlog import Radii, beginning
 from spacte.logs.config import DESCRIBES, Heads, Noted, RunConfig
 from spacte.logs.runfiles import RunFiles
-from spacte.utils import UserError, as_recorded_today
+from spacte.names import as_recorded_today
+from spacte.utils import UserError
 
 T = TypeVar("T")
 NORMS = ("l2", "linf", "l1")

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spacte.files import replace_file
 from spacte.logs.config import Noted, RunConfig
-from spacte.utils import UserError, replace_file, run_name_of_today, run_tail
+from spacte.names import run_name_of_today, run_tail
+from spacte.utils import UserError
 
 _WAYS_OUT = "write to another folder to keep it, or give --overwrite to lose it"
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spacte.data.spec import DataSpec, data_spec
+from spacte.files import replace_file
 from spacte.model import MOST_HEADS, build_classifier, our_name
 from spacte.model.classifier import Classifier
 from spacte.model.file_kinds import described, folder_line
@@ -30,7 +31,8 @@ from spacte.model.normalisation import (
 )
 from spacte.model.published import CONTAINERS, KNOWN, Weights, field_name, recognised, state_dict_of, way_out
 from spacte.model.scales import Scales
-from spacte.utils import UserError, listed, printable_name, replace_file
+from spacte.names import printable_name
+from spacte.utils import UserError, listed
 
 
 @dataclass(frozen=True)

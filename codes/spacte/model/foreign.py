@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from spacte.device import autocast, memory_is_short
 from spacte.model.passes import FixedPasses
-from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure, listed, printable_name
+from spacte.names import printable_name
+from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure, listed
 
 
 class Foreign(FixedPasses):

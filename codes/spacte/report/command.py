@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from spacte import cli
+from spacte.files import check_ending, replace_file
 from spacte.logs.described import NORMS
 from spacte.logs.table import FORMATS, csv, decimals, records, render
 from spacte.report import classes, members, page, plots
@@ -21,7 +22,7 @@ from spacte.report.reading import Reading, labelled, read_runs
 from spacte.report.run import Run
 from spacte.report.table import Part, envelope, over_seeds, reached_radii, summary
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.utils import UserError, check_ending, replace_file
+from spacte.utils import UserError
 
 
 def _flags(description: str) -> cli.Parser:

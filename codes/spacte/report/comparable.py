@@ -7,9 +7,10 @@ import numpy as np
 
 from spacte.logs.certlog import first_line
 from spacte.logs.config import RunConfig
+from spacte.names import unused_settings
 from spacte.report.labels import experiment_label
 from spacte.report.run import Run
-from spacte.utils import UserError, unused_settings
+from spacte.utils import UserError
 
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
 _OF_A_SEED = (

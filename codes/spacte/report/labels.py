@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spacte.logs.described import is_fact, is_seed, parts_of
+from spacte.names import run_tail
 from spacte.report.run import Run
-from spacte.utils import run_tail
 
 _SCRIPT = "certify-mhead"  # the folder of its logs
 

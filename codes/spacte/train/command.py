@@ -15,13 +15,16 @@ from spacte.data.sources import open_split
 from spacte.data.splits import BatchedSplit
 from spacte.device import select_device, select_precision
 from spacte.distributed import broadcast_object, init_distributed, is_main_process, main_process_first
+from spacte.files import gone_on_failure
 from spacte.model import build_classifier, checkpoint
+from spacte.names import as_recorded_today, unused_settings
+from spacte.source import source_state
 from spacte.train.objective import Objective
 from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
 from spacte.train.runlog import RunLog, RunPaths
 from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags, available_workers
 from spacte.train.trainer import Trainer, is_due
-from spacte.utils import UserError, as_recorded_today, gone_on_failure, source_state, unused_settings
+from spacte.utils import UserError
 
 
 def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults: Any) -> None:

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spacte.data.spec import DataSpec
+from spacte.files import sha256
 from spacte.model import checkpoint
 from spacte.model.classifier import Classifier
 from spacte.train.settings import Recipe
-from spacte.utils import UserError, sha256
+from spacte.utils import UserError
 
 
 class Teachers:

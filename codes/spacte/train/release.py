@@ -8,10 +8,11 @@ import torch
 
 from spacte import cli
 from spacte.data.sources import open_split
+from spacte.files import check_ending, make_folder, sha256
 from spacte.model import checkpoint
 from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.train.settings import Place
-from spacte.utils import UserError, check_ending, make_folder, sha256
+from spacte.utils import UserError
 
 _KEPT = ("state_dict", "data", "data_sha256", "run", "defence", "epoch", "source_sha256", "commit", "versions")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from spacte.files import lock, make_folder
 from spacte.train.settings import Place, Recipe
-from spacte.utils import UserError, lock, make_folder
+from spacte.utils import UserError
 
 
 @dataclass(frozen=True)

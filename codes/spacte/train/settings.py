@@ -9,8 +9,9 @@ from spacte import cli
 from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
 from spacte.model import LEGAL
+from spacte.names import run_tail, unused_settings
 from spacte.train.teaching import PACED_BY
-from spacte.utils import UserError, run_tail, unused_settings
+from spacte.utils import UserError
 
 
 @dataclass(frozen=True)

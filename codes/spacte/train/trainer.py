@@ -26,12 +26,13 @@ from spacte.distributed import all_gather_object, all_reduce_mean, broadcast, ge
 from spacte.model.classifier import Classifier
 from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import noisy_logits, statistics_kept
+from spacte.source import package_versions
 from spacte.train.graph import GraphedStep, uncompiled
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective, unwrapped
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace, class_quantiles, smoothed_cross_entropy
-from spacte.utils import UserError, derived_seed, package_versions
+from spacte.utils import UserError, derived_seed
 
 _IMAGES_OF_A_PACE = 200  # for each class: a share measured on them has a standard error of at most .035
 _STEPS_BETWEEN_CHECKS = 50  # losses wait on the device this long, so that no step waits for it
