@@ -3,7 +3,9 @@
 python attack_mhead.py --model_path save/<...>/epoch150.pth --log logs/<...>-certify-skip-20.log --radii 0.25 0.5
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from spacte.certify import attack
 
 if __name__ == "__main__":

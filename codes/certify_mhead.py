@@ -8,7 +8,9 @@ python certify_mhead.py ... --shard 1/8                 # one job of eight; merg
 python certify_mhead.py ... --sequential                # stop each image's draws as soon as its radii are decided
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from spacte.certify import certify
 
 if __name__ == "__main__":

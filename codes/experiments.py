@@ -40,7 +40,11 @@ jobs instead: each goes back into SLURM's queue before its time is over, and res
                                    # can be averaged by report.py --over_seeds
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import gzip
+import json
 import shlex
 import signal
 import sys
@@ -50,7 +54,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from spacte import cli
 from spacte.files import lock, make_folder, replace_file
 from spacte.jobs import slurm
@@ -130,6 +133,11 @@ def _list(jobs: list[Job], work: Path) -> None:
 _LOGS = (".log", ".json", ".jsonl", ".jsonl.gz")
 
 
+def _in_json(path: Path) -> bytes:
+    """A path as a JSON file holds it."""
+    return json.dumps(str(path))[1:-1].encode()
+
+
 def _collect(jobs: list[Job], folder: Path) -> None:
     """Copy the finished jobs' logs to <folder>/<defence>/<label>/..., those that are not there already.
 
@@ -145,7 +153,7 @@ def _collect(jobs: list[Job], folder: Path) -> None:
             if path.suffix == ".jsonl" and not target.exists():
                 target, content = target.with_name(f"{target.name}.gz"), gzip.compress(content, mtime=0)
             if path.suffix == ".json":
-                content = content.replace(bytes(job.work), b"WORK").replace(bytes(job.codes), b"CODES")
+                content = content.replace(_in_json(job.work), b"WORK").replace(_in_json(job.codes), b"CODES")
             if not target.exists() or target.read_bytes() != content:
                 make_folder(target.parent)
                 replace_file(target, content)

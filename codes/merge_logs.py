@@ -3,7 +3,9 @@
 python codes/merge_logs.py logs/<...>-shard-*-of-8.log
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from spacte.certify import relog
 
 if __name__ == "__main__":

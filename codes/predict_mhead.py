@@ -3,7 +3,9 @@
 python predict_mhead.py --model_path save/CIFAR10/R110/noise-0.25/<run>/epoch150.pth --skip 20 --N 1000
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from spacte.certify import predict
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ weights as 16-bit floating point: another network, whose figures must be certifi
 what certify_mhead.py --precision int8 would otherwise measure on training images, which are then not needed.
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from spacte.train import release
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ python codes/relog.py logs/<...>-certify-skip-20.log --alpha 0.01
 python codes/relog.py logs/<...>-certify-skip-20.log --top_k 5 --certificate all-votes
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from spacte.certify import relog
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ A comparison's intervals hold each for its row; `p_holm` is the p-value of no di
 (--sequential) the ACR is a lower bound, marked ≥, and a radius that its rule did not decide shows "-".
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from spacte.report import command
 
 if __name__ == "__main__":

@@ -33,14 +33,16 @@ for epoch in range(done + 1, epochs + 1):
     print(f"epoch {epoch}/{epochs}  0:00:01 left", flush=True)
 """
 CERTIFY = """
+import json
 import sys
 from pathlib import Path
 
 models = sys.argv[sys.argv.index("--model_path") + 1 :]
 folder = Path(sys.argv[sys.argv.index("--logs_dir") + 1], "digits/R8/noise-0.50/certify-mhead")
 folder.mkdir(parents=True, exist_ok=True)
-for ending in (".log", ".json", "-counts.jsonl", "-ACR.log"):
+for ending in (".log", "-counts.jsonl", "-ACR.log"):
     (folder / f"run{ending}").write_text("".join(f"{Path(path).name} {Path(path).read_text()}\\n" for path in models))
+(folder / "run.json").write_text(json.dumps(models))
 """
 QUEUE = """
 [defaults]
@@ -75,7 +77,7 @@ def stub(tmp_path):
 
 @pytest.fixture
 def work(tmp_path):
-    return tmp_path / "the work"
+    return tmp_path / "the wörk"
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from spacte.utils import TakenError, UserError
 def test_a_lock_is_held_until_the_file_is_closed(tmp_path):
     with lock(tmp_path / "x", "taken"), pytest.raises(TakenError, match=r"^taken$"):
         lock(tmp_path / "x", "taken")
-    with lock(tmp_path / "x", "", shared=True), lock(tmp_path / "x", "", shared=True):
-        pass
+    with lock(tmp_path / "x", "", shared=True) as held, lock(tmp_path / "x", "", shared=True):
+        assert held.readable(), "NFS shares a lock of nothing else"
     with pytest.raises(UserError, match=r"cannot write '.*/no/x': No such file or directory"):
         lock(tmp_path / "no/x", "taken")
 

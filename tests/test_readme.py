@@ -175,6 +175,8 @@ def test_the_benchmark(script, tmp_path):
     )
     code, _, err = script("bench/bench.py", *flags, "--task", "certify", "table")
     assert code == 2 and "--task table has flags of its own: give it alone" in err
+    code, _, err = script("bench/bench.py", "--dataset", "CIFAR100")
+    assert code == 2 and "--dataset needs --arch" in err
     code, _, err = script("bench/bench.py", *flags, "--json", "/dev/null/bench.json")
     assert code == 2 and "cannot write to '/dev/null'" in err
 

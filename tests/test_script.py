@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from children import CODES, run
 
-SCRIPTS = sorted(path for pattern in ("*.py", "[0-9]*/train.py", "examples/demo.py") for path in CODES.glob(pattern))
+SCRIPTS = sorted(
+    path
+    for pattern in ("*.py", "[0-9]*/train.py", "bench/*.py", "studies/*.py", "examples/*.py")
+    for path in CODES.glob(pattern)
+    if "__main__" in path.read_text()
+)
 
 
 @pytest.mark.parametrize("script", [*map(str, SCRIPTS), "-c"])
@@ -27,3 +32,10 @@ def test_garbage_is_collected_once_a_script_begins():
     code = f"import gc, spacte.script; print(gc.isenabled()); from spacte import cli; {body}"
     ended = run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(CODES)})
     assert ended.stdout == "False\nTrue True\n", ended.stderr
+
+
+def test_a_program_that_imports_a_script_stays_as_it_is():
+    """Its garbage is collected, and Ctrl-C its own."""
+    code = "import gc, signal, train; print(gc.isenabled(), signal.getsignal(signal.SIGINT).__name__)"
+    ended = run([sys.executable, "-c", code], cwd=CODES / "0Gaussian")
+    assert ended.stdout == "True default_int_handler\n", ended.stderr

@@ -3,7 +3,9 @@
 python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --num_noise_vec 2 --lbdlast 1.2
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from circular_teaching import ct_loss
 from spacte.model.noisy import noisy_logits
 from spacte.train import command

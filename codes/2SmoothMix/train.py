@@ -4,9 +4,11 @@
         --num_steps 4 --attack_alpha 1.0 --mix_step 1 --eta 5
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from dataclasses import dataclass
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from circular_teaching import ct_loss
 from smoothmix import attack
 from spacte.cli import non_negative_float, non_negative_int, positive_float, positive_int

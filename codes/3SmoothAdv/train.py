@@ -4,9 +4,11 @@
         --epsilon 1.0 --num_steps 10
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from dataclasses import dataclass
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from circular_teaching import ct_loss
 from smoothadv import attack
 from spacte.cli import image_norm, positive_int

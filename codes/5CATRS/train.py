@@ -6,11 +6,13 @@ It needs a network that 0Gaussian has trained, in the paper with sigma 0.25 and 
         --pretrained_model ../0Gaussian/save/CIFAR10/R110/noise-0.25/h-1-m-2/epoch150.pth
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from catrs import attack
 from circular_teaching import ct_loss
 from soft_votes import soft_votes

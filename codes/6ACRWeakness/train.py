@@ -4,9 +4,9 @@
         --ds_epoch 70 --ds_threshold 0.4 --attack_steps 6 --epsilon 0.25
 """
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 
-# isort: split
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,9 +3,11 @@
 python train.py --arch R110 --dataset CIFAR10 --noise_sd 0.25 --num_heads 5 --lbdlast 1.2 --lbd 2
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from dataclasses import dataclass
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from circular_teaching import ct_loss
 from spacte.cli import non_negative_float
 from spacte.model.noisy import noisy_logits

@@ -18,6 +18,9 @@ precision, or, where that is longer, the time to read every layer's input and we
 speed of a large copy, over the time it took. All speeds are the best that were measured, after each case.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import argparse
 import contextlib
 import json
@@ -60,7 +63,7 @@ def _flags() -> argparse.Namespace:
         help=f"what is measured; {' and '.join(_OWN_FLAGS)} alone",
     )
     add("--arch", nargs="+", help="architectures, with --dataset (R20 and R110 on CIFAR10, R8 on digits)")
-    add("--dataset", default="CIFAR10", help="whose image size and classes are used; no data are read")
+    add("--dataset", help="whose image size and classes are used, with --arch (CIFAR10); no data are read")
     add("--num_heads", type=cli.positive_int, default=5, help="L")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     fast = "of the fast way; plain is torch's own float32; int8 is of certification alone"
@@ -91,13 +94,15 @@ def _main() -> None:
     for task in args.task:
         if task in _OWN_FLAGS:
             raise UserError(f"--task {task} has flags of its own: give it alone")
+    if args.dataset and not args.arch:
+        raise UserError("--dataset needs --arch: without it R20 and R110 on CIFAR10 and R8 on digits are measured")
     if args.precision == "int8" and (args.compile or args.task != ["certify"]):
         raise UserError("--precision int8 needs --task certify, without --compile")
     device = select_device(args.device, args.compile)
     args.precision = select_precision(args.precision, device)
     for path in filter(None, (args.json, args.markdown)):
         make_folder(path.absolute().parent)  # before, not after, the measurements
-    cases = [(arch, args.dataset) for arch in args.arch] if args.arch else _DEFAULT_CASES
+    cases = [(arch, args.dataset or "CIFAR10") for arch in args.arch] if args.arch else _DEFAULT_CASES
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     print(f"{name}, {torch.get_num_threads()} threads", flush=True)
     rows, limits = [], []
@@ -127,10 +132,10 @@ def _main() -> None:
         row["ceiling_fraction"] = passes * max(cost["flop"] / flops, cost["bytes"] / copied) * row["fast"]
     table = markdown(pd.DataFrame(rows).drop(columns=["device", "device_name"]))
     print(table)
-    if args.markdown:
-        _add_record(args.markdown, device, f"{limit}\n\n{table}")
     if args.json:
         replace_file(args.json, json.dumps(rows, indent=2) + "\n")
+    if args.markdown:
+        _add_record(args.markdown, device, f"{limit}\n\n{table}")
 
 
 def _add_record(path: Path, device: torch.device, found: str) -> None:
@@ -138,7 +143,8 @@ def _add_record(path: Path, device: torch.device, found: str) -> None:
     versions, source = package_versions(), source_state(__file__)
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+        named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())  # not on ARM
+        processor = named[1] if named else processor
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor
     capability = "" if device.type == "cuda" else f", {torch.backends.cpu.get_cpu_capability()}"
     commit = f"{str(source['commit'])[:7]}{', with changes' if source['dirty'] else ''}"

@@ -23,6 +23,9 @@ JSON is written after every row. Where it is there already, of the same machine,
 stay and the missing ones are added.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import contextlib
 import functools
 import gc

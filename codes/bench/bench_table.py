@@ -30,6 +30,9 @@ interval; of many intervals some leave it out by chance. `sequential` stops earl
 `consensus` is another classifier. SE is the standard error of a row's ACR over images.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import argparse
 import json
 import math

@@ -34,6 +34,9 @@ those like it took, else a guess. A step that fails is reported, the next one is
     O/work/                              checkpoints: what a session needs to go on
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import contextlib
 import functools
 import importlib.util
@@ -167,7 +170,7 @@ class _Steps:
         measured = rows_of(rows, task="train", batch_size=recipe.batch_size, **self._described(name))
         if not measured or args.defence != "0Gaussian" or args.train_flags:
             return [self._try(name)]
-        return paces_of(measured, self._batches * recipe.num_noise_vec)
+        return paces_of(measured, self._batches * recipe.num_noise_vec) or [self._try(name)]
 
     @functools.cached_property
     def _batches(self) -> int:

@@ -3,6 +3,9 @@
 python codes/examples/demo.py
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import os
 import shlex
 import subprocess
@@ -10,7 +13,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 from spacte import cli
 from spacte.report.comparison import compare
 from spacte.report.reading import Reading, read_runs

@@ -12,6 +12,9 @@ classifier behind it as one network. Copy this file and put your own two into `b
 denoising step is one more denoiser (Carlini et al., ICLR 2023). Source: Salman et al. (NeurIPS 2020), section 3.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import io
 import itertools
 from pathlib import Path

@@ -15,6 +15,9 @@ sqrt(abar_t) is that where (1 - abar_t) / abar_t = (2 sigma)^2. No noise is adde
 Source: Carlini et al. (ICLR 2023), algorithm 1.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from pathlib import Path
 
 import torch

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import io
 import os
 import sys
@@ -142,18 +143,28 @@ def run(command: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
     except OSError as error:  # of a file that nobody has looked after: no space, a name too long, a folder that is gone
-        if error.filename is None:
-            raise
-        _stop(f"error: '{os.fsdecode(error.filename)}': {error.strerror}", UserError.exit_code)
+        if error.filename is not None:
+            _stop(f"error: '{os.fsdecode(error.filename)}': {error.strerror}", UserError.exit_code)
+        if error.errno in _NO_SPACE:  # of a file that is open already, stdout say
+            _stop(f"error: {error.strerror}", UserError.exit_code)
+        _unexpected(error)
     except KeyboardInterrupt:
         _stop("interrupted; what is on disk is whole", 130)
     except Exception as error:
-        if "torch" in sys.modules and _memory_is_short(error):  # not every script imports torch
-            _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
-        if not _is_one_of_several():
-            raise
-        traceback.print_exc()
-        _leave(1)
+        _unexpected(error)
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _unexpected(error: Exception) -> NoReturn:
+    """Of what nobody has looked after the traceback, but for the GPU's memory."""
+    if "torch" in sys.modules and _memory_is_short(error):  # not every script imports torch
+        _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
+    if not _is_one_of_several():
+        raise error
+    traceback.print_exc()
+    _leave(1)
 
 
 def _memory_is_short(error: Exception) -> bool:

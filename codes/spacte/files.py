@@ -54,7 +54,7 @@ def lock(path: Path, taken: str, shared: bool = False) -> TextIO:
     import fcntl  # not on Windows, where logs can be read
 
     try:
-        held = open(path, "a")  # noqa: SIM115 - the caller's
+        held = open(path, "a+")  # noqa: SIM115 - the caller's; NFS shares a lock of what is open for reading
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
     try:

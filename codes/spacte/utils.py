@@ -1,4 +1,4 @@
-"""What every part needs and none owns: errors for the user, parts of messages, seeds."""
+"""What every part needs and none owns: errors for the user, parts of messages, seeds, the end of a process."""
 
 import ctypes
 import signal

@@ -9,6 +9,9 @@ number of estimation draws per image as a share of N, `accuracy` the certified a
 alike` the share of N at which the certificate from all the votes reaches what Cohen's reaches at N.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +21,15 @@ import pandas as pd
 
 from spacte import cli
 from spacte.logs.certified import certificate_of, largest_radius
+from spacte.logs.config import RunConfig, Stopping
+from spacte.logs.plans import stopping_rule
 from spacte.logs.table import markdown, table_radii
 from spacte.report.reading import read_runs
 from spacte.report.recount import votes_of
 from spacte.report.run import Run
 from spacte.smooth.certificates import CERTIFICATES, Certificate
 from spacte.smooth.draws import portion
-from spacte.smooth.stopping import AllVotesDecided
+from spacte.smooth.stopping import GIVE_UP
 from spacte.utils import UserError
 
 _N0 = 100
@@ -61,9 +66,8 @@ def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, see
         fixed = Certificate(alpha, sigma, False, kind)
         reached[kind] = _fixed(fixed, probabilities, labels, n, radii, seed)
         rows.append({"run": run.name, "certificate": kind, "draws": 1.0, "accuracy": reached[kind]})
-        draws, accuracy = _early(
-            Certificate(alpha, sigma, True, kind), probabilities, labels, n, batch_size, radii, seed
-        )
+        config = _stopping_early(replace(run.required_config, N=n, certificate=kind))
+        draws, accuracy = _early(config, probabilities, labels, batch_size, radii, seed)
         rows.append({"run": run.name, "certificate": f"{kind}, sequential", "draws": draws, "accuracy": accuracy})
     ours = Certificate(alpha, sigma, False, "all-votes")
     enough = (
@@ -84,10 +88,16 @@ def _fixed(certificate, probabilities, labels, n: int, radii, seed: int) -> floa
     return hits / len(labels)
 
 
-def _early(certificate, probabilities, labels, n: int, batch_size: int, radii, seed: int) -> tuple[float, float]:
-    """Draws an image as a share of n, and certified accuracy, where a rule may stop them."""
-    rng, hits, used = np.random.default_rng(seed), 0.0, 0
-    rule = AllVotesDecided(certificate, n, radii)
+def _stopping_early(config: RunConfig) -> RunConfig:
+    """As certify_mhead.py --sequential runs it: until the table's radii are decided that N draws can reach."""
+    limit = largest_radius(replace(config, sequential=Stopping()))
+    return replace(config, sequential=Stopping(tuple(table_radii(limit, config.dataset).tolist()), GIVE_UP))
+
+
+def _early(config: RunConfig, probabilities, labels, batch_size: int, radii, seed: int) -> tuple[float, float]:
+    """Draws an image as a share of N, and certified accuracy, where a rule may stop them."""
+    rng, hits, used, n = np.random.default_rng(seed), 0.0, 0, config.N
+    certificate, rule = certificate_of(config), stopping_rule(config)
     for p, label in zip(probabilities, labels, strict=True):
         selection, estimation = rng.multinomial(_N0, p), np.zeros(len(p), dtype=int)
         while estimation.sum() < n:

@@ -18,6 +18,9 @@ from above by U, radius (Phi^-1(L) - Phi^-1(U)) / 2:
   independent binomial p-values (n_A, and n_B among the votes that are not for A), the weights chosen by the selection.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -6,7 +6,9 @@ Runs that differ by their seed alone are one line, their mean, with a band from 
 README: the logs in logs_certification/cifar10/0Gaussian/{1-head,5-heads,5-networks}.
 """
 
-import math
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -14,7 +16,6 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from spacte import cli
 from spacte.files import check_ending, replace_file
-from spacte.logs.certlog import certified_accuracy
 from spacte.report import plots
 from spacte.report.comparable import rows_of
 from spacte.report.reading import read_runs
@@ -38,13 +39,10 @@ def _main() -> None:
     ]
     plots.draw_curves(right, groups, names)
     first = groups[0][0]
-    right.set(
-        xlabel="L2 radius", ylabel="certified accuracy", title=f"{first.dataset}, {first.arch}, sigma {first.sigma:g}"
-    )
-    highest = max(float(certified_accuracy(run.log, [0])[0]) for some in groups for run in some)
-    right.set(ylim=(0, min(1, 0.1 * math.ceil(10 * highest + 0.5))))
-    right.spines[["top", "right"]].set_visible(False)
-    right.grid(alpha=0.3, linewidth=0.5)
+    sigma = [] if first.sigma is None else [f"sigma {first.sigma:g}"]
+    title = ", ".join(filter(None, [first.dataset, first.arch, *sigma]))
+    right.set(xlabel="L2 radius", ylabel="certified accuracy", title=title)
+    plots.plain(right)
     right.legend(fontsize=8, frameon=False)
     replace_file(args.output, plots.rendered(figure, args.output))
     print(f"wrote {args.output}")

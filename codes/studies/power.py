@@ -13,6 +13,9 @@ N by the radii that matter (`largest radius`), then read the images off its row.
 which no image can tell: see report.py --compare with two folders. The time is that of one certification of each log.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import math
 from dataclasses import replace
 from datetime import timedelta
@@ -88,7 +91,7 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
     for n in draws:
         spread = _deviation(pilots, n, shared, rng) if deviation is None else deviation
         if spread == 0:
-            raise UserError("all radii of the pilot are alike: it says nothing of a deviation; give --deviation")
+            raise UserError("the pilot's radii vary no more than its draws explain: give --deviation")
         images = (2 * _NORMAL * spread / width) ** 2
         if images > _MOST_IMAGES:
             raise UserError(f"--width {width:g}: no data set has the {images:.2g} images that it needs")

@@ -9,6 +9,9 @@ largest change, at any of these radii, of the certified accuracy averaged over t
 change in any single run; both in points. N and alpha are what the JSON beside a log says, or else 100,000 and 0.001.
 """
 
+if __name__ == "__main__":
+    import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+
 import re
 from pathlib import Path
 

@@ -157,6 +157,8 @@ def test_a_checkpoint_at_another_sigma(digits, digits_models, capsys):
     assert noted["config"]["noise_sd"] == 0.25 and noted["about"]["training"][0]["noise_sd"] == 0.5
     same = certify_dataset(load_classifier(digits_models[1], noise_sd=0.25), digits, overwrite=True, **SETTINGS)
     assert same == log
+    with pytest.raises(UserError, match="levels 255 contradicts the checkpoint, which has 16"):
+        certify_dataset(load_classifier(digits_models[1]), digits, levels=255, **SETTINGS)
     with pytest.raises(UserError, match="num_classes 3 contradicts the checkpoint, which has 10"):
         certify_dataset(load_classifier(digits_models[1]), digits, num_classes=3)
     outside = (torch.rand(4, 1, 8, 8) * 2, torch.arange(4))

@@ -13,6 +13,7 @@ from spacte.data import sources as data
 from spacte.data.sources import open_split
 from spacte.data.spec import DataSpec
 from spacte.data.splits import InMemory, random_crop, random_flip
+from spacte.files import temporary_name
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")
@@ -217,6 +218,10 @@ def test_greyscale_arrays_need_no_channel(tmp_path):
         ({"train": np.zeros((5, 3, 32, 32))}, r"train must be uint8 .*, not float64 \[5, 3, 32, 32\]"),
         ({"train": np.zeros((5, 32), dtype=np.uint8)}, r"train must be uint8 .*, not uint8 \[5, 32\]"),
         ({"train": np.zeros((5, 3, 28, 28), dtype=np.uint8)}, "images should be 32x32 pixels in 3 channels"),
+        (
+            {"train": np.zeros((0, 3, 32, 32), dtype=np.uint8), "train_labels": np.zeros(0, int)},
+            "the training split is empty",
+        ),
         ({"train_labels": np.zeros(5)}, r"train_labels must be 5 integers, not float64 \[5\]"),
         ({"train_labels": np.zeros(4, dtype=int)}, r"train_labels must be 5 integers, not int64 \[4\]"),
         ({"train_labels": np.full(5, 10)}, r"labels must lie in 0\.\.9"),
@@ -326,6 +331,14 @@ def test_a_failed_download_leaves_a_folder_as_it_was(tmp_path, error, raised):
 def test_a_failed_download_leaves_no_folder_that_it_made(tmp_path, error, raised):
     with pytest.raises(raised):
         failing_download(error)(tmp_path / "new/data", True)
+    assert files_in(tmp_path) == {}
+
+
+def test_what_a_killed_download_of_this_number_has_left_is_no_obstacle(tmp_path):
+    """In a container every process has the number 1, on a host that keeps its name."""
+    (tmp_path / temporary_name("download") / "batches").mkdir(parents=True)
+    with pytest.raises(UserError, match="no network"):
+        failing_download(OSError("no network"))(tmp_path, True)
     assert files_in(tmp_path) == {}
 
 

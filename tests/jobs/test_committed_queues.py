@@ -18,7 +18,7 @@ def test_the_digits_queue_is_the_matrix_of_its_page(tmp_path):
     jobs = read_queue(CODES / "queues" / "digits.toml", CODES, tmp_path, "seeds")
     assert len(jobs) == 33 and [job.seed for job in jobs[::6]] == [666, 1, 2, 3, 4, None]
     page = (ROOT / "logs_certification/digits/README.md").read_text()
-    documented = re.findall(r"^python train.py (--dataset digits .*) --seed \$seed(.*)$", page, re.MULTILINE)
+    documented = re.findall(r"^python train.py (--dataset digits .*) --seed \$seed \$folders(.*)$", page, re.MULTILINE)
     assert len(documented) == 3
     for k, flags in enumerate(documented):
         wanted = by_name(" ".join(flags).split()) | {"--save_freq": ["5"]}

@@ -123,6 +123,7 @@ def test_the_logs_of_finished_jobs_are_collected_once(queue, tmp_path, work):
             original, collected = original.with_suffix(""), gzip.decompress(collected)
         assert collected == original.read_bytes() or path.suffix == ".json"
         assert bytes(work) not in collected
+        assert path.suffix != ".json" or all(name.startswith("WORK/") for name in json.loads(collected))
     assert " 0 files copied" in queue(QUEUE, "--collect", tmp_path / "collected")[1]
 
 

@@ -50,6 +50,8 @@ def test_the_fastest_pass_is_measured_and_fixed(monkeypatch):
     slow, small = (Slow(CPU, size, compiled=False) for size in (100, 50))
     assert pass_size.fastest_pass(slow, torch.rand(3, 32, 32)) == 25 and slow.pass_size(torch.rand(3, 32, 32)) == 100
     assert pass_size.fastest_pass(small, torch.rand(3, 32, 32)) == 50 and not hasattr(small, "seen"), "fits anyway"
+    long = Slow(CPU, 100, compiled=False)
+    assert pass_size.fastest_pass(long, torch.rand(4096)) == 25, "signals are as large as images of as many values"
     both = NetworkEnsemble([slow, Slow(CPU, 20, compiled=False)])
     pass_size.fix_passes(both, 25)
     with torch.inference_mode():

@@ -245,7 +245,7 @@ def test_a_power_that_cannot_be_said_is_one_line(script, tmp_path):
         code, _, err = script("studies/power.py", "--width", 0.02, *flags)
         assert code == 2 and message in err
     code, _, err = script("studies/power.py", "--width", 0.02, log, "--N", 1000)
-    assert code == 2 and "all radii of the pilot are alike" in err
+    assert code == 2 and "the pilot's radii vary no more than its draws explain" in err
     one = run_with(tmp_path / "3.log", [(0, votes((900, 50)))])
     assert "at least 2 images" in script("studies/power.py", "--width", 0.02, one)[2]
 

@@ -35,7 +35,7 @@ _NOT_BY_NAME = {"model_path", "classifier", "classifier_args", "normalize", "arc
 
 def certify_dataset(
     classifier: Callable | Loaded | list[Loaded], data: Any, *, noise_sd: float | None = None,
-    num_classes: int | None = None, levels: int = 255, dataset: str | None = None, name: str | None = None,
+    num_classes: int | None = None, levels: int | None = None, dataset: str | None = None, name: str | None = None,
     **settings: Any,
 ) -> Path:  # fmt: skip
     """Certify images as certify_mhead.py does; returns the log, beside which counts, configuration and summary lie.
@@ -47,9 +47,10 @@ def certify_dataset(
     check comes first), or what `load_classifier` returned, or a list of these: their ensemble. A module gets its mode
     and device back.
     `data`: a torch Dataset whose items are an image and its label, or (images, labels). Images are uint8, which become
-    value / `levels`, or floating point; those of a checkpoint are [C, H, W] in [0, 1]. Another classifier's may have
-    any shape and range (signals [S], embeddings, rows of a table): sigma and radii are then in their units, and the
-    guarantee is about what is given. For an embedding it is the embedding's, not the text's that it was made of.
+    value / `levels` (255, or what the checkpoint says), or floating point; those of a checkpoint are [C, H, W] in
+    [0, 1]. Another classifier's may have any shape and range (signals [S], embeddings, rows of a table): sigma and
+    radii are then in their units, and the guarantee is about what is given. For an embedding it is the embedding's,
+    not the text's that it was made of.
     `noise_sd` is sigma, `num_classes` is K; a checkpoint may know both, and be certified at another sigma.
     `exact_noise` asks that all values are multiples of 1 / `levels`.
     `dataset` (default: the checkpoint's, or "data") and `name` are what the log's path says:
@@ -106,8 +107,8 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
 
 
 def _base(
-    classifier: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int, dataset: str | None,
-    name: str | None, computing: Computing,
+    classifier: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
+    dataset: str | None, name: str | None, computing: Computing,
 ) -> tuple[BaseClassifier, Split]:  # fmt: skip
     data = _dataset(data)
     if noise_sd is not None:
@@ -117,8 +118,9 @@ def _base(
         networks = [_at_noise(one, noise_sd) for one in networks]
         joint_config(networks)
         spec = networks[0].spec
-        if num_classes not in (None, spec.num_classes):
-            raise UserError(f"num_classes {num_classes} contradicts the checkpoint, which has {spec.num_classes}")
+        for what, value, own in (("num_classes", num_classes, spec.num_classes), ("levels", levels, spec.levels)):
+            if value not in (None, own):
+                raise UserError(f"{what} {value} contradicts the checkpoint, which has {own}")
         split = Indexed(spec, data, computing.device)
         base = of_checkpoints(networks, split, computing)
         config = base.config if dataset is None else replace(base.config, dataset=printable_name(dataset))
@@ -130,6 +132,7 @@ def _base(
         )
     if noise_sd is None or num_classes is None:
         raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
+    levels = 255 if levels is None else levels
     for what, value in (("num_classes", num_classes), ("levels", levels)):
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise UserError(f"{what}: {value} must be an integer of at least 1")

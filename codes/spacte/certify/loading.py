@@ -37,7 +37,7 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
     """
     computing = computing_of(settings)
     if settings.classifier is not None:
-        base, split = _from_function(settings.classifier, settings, computing)
+        base, split = _from_function(settings.classifier, settings, computing, split)
         return evaluation_of(base, split, settings, computing, draws)
     if settings.classifier_args:
         raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
@@ -118,8 +118,10 @@ def _test_split(dataset: str, settings: ClassifierSettings, computing: Computing
     return main_process_first(lambda: open_split(dataset, settings.data_dir, False, computing.device, spec=spec))
 
 
-def _from_function(name: str, settings: ClassifierSettings, computing: Computing) -> tuple[BaseClassifier, Split]:
-    """What --classifier names, and the test images."""
+def _from_function(
+    name: str, settings: ClassifierSettings, computing: Computing, split: Split | None
+) -> tuple[BaseClassifier, Split]:
+    """What --classifier names, and its images: the test split where none is given."""
     if settings.dataset is None:
         raise UserError(f"--classifier does not say its dataset: give --dataset, one of {', '.join(DATASETS)}")
     if settings.noise_sd is None:
@@ -128,7 +130,7 @@ def _from_function(name: str, settings: ClassifierSettings, computing: Computing
         if getattr(settings, flag) != default:
             raise UserError(f"--{flag} is about a checkpoint's network: a --classifier is what its function returns")
     arguments = foreign.parsed_arguments(settings.classifier_args)
-    path, function_name = foreign.parts(name)
+    path, function_name = foreign.file_and_function(name)
     function = foreign.build(name, arguments)
     config = RunConfig(
         dataset=settings.dataset,
@@ -138,6 +140,7 @@ def _from_function(name: str, settings: ClassifierSettings, computing: Computing
         classifier_args=arguments,
         classifier_sha256=sha256(path),
     )
-    split = _test_split(settings.dataset, settings, computing, None)
+    if split is None:
+        split = _test_split(settings.dataset, settings, computing, None)
     run = foreign.run_name(function_name, arguments)
     return of_callable(function, split, run, config, computing), split

@@ -136,6 +136,7 @@ def _downloaded(dataset: type, data_dir: Path, which: dict) -> Any:
         data_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(data_dir)
         own = data_dir / temporary_name("download")
+        shutil.rmtree(own, ignore_errors=True)  # of a killed process with this one's number: in a container all have 1
         own.mkdir()
         try:
             # an archive that is there need not be fetched: CIFAR names its own, MNIST keeps four
@@ -190,7 +191,7 @@ def open_split(
         return Streamed(spec, _imagenet(data_dir, train), device, workers)
     source = SOURCES[name]
     images, labels = (torch.as_tensor(array) for array in source.read(data_dir, train))
-    images = images.view(len(images), -1, *images.shape[-2:])  # [n, H, W] -> [n, 1, H, W]
+    images = images if images.dim() == 4 else images.unsqueeze(1)  # [n, H, W] -> [n, 1, H, W]
     return InMemory(spec, images, labels.long(), train, device, source.crop, source.flip)
 
 

@@ -34,6 +34,7 @@ from spacte.utils import RunError, UserError
 
 _SECONDS_BETWEEN_LINES = 60  # of progress, where there is no terminal
 _SECONDS_BETWEEN_LOOKS = 0.1
+_TIDYING = 10  # seconds between looks at checkpoints, on a filesystem that may be shared
 _JOBS_OWN = (RunError, UserError, OSError)  # what ends a job, and not the queue
 
 
@@ -51,6 +52,7 @@ class Running:
         self.own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | self.own
         self.output = job.folder / "output.txt"
+        self.tidied = self.started
         self.is_fresh = not self.output.exists()  # otherwise its time says nothing of other jobs'
         self.steps = commands(job)
         self.command: list[str] = []  # that runs, or ran last
@@ -62,7 +64,9 @@ class Running:
         if self.child is not None:
             code = self.child.poll()
             if code is None:
-                remove_old_checkpoints(self.job, keep=2)
+                if time.monotonic() - self.tidied > _TIDYING:
+                    remove_old_checkpoints(self.job, keep=2)
+                    self.tidied = time.monotonic()
                 return False
             if code:
                 how = f"exit code {code}" if code > 0 else signal.Signals(-code).name

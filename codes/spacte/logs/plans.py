@@ -56,7 +56,7 @@ class CertifyPlan:
     def __init__(self, config: RunConfig):
         self.config = config
         self.largest_radius = largest_radius(config)
-        self._should_stop = _stopping_rule(config)
+        self._should_stop = stopping_rule(config)
 
     def draws(self, label: int) -> Draws:
         """What is drawn for an image of that label."""
@@ -221,7 +221,7 @@ def _check_deciding(config: RunConfig) -> None:
         raise UserError(f"--N {n} at --alpha {alpha} can never decide: even {n} votes of {n} abstain; take {fewest}")
 
 
-def _stopping_rule(config: RunConfig) -> ShouldStop | None:
+def stopping_rule(config: RunConfig) -> ShouldStop | None:
     """What says, from the selection and the estimation votes [K], whether estimation may end; None where N is fixed."""
     stopping, n = config.sequential, config.N
     if stopping is None:

@@ -144,4 +144,4 @@ def run_name(log_name: str, configured: bool) -> str:
     Logs of older names, h-1-eps-0.8-m-2-lbdlast-1.2, are of the same run as those of today's, h-1-m-2.
     """
     name = run_name_of_today(re.sub(r"-certify-skip-\d+", "", log_name))
-    return CERTIFIED.sub(r"\g<head>", name).removesuffix("-sequential") if configured else name
+    return re.sub(rf"(?:-sequential)?{CERTIFIED.pattern}", r"\g<head>", name) if configured else name

@@ -5,7 +5,7 @@ import re
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model.cifar_resnet_mhead import CifarResNetMultiHead
 from spacte.model.classifier import Classifier
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 from spacte.model.imgnet_resnet_mhead import STAGES, ImageNetResNetMultiHead
 from spacte.model.lenet_mhead import LeNetMultiHead
 from spacte.model.normalisation import normalisation
@@ -16,7 +16,7 @@ MOST_HEADS = 1000
 LEGAL = f"{', '.join(ARCHITECTURES)}, any R<6n+2>"
 
 
-def build_network(arch: str, num_heads: int, num_classes: int, in_channels: int) -> MultiHeadResNet:
+def build_network(arch: str, num_heads: int, num_classes: int, in_channels: int) -> MultiHeadNetwork:
     """A freshly initialised network without the normalisation layer: [N, C, H, W] -> logits [L, N, K].
 
     Raises UserError for an unknown `arch` and where heads are not 1 to MOST_HEADS.

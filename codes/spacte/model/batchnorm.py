@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from spacte.data.spec import DataSpec
 from spacte.data.splits import random_crop
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 from spacte.model.normalisation import LEGAL, Constants, Normalize, are_the_same, constants, known, name_of
 from spacte.model.published import field_name
 from spacte.utils import UserError
@@ -53,7 +53,7 @@ class Fit:
 
 
 def examined(
-    network: MultiHeadResNet, name: str | None, spec: DataSpec, images: Tensor, sigma: float
+    network: MultiHeadNetwork, name: str | None, spec: DataSpec, images: Tensor, sigma: float
 ) -> tuple[str, str | None]:
     """The normalisation that the network was trained with, and a line for the user or None; `name` is their own word.
 
@@ -137,7 +137,7 @@ def _another_network(fit: Fit) -> str:
 class _Search:
     """The distances of one network, over normalisations, noise and the ways in which training shows images."""
 
-    def __init__(self, network: MultiHeadResNet, spec: DataSpec, images: Tensor):
+    def __init__(self, network: MultiHeadNetwork, spec: DataSpec, images: Tensor):
         self.network, self.spec = copy.deepcopy(network).to(images.device), spec
         self.first_near = _FIRST_NEAR + _FIRST_SAMPLED / len(images)
         batches = _batches(cast(nn.BatchNorm2d, network.bn1))
@@ -290,7 +290,7 @@ class _FirstLayer:
     """
 
     @torch.no_grad()
-    def __init__(self, network: MultiHeadResNet, images: Tensor):
+    def __init__(self, network: MultiHeadNetwork, images: Tensor):
         conv, bn1 = cast(nn.Conv2d, network.conv1), cast(nn.BatchNorm2d, network.bn1)
         channels = conv.in_channels
         weight = conv.weight.transpose(0, 1).reshape(-1, 1, *conv.kernel_size)  # [C O, 1, k, k]

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv3x3
 
-from spacte.model.heads import MultiHeadResNet, make_stage
+from spacte.model.heads import MultiHeadNetwork, make_stage
 
 
-class CifarResNetMultiHead(MultiHeadResNet):
+class CifarResNetMultiHead(MultiHeadNetwork):
     """Stem and two stages are shared; a head is the third stage and the linear layer.
 
     Takes any image of at least 8 x 8 pixels. Source: He et al. (2016), section 4.2; heads as in arXiv 2211.10882.

@@ -5,7 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from spacte.device import autocast
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 
 
 class Classifier(nn.Sequential):
@@ -19,9 +19,9 @@ class Classifier(nn.Sequential):
         self.precision = "fp32"
 
     @property
-    def network(self) -> MultiHeadResNet:
+    def network(self) -> MultiHeadNetwork:
         """The network behind the normalisation."""
-        return cast(MultiHeadResNet, self[1])
+        return cast(MultiHeadNetwork, self[1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every head."""

@@ -38,14 +38,14 @@ class Foreign(FixedPasses):
         super().__init__(device, batch_size, compiled)
         if isinstance(function, nn.Module):
             _prepare(function, device)
-        self._held = (function,)  # no submodule: an exported program has no eval() for it
+        self._function = (function,)  # no submodule: an exported program has no eval() for it
         self.precision = precision
         self.copies = False
 
     @property
     def function(self) -> Callable[[Tensor], Any]:
         """The user's."""
-        return self._held[0]
+        return self._function[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """See FixedPasses. Raises UserError where the user's function fails, in one line."""
@@ -148,7 +148,7 @@ def build(name: str, arguments: dict) -> Callable:
     The file's folder comes first where it imports, as in a script. Raises UserError with the file and the line where
     the file or the function is missing, fails or returns something else.
     """
-    path, function = parts(name)
+    path, function = file_and_function(name)
     if not path.is_file():
         raise UserError(f"--classifier {name}: there is no file '{path}'")
     spec: Any = importlib.util.spec_from_file_location(path.stem, path, loader=_AsItIs(path.stem, str(path)))
@@ -186,7 +186,7 @@ def build(name: str, arguments: dict) -> Callable:
     return classifier
 
 
-def parts(name: str) -> tuple[Path, str]:
+def file_and_function(name: str) -> tuple[Path, str]:
     """The two parts of FILE.py:function. UserError where it is not that."""
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py") or not function.isidentifier():

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spacte.model import int8
 from spacte.model.fused import fuse
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 from spacte.model.passes import FixedPasses
 from spacte.model.scales import Scales, measured
 
@@ -63,19 +63,19 @@ def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> Sca
     return measured(network, normalise(images + noise_sd * noise.float()), noise_sd)
 
 
-def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadResNet]:
+def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadNetwork]:
     """A copy of the normalisation and of the network, its BatchNorm folded, channels_last."""
     normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)
     for module in list(network.modules()):
         _fold_batchnorm(module)
-    return normalise, cast(MultiHeadResNet, network.to(memory_format=torch.channels_last))
+    return normalise, cast(MultiHeadNetwork, network.to(memory_format=torch.channels_last))
 
 
 class Frozen(FixedPasses):
     """The network that `freeze` returns. Its members (spacte.model.members) are its heads, which read the trunk."""
 
     def __init__(
-        self, normalise: nn.Module, network: MultiHeadResNet, device: torch.device, batch_size: int, compiled: bool
+        self, normalise: nn.Module, network: MultiHeadNetwork, device: torch.device, batch_size: int, compiled: bool
     ):
         super().__init__(device, batch_size, compiled)
         self.is_graph = device.type == "cuda" and not compiled

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 
 _CHANNELS = 32  # what a convolution with fewer is widened to
 
 
-def fuse(network: MultiHeadResNet, widen: bool) -> None:
+def fuse(network: MultiHeadNetwork, widen: bool) -> None:
     """Let the stem and the blocks of a network on a GPU, its BatchNorm folded, run as the module says.
 
     Where gradients are enabled they run as before. `widen` only where matrix units compute: without them the products

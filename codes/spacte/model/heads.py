@@ -24,7 +24,7 @@ def make_stage(
     )
 
 
-class MultiHeadResNet(nn.Module):
+class MultiHeadNetwork(nn.Module):
     """A residual network whose last stage and linear layer exist once per head.
 
     Subclasses build the stem and the shared stages and define `trunk`. A head is `Sequential(stage, linear)`

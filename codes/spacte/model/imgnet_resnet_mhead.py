@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from spacte.model.heads import MultiHeadResNet, make_stage
+from spacte.model.heads import MultiHeadNetwork, make_stage
 
 STAGES = {
     "R18": (BasicBlock, (2, 2, 2, 2)),
@@ -15,7 +15,7 @@ STAGES = {
 }
 
 
-class ImageNetResNetMultiHead(MultiHeadResNet):
+class ImageNetResNetMultiHead(MultiHeadNetwork):
     """torchvision's ResNet with a shared stem and three shared stages; a head is the fourth stage and the linear layer.
 
     Takes any image of at least 32 x 32 pixels. Source: He et al. (2016); heads as in arXiv 2211.10882.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 from spacte.utils import UserError
 
 _WEIGHT = 64  # the largest weight
@@ -38,11 +38,11 @@ _LINEAR_WEIGHT, _POOLED = 2**20, 2**12  # integers of the linear layer: up to 2^
 
 
 def quantise(
-    network: MultiHeadResNet,
+    network: MultiHeadNetwork,
     peaks: dict[str, float],
     shifts: dict[str, Tensor],
     means: Mapping[str, Tensor] | None = None,
-) -> MultiHeadResNet:
+) -> MultiHeadNetwork:
     """The network, its BatchNorm folded, with its layers quantised by its scales; float32 goes from layer to layer.
 
     Where its images require a gradient it runs as before. With `means` of the convolutions' outputs it measures: the

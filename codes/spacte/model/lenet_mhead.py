@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 
 
-class LeNetMultiHead(MultiHeadResNet):
+class LeNetMultiHead(MultiHeadNetwork):
     """The two convolutions are shared; a head is the two linear layers.
 
     A head's first layer is written as the convolution of 4x4 that it is on 4x4 features: the same sums over the same

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spacte.model.passes import CPU_PIXELS, in_passes
+from spacte.model.passes import CPU_PIXELS, in_passes, pixels_of_one
 
 # which size is the fastest depends on the CPU's cache and the network, by up to 1.5 times
 _FEWER_PIXELS = (2**17, 2**16, 2**15)
@@ -37,7 +37,7 @@ def fastest_pass(network: Callable[[Tensor], Tensor], image: Tensor) -> int | No
     if first.fastest is None:
         largest = first.even_pass(image[None], CPU_PIXELS)
         sizes = sorted({first.even_pass(image[None], pixels) for pixels in _FEWER_PIXELS} | {largest}, reverse=True)
-        fits = first.most * image[0].numel() <= _FIT_ANYWHERE
+        fits = first.most * pixels_of_one(image[None]) <= _FIT_ANYWHERE
         first.fastest = largest if fits or len(sizes) == 1 else _measured(network, image, sizes)
     return first.fastest
 

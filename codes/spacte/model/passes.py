@@ -98,8 +98,7 @@ class FixedPasses(nn.Module):
 
     def even_pass(self, images: Tensor, pixels: int) -> int:
         """The size of passes of about that many pixels, into which a batch is split without much padding."""
-        of_one = math.prod(images.shape[2:]) if images.dim() > 2 else images.shape[1]
-        return math.ceil(self.most / math.ceil(self.most * of_one / pixels))
+        return math.ceil(self.most / math.ceil(self.most * pixels_of_one(images) / pixels))
 
     def forget_functions(self) -> None:
         """Forget what runs a pass; it is made again when it is needed."""
@@ -122,6 +121,11 @@ class FixedPasses(nn.Module):
             self._functions[key] = function
         results = self._functions[key](padded)
         return tuple(one.narrow(dim, 0, len(inputs)) for one, dim in zip(results, dims, strict=True))
+
+
+def pixels_of_one(images: Tensor) -> int:
+    """How many pixels each of the images has: [N, C, H, W] -> H * W; of another shape, values."""
+    return math.prod(images.shape[2:]) if images.dim() > 2 else images.shape[1]
 
 
 def in_passes(network: object) -> list[FixedPasses]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 from spacte.model.int8 import quantise
 
 SCALE_IMAGES = 500  # of training, on which scales are measured
@@ -61,7 +61,7 @@ class Scales:
 
 
 @torch.no_grad()
-def measured(network: MultiHeadResNet, images: Tensor, noise_sd: float) -> Scales:
+def measured(network: MultiHeadNetwork, images: Tensor, noise_sd: float) -> Scales:
     """The scales of a network whose BatchNorm is folded, in float32 on the CPU, on normalised noised training images
     [N, C, H, W].
 

@@ -194,7 +194,7 @@ def training(folder: Path) -> Figure:
             axes.plot([point.step for point in points], [point.value for point in points],
                       color=_colour(number), linestyle=_style(number), label=tag.split("/")[-1])  # fmt: skip
         axes.set(title=panel, xlabel="epoch")
-        _plain(axes)
+        plain(axes)
         if len(groups[panel]) > 1:
             axes.legend(fontsize=7, ncols=2, frameon=False)
     for axes in figure.axes[len(panels) :]:
@@ -220,11 +220,12 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
     figure = _new_figure(6.4, _HEIGHT)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
-    _plain(axes)
+    plain(axes)
     return figure, axes
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """A light grid, and no frame above and to the right."""
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
 

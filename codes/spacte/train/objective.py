@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spacte.data.splits import BatchedSplit
 from spacte.model.classifier import Classifier
-from spacte.model.heads import MultiHeadResNet
+from spacte.model.heads import MultiHeadNetwork
 from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
@@ -149,7 +149,7 @@ class Objective:
         """L_cos of the classifier's network, a scalar; 0 with --no_cosine."""
         if self.recipe.no_cosine:
             return torch.zeros((), device=next(classifier.parameters()).device)
-        return cast(MultiHeadResNet, unwrapped(classifier)[-1]).cosine_loss()
+        return cast(MultiHeadNetwork, unwrapped(classifier)[-1]).cosine_loss()
 
     def draw_noises(self, images: Tensor) -> Tensor:
         """m Gaussian noise vectors per image, with deviation noise_sd: [B, C, H, W] -> [m, B, C, H, W]."""

@@ -139,7 +139,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--noise_sd", type=cli.image_norm, help="sigma, in units of [0, 1]")
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; m steps share a batch's images")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
-    add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 0.8 weighs 5 alike, 1 - 1/L any L")
+    add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 1 - 1/L: all alike")
     paced = "whose loss weighs what a head learns: its neighbour's (circular teaching), its own, none (weights are 1)"
     either = recipe.add_mutually_exclusive_group().add_argument
     either("--paced_by", choices=PACED_BY, help=paced)
