@@ -1,7 +1,10 @@
 """What the votes beside a run's log tell: its radii under another certificate, its heads alone, its probabilities."""
 
+import functools
+import os
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -99,6 +102,11 @@ def needed_counts(run: Run, otherwise: str) -> list[VoteCounts]:
     return _counts_behind(run)
 
 
+@functools.lru_cache(maxsize=1)  # a page asks for those of a run again and again
+def _read_counts(path: Path, changed: int) -> list[VoteCounts]:
+    return read_counts(path)
+
+
 def votes_of(run: Run, or_selection: bool = False) -> list[np.ndarray] | None:
     """Each image's estimation votes [K] for the run's voter, in the log's order; None where no counts tell.
 
@@ -132,7 +140,7 @@ def _counts_behind(run: Run) -> list[VoteCounts]:
     wrong = run.required_config.lacks(CERTIFIES)
     if wrong:
         raise UserError(f"'{files.json}': {', '.join(wrong)} missing or wrong: the counts cannot be certified")
-    counts = read_counts(files.counts)
+    counts = _read_counts(files.counts, os.stat(files.counts).st_mtime_ns)
     counts = counts[: len(run.log)]  # of a running program they may be a row ahead of the log
     if [one.idx for one in counts] != run.log["idx"].tolist():
         raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
