@@ -27,8 +27,8 @@ jobs instead: each goes back into SLURM's queue before its time is over, and res
     certify = "--sequential"       # after the defaults' flags; false: training only
     [[run]]
     label = "learns-votes"
-    defence = "5CATRS"             # WORK/ is the --work folder: what other jobs left there,
-    after = "one-head"             # those of a run, or of a list of runs, that have to be finished before
+    defence = "5CATRS"             # its flags may name other jobs' files: WORK/ stands for the --work folder
+    after = "one-head"             # starts once this run, or each run of a list, has finished
     train = "--votes_dir WORK/votes --pretrained_model WORK/0Gaussian/one-head/seed-1/save/<...>/epoch150.pth"
     [[ensemble]]
     label = "five-networks"
@@ -111,7 +111,7 @@ def _with_slurm(work: Path) -> dict[str, tuple[str, str]]:
     try:
         return slurm.submitted(work)
     except UserError as error:
-        warnings.warn(f"what is with SLURM is not known: {error}", stacklevel=1)
+        warnings.warn(f"SLURM's job states are unknown: {error}", stacklevel=1)
         return {}
 
 

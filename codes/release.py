@@ -1,4 +1,4 @@
-"""Strip a training checkpoint to what certification needs: weights, data set, recipe; a fifth of the size or less.
+"""Strip a training checkpoint to what certification needs: weights, data set, recipe; about half the size.
 
 python release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth
 python release.py save/<...>/epoch150.pth --output gaussian-5-heads.pth --half

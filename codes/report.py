@@ -4,7 +4,7 @@ python codes/report.py LOG... [FOLDER...]                       # a table; a fol
 python codes/report.py FOLDER --envelope --format latex         # for a paper, with the best over sigma
 python codes/report.py FOLDER --members                         # what an ensemble's vote adds to its heads or networks
 python codes/report.py FOLDER --by_class 0.5                    # each class's certified accuracy at 0 and at 0.5
-python codes/report.py FOLDER --over_seeds                      # the seeds of one run as one row, one curve
+python codes/report.py FOLDER --over_seeds                      # the seeds of one experiment as one row, one curve
 python codes/report.py FOLDER --norm linf --radii 2/255 8/255   # what the certificates are worth in Linf (or l1)
 python codes/report.py FOLDER --top_k 3 --certificate all-votes # that the label is among the 3 classes of most votes
 python codes/report.py --compare A.log B.log                    # what the same images say of the difference
@@ -18,8 +18,8 @@ column titled with a radius holds the certified accuracy there, and the best of 
 one `group`, which certify the same images with the same N0, N, alpha, --sequential, --skip_wrong, --exact_noise and
 --precision. Logs without a configuration are a group of their own; the column is there where there are two groups.
 
-A run is called by the folders in which its log differs from the others, 5-heads/seed-1, or else as its flags call it.
-A comparison's intervals hold each for its row; `p_holm` is the p-value of no difference, adjusted for all rows.
+A run is named after the folders that tell its log from the others (5-heads/seed-1), or else after its flags. Each
+interval of a comparison is for its row alone; `p_holm` is the p-value of no difference, adjusted for all rows.
 `draws` is the mean number of an image's estimation draws, where runs differ in it. Of a run that stops early
 (--sequential) the ACR is a lower bound, marked ≥, and a radius that its rule did not decide shows "-".
 """

@@ -134,7 +134,7 @@ def damaged(kind, path):
         ("not a dict", "is a foreign file"),
         ("another net", "lacks '1.layer1.0.conv1.weight'"),
         ("classes", "wrong classes: it knows 7, the data have 10; is --dataset right?"),
-        ("channels", "(16, 3, 3, 3) there and (16, 1, 3, 3) here"),
+        ("channels", "(16, 3, 3, 3) in it, not (16, 1, 3, 3)"),
         ("not finite", "values that are not finite in '1.conv1.weight'"),
         ("args", "'args' are not the settings of a run"),
         ("shape", "'data' does not describe a data set"),

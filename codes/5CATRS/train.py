@@ -50,7 +50,7 @@ class CATRS(Objective):
         add("--epsilon", type=image_norm, help="L2 bound on the attack, in units of [0, 1]; the authors' 256 is 1")
         add("--num_steps", type=positive_int, help="attack steps, of length 2 epsilon / num_steps")
         add("--lbd", type=non_negative_float, help="weight of the loss on adversarial noise")
-        confidence = "the pretrained network, not the head itself, says of how many noises an image learns"
+        confidence = "an image's confidence comes from the pretrained network's votes, not the head's own"
         add("--confidence_mask", action="store_true", help=confidence)
 
     def __post_init__(self):

@@ -63,13 +63,13 @@ def _flags() -> argparse.Namespace:
         help=f"what is measured; {' and '.join(_OWN_FLAGS)} alone",
     )
     add("--arch", nargs="+", help="architectures, with --dataset (R20 and R110 on CIFAR10, R8 on digits)")
-    add("--dataset", help="whose image size and classes are used, with --arch (CIFAR10); no data are read")
+    add("--dataset", help="whose image size and classes are used, with --arch (default: CIFAR10); no data are read")
     add("--num_heads", type=cli.positive_int, default=5, help="L")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     fast = "of the fast way; plain is torch's own float32; int8 is of certification alone"
     add("--precision", choices=INFERENCE_PRECISIONS, default="auto", help=fast)
     add("--compile", action="store_true", help="the fast way with --compile")
-    add("--batch_size", type=cli.positive_int, help="noisy images per batch (certify: 1000, train: 256)")
+    add("--batch_size", type=cli.positive_int, help="noisy images per batch (default: certify 1000, train 256)")
     add("--plain_batch_size", type=cli.positive_int, default=128, help="noisy images per batch of plain certification")
     add("--turns", type=cli.positive_int, default=5, help="measurements of each way")
     add("--seconds", type=cli.positive_float, default=2.0, help="least time of a measurement")

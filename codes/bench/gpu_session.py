@@ -83,7 +83,7 @@ def _flags() -> Namespace:
     add, recipe = parser.add_argument, cli.defaults_of(Recipe)
     add("--output", type=Path, required=True, metavar="O", help="where everything goes")
     add("--minutes", type=cli.positive_float, required=True, help="how long the GPU is there, from now on")
-    add("--speed_seconds", type=cli.positive_float, help="of these, at most for speed (a ninth)")
+    add("--speed_seconds", type=cli.positive_float, help="of these, at most for speed (default: a ninth)")
     share = "of the time left after tests and speed, what training may plan for at least; the rest is certification's"
     add("--training_share", type=cli.open_probability, default=0.6, help=share)
     add("--dataset", default=recipe["dataset"], help="what is trained on and certified")
@@ -94,7 +94,7 @@ def _flags() -> Namespace:
     add("--arch", default=recipe["arch"], help="of the networks that are trained")
     add("--num_heads", type=cli.positive_int, default=recipe["num_heads"], help="L, beside 1")
     add("--noise_sd", type=cli.positive_float, default=0.5, help="sigma, in units of [0, 1]")
-    add("--lbdlast", type=cli.pace, help="lambda in the last epoch (the paper's)")
+    add("--lbdlast", type=cli.pace, help="lambda in the last epoch (default: the paper's)")
     add("--precision", choices=PRECISIONS, default="bf16", help="of training and certification")
     add("--lr_init", type=cli.positive_float, default=recipe["lr_init"], help="first learning rate")
     add("--epochs", type=cli.positive_int, default=recipe["epochs"], help="at most")

@@ -33,7 +33,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         without = action.nargs == 0 or any(
             action.default is nothing for nothing in (None, False, (), argparse.SUPPRESS)
         )
-        return str(action.help) if without else f"{action.help} (%(default)s)"
+        return str(action.help) if without else f"{action.help} (default: %(default)s)"
 
 
 def _number(kind: Callable[[str], float], legal: str, accept: Callable[[float], bool]) -> Callable[[str], float]:

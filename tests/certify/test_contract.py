@@ -107,8 +107,8 @@ BROKEN = {
     "dynamic int8": (dynamic_int8, COMPANY),
     "attention across the batch": (Attention(), COMPANY),
     "brightest of the batch": (lambda images: NETWORK(images / images.amax((0, 2, 3), keepdim=True)), COMPANY),
-    "all are copies": (lambda x: NETWORK(x) + 5 * (x == x[:1]).all() * torch.arange(10), "where all are copies of it"),
-    "place in the batch": (Seeded(), "changes with its place among them"),
+    "all are copies": (lambda x: NETWORK(x) + 5 * (x == x[:1]).all() * torch.arange(10), "in a batch of its copies"),
+    "place in the batch": (Seeded(), "changes with its position in the batch"),
     "dropout": (lambda images: F.dropout(NETWORK(images), 0.01), "answers the same images in two ways"),
 }
 STATEFUL = {"moving mean": MovingMean, "observers": Observed, "a counter": Counter}

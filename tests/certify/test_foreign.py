@@ -223,7 +223,7 @@ def test_prediction_and_attack(certify, script, tmp_path):
         ("nothing", "nothing returned a NoneType: it must return a module or a callable"),
         ("missing", "FileNotFoundError: [Errno 2] No such file or directory: 'weights.pth' (my_models.py, line"),
         ("ends", "--classifier my_models.py:ends: SystemExit: 2 (my_models.py, line"),
-        ("other", "'my_models.py' has no function 'other'; there are net, build, three"),
+        ("other", "'my_models.py' has no function 'other'; it has net, build, three"),
         ("builtin", "--classifier my_models.py:builtin: 'builtin' is not a Python function"),
     ],
 )

@@ -224,7 +224,7 @@ def test_a_consensus_is_certified_as_the_classifier_that_it_is(certify, script, 
         assert few.estimation.shape == (3, 10) and (few.estimation[:2] == every.estimation[:2]).all(), "the same draws"
     assert any((few.estimation[2] != every.estimation[3]).any() for few, every in zip(mine, all_heads, strict=True))
     code, out, err = script("report.py", log, plain, "--heads", "--format", "json")
-    assert "of a consensus' heads the first 2 alone voted on every noisy copy" in err
+    assert "used --consensus: only its first 2 heads have rows of their own" in err
     rows = [one["heads"] for one in json.loads(out)["logs"]]
     assert code == 0 and {"3", "3 by consensus of 2", "head 1 of 3"} <= set(rows)
     assert script("relog.py", log, "--certificate", "all-votes", "--head", 1)[0] == 0
@@ -243,7 +243,7 @@ def test_a_consensus_is_certified_as_the_classifier_that_it_is(certify, script, 
     assert code == 0 and len(json.loads(out)["logs"]) == 1 and "no head is alone in them" in err
     for flags, message in (
         (("--consensus", 3), "--consensus 3: it must lie in 2..2, of 3 that vote"),
-        (("--consensus", 2, "--head", 1), "a head votes alone or not"),
+        (("--consensus", 2, "--head", 1), "exclude each other"),
         (("--consensus", 2, "--model_path", digits_models[1]), "needs at least 3 heads"),
     ):
         code, _, err = script("0Gaussian/certify_mhead.py", *model, *flags)

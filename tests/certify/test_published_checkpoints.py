@@ -24,7 +24,7 @@ def test_a_published_checkpoint_votes_like_the_network_that_it_is(script, publis
     (ours,) = tmp_path.rglob("h-1-*-skip-30.log")
     flags = ("--model_path", published, *DIGITS, "--skip", 30, *RUN_FLAGS)
     code, _, err = script("certify_mhead.py", *flags, "--max", 100)
-    assert code == 0 and "--normalize auto takes mean_std: bn1's statistics lie" in err
+    assert code == 0 and "--normalize auto takes mean_std: bn1's inputs lie" in err
     code, _, err = script("certify_mhead.py", *flags, "--normalize", "mean_std")
     assert code == 0 and "auto" not in err
     (log,) = tmp_path.rglob("noise_0.5-certify-skip-30.log")
@@ -33,8 +33,8 @@ def test_a_published_checkpoint_votes_like_the_network_that_it_is(script, publis
     assert config["normalize"] == ["mean_std"] and config["arch"] == "R8"
     assert "normalize" not in json.loads(beside(ours, ".json").read_text())["config"]
     code, _, err = script("certify_mhead.py", *flags, "--normalize", "none")
-    assert code == 2 and "--normalize none contradicts the checkpoint: bn1's statistics lie" in err
-    assert "after mean_std" in err and err.count("\n") == 1
+    assert code == 2 and "--normalize none contradicts the checkpoint: bn1's inputs then lie" in err
+    assert "with mean_std" in err and err.count("\n") == 1
 
 
 def test_it_stands_in_an_ensemble_with_ours(script, published, digits_models, tmp_path):

@@ -36,7 +36,7 @@ def test_counts_that_were_edited_are_not_gone_on_with(certify, script, digits_mo
     fields["estimation"][0] = {"0": 1}
     counts.write_text("".join([json.dumps(fields) + "\n", *others]))
     code, _, err = certify_again(script, digits_models[0], log)
-    assert code == 2 and "-counts.jsonl', line 1: no vote count: the voters' draws differ" in err
+    assert code == 2 and "-counts.jsonl', line 1: not a vote count: the voters' draws differ" in err
 
 
 def test_a_full_disk_is_one_line():

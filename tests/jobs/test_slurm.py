@@ -79,7 +79,9 @@ def test_jobs_go_back_into_the_queue_and_a_node_is_lost(queue, work, slurm, hold
     assert listed["1Stub/both"] == f"pending in SLURM as {second}_2"
     for text, again in ((OTHER, "--order=seeds"), (LONGER[1], "--order=seeds"), (LONGER[1], flag)):
         code, _, err = queue(text, again)
-        assert code == 75 and err.endswith(f"5 jobs are with SLURM: let them end, or: scancel {first} {second}\n")
+        assert code == 75 and err.endswith(
+            f"jobs queued or running in SLURM: 5; wait, or run: scancel {first} {second}\n"
+        )
 
     lost, back = sorted((f"{first}_0", f"{first}_1"), key=states().get, reverse=True)
     assert states()[lost] == "RUNNING n2"

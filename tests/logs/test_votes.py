@@ -20,7 +20,7 @@ def changed(**fields):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{", "no vote count"),
+    ("{", "not a vote count"),
     ("[]", "must hold an object"),
     ('{"idx": 1, "idx": 2}', "twice"),
     (changed(idx=-1), "idx must be an integer of at least 0, not -1"),

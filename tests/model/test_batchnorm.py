@@ -72,7 +72,7 @@ def test_the_normalisation_is_read_off_the_data(loaded, name):
     found, line = examined(loaded(name), None, CIFAR, pictures(256), SIGMA)
     twins = ("0.5071,0.4865,0.4409/0.2673,0.2564,0.2762", "0.5071,0.4867,0.4408/0.2675,0.2565,0.2761")
     assert found == name or {found, name} == set(twins)
-    assert f"--normalize auto takes {found}: bn1's statistics lie 0.00" in line
+    assert f"--normalize auto takes {found}: bn1's inputs lie 0.00" in line
     assert ("is too much like it to tell" in line) == (name in twins)
 
 
@@ -90,7 +90,7 @@ def test_a_wrong_name_is_refused_and_a_right_one_stands(loaded):
     network = loaded(TRUE)
     assert examined(network, TRUE, CIFAR, pictures(256), SIGMA) == (TRUE, None)
     for name in ("mean_std", "0.5071,0.4865,0.4409/0.2673,0.2564,0.2762"):
-        with pytest.raises(UserError, match=rf"--normalize {name} contradicts the checkpoint: .* after {TRUE}"):
+        with pytest.raises(UserError, match=rf"--normalize {name} contradicts the checkpoint: .* with {TRUE}"):
             examined(network, name, CIFAR, pictures(256), SIGMA)
 
 
@@ -171,7 +171,7 @@ def test_there_is_no_guess_where_the_data_do_not_tell(loaded):
     lost = loaded("centre")
     lost.bn1.running_mean.fill_(3.0)
     with pytest.raises(
-        UserError, match=r"auto cannot tell: after \S+, the nearest known, .* is --noise_sd the one of tr"
+        UserError, match=r"auto cannot tell: with \S+, the nearest known, .* is --noise_sd the one of tr"
     ):
         examined(lost, None, CIFAR, images, SIGMA)
     assert (

@@ -224,12 +224,12 @@ WAY_OUT = "certify it as your own function, --classifier my.py:build"
         (
             CifarResNet(8, 1000),
             {},
-            r"'1.fc.weight' is \(1000, 64\) there and \(10, 64\) here .wrong classes: it knows 1000, the data have 10",
+            r"'1.fc.weight' is \(1000, 64\) in it, not \(10, 64\) .wrong classes: it knows 1000, the data have 10",
         ),
         (
             small_stem(),
             {},
-            r"'1.conv1.weight' is \(64, 3, 3, 3\) there .*another kernel, so another architecture.*" + WAY_OUT,
+            r"'1.conv1.weight' is \(64, 3, 3, 3\) in it, .*another kernel, so another architecture.*" + WAY_OUT,
         ),
         (wide_resnet50_2(num_classes=10), {}, r"another width, so another architecture\); " + WAY_OUT),
         (CifarResNet(8), {"dataset": "MNIST"}, "wrong channels: it takes 3, the data have 1; is --dataset right"),

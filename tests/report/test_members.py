@@ -125,7 +125,7 @@ def test_a_log_without_counts_and_a_consensus_are_left_out(script, tmp_path):
     log, other = run_with(tmp_path / "1.log", images), run_with(tmp_path / "2.log", images, consensus=2)
     (tmp_path / "1-counts.jsonl").unlink()
     code, out, err = script("report.py", log, other, "--members")
-    assert code == 2 and "--members: no log has its vote counts beside it" in err
+    assert code == 2 and "--members: no log tells what its members voted" in err
     code, out, err = script("report.py", log, other, "--members", "--format", "json")
     assert code == 0 and json.loads(out)["members"] == []
     assert "no vote counts lie beside" in err and "consensus" in err and "members are left out" in err
@@ -198,9 +198,9 @@ def test_the_tables_of_members_and_classes_are_on_the_page_and_in_json(script, t
 def test_csv_is_one_table(script, tmp_path):
     log = run_with(tmp_path / "1.log", [(0, votes((900, 50), (800, 200), (950, 50)))])
     code, _, err = script("report.py", log, "--members", "--by_class", "--format", "csv")
-    assert code == 2 and "give --members and --by_class in two calls" in err
+    assert code == 2 and "request only one of --members and --by_class" in err
     code, _, err = script("report.py", log, "--members", "--baseline", log, "--format", "csv")
-    assert code == 2 and "give --members and comparisons (--compare, --baseline) in two calls" in err
+    assert code == 2 and "request only one of --members and comparisons (--compare, --baseline)" in err
     code, _, err = script("report.py", "--members")
     assert code == 2 and "nothing to read" in err
     code, _, err = script("report.py", "--compare", log, log, "--by_class", "0")

@@ -112,11 +112,11 @@ def parser_of(description: str) -> cli.Parser:
     add("--skip_wrong", action="store_true", help="draw no more for an image whose selected class is not its label")
     add = parser.add_argument_group("fewer draws").add_argument
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
-    radii = "--sequential: stop when each is certified or given up (the radii of the table that N can reach)"
+    radii = "--sequential: stop when each is certified or given up (default: those of the table that N can reach)"
     add("--radii", type=cli.radius, nargs="+", help=radii)
     known = "--sequential: stop when the radius is known to within this, in units of [0, 1]"
     add("--tolerance", type=cli.positive_float, help=known)
-    give_up = "--sequential: level of the bound by which a radius is given up (0.01)"
+    give_up = "--sequential: level of the bound by which a radius is given up (default: 0.01)"
     add("--give_up", type=cli.open_probability, help=give_up)
     parser.set_defaults(**cli.defaults_of(CertifySettings))
     return parser

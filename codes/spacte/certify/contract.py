@@ -52,12 +52,12 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
             )
         company = classifier(_in_other_company(images))
         if _differ(logits[:, ::2], company[:, ::2], there):
-            _refuse(classifier, images, logits, there, "it changes in other company")
+            _refuse(classifier, images, logits, there, "it changes beside other images")
         copies = classifier(images[:1].expand_as(images).contiguous())  # as in certification
         if _differ(logits[:, :1], copies[:, :1], there):
-            _refuse(classifier, images, logits, there, "it changes where all are copies of it")
+            _refuse(classifier, images, logits, there, "it changes in a batch of its copies")
         if _differ(logits, classifier(images.flip(0)).flip(1), elsewhere):
-            _refuse(classifier, images, logits, there, "it changes with its place among them")
+            _refuse(classifier, images, logits, there, "it changes with its position in the batch")
         if _differ(logits, classifier(images), there):
             _refuse(classifier, images, logits, there, "")
     if not _differ(logits, logits[:, :1].expand_as(logits), elsewhere):
@@ -66,8 +66,8 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
 
 
 SPOT_CHECK = (
-    "the classifier was spot-checked on 32 noised images: the same answer again, in other company, in another place; "
-    "that it is a function of each image alone beyond these is your word"
+    "spot check passed on 32 noised images: answers did not change when repeated, reordered or batched with others; "
+    "that each depends on its image alone everywhere is for you to ensure"
 )
 _DEPENDS = (
     "the classifier's answer to an image depends on the other images of its batch: take BatchNorm out of train mode, "

@@ -96,7 +96,7 @@ def evaluation_of(
 
 def _check_consensus(first: int, head: int | None, members: int) -> None:
     if head is not None:
-        raise UserError("--head and --consensus: a head votes alone or not; relog.py --head makes its log")
+        raise UserError("--head and --consensus exclude each other: give one of them")
     if members < 3:
         raise UserError(f"--consensus needs at least 3 heads, or networks of an ensemble: here is {members}")
     if not 2 <= first < members:

@@ -40,7 +40,7 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
     for log, content in zip(logs[1:], contents[1:], strict=True):
         differences = first.config.differences(content.config)
         if differences:
-            raise UserError(f"'{logs[0]}' and '{log}' have different configurations: {differences}")
+            raise UserError(f"'{logs[0]}' (there) and '{log}' (here) have different configurations: {differences}")
     if len({flag["max"] for flag in flags}) > 1:
         raise UserError("the shards were run with different --max")
     _check_shards([flag["shard"] for flag in flags])
@@ -80,10 +80,14 @@ def relog_main(description: str) -> None:
     parser = cli.Parser(description)
     add = parser.add_argument
     add("log", type=Path, metavar="LOG", help="a certification log; the counts beside it are read")
-    add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong (as in the log)")
-    add("--certificate", choices=CERTIFICATES, help="from the votes of the class alone or from all (as in the log)")
+    add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong (default: as in the log)")
+    add(
+        "--certificate",
+        choices=CERTIFICATES,
+        help="from the votes of the class alone or from all (default: as in the log)",
+    )
     add("--top_k", type=cli.positive_int, metavar="K", help="that the label is among the K classes of most votes")
-    add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (as in the log)")
+    add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (default: as in the log)")
     name = "<log>-alpha-<alpha>[-<certificate>][-top-<K>][-head-<h>].log"
     add("--output", type=Path, help=f"the new log ({name} beside it)")
     add("--overwrite", action="store_true", help="replace the output if it is there")

@@ -49,22 +49,26 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     layer = "what a published checkpoint's training normalised by: mean_std, centre, none or constants m,m,m/s,s,s, as"
     add("--normalize", type=_normalisation, help=f"{layer} in (x - m) / s; auto asks the data")
     known = "as in the checkpoint; the authors' and the field's do not say"
-    add("--arch", help=f"one of {LEGAL} (as in the checkpoint; the authors' do not say)")
+    add("--arch", help=f"one of {LEGAL} (default: as in the checkpoint; the authors' do not say)")
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
     add("--data_dir", help="where the data set's files are, or are downloaded to")
-    add("--num_heads", type=cli.positive_int, help="L (as in the checkpoint)")
+    add("--num_heads", type=cli.positive_int, help="L (default: as in the checkpoint)")
     add("--noise_sd", type=cli.image_norm, help=f"sigma, in units of [0, 1], training's or another ({known})")
-    add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (the sum of all)")
+    add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (default: the sum of all)")
     few = "the first K heads (networks, of an ensemble) vote; the others see only noisy copies on which these disagree"
     add("--consensus", type=cli.positive_int, metavar="K", help=few)
     add = parser.add_argument_group("how its logits are computed").add_argument
-    add("--batch_size", type=cli.positive_int, help="noisy images per batch (1000; on a GPU 4096, fewer if large)")
-    passes = "of a batch, how many go through the network at once on a CPU (as the run began; a new one measures)"
+    add(
+        "--batch_size",
+        type=cli.positive_int,
+        help="noisy images per batch (default: 1000; on a GPU 4096, fewer if large)",
+    )
+    passes = "of a batch, how many go through the network at once on a CPU (default: measured when the run begins)"
     add("--images_per_pass", type=cli.positive_int, help=passes)
     add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed, idx and, on a GPU, its model")
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
-    arithmetic = "of the arithmetic: tf32 on CUDA, else fp32; int8: a quantised network, the fastest on a CPU"
+    arithmetic = "of the arithmetic; auto: tf32 on CUDA, else fp32; int8: a quantised network, the fastest on a CPU"
     add("--precision", choices=INFERENCE_PRECISIONS, help=arithmetic)
     add("--compile", action="store_true", help="through torch.compile: a minute at the first start, then faster")
     parser.set_defaults(**cli.defaults_of(ClassifierSettings))

@@ -116,7 +116,7 @@ def check_none(there: dict[str, tuple[str, str]]) -> None:
     """TakenError where some jobs are with SLURM."""
     if there:
         arrays = sorted({number.split("_")[0] for number, _ in there.values()}, key=int)
-        raise TakenError(f"{len(there)} jobs are with SLURM: let them end, or: scancel {' '.join(arrays)}")
+        raise TakenError(f"jobs queued or running in SLURM: {len(there)}; wait, or run: scancel {' '.join(arrays)}")
 
 
 def submitted(work: Path, jobs: list[Job] | None = None) -> dict[str, tuple[str, str]]:

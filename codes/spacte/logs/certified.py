@@ -50,9 +50,7 @@ def check_again(config: RunConfig, classes: int) -> None:
     """UserError where votes among so many classes cannot be certified as a configuration says."""
     check_certificate(config.certificate, classes, config.top_k)
     if config.top_k is not None and config.skip_wrong:
-        raise UserError(
-            "made with --skip_wrong: where the label is not first, no votes tell if it is among the first k"
-        )
+        raise UserError("--top_k needs votes on every image, and the log was made with --skip_wrong: make one without")
 
 
 def decided(config: RunConfig | None, radii: Radii) -> np.ndarray:

@@ -62,11 +62,11 @@ class VoteCounts:
         fields = parsed(line)
         selection, estimation = (dense(fields.get(name), fields["classes"]) for name in ("selection", "estimation"))
         if len(selection) != len(estimation):
-            raise UserError(f"no vote count: {len(selection)} voters select and {len(estimation)} estimate")
+            raise UserError(f"not a vote count: {len(selection)} voters select and {len(estimation)} estimate")
         counts = cls(fields["idx"], fields["label"], fields["seconds"], selection, estimation, fields.get("disagreed"))
         disagreed = counts.disagreed
         if disagreed is not None and not (type(disagreed) is int and 0 <= disagreed <= counts.draws):
-            raise UserError(f"no vote count: the first disagreed on {disagreed} of {counts.draws} draws")
+            raise UserError(f"not a vote count: the first disagreed on {disagreed} of {counts.draws} draws")
         return counts
 
 
@@ -122,16 +122,16 @@ def sparse(votes: np.ndarray) -> list[dict[int, int]]:
 def dense(voters: object, classes: int) -> np.ndarray:
     """The inverse of `sparse`, [V, K]. Raises UserError where the votes cannot have been counted together."""
     if not isinstance(voters, list) or not voters or not all(isinstance(votes, dict) for votes in voters):
-        raise UserError("no vote count: the votes must be a list with {class: votes} for each voter")
+        raise UserError("not a vote count: the votes must be a list with {class: votes} for each voter")
     table = np.zeros((len(voters), classes), dtype=np.int64)
     for row, votes in zip(table, voters, strict=True):
         for k, n in votes.items():
             # below 2^53, because bounds compute with doubles
             if not (k.isdecimal() and len(k) < 8 and int(k) < classes and type(n) is int and 0 < n < 2**53):
-                raise UserError(f"no vote count: class '{k:.20}' with {n!s:.20} votes, of {classes} classes")
+                raise UserError(f"not a vote count: class '{k:.20}' with {n!s:.20} votes, of {classes} classes")
             row[int(k)] = n
     if len(set(table.sum(1).tolist())) > 1:  # a line that was edited by hand would certify what was not drawn
-        raise UserError("no vote count: the voters' draws differ, although all count the same ones")
+        raise UserError("not a vote count: the voters' draws differ, although all count the same ones")
     return table
 
 
@@ -140,19 +140,19 @@ def parsed(line: str) -> dict:
     try:
         fields = json.loads(line, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"no vote count: {error}") from error
+        raise UserError(f"not a vote count: {error}") from error
     if not isinstance(fields, dict):
-        raise UserError("no vote count: a line must hold an object")
+        raise UserError("not a vote count: a line must hold an object")
     for name, least, below in (("idx", 0, 2**53), ("classes", 1, 10**7), ("label", 0, 10**7)):
         value = fields.get(name)
         if type(value) is not int or value < least:
-            raise UserError(f"no vote count: {name} must be an integer of at least {least}, not {value!s:.40}")
+            raise UserError(f"not a vote count: {name} must be an integer of at least {least}, not {value!s:.40}")
         if value >= below:
-            raise UserError(f"no vote count: {name} {value!s:.40} is too large")
+            raise UserError(f"not a vote count: {name} {value!s:.40} is too large")
     if fields["label"] >= fields["classes"]:
-        raise UserError(f"no vote count: label {fields['label']} of {fields['classes']} classes")
+        raise UserError(f"not a vote count: label {fields['label']} of {fields['classes']} classes")
     if type(fields.get("seconds")) not in (int, float) or not fields["seconds"] >= 0:
-        raise UserError(f"no vote count: seconds must be a number of at least 0, not {fields.get('seconds')!s:.40}")
+        raise UserError(f"not a vote count: seconds must be a number of at least 0, not {fields.get('seconds')!s:.40}")
     return fields
 
 

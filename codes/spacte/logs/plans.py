@@ -218,7 +218,9 @@ def _check_deciding(config: RunConfig) -> None:
     if fewest is None:
         raise UserError(f"--alpha {alpha} is below what --exact_noise costs at --N {n}: take a larger alpha")
     if n < fewest:
-        raise UserError(f"--N {n} at --alpha {alpha} can never decide: even {n} votes of {n} abstain; take {fewest}")
+        raise UserError(
+            f"--N {n} at --alpha {alpha} always abstains, even where all votes agree: take at least {fewest}"
+        )
 
 
 def stopping_rule(config: RunConfig) -> ShouldStop | None:

@@ -89,12 +89,12 @@ def _recognised(search: "_Search", sigma: float) -> tuple[str, str]:
     rivals = [fit for fit in rivals if fit not in twins]
     if rivals:
         raise UserError(
-            f"--normalize auto cannot tell: {name} and {search.name(rivals[0])} fit alike, bn1's statistics lie "
-            f"{best.first:.2g} and {rivals[0].first:.2g} nats from those after them; give --normalize with either"
+            f"--normalize auto cannot tell: {name} and {search.name(rivals[0])} fit alike, bn1's inputs lie "
+            f"{best.first:.2g} and {rivals[0].first:.2g} nats (KL) from training's; give --normalize with either"
         )
-    line = f"--normalize auto takes {name}: bn1's statistics lie {best.first:.2g} nats from those after it"
-    line += f", {others[0].first:.2g} after {search.name(others[0])}" if others else ""
-    line += f", {best.worst:.2g} in {best.layer}, the farthest"
+    line = f"--normalize auto takes {name}: bn1's inputs lie {best.first:.2g} nats (KL) from training's"
+    line += f", {others[0].first:.2g} with {search.name(others[0])}" if others else ""
+    line += f"; farthest: {best.worst:.2g} in {best.layer}"
     if best.sigma != sigma:
         line += f"; it was trained with noise {best.sigma:g}, and is evaluated with {sigma:g}"
     return name, line + "".join(f" ({search.name(twin)} is too much like it to tell)" for twin in twins)
@@ -108,15 +108,15 @@ def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) ->
     best = search.known_anywhere(sigma)[0]
     if best.first <= search.first_near and own.first > max(_FIRST_NEAR, _TIMES_NEARER * best.first):
         raise UserError(
-            f"--normalize {name} contradicts the checkpoint: bn1's statistics lie {own.first:.2g} nats from those "
-            f"after it, {best.first:.2g} after {search.name(best)}"
+            f"--normalize {name} contradicts the checkpoint: bn1's inputs then lie {own.first:.2g} nats (KL) "
+            f"from training's, {best.first:.2g} with {search.name(best)}"
         )
     if search.is_near(own):
         return None
     if own.first <= search.first_near and own.worst > own.limit:
         raise UserError(_another_network(own))
     return (
-        f"after --normalize {name} bn1's statistics lie {own.first:.2g} nats from those of training, where a right one "
+        f"with --normalize {name} bn1's inputs lie {own.first:.2g} nats (KL) from training's, where a right one "
         f"lies below {search.first_near:.2g}: are normalisation, --noise_sd and images those of training?"
     )
 
@@ -217,8 +217,8 @@ class _Search:
         layers = self.first(nearest.sigma, nearest.share)
         fits = [self.fit(layer.fitted(nearest.values), nearest.sigma, nearest.share) for layer in layers]
         fitted = min(fits, key=lambda fit: fit.first)
-        far = f"after {self.name(nearest)}, the nearest known, bn1's statistics lie {nearest.first:.2g} nats from "
-        far += f"those of training, where a right one lies below {self.first_near:.2g}"
+        far = f"with {self.name(nearest)}, the nearest known, bn1's inputs lie {nearest.first:.2g} nats (KL) from "
+        far += f"training's, where a right one lies below {self.first_near:.2g}"
         if self.is_near(fitted):
             name = self.name(fitted)
             return f"{far}; {name} would fit to {fitted.first:.2g}: give --normalize {name} if it can be that"

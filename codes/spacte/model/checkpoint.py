@@ -269,14 +269,12 @@ def _fill(classifier: nn.Module, weights: Weights, path: Path, wanted: str, othe
     expected = classifier.state_dict()
     for key in [*expected, *weights.tensors]:
         if key not in weights.tensors or key not in expected:
-            where = "lacks" if key not in weights.tensors else "has a foreign"
+            where = "lacks" if key not in weights.tensors else "has an unexpected"
             raise UserError(f"{misfit}: it {where} '{weights.names.get(key, _field_name(key, weights))}'; {otherwise}")
         here, there = tuple(expected[key].shape), tuple(weights.tensors[key].shape)
         name = weights.names.get(key, key)
         if here != there:
-            raise UserError(
-                f"{misfit}: '{name}' is {there} there and {here} here ({_why(key, here, there)}); {otherwise}"
-            )
+            raise UserError(f"{misfit}: '{name}' is {there} in it, not {here} ({_why(key, here, there)}); {otherwise}")
         if not torch.isfinite(weights.tensors[key]).all():
             raise UserError(f"checkpoint '{path}' holds values that are not finite in '{name}'")
     classifier.load_state_dict(weights.tensors)

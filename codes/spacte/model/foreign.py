@@ -166,7 +166,7 @@ def build(name: str, arguments: dict) -> Callable:
     builder = getattr(module, function, None)
     if not callable(builder):
         there = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise UserError(f"--classifier {name}: '{path}' has no function '{function}'; there are {listed(there)}")
+        raise UserError(f"--classifier {name}: '{path}' has no function '{function}'; it has {listed(there) or 'none'}")
     try:
         wanted = inspect.signature(builder)
     except ValueError as error:

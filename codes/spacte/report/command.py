@@ -38,7 +38,7 @@ def _flags(description: str) -> cli.Parser:
     add("--norm", choices=NORMS, default="l2", help="of all radii: what an L2 certificate is worth in Linf and L1")
     formats = "of the tables; csv: one table, that of the comparisons, members or classes where they are requested"
     add("--format", choices=FORMATS, default="markdown", help=formats)
-    again = "compute all certificates again from the counts, or two rows per log (as each log's own)"
+    again = "recompute certificates from the counts; both: two rows per log (default: the log's own)"
     add("--certificate", choices=(*CERTIFICATES, "both"), help=again)
     again = "certify again from the counts, that the label is among the K classes of most votes"
     add("--top_k", type=cli.positive_int, metavar="K", help=again)
@@ -46,7 +46,7 @@ def _flags(description: str) -> cli.Parser:
     add(
         "--over_seeds",
         action="store_true",
-        help="one row, one curve for the seeds of one run: mean, standard deviation over them",
+        help="one row, one curve per experiment: mean and standard deviation over its seeds",
     )
     add(
         "--members",
@@ -134,7 +134,7 @@ def _check(args: Namespace) -> None:
     tables |= {"comparisons (--compare, --baseline)": bool(args.compare or args.baseline)}
     if args.format == "csv" and sum(tables.values()) > 1:
         both = " and ".join(name for name, asked in tables.items() if asked)
-        raise UserError(f"--format csv is one table: give {both} in two calls")
+        raise UserError(f"--format csv prints one table: request only one of {both}")
     if args.html:
         check_ending(args.html, page.ENDINGS)
     if args.top_k == 1:
@@ -151,7 +151,7 @@ def _parts(runs: list[Run], args: Namespace) -> list[Part]:
     if args.members:
         found = members.table(runs, args.over_seeds)
         if found.empty and args.format != "json":
-            raise UserError("--members: no log has its vote counts beside it")
+            raise UserError("--members: no log tells what its members voted")
         title = "What the vote adds to its members"
         parts.append(Part("members", title, found, members.remarks(runs), decimals(args.norm)))
     if args.by_class is not None:

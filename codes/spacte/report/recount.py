@@ -59,7 +59,7 @@ def heads_alone(run: Run) -> list[Run]:
     if config.skip_wrong:
         raise UserError(f"'{run.path}' was made with --skip_wrong: the heads alone were not counted on every image")
     if config.consensus:
-        text = f"'{run.path}': of a consensus' heads the first {config.consensus} alone voted on every noisy copy"
+        text = f"'{run.path}' used --consensus: only its first {config.consensus} heads have rows of their own"
         warnings.warn(text, stacklevel=2)
     try:
         configs = [config.of_head(head) for head in range(len(votes[0].selection) - 1)]

@@ -137,7 +137,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--arch", help=f"one of {LEGAL}")
     add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
     add("--noise_sd", type=cli.image_norm, help="sigma, in units of [0, 1]")
-    add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; m steps share a batch's images")
+    add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; a batch makes m steps (MACER: one)")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
     add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 1 - 1/L: all alike")
     paced = "whose loss weighs what a head learns: its neighbour's (circular teaching), its own, none (weights are 1)"
@@ -147,11 +147,11 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     either(
         "--no_teaching", action="store_const", const="none", dest="paced_by", default=argparse.SUPPRESS, help=without
     )
-    share = "lambda by class: falling to the loss that this share of the class's noisy images has; instead of --lbdlast"
+    share = "lambda per class: a quantile of the class's losses, from 1 down to Q in the last epoch; replaces --lbdlast"
     add("--pace_share", type=cli.share, metavar="Q", help=share)
-    whole = "a head's own parameters get L times their gradient, which a mean over L heads divides by L; not the trunk"
+    whole = "multiply the gradients of the heads' own parameters, not the trunk's, by L: undoes the mean over L heads"
     add("--whole_gradient", action="store_true", help=whole)
-    taught = "networks that heads also learn the predictions of: one for each head, or with one head their mean"
+    taught = "also distil these networks: one for each head or, with one head, the mean of their predictions"
     add("--teachers", nargs="+", metavar="CHECKPOINT", help=taught)
     trunk = "heads alone are trained, on the trunk of this network"
     add("--frozen_trunk", metavar="CHECKPOINT", help=trunk)
@@ -164,7 +164,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--gamma", type=cli.positive_float, help="factor of such a drop")
     add("--wd", type=cli.non_negative_float, help="weight decay")
     add("--seed", type=cli.seed, help="of the weights, the order and the noise")
-    add("--precision", choices=PRECISIONS, help="of the arithmetic: tf32 on CUDA, else fp32")
+    add("--precision", choices=PRECISIONS, help="of the arithmetic; auto: tf32 on CUDA, else fp32")
     add("--compile", action="store_true", help="through torch.compile: faster on a GPU, no faster on the CPUs we tried")
     parser.set_defaults(**cli.defaults_of(Recipe) | {"lbdlast": lbdlast, "precision": "auto"})
 
