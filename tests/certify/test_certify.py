@@ -10,15 +10,22 @@ import torch
 from conftest import RUN_FLAGS, beside, golden, without_time
 
 from spacte.certify.base_classifier import Computing
+from spacte.data.sources import open_split
 from spacte.data.spec import DataSpec
 from spacte.data.splits import InMemory
+from spacte.files import lock
 from spacte.logs import certlog
 from spacte.logs.certified import log_table
 from spacte.logs.certlog import average_certified_radius, certified_accuracy, format_row, read_log, round_down
 from spacte.logs.counts import VoteCounts, read_counts
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.table import table_radii
-from spacte.utils import UserError
+from spacte.model.checkpoint import load_classifier
+from spacte.model.frozen import freeze
+from spacte.smooth.draws import Draws
+from spacte.smooth.smooth import Smooth
+from spacte.smooth.tally import Sample
+from spacte.utils import UserError, derived_seed
 
 
 @pytest.fixture
@@ -55,6 +62,28 @@ def test_a_run_leaves_log_counts_configuration_and_summary(certify):
     about = json.loads(beside(log, ".json").read_text())["about"]
     assert about["training"][0]["seed"] == 666 and len(about["source_sha256"]) == 64
     assert f"{average_certified_radius(table):.3f}" in beside(log, "-ACR.log").read_text() and "ACR" in out
+
+
+def test_a_run_that_another_process_writes_is_to_be_tried_later(certify):
+    """By the exit code on which SLURM's and Kubernetes' recipes act."""
+    log = certify("--max", 30)[3]
+    with lock(beside(log, "-counts.jsonl"), ""):
+        code, _, err, _ = certify()
+    assert code == 75 and "another run is writing" in err and len(read_log(log)) == 1
+
+
+def test_an_images_noise_is_that_of_the_script_the_seed_and_its_idx(certify, trained):
+    """Three images drawn here by the seeds that are documented."""
+    votes = read_counts(beside(certify()[3], "-counts.jsonl"))[:3]
+    split = open_split("digits", ".", train=False)
+    smooth = Smooth(freeze(load_classifier(trained).classifier, torch.device("cpu"), batch_size=100), 10, 0.5)
+    for one in votes:
+        generator = torch.Generator().manual_seed(derived_seed("certify", 0, one.idx))
+        (drawn,) = smooth.sample([Sample(split[one.idx][0], generator, Draws(20, 200), one.idx)], 100)
+        assert (drawn.selection.tolist(), drawn.estimation.tolist()) == (
+            one.selection.tolist(),
+            one.estimation.tolist(),
+        )
 
 
 def test_counts_depend_on_seed_and_idx_alone(certify):

@@ -10,6 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -135,6 +136,25 @@ def test_two_processes_train_as_one_does(script, tmp_path):
         assert children.exit_codes() == [0, 0]
     again = torch.load(next((tmp_path / "two").rglob("epoch4.pth")), weights_only=True)
     assert all(torch.equal(value, again["state_dict"][key]) for key, value in contents["state_dict"].items())
+
+
+def test_two_processes_take_the_step_of_one(script, tmp_path):
+    """What averaging their gradients gives, where no layer depends on the batch and the noise is next to nothing."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (64, 28, 28), dtype=np.uint8), np.arange(64) % 10
+    np.savez(tmp_path / "MNIST.npz", train=images, train_labels=labels, test=images, test_labels=labels)
+    flags = ("--dataset", "MNIST", "--data_dir", ".", "--arch", "LeNet", "--num_heads", 2, "--noise_sd", 1e-6)
+    flags += ("--num_noise_vec", 1, "--epochs", 2, "--batch_size", 32, "--device", "cpu")
+    flags = ("0Gaussian/train.py", *flags)
+    with Children(tmp_path, *flags, "--save_dir", "two", "--logs_dir", "two-logs", world=2) as children:
+        assert children.exit_codes() == [0, 0]
+    assert script(*flags)[0] == 0
+    two, one = (
+        torch.load(next((tmp_path / name).rglob("epoch2.pth")), weights_only=True)["state_dict"]
+        for name in ("two", "save")
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
 
 
 # --- shards and other levels ---

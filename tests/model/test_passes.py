@@ -1,6 +1,6 @@
 """Passes of one shape: their size, measured on a CPU and halved on a GPU."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,18 +22,26 @@ def test_passes_have_one_shape_that_fits(monkeypatch):
     assert seen == [34, 34, 34]  # ceil(100 / ceil(100 * 64 / 3000)), at most 3000 pixels each
 
 
+CLOCK = [0.0]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(pass_size, "time", SimpleNamespace(perf_counter=lambda: CLOCK[0]))
+    monkeypatch.setattr(pass_size, "_SECONDS_OF_MEASURING", 0)
+
+
 class Slow(passes_module.FixedPasses):
-    """Fast in passes of 25 images alone."""
+    """Fast in passes of 25 images alone, by a clock that it moves."""
 
     def logits(self, images):
         self.seen = len(images)
-        time.sleep(0.0001 * len(images) * (1 if len(images) == 25 else 3))
+        CLOCK[0] += 0.0001 * len(images) * (1 if len(images) == 25 else 3)
         return torch.zeros(2, len(images), 10)
 
 
-def test_the_fastest_pass_is_measured_without_compiling(monkeypatch):
+def test_the_fastest_pass_is_measured_without_compiling(monkeypatch, clock):
     """Although what has run before is compiled."""
-    monkeypatch.setattr(pass_size, "_SECONDS_OF_MEASURING", 0)
     monkeypatch.setattr(
         passes_module, "_compiled", lambda stage, device: lambda images: calls.append(1) or stage(images)
     )
@@ -45,8 +53,7 @@ def test_the_fastest_pass_is_measured_without_compiling(monkeypatch):
     assert len(calls) == 1
 
 
-def test_the_fastest_pass_is_measured_and_fixed(monkeypatch):
-    monkeypatch.setattr(pass_size, "_SECONDS_OF_MEASURING", 0)
+def test_the_fastest_pass_is_measured_and_fixed(clock):
     slow, small = (Slow(CPU, size, compiled=False) for size in (100, 50))
     assert pass_size.fastest_pass(slow, torch.rand(3, 32, 32)) == 25 and slow.pass_size(torch.rand(3, 32, 32)) == 100
     assert pass_size.fastest_pass(small, torch.rand(3, 32, 32)) == 50 and not hasattr(small, "seen"), "fits anyway"

@@ -7,14 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import beside, make_log
+from scipy import stats
 from test_report import with_config
 
-from spacte.logs.certified import decided
+from spacte.logs.certified import certificate_of, certified, decided
+from spacte.logs.certlog import read_log
 from spacte.logs.config import RunConfig, Stopping
 from spacte.logs.counts import VoteCounts
+from spacte.logs.runfiles import RunFiles
 from spacte.report import plots
 from spacte.report.comparison import compare
 from spacte.report.reading import Reading, read_runs
+from spacte.smooth.bounds import anytime_lower_bound
+from spacte.smooth.topk import TopK
 
 RULE = {"radii": [0.25], "give_up": 0.01}
 
@@ -70,6 +75,25 @@ def test_what_a_rule_decides():
     assert config.certified_again(alpha=0.001) == config  # it is what it was
     assert RunConfig.from_json(again.to_json()).sequential == again.sequential
     assert decided(None, [0, 3]).all()
+
+
+def test_votes_that_stopped_early_are_certified_again_by_the_anytime_bound(certify, script):
+    """What a log of another alpha, of a head or for top k says: the draws ended by a rule that looked at them."""
+    log = certify("a", "--sequential", "--N", 2000)
+    assert script("relog.py", log, "--alpha", 0.01)[0] == 0
+    votes = [VoteCounts.from_line(line) for line in beside(log, "-counts.jsonl").open()]
+    assert any(one.estimation[-1].sum() < 2000 for one in votes)
+    rows = read_log(beside(log, "-alpha-0.01.log")).itertuples()
+    for one, row in zip(votes, rows, strict=True):
+        n_a, n = int(one.estimation[-1][one.selection[-1].argmax()]), int(one.estimation[-1].sum())
+        low = anytime_lower_bound(n_a, n, 0.01)
+        assert row.predict == -1 if low < 0.5 else row.radius == pytest.approx(0.5 * stats.norm.ppf(low), rel=1e-5)
+    config = RunFiles(log).read_json().config
+    again = [config.of_head(0), config.certified_again(certificate="all-votes")]
+    assert all(certificate_of(one).sequential for one in again)
+    top, one = config.certified_again(top_k=2), votes[0]
+    rule = TopK(0.001, 0.5, 2, True, "cohen")
+    assert certified(one, top) == rule(one.label, one.estimation[-1])
 
 
 def test_the_log_says_sequential_and_an_older_one_resumes(certify):

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,19 @@ def test_the_noise_has_the_rounded_gaussians_law(sigma, levels):
         assert abs(int((steps == value).sum()) - n * share) < 6 * math.sqrt(n * share) + 1e-9
 
 
+@pytest.mark.parametrize(("sigma", "levels"), [(0.25, 255), (0.5, 16), (0.03, 16)])
+def test_the_slack_bounds_the_total_variation_of_a_pixel(sigma, levels):
+    """Of the law that the rounded thresholds have, against the exact one, in 256 bits."""
+    noise = grid_noise(sigma, levels)
+    with mpmath.workprec(256):
+        step = 1 / (levels * mpmath.mpf(sigma))
+        exact = [mpmath.ncdf((k + mpmath.mpf(1) / 2) * step) for k in range(-noise.reach, noise.reach)]
+        drawn = [mpmath.mpf(one) / 2**62 for one in noise.thresholds.tolist()]
+        laws = [[after - before for before, after in pairwise([0, *law, 1])] for law in (exact, drawn)]
+        variation = sum(abs(a - b) for a, b in zip(*laws, strict=True)) / 2
+    assert 0 < variation <= noise.slack(1, 1)
+
+
 def test_the_quantiles_are_exact_to_62_bits():
     noise = grid_noise(0.5, 16)
     middle = noise.thresholds[noise.reach - 1 : noise.reach + 1].tolist()  # Phi(-1/16) and Phi(1/16), which sum to 1
@@ -62,11 +77,13 @@ def test_an_image_off_the_grid_is_refused():
 
 def test_the_slack_is_paid_for_by_the_certificate():
     assert 0 < GridNoise(1.0, 255).slack(3 * 32 * 32, 100_000) < 1e-6
+    assert grid_noise().slack(48, 1000) == pytest.approx(48_000 * grid_noise().slack(1, 1)), "each pixel of each draw"
     model = lambda images: torch.stack([images.flatten(1).sum(1) * 0, images.flatten(1).sum(1) * 0 + 1], 1)  # noqa: E731
     x, wide = torch.zeros(1, 4, 4), grid_noise()
-    wide.slack = lambda pixels, draws: 0.0009
+    asked = []
+    wide.slack = lambda *of: asked.append(of) or 0.0009
     _, radius = Smooth(model, 2, 0.25, wide).certify(x, 10, 1000, 0.001, 500)
-    assert radius == Certificate(0.001 - 0.0009, 0.25).radius(1000, 0, 1000, 10)
+    assert radius == Certificate(0.001 - 0.0009, 0.25).radius(1000, 0, 1000, 10) and asked == [(16, 1000)]
 
 
 def test_the_slack_is_paid_in_a_run_too():

@@ -89,6 +89,15 @@ def test_predict_errs_rarely_and_abstains_at_the_border():
     assert smooth.predict(model.at_distance(1.0), 200, 0.001, 200, generator) == 1
 
 
+@pytest.mark.parametrize("n", [11, 30, 200])
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_a_prediction_at_the_border_has_at_most_its_level(n, alpha):
+    """Exactly: summed over what n votes for one of two classes of probability 1/2 may be."""
+    law = stats.binom.pmf(np.arange(n + 1), n, 0.5)
+    answered = [prediction(np.array([k, n - k]), alpha) != ABSTAIN for k in range(n + 1)]
+    assert alpha / 10 < law @ answered <= alpha
+
+
 def test_an_image_at_the_border_is_abstained_from():
     model = HalfSpace((1, 3, 3))
     result = Smooth(model, 2, 0.5).certify(
@@ -200,7 +209,9 @@ def test_radii_are_remembered_by_certificate_and_votes(monkeypatch):
 
 
 class RoundsByPass(FixedPasses):
-    """It names the number of images that a pass can hold, as if it rounded that badly; its memory is short once."""
+    """It names the number of images that a pass can hold, as if it rounded that badly, or class 0 where the mean of the
+    noise is below 0; its memory is short once.
+    """
 
     def __init__(self, most, passes_until_short):
         super().__init__(torch.device("cpu"), most, compiled=False)
@@ -210,7 +221,7 @@ class RoundsByPass(FixedPasses):
         self.passes_left -= 1
         if self.passes_left == 0:
             raise torch.OutOfMemoryError
-        return torch.eye(65)[self.most].expand(1, len(images), 65)
+        return torch.eye(65)[torch.where(images.flatten(1).mean(1) < 0, 0, self.most)].unsqueeze(0)
 
 
 def test_an_images_votes_are_all_of_passes_of_one_size(capsys):
