@@ -87,6 +87,15 @@ def _run(folder, command, rank, world, port, output):
     runpy.run_path(command[0], run_name="__main__")
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended; one that nobody has waited for yet has ended."""
+    try:
+        os.kill(pid, 0)
+        return sys.platform != "linux" or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
 def wait_for(condition, seconds=60):
     """Return once the condition holds; AssertionError after so many seconds."""
     end = time.monotonic() + seconds

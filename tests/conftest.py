@@ -113,11 +113,24 @@ def script(tmp_path, monkeypatch, capsys):
 TINY = ("--dataset", "digits", "--arch", "R8", "--noise_sd", 0.5, "--batch_size", 256, "--device", "cpu")
 
 
+def train(folder, *flags):
+    """Train 0Gaussian on TINY in a folder, outside the tests' own."""
+    gaussian = load_module("0Gaussian", "train").Gaussian
+    with contextlib.chdir(folder):
+        command.train(gaussian, *command.parse(gaussian, "", 1.2, [str(flag) for flag in (*TINY, *flags)]))
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, "--num_heads", 2, "--epochs", 1)
+    return folder
+
+
 @pytest.fixture
-def trained(script, tmp_path):
-    """A two-head network after one epoch on digits: the path of its checkpoint."""
-    code, _, err = script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 1)
-    assert code == 0, err
+def trained(trained_once, tmp_path):
+    """A two-head network after one epoch on digits, and all that its training leaves: the path of its checkpoint."""
+    shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True)
     return tmp_path / "save/digits/R8/noise-0.50/h-2-eps-0.8-m-2-lbdlast-1.2/epoch1.pth"
 
 
@@ -126,20 +139,31 @@ RUN_FLAGS = ("--N0", 20, "--N", 200, "--device", "cpu", "--batch_size", 100)
 
 
 def attack_flags(model, log, *more):
-    return ("--model_path", model, "--log", log, "--N", 500, "--num_steps", 8, "--device", "cpu", *more)
+    return (
+        "--model_path",
+        model,
+        "--log",
+        log,
+        "--N",
+        200,
+        "--num_steps",
+        8,
+        "--num_noise_vec",
+        8,
+        "--device",
+        "cpu",
+        *more,
+    )
 
 
 @pytest.fixture(scope="session")
 def digits_models(tmp_path_factory):
     """Two trained networks, of 3 heads and of 1, 4 epochs on digits: the paths of their checkpoints."""
     folder = tmp_path_factory.mktemp("models")
-    gaussian = load_module("0Gaussian", "train").Gaussian
     paths = []
-    with contextlib.chdir(folder):
-        for heads, run in ((3, "h-3-eps-0.8-m-2-lbdlast-1.2"), (1, "h-1-m-2")):
-            flags = (*TINY, "--num_heads", heads, "--epochs", 4, "--lr_step_size", 3, "--batch_size", 128)
-            command.train(gaussian, *command.parse(gaussian, "", 1.2, [str(flag) for flag in flags]))
-            paths.append(folder / f"save/digits/R8/noise-0.50/{run}/epoch4.pth")
+    for heads, run in ((3, "h-3-eps-0.8-m-2-lbdlast-1.2"), (1, "h-1-m-2")):
+        train(folder, "--num_heads", heads, "--epochs", 4, "--lr_step_size", 3, "--batch_size", 128)
+        paths.append(folder / f"save/digits/R8/noise-0.50/{run}/epoch4.pth")
     return paths
 
 

@@ -24,7 +24,7 @@ log.parent.mkdir(parents=True, exist_ok=True)
 Path(flags["--save_dir"], "pid").write_text(str(os.getpid()))
 done = max((int(path.stem[5:]) for path in run.glob("epoch*.pth")), default=0)
 for epoch in range(done + 1, epochs + 1):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while epoch == 4 and Path("hold").exists() and time.monotonic() < end:
         time.sleep(0.02)
     (run / f"epoch{epoch}.pth").write_text(flags["--seed"])

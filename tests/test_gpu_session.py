@@ -51,6 +51,8 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     head |= {"cudnn": torch.backends.cudnn.version(), "tiny": True}
     known = speed_row("train", "ours", 1, 50.0) | {"precision": "fp32", "seconds": 6.0}  # of two heads nothing is known
     (output / "bench/sweep.json").write_text(json.dumps(head | {"rows": [known]}))
+    script("bench/gpu_session.py", *SMALL, "--output", output, "--minutes", 0.01)
+    finish(output, *STEPS[:2])
     flags = ("bench/gpu_session.py", *SMALL, "--output", output, "--minutes", 10)
     saved = "work/0Gaussian/2-heads/seed-666/save/*/*/*/*/epoch1.pth"
     with Children(tmp_path, *flags) as session:
@@ -59,8 +61,6 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
         assert session.exit_codes() == [-signal.SIGKILL]
     before, speeds = state(output), (output / "bench/sweep.json").read_bytes()
     assert list(before["steps"]) == STEPS[:2] and before["plan"]["epochs"] == 3
-    assert known in json.loads(speeds)["rows"] and len(json.loads(speeds)["rows"]) > 1
-    assert " skipped in " in (output / "output/tests.txt").read_text() or torch.cuda.is_available()
     assert "| speed " in (output / "summary.md").read_text()
 
     wait_for(lambda: is_free(output / "lock"), 200)  # its command ends with it
@@ -181,14 +181,17 @@ def test_two_epochs_are_tried_where_no_speed_is_known(plan, monkeypatch, tmp_pat
 
 def test_a_step_that_fails_is_reported_and_the_next_goes_on(script, tmp_path):
     flags = (*SMALL[2:], "--dataset", "ImageFolder", "--data_dir", "nothing", "--output", "o")
-    script("bench/gpu_session.py", *flags, "--minutes", 0.01)
-    finish(tmp_path / "o", "tests")
     code, out, err = script("bench/gpu_session.py", *flags, "--minutes", 5)
     assert code == 1 and "failed: train-2-heads: exit code 2: train.py: error: no images in" in out, err
-    assert "speed" in state(tmp_path / "o")["steps"] and "not finished: certify-1-head: it needs train-1-head" in out
+    assert (
+        list(state(tmp_path / "o")["steps"]) == STEPS[:2]
+        and "not finished: certify-1-head: it needs train-1-head" in out
+    )
     assert (
         "| train-1-head " in (written := (tmp_path / "o/summary.md").read_text()) and "failed: exit code 2" in written
     )
+    assert json.loads((tmp_path / "o/bench/sweep.json").read_text())["rows"]
+    assert " skipped in " in (tmp_path / "o/output/tests.txt").read_text() or torch.cuda.is_available()
 
 
 def test_a_command_ends_with_the_time(script, tmp_path):
@@ -197,7 +200,7 @@ def test_a_command_ends_with_the_time(script, tmp_path):
     content = state(tmp_path / "o")
     content["steps"]["earlier"] = {"like": "tests", "seconds": 0.1}
     (tmp_path / "o/session.json").write_text(json.dumps(content))
-    code, out, err = script("bench/gpu_session.py", *flags, "--minutes", 0.01)
+    code, out, err = script("bench/gpu_session.py", *flags, "--minutes", 0.05)
     assert code == 0 and "not finished: tests: its time is over" in out and "$ cd" in out, err
 
 

@@ -131,8 +131,10 @@ def test_a_log_without_configuration_at_another_sigma_is_a_warning(certify, scri
     assert code == 0 and "is not checked, and its path says sigma 0.25, not 0.5" in err
 
 
-@pytest.mark.parametrize("content", ["", "idx\tlabel\nx\ty\n", "no log at all\n"])
-def test_an_attacks_log_that_was_changed_is_one_line_or_made_again(certify, script, digits_models, tmp_path, content):
+@pytest.mark.parametrize(("content", "refused"), [("", False), ("idx\tlabel\nx\ty\n", True), ("no log at all\n", True)])
+def test_an_attacks_log_that_was_changed_is_refused_and_an_empty_one_made_again(
+    certify, script, digits_models, tmp_path, content, refused
+):
     log = certify("logs", "--max", 30)
     flags = attack_flags(digits_models[0], log, "--radii", 0.5)
     assert script("0Gaussian/attack_mhead.py", *flags)[0] == 0
@@ -140,7 +142,10 @@ def test_an_attacks_log_that_was_changed_is_one_line_or_made_again(certify, scri
     before = without_time(path)
     path.write_text(content)
     code, _, err = script("0Gaussian/attack_mhead.py", *flags)
-    assert (code == 0 and without_time(path) == before) or (code == 2 and err.count("\n") == 1 and "belong" in err)
+    if refused:
+        assert code == 2 and err.count("\n") == 1 and "belong" in err and path.read_text() == content
+    else:
+        assert code == 0 and without_time(path) == before
 
 
 def test_an_attack_on_top_k_certificates_is_refused(certify, script, digits_models):

@@ -192,7 +192,9 @@ def test_data_of_any_shape_and_range(tmp_path, shape):
     log = read_log(certify_dataset(sides, (data, labels), **own))
     distances = (data.flatten(1) @ direction).abs()
     for row in log.itertuples():
-        assert row.predict == -1 or row.radius <= float(distances[row.idx]) + 1e-4
+        distance = float(distances[row.idx])
+        assert row.predict in (-1, row.label) and row.radius <= distance + 1e-4
+        assert row.radius > 10 * (min(distance / 10, 2.7) - 0.5), "what 2,000 draws can tell"
     assert log["radius"].max() > 1
     with pytest.warns(UserWarning, match="sigma and radii are in these units") if len(shape) == 3 else nullcontext():
         certify_dataset(sides, (data, labels), overwrite=True, **own)

@@ -41,7 +41,7 @@ def is_certified(classifier, tmp_path, images=IMAGES, classes=10):
         N=20,
         device="cpu",
         logs_dir=tmp_path,
-        batch_size=32,
+        batch_size=8,
     )
     assert len(read_log(log)) == len(images)
 

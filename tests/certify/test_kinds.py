@@ -122,6 +122,28 @@ def test_prediction_logs(script, digits_models, tmp_path):
     assert f"accuracy {log['correct'].mean():.3f}" in out
 
 
+def test_predictions_resume_and_are_divided_like_certificates(script, digits_models, tmp_path):
+    flags = ("--model_path", digits_models[0], "--skip", 60, "--N", 200, "--device", "cpu", "--logs_dir")
+    runs = [("whole",), ("cut", "--max", 100), ("cut",), ("shards", "--shard", "1/2"), ("shards", "--shard", "2/2")]
+    for one in runs:
+        code, _, err = script("predict_mhead.py", *flags, *one)
+        assert code == 0, err
+    shards = sorted((tmp_path / "shards").rglob("*-shard-*.log"))
+    code, _, err = script("merge_logs.py", *shards)
+    assert code == 0, err
+    (whole,) = (tmp_path / "whole").rglob("*.log")
+    assert len(without_time(whole)) == 7
+    for other in ("cut", "shards"):
+        assert without_time(next((tmp_path / other).rglob(whole.name))) == without_time(whole)
+
+
+def test_attacked_images_lie_on_the_grid_of_exact_noise(certify, script, digits_models):
+    """Off it they are refused by the noise."""
+    log = certify("logs", "--exact_noise", "--max", 100)
+    code, out, err = script("attack_mhead.py", *attack_flags(digits_models[0], log, "--radii", 0.5, "--exact_noise"))
+    assert code == 0 and "empirical accuracy" in out, err
+
+
 def test_exact_noise_certifies_like_ordinary_noise(certify):
     """36 images at N 1000: no class's share of an image's votes differs by more than 6 standard errors."""
     plain = certify("plain", "--N", 1000, "--batch_size", 1000, skip=10)

@@ -2,13 +2,19 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import RUN_FLAGS, beside, without_time
 
-from spacte.certify.writer import append
+from spacte.certify import writer
+from spacte.certify.writer import append, writing
 from spacte.logs.certlog import read_log
+from spacte.logs.config import RunConfig
+from spacte.logs.counts import VoteCounts
+from spacte.logs.plans import CertifyPlan
+from spacte.logs.runfiles import RunFiles
 from spacte.utils import UserError
 
 
@@ -110,3 +116,37 @@ def test_a_configuration_without_its_fields_is_one_line(certify, script, without
     beside(log, ".json").write_text(json.dumps(content))
     code, _, err = script("relog.py", log, "--alpha", 0.01)
     assert code == 2 and err.count("\n") == 1 and f"{log.stem}.json'" in err
+
+
+CONFIG = RunConfig(
+    kind="certify", dataset="toy", arch="toy", noise_sd=0.5, num_heads=1, N0=10, N=100, alpha=0.01, skip=1
+)
+VOTES = [
+    VoteCounts(idx, 1, 1.0, *(np.array([[n - 9 * n // 10, 9 * n // 10]] * 2) for n in (10, 100))) for idx in range(6)
+]
+
+
+def written_to(folder):
+    """A run of six images, on from what is there: the log and the counts."""
+    files = RunFiles(folder / "toy.log")
+    with writing(files, CertifyPlan(CONFIG), {}, list(range(6))) as run:
+        for idx in run.missing:
+            run.write(VOTES[idx])
+    return without_time(files.log), files.counts.read_text()
+
+
+@pytest.mark.parametrize("number", range(1, 14))
+def test_a_run_cut_off_in_any_write_ends_with_the_uninterrupted_files(tmp_path, monkeypatch, number):
+    """The log's header, then each image's votes and its row: half of the write of that number is on the disk."""
+    expected, real, done = written_to(tmp_path / "whole"), writer.append, []
+
+    def cut(path, text):
+        done.append(path)
+        real(path, text if len(done) < number else text[: len(text) // 2])
+        if len(done) == number:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer, "append", cut)
+        written_to(tmp_path / "cut")
+    assert len(done) == number and written_to(tmp_path / "cut") == expected

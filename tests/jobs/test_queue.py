@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from children import run, wait_for
+from children import is_running, run, wait_for
 from conftest import CODES
 from stand_ins import JOBS, QUEUE, epochs, said
 
@@ -284,14 +284,6 @@ def test_a_job_goes_on_on_another_device(queue):
 # --- interruptions ---
 
 
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize(
     ("number", "code", "last"),
     [(signal.SIGINT, 130, "interrupted; what is on disk is whole"), (signal.SIGTERM, 130, "interrupted;")]
@@ -315,7 +307,7 @@ def test_an_interrupted_queue_leaves_nothing_running_and_goes_on(queue, stub, tm
     child.send_signal(number)
     _, err = child.communicate(timeout=60)
     assert child.returncode == code and last in err and err.count("\n") <= 1
-    wait_for(lambda: not any(map(is_alive, pids)))
+    wait_for(lambda: not any(map(is_running, pids)))
     for hold in holds:
         hold.unlink()
     code, out, _ = queue(longer)

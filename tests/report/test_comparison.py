@@ -9,13 +9,23 @@ import pytest
 from conftest import EXCERPTS, make_log, random_log
 
 from spacte.logs import certlog
+from spacte.report import comparison
 from spacte.report.comparison import _named, compare
+from spacte.report.intervals import holm
 from spacte.report.reading import read_runs
 
 
 def runs_of(tmp_path, *logs):
     by_path = {run.path: run for run in read_runs(list(logs))}
     return [by_path[log] for log in logs]
+
+
+def test_p_values_are_adjusted_for_all_rows(tmp_path, monkeypatch):
+    runs = read_runs([random_log(tmp_path / f"{seed}.log", 300, seed, shift=0.05 * seed) for seed in (1, 2)])
+    adjusted = compare(*runs).table["p_holm"].to_numpy()
+    monkeypatch.setattr(comparison, "holm", lambda p: p)
+    raw = compare(*runs).table["p_holm"].to_numpy()
+    assert np.array_equal(adjusted, holm(raw), equal_nan=True) and not np.array_equal(adjusted, raw, equal_nan=True)
 
 
 def test_a_paired_difference_and_its_interval(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spacte.report.intervals import accuracy_interval, acr_interval, experiments_interval, holm
+from spacte.report.intervals import accuracy_interval, acr_interval, experiments_interval, holm, interval_over_seeds
 
 SAMPLES = 40_000
 FAILURE = 1e-7  # of each of these tests, where the interval's error is the one that it tolerates
@@ -81,6 +81,17 @@ def test_an_experiments_interval_holds_its_level(effects, seeds, tolerated):
     assert errors <= stats.binom.isf(FAILURE, experiments, tolerated)
     if of_both <= 0.3 and min(seeds) > 1:
         assert errors >= 0.02 * experiments, "nor is it so wide that it says nothing"
+
+
+def test_the_interval_over_seeds_holds_its_level():
+    """Of paired differences, what a vote adds to its members say: images and seeds vary, the mean is 0."""
+    rng, experiments, missed = np.random.default_rng(0), 4000, 0
+    for _ in range(experiments):
+        low, high = interval_over_seeds(
+            rng.normal(size=(5, 1)) * 0.2 + rng.normal(size=(1, 60)) + rng.normal(size=(5, 60))
+        )
+        missed += low > 0 or high < 0
+    assert 0.02 * experiments <= missed <= stats.binom.isf(FAILURE, experiments, 0.06)
 
 
 def test_two_runs_of_images_alone_are_compared_as_by_the_paired_t():

@@ -81,12 +81,14 @@ def test_the_papers_radius_is_known_as_its_bounds_say(tolerance):
 
 def test_a_radius_that_is_met_to_the_last_bit_is_certified_and_not_given_up():
     """The border itself: no bracket can tell, the radius does."""
-    estimation = votes_of(60, seed=1)
+    estimation, met = votes_of(60, seed=1), 0
     for one, now, hoped in zip(estimation, *now_and_hoped(ALL_VOTES, estimation), strict=True):
         if 0 < now < hoped:
+            met += 1
             for radius, expected in ((now, True), (np.nextafter(now, 9), False), (hoped, False)):
                 assert decisions(AllVotesDecided(ALL_VOTES, N, [radius]), one[None]) == [expected]
             assert decisions(AllVotesDecided(ALL_VOTES, N, [np.nextafter(hoped, 9)]), one[None]) == [True]
+    assert met > 10
 
 
 @pytest.mark.parametrize("classes", [2, 10])
