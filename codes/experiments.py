@@ -14,7 +14,7 @@ jobs instead: each goes back into SLURM's queue before its time is over, and res
     [defaults]                     # of every run; a run's own flags come after these, and of two the later one counts
     seeds = [1, 2, 3]
     train = "--dataset digits --arch R8 --noise_sd 0.5 --save_freq 5"
-    certify = "--N 1000"
+    certify = "--N 1000"           # false: training only
     [[run]]
     label = "five-heads"           # the name of its folder
     defence = "0Gaussian"
@@ -24,7 +24,7 @@ jobs instead: each goes back into SLURM's queue before its time is over, and res
     defence = "0Gaussian"
     train = "--num_heads 1"
     seeds = [1, 2, 3, 4, 5]        # in place of the defaults'
-    certify = "--sequential"       # after the defaults' flags; false: training only
+    certify = "--sequential"       # after the defaults' flags
     [[run]]
     label = "learns-votes"
     defence = "5CATRS"             # its flags may name other jobs' files: WORK/ stands for the --work folder

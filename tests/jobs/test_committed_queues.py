@@ -79,7 +79,7 @@ def test_the_commands_of_the_further_bases_write_what_is_certified():
 
 
 @pytest.mark.parametrize("queue", sorted((CODES / "queues").glob("*.toml")), ids=lambda path: path.stem)
-def test_a_queue_heads_with_its_result(queue):
+def test_a_queue_heads_with_its_result(queue, tmp_path):
     """The mean ACR of each label's committed logs, of all heads; a queue without logs says none."""
     logs, head = ROOT / "logs_certification" / queue.stem, queue.read_text().split("[defaults]")[0].replace("\n# ", " ")
     told = dict(re.findall(r"([\w.+-]+) (\.\d{3})", head.split("mean ACR:")[1])) if "mean ACR:" in head else {}
@@ -88,5 +88,6 @@ def test_a_queue_heads_with_its_result(queue):
         if not log.name.endswith("-ACR.log") and "-consensus-" not in log.name:
             found.setdefault(log.relative_to(logs).parts[1], []).append(average_certified_radius(read_log(log)))
     means = {label: sum(acrs) / len(acrs) for label, acrs in found.items()}
+    assert means.keys() <= {job.run_name.split("/")[1] for job in read_queue(queue, CODES, tmp_path, "seeds")}
     assert told.keys() == means.keys()
     assert all(float(acr) == pytest.approx(means[label], abs=0.0006) for label, acr in told.items())

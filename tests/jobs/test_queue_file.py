@@ -5,6 +5,8 @@ import re
 import pytest
 from stand_ins import JOBS, QUEUE, said
 
+from spacte.jobs.queue_file import read_queue
+
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
@@ -49,6 +51,13 @@ def test_a_bad_queue_file_is_one_line(queue, work, old, new, message):
     code, out, err = queue(QUEUE.replace(old, new))
     assert (code, out) == (2, "") and err.count("\n") == 1 and message in err and "queue.toml" in err
     assert not work.exists()
+
+
+def test_runs_are_certified_or_not_as_they_say_or_else_the_defaults(stub, tmp_path):
+    text = QUEUE.replace('certify = "--N 100"', "certify = false").replace('"1Stub"', '"1Stub"\ncertify = "--N 5"', 1)
+    (tmp_path / "queue.toml").write_text(text)
+    jobs = {job.run_name: job.certify for job in read_queue(tmp_path / "queue.toml", stub.parent, tmp_path, "seeds")}
+    assert jobs == {"0Stub/five": None, "1Stub/one": ("--N", "5"), "1Stub/both": ()}
 
 
 def test_a_work_folder_in_the_checkout_is_refused(script, stub, tmp_path):

@@ -28,7 +28,7 @@ def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
     content = _read_toml(path)
     defaults: dict = content.get("defaults", {})
     entries: dict[str, tuple[str, dict]] = {}
-    _check_keys(f"'{path}', defaults", defaults, {"seeds": list, "train": str, "certify": str})
+    _check_keys(f"'{path}', defaults", defaults, {"seeds": list, "train": str, "certify": (str, bool)})
     for entry in content.get("run", []):
         keys = {"label": str, "defence": str, "seeds": list, "train": str, "certify": (str, bool)}
         keys["after"] = (str, list)
@@ -154,7 +154,8 @@ def _jobs_of_run(where: str, entry: dict, defaults: dict, codes: Path, work: Pat
     if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{where}: seeds must be integers of at least 0, one or more, each once; they are {seeds}")
     train = _flags(where, "train", defaults, entry)
-    certify = None if entry.get("certify") is False else _flags(where, "certify", defaults, entry)
+    trained_only = entry.get("certify", defaults.get("certify")) is False
+    certify = None if trained_only else _flags(where, "certify", defaults, entry)
     folder = f"{entry['defence']}/{entry['label']}"
     return [Job(f"{folder}/seed-{seed}", codes, work, seed, train, certify, after=after) for seed in seeds]
 
@@ -183,7 +184,7 @@ def _ensembles(where: str, entry: dict, jobs: list[Job]) -> dict[str, tuple[Job,
 def _flags(where: str, step: str, defaults: dict, entry: dict) -> tuple[str, ...]:
     """The flags of a step: the defaults', then the entry's own. UserError where the queue sets one of them itself."""
     flags = []
-    for text in (defaults.get(step, ""), entry.get(step, "")):
+    for text in (defaults.get(step) or "", entry.get(step) or ""):
         try:
             own = shlex.split(text)
         except ValueError as error:
