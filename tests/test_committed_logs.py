@@ -5,8 +5,10 @@ import re
 import pytest
 from conftest import ROOT
 
-from spacte.report.reading import read_runs
+from spacte.report.comparison import compare, compare_experiments
+from spacte.report.reading import Reading, read_runs
 from spacte.report.recount import certified_again
+from spacte.smooth.certificates import CERTIFICATES
 
 QUEUES = sorted(path for path in (ROOT / "logs_certification").iterdir() if path.is_dir())
 
@@ -20,6 +22,58 @@ def test_every_committed_log_is_what_its_votes_give(queue):
         assert certified_again(run, run.certificate).log[columns].equals(run.log[columns]), run.path
         summary = run.path.with_name(run.path.stem + "-ACR.log").read_text()
         assert "| cohen " in summary and "| all-votes " in summary
+
+
+# What the rows of the pages' verdicts compare, by the beginning of a row: the first less the second.
+CLAIMS = {
+    "five heads beat one network": "5-heads 1-head",
+    "five heads match five networks": "5-heads 5-networks",
+    "teaching beats no teaching": "5-heads 5-heads-no-teaching",
+    "the cosine constraint helps": "5-heads 5-heads-no-cosine",
+}
+MORE_CLAIMS = {
+    "(five networks beat one: ACR)": "5-networks 1-head",
+    "(five heads without teaching beat one network: ACR)": "5-heads-no-teaching 1-head",
+    "(five heads without it beat one network: ACR)": "5-heads-no-cosine 1-head",
+}
+VERDICTS = {
+    "cifar10": {f"{claim}: ACR": pair for claim, pair in CLAIMS.items()} | MORE_CLAIMS,
+    "digits-claims": CLAIMS,
+    "digits-heads": {
+        "does the ring add anything over self-pacing?": "5-heads 5-heads-self",
+        "do heads add anything over one head?": "5-heads 1-head",
+        "at equal cost?": "2-networks 5-heads",
+        "do heads add anything without teaching?": "5-heads-whole 1-head",
+        "does teaching add to them?": "5-heads 5-heads-whole",
+        "do five teachers help five heads?": "5-heads-teachers 5-heads-whole",
+        "| two networks, five heads with five teachers": "2-networks 5-heads-teachers",
+        "one head with the mean of five teachers": "1-head-teachers 1-head",
+        "does `--pace_share 0.8` help five heads?": "5-heads-share 5-heads",
+        "the ceiling of this split": "5-heads-on-a-trunk 5-heads",
+        "an ensemble without a shared trunk": "5-networks 5-heads-on-a-trunk",
+    },
+    "cifar10-heads": {
+        "does the ring add anything over self-pacing?": "5-heads 5-heads-self",
+        "does pacing one head add anything?": "1-head-self 1-head",
+        "do heads add anything over one head?": "5-heads 1-head",
+        "over one self-paced head": "5-heads 1-head-self",
+    },
+}
+
+
+@pytest.mark.parametrize(("page", "row"), [(page, row) for page, rows in VERDICTS.items() for row in rows])
+def test_a_verdicts_figures_are_what_report_compares(page, row):
+    """The ACR's difference and interval under each certificate that the row has a cell of."""
+    lines = (ROOT / "logs_certification" / page / "README.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| {row}")]
+    told = re.findall(r"([+-]?0\.\d{3}) \((-?0\.\d{3}) to (-?0\.\d{3})\)", line)
+    assert 1 <= len(told) <= 2
+    folders = [ROOT / "logs_certification" / page / "0Gaussian" / name for name in VERDICTS[page][row].split()]
+    for certificate, cell in zip(CERTIFICATES, told, strict=False):
+        a, b = (read_runs([folder], Reading(certificate=certificate)) for folder in folders)
+        table = (compare(*a, *b) if len(a) == len(b) == 1 else compare_experiments(a, b)).table
+        found = table.loc[table["figure"] == "ACR", ["difference", "low", "high"]].to_numpy()[0]
+        assert found == pytest.approx([float(number) for number in cell], abs=0.0006), found
 
 
 def test_no_configuration_names_a_machines_folders():
