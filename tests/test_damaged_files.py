@@ -183,7 +183,7 @@ def test_flags_of_what_reads(script, certify, digits_models, random_state):
         "studies/power.py": ["--width", "0.1", log],
         "experiments.py": [CODES / "queues/digits.toml", "--work", "w", "--list"],
     }
-    assert sum(refused_flags(script, *one, 2, random_state) for one in scripts.items()) > 30
+    assert sum(refused_flags(script, *one, 4, random_state) for one in scripts.items()) > 60
 
 
 def test_flags_of_what_computes(script, digits_models, random_state):

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from spacte.utils import RunError, UserError
 
 T = TypeVar("T")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,9 +153,6 @@ def run(command: Callable[[], None]) -> None:
         _stop("interrupted; what is on disk is whole", 130)
     except Exception as error:
         _unexpected(error)
-
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _unexpected(error: Exception) -> NoReturn:

@@ -4,13 +4,11 @@ import importlib
 import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, without_time
 
-from spacte.logs.counts import read_counts
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
 from spacte.model.ensemble import named_classes, with_ensemble
@@ -135,16 +133,15 @@ def test_logits_do_not_depend_on_the_company(precision):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_runs_are_the_plain_ones(script, tmp_path, trained):
-    """But for the rounding of logits, by which a few of 300 votes may fall otherwise."""
-    votes = []
+    logs = []
     for flags in ((), ("--compile",)):
-        folder, before = tmp_path / f"logs{len(votes)}", torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        folder, before = tmp_path / f"logs{len(logs)}", torch._dynamo.utils.counters["stats"]["unique_graphs"]
         certify = ("--model_path", trained, "--N", 300, "--skip", 60, "--device", "cpu", "--logs_dir", folder, *flags)
         code, _, err = script("0Gaussian/certify_mhead.py", *certify)
         assert code == 0, err
-        votes.append(np.stack([one.estimation for one in read_counts(next(folder.rglob("*-counts.jsonl")))]))
+        logs.append(without_time(next(folder.rglob("*skip-60.log"))))
         assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > before) == ("--compile" in flags)
-    assert np.abs(votes[0] - votes[1]).max() <= 3
+    assert logs[0] == logs[1]
 
 
 def test_a_compiler_is_needed_to_compile(script, trained):
@@ -155,14 +152,9 @@ def test_a_compiler_is_needed_to_compile(script, trained):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_training_is_the_plain_one(script, tmp_path, monkeypatch):
-    """An epoch ends with the plain one's loss, to the rounding of its steps, and leaves a checkpoint as any other.
-
-    The classifier is traced, forward and backward, and what is traced is run without C++, whose compilation takes
-    minutes.
-    """
+    """An epoch ends with the plain one's loss, to the rounding of its steps, and leaves a checkpoint as any other."""
     real, compiled = torch.compile, []
-    traced = lambda *args, **kwargs: compiled.append(1) or real(*args, **kwargs, backend="aot_eager")  # noqa: E731
-    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: compiled.append(1) or real(*args, **kwargs))
     losses, few_sizes = [], ("--batch_size", 480, "--num_noise_vec", 1)  # each is compiled: two of steps
     for flags in ((), ("--compile", "--save_dir", "s", "--logs_dir", "l", "--runs_dir", "r")):
         code, out, err = script("0Gaussian/train.py", *TINY, "--num_heads", 1, "--epochs", 1, *few_sizes, *flags)
