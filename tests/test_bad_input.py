@@ -196,6 +196,8 @@ def test_missing_files(script, tmp_path):
 
 
 def test_as_a_user_from_a_shell(tmp_path):
-    """The same through a real process."""
+    """The same through real processes: a wrong flag, and --help."""
     ended = run([sys.executable, CODES / "0Gaussian/train.py", "--device", "x"], cwd=tmp_path)
     is_one_line(ended.returncode, ended.stderr, "unknown device 'x'")
+    helped = run([sys.executable, CODES / "0Gaussian/certify_mhead.py", "--help"], cwd=tmp_path)
+    assert helped.returncode == 0 and "--noise_sd" in helped.stdout

@@ -11,6 +11,7 @@ def test_savings_tell_the_largest_change_of_a_single_run(script):
     """Of 25 images, a run's certified accuracy changes by a multiple of 4 points, and no less than the mean does."""
     code, out, err = script("studies/sequential_savings.py", *sorted(EXCERPTS.rglob("*.log")))
     assert code == 0, err
+    assert out.count("\n") >= 5 and "Gaussian" in out
     header, _, *rows = [line.strip("|").split("|") for line in out.splitlines() if line.startswith("|")]
     table = pd.DataFrame(rows, columns=[cell.strip() for cell in header])
     for name in ("table", "1.5 sigma"):
