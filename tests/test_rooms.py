@@ -67,6 +67,13 @@ def test_reading_logs_imports_nothing_that_takes_seconds():
     assert result.returncode == 0 and result.stdout == "set()\n", result.stdout + result.stderr
 
 
+def test_training_and_certification_start_without_what_they_need_late_or_never():
+    modules = ("certify.certify", "certify.predict", "certify.attack", "train.command")
+    lines = [f"import spacte.{module}" for module in modules]
+    result = run("\n".join([*lines, "import sys", "print({'scipy.stats', 'sklearn', 'matplotlib'} & {*sys.modules})"]))
+    assert result.returncode == 0 and result.stdout == "set()\n", result.stdout + result.stderr
+
+
 PAPERS = DEFENCES[:3]  # the paper's README lists these files in each of their folders
 
 

@@ -1,7 +1,7 @@
 """Which training images ACR-weakness keeps, and how often it draws them (Sun et al., ICML 2025)."""
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from spacte.smooth.bounds import lower_confidence_bound
 from spacte.utils import UserError
@@ -22,7 +22,7 @@ def weights(right: np.ndarray, n: int) -> np.ndarray:
     give none. Source: arXiv 2410.06895.
     """
     least = 3 * n // 4
-    radii = np.array([norm.ppf(lower_confidence_bound(count, n, _ALPHA)) for count in range(least, n + 1)])
+    radii = np.array([ndtri(lower_confidence_bound(count, n, _ALPHA)) for count in range(least, n + 1)])
     if not radii[0] > 0:
         raise UserError(f"--num_noise_dataset_weight {n} is too few to weigh images: choose 12 or at least 14")
     return radii[np.maximum(right, least) - least]

@@ -4,7 +4,7 @@ import math
 import warnings
 
 import torch
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from spacte.data.splits import Split
 from spacte.model.noisy import noised
@@ -31,7 +31,7 @@ def warn_at_chance(smooth: Smooth, split: Split) -> None:
     named = AllHeads(smooth.base_classifier, smooth.num_classes)(images)[-1].cpu()
     count, right = len(labels), int((named == labels).sum())
     chance = max(1 / smooth.num_classes, float(labels.bincount().max()) / count)
-    if chance**count < _UNLIKELY and binom.sf(right - 1, count, chance) >= _UNLIKELY:
+    if chance**count < _UNLIKELY and bdtrc(right - 1, count, chance) >= _UNLIKELY:
         warnings.warn(
             f"the classifier is right on {right} of {count} noised images, as guessing would be: is it trained for "
             "this noise, and are the classes in the order of the labels?",
