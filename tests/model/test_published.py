@@ -13,10 +13,10 @@ from torchvision.models.resnet import BasicBlock
 
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model import build_classifier
-from spacte.model.batchnorm import examined
 from spacte.model.checkpoint import load_classifier
 from spacte.model.heads import make_stage
 from spacte.model.normalisation import NORMALISATIONS, normalisation
+from spacte.model.recognition import examined
 from spacte.utils import UserError
 
 

@@ -18,12 +18,12 @@ from spacte.device import arithmetic
 from spacte.distributed import broadcast_object, is_main_process
 from spacte.files import sha256
 from spacte.logs.config import RunConfig
-from spacte.model.batchnorm import examined
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import Foreign, parameters_sha256
 from spacte.model.frozen import freeze, scales_of
 from spacte.model.members import NetworkEnsemble
 from spacte.model.noisy import noised
+from spacte.model.recognition import examined
 from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.names import printable_name
 from spacte.utils import UserError

@@ -1,0 +1,225 @@
+"""Whether a network is the one that was trained: its BatchNorms' running statistics against those of data.
+
+A file of the field holds weights, not the normalisation before them, nor strides, pooling or the size of the images.
+Each leaves its trace in the statistics that BatchNorm kept in training: where the network here sees other ones, it is
+another function.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from spacte.data.spec import DataSpec
+from spacte.data.splits import random_crop
+from spacte.model.batchnorm import FirstLayer, batches_seen, distances, statistics
+from spacte.model.heads import MultiHeadNetwork
+from spacte.model.normalisation import LEGAL, Constants, Normalize, are_the_same, constants, known, name_of
+from spacte.model.published import field_name
+from spacte.utils import UserError
+
+# Nats. tests/model/test_recognition.py says what right and wrong networks measured: architectures, lengths of training,
+# sigmas, augmentations and defences.
+_FIRST_NEAR, _NEAR = 0.0025, 0.003  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
+_FIRST_SAMPLED, _SAMPLED = 0.35, 10.0  # divided by the number of images, of their pixels in a layer: what so few add
+_LAG = 1.5  # divided by the batches of training: the statistics are an average over weights that still moved
+_CERTAIN = 0.001  # of bn1: no other noise is tried
+_TIMES_NEARER = 4
+_FEWEST_BATCHES = 44  # of training: 0.9^44 = 1 % of bn1's statistics would still be those that it began with
+_SIGMAS = (0.0, 0.12, 0.25, 0.5, 0.75, 1.0)  # of the field's networks
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How far the statistics of training lie from those after a normalisation, in nats, with noise of `sigma` on this
+    `share` of the images.
+
+    Of the first BatchNorm and, where the others were asked, of the one that lies farthest beyond its `limit`, `layer`.
+    """
+
+    values: Constants
+    sigma: float
+    share: float
+    first: float
+    worst: float = 0.0
+    limit: float = math.inf
+    layer: str = "bn1"
+
+
+def examined(
+    network: MultiHeadNetwork, name: str | None, spec: DataSpec, images: Tensor, sigma: float
+) -> tuple[str, str | None]:
+    """The normalisation that the network was trained with, and a line for the user or None; `name` is their own word.
+
+    `images` [N, C, H, W] without noise, of training or test, and `sigma` that of the noise; where it fits none, those
+    that the field trains with are tried. Without a name the nearest of the known normalisations is taken if it is near
+    in every layer, clearly nearer than the others. A name stands unless the statistics say that the network is another.
+    Raises UserError with the distances where they say so, or cannot tell.
+    """
+    first = next((module for module in network.modules() if isinstance(module, nn.BatchNorm2d)), None)
+    if first is None:
+        return name or "none", None if name else "--normalize auto takes none: the network has no BatchNorm to ask"
+    batches = batches_seen(first)
+    mean, variance = statistics(first)
+    fresh = bool((mean == 0).all() and (variance == 1).all())
+    if fresh or 0 < batches < _FEWEST_BATCHES:
+        seen = f"bn1 has seen only {batches} batches of training"
+        if name:
+            return name, f"{seen}: whether this is the network that was trained, its statistics do not tell"
+        raise UserError(f"--normalize auto cannot tell: {seen}; give --normalize {LEGAL}")
+    search = _Search(network, spec, images)
+    if name:
+        return name, _confirmed(search, name, constants(name, spec), sigma)
+    return _recognised(search, sigma)
+
+
+def _recognised(search: "_Search", sigma: float) -> tuple[str, str]:
+    best, *others = search.known_anywhere(sigma)
+    if not search.is_near(best):
+        raise UserError(f"--normalize auto cannot tell: {search.what_would_fit(best)}")
+    name = search.name(best)
+    rivals = [fit for fit in others if fit.first < _TIMES_NEARER * best.first]
+    twins = [fit for fit in rivals if are_the_same(fit.values, best.values)]
+    rivals = [fit for fit in rivals if fit not in twins]
+    if rivals:
+        raise UserError(
+            f"--normalize auto cannot tell: {name} and {search.name(rivals[0])} fit alike, bn1's inputs lie "
+            f"{best.first:.2g} and {rivals[0].first:.2g} nats (KL) from training's; give --normalize with either"
+        )
+    line = f"--normalize auto takes {name}: bn1's inputs lie {best.first:.2g} nats (KL) from training's"
+    line += f", {others[0].first:.2g} with {search.name(others[0])}" if others else ""
+    line += f"; farthest: {best.worst:.2g} in {best.layer}"
+    if best.sigma != sigma:
+        line += f"; it was trained with noise {best.sigma:g}, and is evaluated with {sigma:g}"
+    return name, line + "".join(f" ({search.name(twin)} is too much like it to tell)" for twin in twins)
+
+
+def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) -> str | None:
+    own = search.fit(values, sigma, 1.0)
+    for noise in _other_noises(sigma):
+        if not search.is_near(own):
+            own = min(own, search.fit(values, *noise), key=lambda fit: (not search.is_near(fit), fit.first))
+    best = search.known_anywhere(sigma)[0]
+    if best.first <= search.first_near and own.first > max(_FIRST_NEAR, _TIMES_NEARER * best.first):
+        raise UserError(
+            f"--normalize {name} contradicts the checkpoint: bn1's inputs then lie {own.first:.2g} nats (KL) "
+            f"from training's, {best.first:.2g} with {search.name(best)}"
+        )
+    if search.is_near(own):
+        return None
+    if own.first <= search.first_near and own.worst > own.limit:
+        raise UserError(_another_network(own))
+    return (
+        f"with --normalize {name} bn1's inputs lie {own.first:.2g} nats (KL) from training's, where a right one "
+        f"lies below {search.first_near:.2g}: are normalisation, --noise_sd and images those of training?"
+    )
+
+
+def _other_noises(sigma: float) -> list[tuple[float, float]]:
+    """Of what the field trains with, sigma and the share of the images that have noise: half in stability training."""
+    return [(sigma, 0.5), *((other, 1.0) for other in _SIGMAS if other != sigma)]
+
+
+def _another_network(fit: Fit) -> str:
+    return (
+        f"the network here is not the one that was trained: bn1's statistics fit ({fit.first:.2g} nats), those of "
+        f"{fit.layer} lie {fit.worst:.2g} nats away (limit {fit.limit:.2g}); another stride, pooling, dilation or "
+        "image size has the same keys. Build it as it was trained: --classifier FILE.py:function"
+    )
+
+
+class _Search:
+    """The distances of one network, over normalisations, noise and the ways in which training shows images."""
+
+    def __init__(self, network: MultiHeadNetwork, spec: DataSpec, images: Tensor):
+        self.network, self.spec = copy.deepcopy(network).to(images.device), spec
+        self.first_near = _FIRST_NEAR + _FIRST_SAMPLED / len(images)
+        batches = batches_seen(cast(nn.BatchNorm2d, network.bn1))
+        self.near = _NEAR + (_LAG / batches if batches else 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            whole = images.cpu()
+            views = [whole, random_crop(whole, 4)]  # networks for small images see black borders in training
+            if min(images.shape[2:]) >= 64:
+                zoom = v2.RandomResizedCrop(tuple(images.shape[2:]))
+                views.append(torch.stack([zoom(image) for image in whole]))
+            self.noise = torch.randn(images.shape).to(images.device)
+        self.views = [view.to(images.device) for view in views]
+        self._first: dict[tuple[float, float], list[FirstLayer]] = {}
+
+    def name(self, fit: Fit) -> str:
+        """Of its normalisation."""
+        return name_of(fit.values, self.spec)
+
+    def is_near(self, fit: Fit) -> bool:
+        """Whether the network is the one that was trained, as far as statistics tell."""
+        return fit.first <= self.first_near and fit.worst <= fit.limit
+
+    def known(self, sigma: float, share: float = 1.0) -> list[Fit]:
+        """The known normalisations, the nearest to bn1 first; it alone is followed through all layers."""
+        fits = []
+        for values in known(self.spec).values():
+            first = min(layer.distance(values) for layer in self.first(sigma, share))
+            fits.append(Fit(values, sigma, share, first))
+        best, *others = sorted(fits, key=lambda fit: fit.first)
+        return [self.fit(best.values, sigma, share), *others]
+
+    def known_anywhere(self, sigma: float) -> list[Fit]:
+        """The same for this noise or, where none is surely near, for another with which one is nearer."""
+        found = self.known(sigma)
+        if self.is_near(found[0]) and found[0].first <= _CERTAIN:
+            return found
+        everywhere = [found, *(self.known(*noise) for noise in _other_noises(sigma))]
+        near = [fits for fits in everywhere if self.is_near(fits[0])]
+        return min(near, key=lambda fits: fits[0].first) if near else found
+
+    def noised(self, view: Tensor, sigma: float, share: float) -> Tensor:
+        """The images of a view with noise, the last ones if not all."""
+        noise = sigma * self.noise
+        noise[: round((1 - share) * len(noise))] = 0
+        return view + noise
+
+    def first(self, sigma: float, share: float) -> list["FirstLayer"]:
+        """The first layer under noise, of each view."""
+        if (sigma, share) not in self._first:
+            layers = [FirstLayer(self.network, self.noised(view, sigma, share)) for view in self.views]
+            self._first[sigma, share] = layers
+        return self._first[sigma, share]
+
+    def fit(self, values: Constants, sigma: float, share: float) -> Fit:
+        """Of the view that is nearest in bn1; where that is not near, the other layers are not asked."""
+        firsts = [layer.distance(values) for layer in self.first(sigma, share)]
+        first = min(firsts)
+        if first > self.first_near:
+            return Fit(values, sigma, share, first)
+        view = self.noised(self.views[firsts.index(first)], sigma, share)
+        found = distances(nn.Sequential(Normalize(*values).to(view.device), self.network), view)
+        limits = {name: self.near + _SAMPLED / (len(view) * pixels) for name, (_, pixels) in found.items()}
+        limits["1.bn1"] = self.first_near
+        layer = max(found, key=lambda name: found[name][0] / limits[name])
+        return Fit(values, sigma, share, first, found[layer][0], limits[layer], self.in_file(layer))
+
+    def in_file(self, layer: str) -> str:
+        """The field's name of a layer."""
+        stages = sum(1 for name, _ in self.network.named_children() if name.startswith("layer"))
+        return field_name(layer, stages + 1)
+
+    def what_would_fit(self, nearest: Fit) -> str:
+        """What the user is told where no known normalisation fits."""
+        if nearest.first <= self.first_near:
+            return _another_network(nearest)
+        layers = self.first(nearest.sigma, nearest.share)
+        fits = [self.fit(layer.fitted(nearest.values), nearest.sigma, nearest.share) for layer in layers]
+        fitted = min(fits, key=lambda fit: fit.first)
+        far = f"with {self.name(nearest)}, the nearest known, bn1's inputs lie {nearest.first:.2g} nats (KL) from "
+        far += f"training's, where a right one lies below {self.first_near:.2g}"
+        if self.is_near(fitted):
+            name = self.name(fitted)
+            return f"{far}; {name} would fit to {fitted.first:.2g}: give --normalize {name} if it can be that"
+        if fitted.first <= self.first_near:
+            return f"{far}; {_another_network(fitted)}"
+        return f"{far}; is --noise_sd the one of training? Give --normalize {LEGAL} (estimated: {self.name(fitted)})"
