@@ -27,8 +27,8 @@ _SECONDS_BETWEEN_TRIES = 10  # while another run counts
 def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: Recipe) -> Tensor:
     """A pretrained smoothed classifier's share of votes for each class on each image of the split, [n, K].
 
-    A prediction run (spacte.certify.predict) over the images as `split[idx]` gives them, not augmented (ImageNet's are:
-    they are read so), with the noise that the network was trained with. It leaves
+    A prediction run (spacte.certify.predict) over the images as `split[idx]` gives them, not augmented, with the noise
+    that the network was trained with. It leaves
     `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count resumes after its last
     image, and what is counted is read. The votes do not depend on the training run's seed, so that other runs share
     them.

@@ -147,6 +147,17 @@ def test_imagenet_streams_crops_of_224_pixels(tmp_path, monkeypatch):
     assert torch.equal(image, list(test.batches(2))[1][0][0]) and label == 1
 
 
+def test_a_single_training_image_is_read_without_augmentation(tmp_path, monkeypatch):
+    """What asks for it, votes on training images, say, must not depend on who drew what before, nor move the draws."""
+    write_tree(tmp_path, {"ILSVRC2012_img_train": {"n1": 2, "n2": 1}}, size=(300, 280), extension="jpg")
+    (tmp_path / "ILSVRC2012_img_val").symlink_to(tmp_path / "ILSVRC2012_img_train")
+    monkeypatch.setitem(SPECS, "ImageNet", replace(SPECS["ImageNet"], num_classes=2))
+    train, test = (open_split("ImageNet", tmp_path, part, CPU) for part in (True, False))
+    before = torch.get_rng_state()
+    assert all(torch.equal(train[idx][0], test[idx][0]) and train[idx][1] == test[idx][1] for idx in range(3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_imagenet_without_its_folders_says_so(tmp_path):
     with pytest.raises(UserError, match="ILSVRC2012_img_val"):
         open_split("ImageNet", tmp_path, False, CPU)
@@ -154,8 +165,9 @@ def test_imagenet_without_its_folders_says_so(tmp_path):
 
 def streamed(root, counts, workers=0):
     """A stream of the random images in root/x."""
-    tree = Tree(write_tree(root, {"x": counts}) / "x", loader=load_rgb, transform=v2.PILToTensor())
-    return Streamed(DataSpec("toy", (3, 12, 10), len(counts), (0.5,) * 3, (0.5,) * 3), tree, CPU, workers)
+    plain = v2.PILToTensor()
+    tree = Tree(write_tree(root, {"x": counts}) / "x", loader=load_rgb, transform=plain)
+    return Streamed(DataSpec("toy", (3, 12, 10), len(counts), (0.5,) * 3, (0.5,) * 3), tree, plain, CPU, workers)
 
 
 @pytest.fixture

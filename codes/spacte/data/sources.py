@@ -188,7 +188,7 @@ def open_split(
         return InMemory(spec or measured, images, labels, train, device, crop=4, flip=True)
     spec = data_spec(name)
     if name == "ImageNet":
-        return Streamed(spec, _imagenet(data_dir, train), device, workers)
+        return Streamed(spec, _imagenet(data_dir, train), _centre, device, workers)
     source = SOURCES[name]
     images, labels = (torch.as_tensor(array) for array in source.read(data_dir, train))
     images = images if images.dim() == 4 else images.unsqueeze(1)  # [n, H, W] -> [n, 1, H, W]
@@ -210,12 +210,15 @@ def _measured_spec(images: Tensor, class_names: tuple[str, ...]) -> DataSpec:
     )  # fmt: skip
 
 
+_centre = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+_augmented = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
 def _imagenet(data_dir: Path, train: bool) -> datasets.ImageFolder:
     """ILSVRC 2012 with Cohen et al.'s transforms: random resized crop and flip, or resize to 256 and centre crop."""
-    steps = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()] if train else [v2.Resize(256), v2.CenterCrop(224)]
     tree = Tree(
         data_dir / ("ILSVRC2012_img_train" if train else "ILSVRC2012_img_val"),
-        transform=v2.Compose([*steps, v2.PILToTensor()]),
+        transform=_augmented if train else _centre,
         loader=load_rgb,
     )
     num_classes = data_spec("ImageNet").num_classes

@@ -7,7 +7,7 @@ through torchvision's transforms and worker processes.
 import hashlib
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 
 from spacte.data.spec import DataSpec, size_text
 from spacte.distributed import get_rank, get_world_size
@@ -22,7 +23,9 @@ from spacte.utils import UserError
 
 
 class Split(ABC):
-    """One split of a data set: `split[idx]` is an image [C, H, W] in [0, 1] on the device, and its label."""
+    """One split of a data set: `split[idx]` is an image [C, H, W] in [0, 1] on the device, never augmented, and its
+    label.
+    """
 
     def __init__(self, spec: DataSpec, device: torch.device):
         self.spec, self.device = spec, device
@@ -46,9 +49,7 @@ class Split(ABC):
     def some(self, count: int) -> tuple[Tensor, Tensor]:
         """About `count` images [n, C, H, W] from the whole split and their labels [n]; always the same ones."""
         indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # for the random crops of ImageNet's training images
-            images, labels = zip(*(self[idx] for idx in indices), strict=True)
+        images, labels = zip(*(self[idx] for idx in indices), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
     def _scaled(self, images: Tensor) -> Tensor:
@@ -184,18 +185,24 @@ class InMemory(BatchedSplit):
 
 
 class Streamed(BatchedSplit):
-    """A split read from files by worker processes: ImageNet. `dataset` yields uint8 images [C, H, W] and labels."""
+    """A split read from files by worker processes: ImageNet.
 
-    def __init__(self, spec: DataSpec, dataset: Any, device: torch.device, workers: int):
+    `dataset` yields uint8 images [C, H, W] and labels, augmented for training; `plain` makes such an image, without
+    augmentation, of what the dataset's loader reads.
+    """
+
+    def __init__(
+        self, spec: DataSpec, dataset: ImageFolder, plain: Callable[[Any], Tensor], device: torch.device, workers: int
+    ):
         super().__init__(spec, device)
-        self.dataset, self.workers = dataset, workers
+        self.dataset, self.plain, self.workers = dataset, plain, workers
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[idx]
-        return self._scaled(image.to(self.device)), label
+        path, label = self.dataset.samples[idx]
+        return self._scaled(self.plain(self.dataset.loader(path)).to(self.device)), label
 
     def label(self, idx: int) -> int:
         """See Split."""

@@ -105,14 +105,14 @@ def held_fixed(classifier: object) -> Iterator[None]:
 def statistics_kept(classifier: nn.Module) -> Iterator[None]:
     """Within it BatchNorm in training mode uses a batch's own statistics, and leaves the running ones as they are."""
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    norms = [norm for norm in norms if norm.training and norm.track_running_stats]
     try:
         for norm in norms:
-            norm.momentum = 0.0
+            norm.track_running_stats = False
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def project(centre: Tensor, point: Tensor, radius: float | None) -> Tensor:
