@@ -68,11 +68,8 @@ class CATRS(Objective):
         """The pretrained network's soft votes on the training images, [n, K]."""
         if self.pretrained_model is None:
             raise UserError("CAT-RS needs --pretrained_model: a checkpoint of 0Gaussian, in the paper of sigma 0.25")
-        path = Path(self.pretrained_model)
-        if self.votes_of and path.is_file() and sha256(path) != self.votes_of:
-            raise UserError(f"--pretrained_model '{path}' is not the network that the run began with")
         votes = soft_votes(self.pretrained_model, self.num_votes, self.votes_dir, split, self.recipe)
-        self.votes_of = sha256(path)
+        self.votes_of = sha256(Path(self.pretrained_model))
         return votes.to(split.device)
 
     def state(self):
@@ -80,8 +77,11 @@ class CATRS(Objective):
         return {"votes_of": self.votes_of}
 
     def restore(self, state):
-        """See `state`; `targets` compares."""
+        """See `state`. UserError where --pretrained_model is another network."""
         self.votes_of = state["votes_of"]
+        path = Path(self.pretrained_model or "")
+        if path.is_file() and sha256(path) != self.votes_of:
+            raise UserError(f"--pretrained_model '{path}' is not the network that the run began with")
 
     def __call__(self, classifier, images, labels, epoch, soft_votes):
         """The loss and its parts; see Objective. `soft_votes` [B, K] are the rows of `targets`."""

@@ -30,6 +30,10 @@ class Stability(Objective):
         """The weight of the stability term."""
         return f"-lbd-{self.lbd}"
 
+    def fewest_images(self):
+        """Two, for the clean images pass the network alone."""
+        return 2
+
     def __call__(self, classifier, images, labels, epoch):
         """The loss and its parts; see Objective."""
         clean = classifier(images).float()  # [L, B, K]; a pass of its own: BatchNorm sees clean and noisy images apart

@@ -1,10 +1,12 @@
 """The device that networks run on, the arithmetic on it, its random numbers, its memory."""
 
+import contextlib
 import importlib.util
 import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -164,6 +166,16 @@ def restore_rng_state(states: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+@contextlib.contextmanager
+def draws_kept(device: torch.device) -> Iterator[None]:
+    """What is drawn within it from torch's default generators moves no draw after it."""
+    states = rng_state(device)
+    try:
+        yield
+    finally:
+        restore_rng_state(states)
 
 
 def memory_is_short(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from spacte.utils import RunError, UserError, end_with_parent
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 T = TypeVar("T")
@@ -105,6 +106,17 @@ def all_reduce_mean(values: "Tensor") -> "Tensor":
         dist.all_reduce(values)
         values /= get_world_size()
     return values
+
+
+def relative_size(size: int, device: "torch.device") -> "Tensor":
+    """How large this process's part of a batch is, over the mean of all processes' parts: a scalar on the device.
+
+    The mean over processes of (a mean over the part) times this is the mean over the whole batch.
+    """
+    import torch
+
+    part = torch.full((), float(size), device=device)
+    return part / all_reduce_mean(part)
 
 
 def broadcast(values: "Tensor") -> "Tensor":

@@ -243,6 +243,8 @@ def test_votes_that_are_others(catrs, tmp_path, digits_models):
     contents["state_dict"]["1.conv1.weight"] += 0.01
     torch.save(contents, tmp_path / "other.pth")
     is_one_line(*catrs("x", model=tmp_path / "other.pth")[::2], "are others: checkpoint_sha256 (")
+    finished = catrs("first", "--resume", model=tmp_path / "other.pth")
+    is_one_line(*finished[::2], "is not the network that the run began with")
     for checkpoint in (tmp_path / "first/save").rglob("epoch1.pth"):
         contents = torch.load(checkpoint, weights_only=True)
         torch.save(contents | {"args": contents["args"] | {"epochs": 2}}, checkpoint)

@@ -105,6 +105,8 @@ def test_a_run_with_teachers_resumes_with_the_same_ones_wherever_they_lie(script
     assert code == 0, err
     again = torch.load(last, weights_only=True)["state_dict"]
     assert all(torch.equal(again[name], value) for name, value in whole.items())
+    code, _, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--teachers", *reversed(moved))
+    assert code == 2 and "began with other networks" in err, "a finished run's, too"
     code, out, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--teachers", "gone.pth", "gone.pth")
     assert code == 0 and "nothing is left to do" in out, err
     released = tmp_path / "released.pth"

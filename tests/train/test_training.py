@@ -7,15 +7,18 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CODES, DEFENCES, TINY, load_module
+from objectives import objective_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from spacte.data.sources import open_split
 from spacte.files import lock
-from spacte.model import checkpoint
+from spacte.model import build_classifier, checkpoint
 from spacte.names import run_name_of_today
 from spacte.train.command import parse
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective
 from spacte.train.settings import Place, Recipe, available_workers
+from spacte.train.trainer import Trainer
 from spacte.utils import RunError
 
 RUN = {
@@ -145,6 +148,34 @@ def test_a_resumed_run_ends_as_if_never_interrupted(script, tmp_path, monkeypatc
 
     code, out, _ = script(train, *flags, "--resume")
     assert code == 0 and "nothing is left to do" in out
+
+
+@pytest.mark.parametrize(("defence", "vectors", "fewest"), [
+    ("0Gaussian", 1, 2), ("0Gaussian", 4, 4), ("4MACER", 4, 2), ("7Stability", 1, 2), ("7Stability", 4, 8),
+])  # fmt: skip
+def test_every_pass_of_a_last_batch_has_two_images_to_compare(defence, vectors, fewest):
+    """Stability training's clean images pass alone, an image of the others beside its noisy copies."""
+    objective = objective_of(defence, "--num_noise_vec", vectors, "--dataset", "digits", "--arch", "R8")
+    digits = open_split("digits", "", True)
+    network = build_classifier("R8", "digits", objective.recipe.num_heads)
+    assert Trainer(objective.recipe, objective, network, torch.device("cpu"), digits, digits).smallest == fewest
+
+
+def test_how_often_accuracy_is_looked_at_changes_no_draw(monkeypatch):
+    """Nor do a test split's workers, which take a number from torch's generator for each pass over it."""
+    digits = open_split("digits", "", True)
+    digits.keep_first_of_each_class(50)
+    batches = type(digits).batches
+    monkeypatch.setattr(type(digits), "batches", lambda *args: torch.rand(3) is not None and batches(*args))
+    after = []
+    for every in (1, 3):
+        objective = objective_of("0Gaussian", "--dataset", "digits", "--arch", "R8", "--epochs", 3, "--num_heads", 1)
+        torch.manual_seed(0)
+        network = build_classifier("R8", "digits", 1)
+        trainer = Trainer(objective.recipe, objective, network, torch.device("cpu"), digits, digits)
+        assert len(list(trainer.epochs(every))) == 3
+        after.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
+    assert torch.equal(*after)
 
 
 def test_a_run_is_trained_by_one_process(script, tmp_path, trained):

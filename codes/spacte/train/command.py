@@ -5,6 +5,7 @@ flags -> settings -> data -> classifier -> objective -> epochs -> checkpoint
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,8 +164,9 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
             raise UserError(
                 f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} {known[name]}"
             )
-    if contents["epoch"] == settings["epochs"]:
-        return
+    files = [Path(path) for paths in objective.recipe.inputs.values() for path in paths]
+    if contents["epoch"] == settings["epochs"] and not all(path.exists() for path in files):
+        return  # a finished run's inputs may be gone
     began_with = contents.get("inputs", {})
     for name, hashes in inputs_sha256(objective.recipe).items():
         if began_with.get(name) != hashes:

@@ -65,6 +65,12 @@ class Objective:
         """
         return self.recipe.num_noise_vec
 
+    def fewest_images(self) -> int:
+        """How many images a mini-batch must have in each process. One is enough where its m >= 2 noisy copies pass the
+        network together: BatchNorm compares at least two values.
+        """
+        return 1
+
     def targets(self, split: BatchedSplit) -> Tensor | None:
         """What the loss needs of each training image beside its label, [n, ...]: the rows of a mini-batch's images are
         then the fifth argument of the call. Called once, in every process, before training.

@@ -21,8 +21,15 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from tqdm import tqdm
 
 from spacte.data.splits import BatchedSplit
-from spacte.device import restore_rng_state, rng_state
-from spacte.distributed import all_gather_object, all_reduce_mean, broadcast, get_rank, get_world_size
+from spacte.device import draws_kept, restore_rng_state, rng_state
+from spacte.distributed import (
+    all_gather_object,
+    all_reduce_mean,
+    broadcast,
+    get_rank,
+    get_world_size,
+    relative_size,
+)
 from spacte.model.classifier import Classifier
 from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import noisy_logits, statistics_kept
@@ -53,7 +60,7 @@ class Trainer:
         self.train_split, self.test_split = train_split, test_split
         self.mini_batches = objective.mini_batches()
         # fewer images cannot fill the mini-batches, nor give BatchNorm two values to compare
-        self.smallest = max(2, self.mini_batches) * get_world_size()
+        self.smallest = max(2, self.mini_batches * objective.fewest_images()) * get_world_size()
         self.steps = train_split.num_batches(recipe.batch_size, self.smallest) * self.mini_batches
         if min(recipe.batch_size, len(train_split)) < self.smallest:
             raise UserError(
@@ -114,9 +121,8 @@ class Trainer:
 
     def prepare(self) -> None:
         """Ask the objective for its targets; nothing that this draws moves the training's draws."""
-        states = rng_state(self.device)
-        self.targets = self.objective.targets(self.train_split)
-        restore_rng_state(states)
+        with draws_kept(self.device):
+            self.targets = self.objective.targets(self.train_split)
 
     def epochs(self, test_freq: int = 1) -> Iterator[dict]:
         """Train to the last epoch; yields each epoch's figures by name.
@@ -147,9 +153,10 @@ class Trainer:
     def _train_epoch(self, bar: tqdm) -> dict:
         recipe, epoch = self.recipe, self.epoch + 1
         started = time.monotonic()
-        weights = self.objective.sampling_weights(epoch, unwrapped(self.classifier), self.train_split)
-        self.classifier.train()
         share = self.objective.easy_share(epoch)
+        with draws_kept(self.device):
+            weights = self.objective.sampling_weights(epoch, unwrapped(self.classifier), self.train_split)
+        self.classifier.train()
         self.objective.class_thresholds = self._class_thresholds(epoch, share, weights) if share < 1 else None
         learning_rate, pace = self.scheduler.get_last_lr()[0], _mean_threshold(self.objective.threshold(epoch))
         order = torch.Generator().manual_seed(derived_seed("order", recipe.seed, epoch))  # the same in every process
@@ -195,18 +202,16 @@ class Trainer:
         Nothing that this draws moves the training's draws. It costs a third of as many steps: a twentieth of an epoch
         of ImageNet.
         """
-        states = rng_state(self.device)
-        torch.manual_seed(derived_seed("pace", self.recipe.seed, epoch, get_rank()))
         order = torch.Generator().manual_seed(derived_seed("pace", self.recipe.seed, epoch))
         enough = math.ceil(_IMAGES_OF_A_PACE * self.objective.num_classes / self.recipe.batch_size)
         batches = self.train_split.batches(self.recipe.batch_size, order, self.smallest, weights)
         network, found = unwrapped(self.classifier), []
-        with uncompiled(), statistics_kept(network):
+        with draws_kept(self.device), uncompiled(), statistics_kept(network):
+            torch.manual_seed(derived_seed("pace", self.recipe.seed, epoch, get_rank()))
             for images, labels in itertools.islice(batches, enough):
                 for some, their_labels in self._split(images, labels):
                     logits = noisy_logits(network, some, self.objective.draw_noises(some))
                     found.append((smoothed_cross_entropy(logits, their_labels).cpu(), their_labels.cpu()))
-        restore_rng_state(states)
         everywhere = [one for process in all_gather_object(found) for one in process]
         losses, labels = (torch.cat(parts, -1) for parts in zip(*everywhere, strict=True))
         return class_quantiles(losses, labels, share, self.objective.num_classes).to(self.device)
@@ -217,7 +222,7 @@ class Trainer:
         if self.objective.teachers and "distil" not in parts:
             raise UserError(f"{self.objective.name()} does not call `other_losses`: --teachers would teach nothing")
         self.optimizer.zero_grad(set_to_none=True)  # a step whose capture failed may have left some
-        loss.backward()
+        (loss * relative_size(len(labels), loss.device)).backward()  # the processes' gradients are averaged
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # gradients would keep the memory of a graph that is gone
         return {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
@@ -226,17 +231,15 @@ class Trainer:
     def noisy_accuracy(self) -> dict[str, float]:
         """The share of test images, each with one noise vector, that the ensemble (`acc`) and each head get right."""
         self.classifier.eval()
-        # noise of its own, so that how often one evaluates does not change the training
-        generator = torch.Generator(self.device).manual_seed(
-            derived_seed("test", self.recipe.seed, self.epoch, get_rank())
-        )
         correct = torch.zeros(self._voters, device=self.device)
         on_gpu, batch_size = self.device.type == "cuda", self.recipe.batch_size
         if on_gpu:  # nothing is captured here: few large batches are few launches
             batch_size = max(batch_size, _PIXELS_OF_A_LOOK // math.prod(self.test_split.spec.shape[1:]))
-        with uncompiled() if on_gpu else contextlib.nullcontext():
+        # how often one looks does not change the training
+        with draws_kept(self.device), uncompiled() if on_gpu else contextlib.nullcontext():
+            torch.manual_seed(derived_seed("test", self.recipe.seed, self.epoch, get_rank()))
             for images, labels in self.test_split.batches(batch_size):
-                noise = torch.randn(images.shape, device=self.device, generator=generator) * self.recipe.noise_sd
+                noise = torch.randn(images.shape, device=self.device) * self.recipe.noise_sd
                 logits = unwrapped(self.classifier)(images + noise).float()  # [L, B, K]
                 correct += (with_ensemble(logits).argmax(-1) == labels).sum(1)  # [V]
         return self._accuracies((all_reduce_mean(correct) * get_world_size() / len(self.test_split)).tolist())
