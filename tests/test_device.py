@@ -54,6 +54,7 @@ WAYS_OF_SAYING_SO = {
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 MiB"): True,
     torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"): True,
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"): True,
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"): True,
     RuntimeError("GET was unable to find an engine to execute this computation"): True,
     torch.AcceleratorError("CUDA error: an illegal memory access was encountered"): False,
     torch.AcceleratorError("CUDA error: device-side assert triggered"): False,

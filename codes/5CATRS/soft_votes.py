@@ -17,6 +17,7 @@ from spacte.logs.config import RunConfig
 from spacte.logs.counts import read_counts, read_text
 from spacte.logs.plans import PredictPlan
 from spacte.logs.runfiles import RunFiles, folder_of
+from spacte.model.passes import in_passes
 from spacte.train.settings import Recipe
 from spacte.utils import TakenError, UserError
 
@@ -50,6 +51,8 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
                 print(f"waiting for the pretrained network's votes: {error}", flush=True)
             waits = True
             time.sleep(_SECONDS_BETWEEN_TRIES)
+    for network in in_passes(evaluation.smooth.base_classifier):
+        network.forget_functions()  # a GPU's graphs have memory of their own
     counted = broadcast_object(lambda: read_counts(files.counts))  # in the order of the images
     votes = torch.stack([torch.from_numpy(counts.estimation[-1]) for counts in counted])
     return votes.float() / draws

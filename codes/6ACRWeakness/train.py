@@ -16,6 +16,7 @@ from attack import attack
 from circular_teaching import ct_loss
 from sampling import kept, weights
 from spacte.cli import image_norm, non_negative_int, positive_int, probability
+from spacte.device import usual_batch
 from spacte.model.frozen import freeze
 from spacte.model.noisy import noisy_logits
 from spacte.smooth.poll import poll
@@ -68,7 +69,9 @@ class ACRWeakness(Objective):
         """None before `ds_epoch` epochs are done; then images are left out, once, and the others weighed repeatedly."""
         since = epoch - 1 - self.ds_epoch
         if since >= 0 and since % self.dataset_weight_epoch == 0:
-            frozen = freeze(classifier, split.device, self.recipe.precision)
+            frozen = freeze(
+                classifier, split.device, self.recipe.precision, usual_batch(split.device, split.spec.shape)
+            )
             smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
             if since == 0:
                 right = self._right_votes("left out", smooth, split, range(len(split)), self.num_noise_ds, epoch)
@@ -91,7 +94,7 @@ class ACRWeakness(Objective):
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):
         """How many of the ensemble's n votes are right on each of the N images, [N]; other draws for each purpose."""
         seed = (purpose, self.recipe.seed, epoch)
-        labels, votes = poll(smooth, split, indices, n, seed)
+        labels, votes = poll(smooth, split, indices, n, seed, usual_batch(split.device, split.spec.shape))
         return votes[np.arange(len(labels)), -1, labels]
 
     def state(self):

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -91,6 +92,33 @@ def test_a_gpus_fused_convolutions_are_the_plain_ones(monkeypatch, arch, dataset
     expected = before.detach()
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * max(1, float(expected.abs().max())))
     assert (16 in widths) == (arch in ("R8", "R20") and not (widen and shape[-1] % 2 == 0))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("free", [2**10, 2**30])
+def test_where_cudnn_has_no_fused_kernel_and_memory_enough_blocks_run_unfused(monkeypatch, free):
+    """Of short memory it says the same: then smaller passes are to be tried, and the error goes on."""
+
+    def no_engine(*args):
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", no_engine)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", no_engine)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**36))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    frozen, images = freeze(warmed_up("R8", "digits", (1, 8, 8)), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
+    expected = frozen(images)
+    fuse(frozen.network, widen=True)
+    if free < 2**20:
+        with pytest.raises(RuntimeError, match="unable to find an engine"):
+            frozen.logits(images)
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        assert torch.equal(frozen(images), expected)
+    (one,) = caught
+    assert "they run unfused, slower" in str(one.message)
 
 
 @torch.inference_mode()

@@ -1,6 +1,5 @@
 """The classifier under the noise: of checkpoints, or of the user's own function; and what a log must say of it."""
 
-import math
 import sys
 import time
 import warnings
@@ -14,7 +13,7 @@ from torch import nn
 
 from spacte.certify.contract import check_contract
 from spacte.data.splits import Split
-from spacte.device import arithmetic
+from spacte.device import arithmetic, usual_batch
 from spacte.distributed import broadcast_object, is_main_process
 from spacte.files import sha256
 from spacte.logs.config import RunConfig
@@ -27,8 +26,6 @@ from spacte.model.recognition import examined
 from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.names import printable_name
 from spacte.utils import UserError
-
-_GPU_PIXELS = 2**22  # of a batch on a GPU: an H200 certified R110 a quarter faster by 4,096 images than by 1,000
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,8 @@ class Computing:
     arithmetic: dict[str, bool | str]
 
     def batch_size(self, split: Split) -> int:
-        """How many noisy copies of the split's images a batch has: as many as were requested, else 1,000 on the CPU.
-
-        On a GPU as many as keep it busy, 4,096 of CIFAR-10's images, and 256 of ImageNet's.
-        """
-        if self.asked is not None:
-            return self.asked
-        if self.device.type == "cpu":
-            return 1000
-        return max(256, min(4096, _GPU_PIXELS // math.prod(split.spec.shape[1:])))
+        """How many noisy copies of the split's images a batch has: as many as requested, else `usual_batch`."""
+        return usual_batch(self.device, split.spec.shape) if self.asked is None else self.asked
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ class InMemory(BatchedSplit):
         if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
             raise UserError(f"{spec.name}: labels must lie in 0..{spec.num_classes - 1}")
         self.images, self.labels = images.to(self.device), labels.to(self.device)
+        self._labels_on_cpu = labels.cpu()  # a number from a GPU waits for all that it has still to do
         self.crop, self.flip = crop if train else 0, flip and train
 
     def __len__(self) -> int:
@@ -160,7 +161,7 @@ class InMemory(BatchedSplit):
 
     def label(self, idx: int) -> int:
         """See Split."""
-        return int(self.labels[idx])
+        return int(self._labels_on_cpu[idx])
 
     def fingerprint(self) -> str:
         """See Split."""
@@ -169,10 +170,11 @@ class InMemory(BatchedSplit):
         return content.hexdigest()
 
     def _labels(self) -> Tensor:
-        return self.labels
+        return self._labels_on_cpu
 
     def _keep(self, indices: Tensor) -> None:
         self.images, self.labels = self.images[indices], self.labels[indices]
+        self._labels_on_cpu = self._labels_on_cpu[indices]
 
     def _load(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for chosen in _together(chunks, self.device):

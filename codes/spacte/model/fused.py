@@ -7,12 +7,14 @@ pixels of a row, which lie side by side in memory, are therefore taken as one of
 meet, so the function stays what it was except for the order in which its sums round.
 """
 
+import warnings
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from spacte.device import NO_ENGINE
 from spacte.model.heads import MultiHeadNetwork
 
 _CHANNELS = 32  # what a convolution with fewer is widened to
@@ -52,14 +54,17 @@ class _FusedBlock(nn.Module):
 
 
 class _FusedConvolution(nn.Module):
-    """relu(convolution(x) + bias + residual); the convolution alone where gradients are enabled."""
+    """relu(convolution(x) + bias + residual); the convolution alone where gradients are enabled.
+
+    Unfused from when cuDNN says that it has no kernel for it.
+    """
 
     weight: Tensor
     bias: Tensor
 
     def __init__(self, convolution: nn.Conv2d, widen: bool):
         super().__init__()
-        self.convolution = convolution
+        self.convolution, self.has_kernel = convolution, True
         self.pixels = _pixels(convolution) if widen else 1
         if self.pixels > 1:
             weight = widened(convolution.weight.detach(), self.pixels)
@@ -68,9 +73,21 @@ class _FusedConvolution(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[N, C, H, W] and optionally a residual of the result's shape -> [N, C', H', W']."""
-        one, pixels = self.convolution, self.pixels
         if torch.is_grad_enabled():
-            return one(x)
+            return self.convolution(x)
+        if self.has_kernel:
+            try:
+                return self._fused(x, residual)
+            except RuntimeError as error:  # of short memory cuDNN says the same: smaller passes are tried then
+                if NO_ENGINE not in str(error) or not _memory_is_ample(x):
+                    raise
+            self.has_kernel = False
+            warnings.warn("cuDNN has no fused kernel for some convolutions: they run unfused, slower", stacklevel=2)
+        y = self.convolution(x)
+        return (y if residual is None else y + residual).relu()
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        one, pixels = self.convolution, self.pixels
         if pixels == 1 or x.shape[-1] % pixels:
             return _fused(x, one.weight, _bias(one), residual, one)
         residual = None if residual is None else joined(residual, pixels)
@@ -82,6 +99,13 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, lik
     if residual is None:
         return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
     return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+
+
+def _memory_is_ample(x: Tensor) -> bool:
+    """Whether 16 times as much memory is free as these inputs fill: what cuDNN's kernels need is a part of that."""
+    free = torch.cuda.mem_get_info(x.device)[0]
+    free += torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
+    return free > 16 * x.numel() * x.element_size()
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:
