@@ -34,8 +34,19 @@ def test_training_and_certification_run_on_a_gpu(script, tmp_path, own_flags, de
 
 
 def test_a_run_on_a_gpu_is_resumed(script, tmp_path):
-    assert script("0Gaussian/train.py", *CUDA, "--num_heads", 2, "--epochs", 1)[0] == 0
-    code, out, err = script("0Gaussian/train.py", *CUDA, "--num_heads", 2, "--epochs", 1, "--resume")
+    """To the last bit: weights, momentum and the GPU's random numbers."""
+    flags = (*CUDA, "--num_heads", 2, "--epochs", 3, "--save_freq", 1)
+    assert script("0Gaussian/train.py", *flags)[0] == 0
+    paths = {int(path.stem[5:]): path for path in (tmp_path / "save").rglob("epoch*.pth")}
+    whole = torch.load(paths[3], weights_only=True, map_location="cpu")
+    paths[2].unlink()
+    paths[3].unlink()
+    code, _, err = script("0Gaussian/train.py", *flags, "--resume")
+    assert code == 0, err
+    again = torch.load(paths[3], weights_only=True, map_location="cpu")
+    assert all(torch.equal(again["state_dict"][name], value) for name, value in whole["state_dict"].items())
+    assert torch.equal(again["rng"][0]["cuda"], whole["rng"][0]["cuda"])
+    code, out, err = script("0Gaussian/train.py", *flags, "--resume")
     assert code == 0 and "nothing is left to do" in out, err
 
 

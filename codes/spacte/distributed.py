@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from spacte.utils import RunError, UserError, end_with_parent
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 T = TypeVar("T")
@@ -108,15 +107,15 @@ def all_reduce_mean(values: "Tensor") -> "Tensor":
     return values
 
 
-def relative_size(size: int, device: "torch.device") -> "Tensor":
-    """How large this process's part of a batch is, over the mean of all processes' parts: a scalar on the device.
+def as_part(mean: "Tensor", size: int) -> "Tensor":
+    """A mean over this process's part of a batch, of `size` images, weighed by that size.
 
-    The mean over processes of (a mean over the part) times this is the mean over the whole batch.
+    The processes' mean of the result is the mean over the whole batch. Itself where there is one process.
     """
-    import torch
-
-    part = torch.full((), float(size), device=device)
-    return part / all_reduce_mean(part)
+    if get_world_size() == 1:
+        return mean
+    here = mean.new_full((), size)
+    return mean * (here / all_reduce_mean(here))
 
 
 def broadcast(values: "Tensor") -> "Tensor":

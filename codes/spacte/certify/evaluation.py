@@ -32,7 +32,7 @@ class Evaluation:
 
     def generator(self, purpose: str, idx: int) -> torch.Generator:
         """The generator of image idx's noise: a function of (purpose, seed, idx) alone. What it draws on CUDA also
-        depends on the card's number of multiprocessors.
+        depends on the card's number of multiprocessors, and on how many copies are drawn at once: the batch size.
         """
         # of the image's own, so that skips, shards and batches, which change the order of images, change no draw
         return torch.Generator(self.device).manual_seed(derived_seed(purpose, self.config.seed, idx))

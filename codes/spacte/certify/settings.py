@@ -65,7 +65,11 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     )
     passes = "of a batch, how many go through the network at once on a CPU (default: measured when the run begins)"
     add("--images_per_pass", type=cli.positive_int, help=passes)
-    add("--seed", type=cli.seed, help="the noise of image idx follows from script, seed, idx and, on a GPU, its model")
+    add(
+        "--seed",
+        type=cli.seed,
+        help="the noise of image idx follows from script, seed, idx; on a GPU, its model and batch size",
+    )
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     arithmetic = "of the arithmetic; auto: tf32 on CUDA, else fp32; int8: a quantised network, the fastest on a CPU"

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from spacte.distributed import all_reduce_mean, broadcast, relative_size
+from spacte.distributed import all_reduce_mean, as_part, broadcast
 
 
 def pace_threshold(epoch: int, epochs: int, num_classes: int, last: float) -> float:
@@ -165,7 +165,7 @@ def taught_cross_entropy(
     paced = losses if pace.losses is None else pace.losses
     weights = received_weights(paced, lam, pace.by)
     heads = (weights * losses).mean(1)
-    means = all_reduce_mean(heads.detach() * relative_size(len(labels), heads.device))  # of the whole batch
+    means = all_reduce_mean(as_part(heads.detach(), len(labels)))  # of the whole batch
     c = broadcast(head_weights(means, eps, explore))  # one favoured head, not one per process
     ce = c @ heads
     return CircularLoss(ce, ce, heads, weights, c, (paced <= lam).float().mean())

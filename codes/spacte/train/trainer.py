@@ -22,14 +22,7 @@ from tqdm import tqdm
 
 from spacte.data.splits import BatchedSplit
 from spacte.device import draws_kept, restore_rng_state, rng_state
-from spacte.distributed import (
-    all_gather_object,
-    all_reduce_mean,
-    broadcast,
-    get_rank,
-    get_world_size,
-    relative_size,
-)
+from spacte.distributed import all_gather_object, all_reduce_mean, as_part, broadcast, get_rank, get_world_size
 from spacte.model.classifier import Classifier
 from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import noisy_logits, statistics_kept
@@ -49,7 +42,8 @@ _PIXELS_OF_A_LOOK = 2**21  # of a batch of test images on a GPU: 2,048 of CIFAR-
 class Trainer:
     """A classifier, its optimiser and the data, an epoch at a time.
 
-    On one GPU steps are replayed as CUDA graphs (spacte.train.graph) unless `graphs` is False.
+    On one GPU steps are replayed as CUDA graphs (spacte.train.graph) unless `graphs` is False; those of several
+    processes never are.
     """
 
     def __init__(
@@ -222,7 +216,7 @@ class Trainer:
         if self.objective.teachers and "distil" not in parts:
             raise UserError(f"{self.objective.name()} does not call `other_losses`: --teachers would teach nothing")
         self.optimizer.zero_grad(set_to_none=True)  # a step whose capture failed may have left some
-        (loss * relative_size(len(labels), loss.device)).backward()  # the processes' gradients are averaged
+        as_part(loss, len(labels)).backward()  # the processes' gradients are averaged
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # gradients would keep the memory of a graph that is gone
         return {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
