@@ -49,7 +49,7 @@ VERDICTS = {
         "| two networks, five heads with five teachers": "2-networks 5-heads-teachers",
         "one head with the mean of five teachers": "1-head-teachers 1-head",
         "does `--pace_share 0.8` help five heads?": "5-heads-share 5-heads",
-        "the ceiling of this split": "5-heads-on-a-trunk 5-heads",
+        "heads without a common training": "5-heads-on-a-trunk 5-heads",
         "an ensemble without a shared trunk": "5-networks 5-heads-on-a-trunk",
     },
     "cifar10-heads": {

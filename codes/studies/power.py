@@ -31,14 +31,13 @@ from spacte.logs.certlog import certified_radius
 from spacte.logs.counts import VoteCounts
 from spacte.logs.table import markdown
 from spacte.report.comparable import check_same_images
-from spacte.report.intervals import FEWEST_DIFFERENT
+from spacte.report.intervals import FEWEST_DIFFERENT, differ
 from spacte.report.reading import read_runs
 from spacte.report.recount import needed_counts
 from spacte.report.run import Run
 from spacte.utils import UserError
 
 _DRAWS = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
-_NORMAL = stats.norm.ppf(0.975)
 _MOST_IMAGES = 10**9
 
 
@@ -78,7 +77,7 @@ def _time(seconds: float) -> str | None:
 def plan(runs: list[Run], width: float, draws: list[int], deviation: float | None, seed: int = 0) -> pd.DataFrame:
     """A row for each number of draws N: largest radius, deviation over images, images for the width, draws, seconds.
 
-    At least as many images as report.py gives an interval for.
+    At least as many images as report.py gives an interval for: of the pilots' images only some differ.
 
     The draws in all are those of each log, selection included; an image that --skip_wrong leaves out takes no others.
     Without a log the selection's 100 are added, and the seconds are not known (NaN).
@@ -89,13 +88,11 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
     if pilots and len(shared) < 2:
         raise UserError("a pilot must have at least 2 images, and two pilots must share them")
     for n in draws:
-        spread = _deviation(pilots, n, shared, rng) if deviation is None else deviation
+        spread, share = _spread(pilots, n, shared, rng) if pilots else (0.0, 1.0)
+        spread = spread if deviation is None else deviation
         if spread == 0:
             raise UserError("the pilot's radii vary no more than its draws explain: give --deviation")
-        images = (2 * _NORMAL * spread / width) ** 2
-        if images > _MOST_IMAGES:
-            raise UserError(f"--width {width:g}: no data set has the {images:.2g} images that it needs")
-        images = max(FEWEST_DIFFERENT, math.ceil(images))
+        images = _images(spread, width, math.ceil(FEWEST_DIFFERENT / share) if share else _MOST_IMAGES)
         of_each = [pilot.draws(n) for pilot in pilots] or [100.0 + n]
         seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
         limit = min((largest_radius(replace(run.required_config, N=n)) for run in runs), default=math.nan)
@@ -104,8 +101,17 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
     return pd.DataFrame(rows)
 
 
-def _deviation(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> float:
-    """Over images, of what n draws would measure.
+def _images(spread: float, width: float, fewest: int) -> int:
+    """How many make Student's 95 % interval that wide."""
+    images = (2 * stats.norm.ppf(0.975) * spread / width) ** 2
+    if images > _MOST_IMAGES:
+        raise UserError(f"--width {width:g}: no data set has the {images:.2g} images that it needs")
+    quantile = stats.t.ppf(0.975, max(math.ceil(images), fewest) - 1)
+    return max(fewest, math.ceil((2 * quantile * spread / width) ** 2))
+
+
+def _spread(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> tuple[float, float]:
+    """The deviation over images of what n draws would measure, and the share of images on which it is not 0.
 
     Votes drawn from a pilot's shares vary by the images, by the pilot's draws and by their own; two such sets at the
     pilot's N tell how much of that its draws are. Their variance is taken off.
@@ -117,8 +123,8 @@ def _deviation(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> float:
 
     own = [pilot.run.required_config.N for pilot in pilots]
     of_draws = np.mean((measured(own) - measured(own)) ** 2) / 2
-    variance = np.mean([np.var(measured([n] * len(pilots)), ddof=1) for _ in range(2)])
-    return math.sqrt(max(variance - of_draws, 0.0))
+    twice = np.stack([measured([n] * len(pilots)) for _ in range(2)])
+    return math.sqrt(max(twice.var(axis=1, ddof=1).mean() - of_draws, 0.0)), float(differ(twice).mean())
 
 
 class _Pilot:

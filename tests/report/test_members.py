@@ -231,8 +231,19 @@ def test_the_images_give_an_interval_of_the_wanted_width(script, tmp_path, power
 
 def test_a_guess_of_the_deviation_needs_no_log(power):
     (row,) = power.plan([], 0.02, [2000], 0.25).to_dict("records")
-    assert row["images"] == np.ceil((2 * 1.959964 * 0.25 / 0.02) ** 2) == 2401
-    assert row["draws in all"] == 2401 * 2100 and np.isnan(row["seconds"])
+    assert row["images"] == np.ceil((2 * 1.960944 * 0.25 / 0.02) ** 2) == 2404, "Student's quantile, of 2,400"
+    assert row["draws in all"] == 2404 * 2100 and np.isnan(row["seconds"])
+
+
+def test_enough_images_differ_for_an_interval(tmp_path, power):
+    """Of these pilots' images every tenth does."""
+    logs = []
+    for name, other in (("a", 900), ("b", 600)):
+        images = [(0, votes(*[(other if k % 10 == 0 else 10, 0)] * 3)) for k in range(100)]
+        logs.append(run_with(tmp_path / name / "1.log", images))
+    runs = [run for log in logs for run in read_runs([log])]
+    (row,) = power.plan(runs, 0.5, [N], None).to_dict("records")
+    assert row["images"] == 500
 
 
 def test_a_power_that_cannot_be_said_is_one_line(script, tmp_path):
