@@ -90,6 +90,9 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     mean clean of its members; adds, what the vote adds to the mean ACR, with its 95 % interval low to high (over
     images, or over images and seeds); sd p, the deviation over members of the label's share of votes, and TV, the total
     variation between two members' votes, both means over the drawn images; each member's ACR and clean, ascending.
+
+    TV bounds from below the share of noisy copies on which two members disagree: disagreements that go both ways leave
+    no trace in sums. Both sd p and TV contain the noise of the draws, so they are compared at one N.
     """
     every = [None if run.heads and run.heads.head is not None else members_of(run) for run in runs]
     of_run = {id(run): one for run, one in zip(runs, every, strict=True) if one is not None}
