@@ -28,11 +28,10 @@ _SECONDS_BETWEEN_TRIES = 10  # while another run counts
 def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: Recipe) -> Tensor:
     """A pretrained smoothed classifier's share of votes for each class on each image of the split, [n, K].
 
-    A prediction run (spacte.certify.predict) over the images as `split[idx]` gives them, not augmented, with the noise
-    that the network was trained with. It leaves
-    `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count resumes after its last
-    image, and what is counted is read. The votes do not depend on the training run's seed, so that other runs share
-    them.
+    A prediction run (spacte.certify.predict) over the images, not augmented, with the noise that the network was
+    trained with. It leaves `<folder>/<dataset>/<arch>/noise-<sd>/votes/<run>-votes-<draws>*`: an interrupted count
+    resumes after its last image, and what is counted is read. The votes do not depend on the training run's seed, so
+    that other runs share them.
 
     Raises UserError where the checkpoint is of other data or classes, or the files are of another network, split or
     number of draws; then nothing is written. Where another run is counting them, it waits for that one.

@@ -24,8 +24,8 @@ def select_device(name: str, compiled: bool = False) -> torch.device:
 
     Of several processes each has a GPU of its own: the one that LOCAL_RANK numbers, or the only one that it sees. cuDNN
     chooses deterministic algorithms from here on (its fused convolutions, spacte.model.fused, know no such setting).
-    Raises UserError for a device that does not exist or is another
-    process's, and where networks are to be `compiled` for it but there is no compiler.
+    Raises UserError for a device that does not exist or is another process's, and where networks are to be `compiled`
+    for it but there is no compiler.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
