@@ -50,7 +50,7 @@ VERDICTS = {
         "one head with the mean of five teachers": "1-head-teachers 1-head",
         "does `--pace_share 0.8` help five heads?": "5-heads-share 5-heads",
         "heads without a common training": "5-heads-on-a-trunk 5-heads",
-        "an ensemble without a shared trunk": "5-networks 5-heads-on-a-trunk",
+        "an ensemble without a shared trunk": "5-networks 5-heads",
     },
     "cifar10-heads": {
         "does the ring add anything over self-pacing?": "5-heads 5-heads-self",
