@@ -45,6 +45,7 @@ if __name__ == "__main__":
 
 import gzip
 import json
+import re
 import shlex
 import signal
 import sys
@@ -68,7 +69,7 @@ CODES = Path(__file__).resolve().parent
 
 def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
     """As the only queue in the work folder; exit code 1 where jobs have failed."""
-    slurm.check_none(_with_slurm(work))
+    slurm.check_none(_known(slurm.submitted, work))
     taken = f"another queue, or a command that one started, is still at work in '{work}'"
     processes = args.processes or 1
     gpus = visible_gpus() if processes > 1 else []
@@ -106,10 +107,10 @@ def _command(work: Path, args: Namespace) -> list[str]:
     return [sys.executable, *map(str, (script, queue, "--work", work, "--threads", args.threads))]
 
 
-def _with_slurm(work: Path) -> dict[str, tuple[str, str]]:
-    """See slurm.submitted; empty, with a warning, where SLURM cannot be asked."""
+def _known(asked: Callable[[Path], dict], work: Path) -> dict:
+    """What slurm.submitted or slurm.last_words says of the folder; nothing, with a warning, where it cannot tell."""
     try:
-        return slurm.submitted(work)
+        return asked(work)
     except UserError as error:
         warnings.warn(f"SLURM's job states are unknown: {error}", stacklevel=1)
         return {}
@@ -117,7 +118,7 @@ def _with_slurm(work: Path) -> dict[str, tuple[str, str]]:
 
 def _list(jobs: list[Job], work: Path) -> None:
     """How each job stands."""
-    there, words = _with_slurm(work), slurm.last_words(work)
+    there, words = _known(slurm.submitted, work), _known(slurm.last_words, work)
     width = max(len(job.name) for job in jobs)
     for job in jobs:
         how = state(job)
@@ -133,9 +134,10 @@ def _list(jobs: list[Job], work: Path) -> None:
 _LOGS = (".log", ".json", ".jsonl", ".jsonl.gz")
 
 
-def _in_json(path: Path) -> bytes:
-    """A path as a JSON file holds it."""
-    return json.dumps(str(path))[1:-1].encode()
+def _without(path: Path, name: bytes, content: bytes) -> bytes:
+    """The content of a JSON file, with the name in place of the path: where a text or a flag's value begins with it."""
+    in_json = json.dumps(str(path))[1:-1].encode()
+    return re.sub(rb'(?<=["=])' + re.escape(in_json) + rb'(?=[/"])', name, content)
 
 
 def _collect(jobs: list[Job], folder: Path) -> None:
@@ -153,7 +155,7 @@ def _collect(jobs: list[Job], folder: Path) -> None:
             if path.suffix == ".jsonl" and not target.exists():
                 target, content = target.with_name(f"{target.name}.gz"), gzip.compress(content, mtime=0)
             if path.suffix == ".json":
-                content = content.replace(_in_json(job.work), b"WORK").replace(_in_json(job.codes), b"CODES")
+                content = _without(job.codes, b"CODES", _without(job.work, b"WORK", content))
             if not target.exists() or target.read_bytes() != content:
                 make_folder(target.parent)
                 replace_file(target, content)
@@ -185,14 +187,22 @@ def _parse() -> Namespace:
     instead.add_argument("--collect", type=Path, metavar="FOLDER", help="only copy the finished jobs' logs there")
     add("--requeue", action="store_true", help="with --job: at USR1 the job of SLURM goes back into SLURM's queue")
     args = parser.parse_args()
-    if args.requeue and not args.job:
+    if args.requeue and args.job is None:
         parser.error("--requeue needs --job")
     return args
 
 
+def _resolved(folder: Path) -> Path:
+    """The folder as an absolute path. UserError where that leads nowhere."""
+    try:
+        return folder.expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # no such user, links in a circle, a working directory that is gone
+        raise UserError(f"'{folder}' leads nowhere: {getattr(error, 'strerror', None) or error}") from error
+
+
 def _main() -> None:
     args = _parse()
-    work = args.work.expanduser().resolve()
+    work = _resolved(args.work)
     if work.is_relative_to(CODES.parent):
         raise UserError(f"--work '{args.work}' lies in the checkout '{CODES.parent}': give a folder outside it")
     jobs = read_queue(args.queue, CODES, work, args.order)
@@ -205,8 +215,8 @@ def _main() -> None:
         command = [*_command(make_folder(work), args), "--requeue", "--job"]
         slurm.submit(jobs, command, work, args.queue.stem, args.slurm, args.processes)
     elif args.collect:
-        _collect(jobs, args.collect)
-    elif args.job:
+        _collect(jobs, _resolved(args.collect))
+    elif args.job is not None:
         names = {job.name: job for job in jobs}
         if args.job not in names:
             raise UserError(f"--job '{args.job}' must be one of {', '.join(names)}")

@@ -1,6 +1,7 @@
 """Command lines: flags that say what is legal, one line for a user's error, clean ends."""
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import io
@@ -15,6 +16,7 @@ from spacte.utils import RunError, UserError
 
 T = TypeVar("T")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_PASSES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of a folder on the network: the same command may work later
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,8 +128,12 @@ def run(command: Callable[[], None]) -> None:
     """Run a script's body. A UserError prints one line on stderr and exits with code 2; a warning is one line.
 
     A TakenError exits with 75: the same command may be tried later. A RunError, which the user did not cause (a loss
-    that is not finite, say), prints one line and exits with code 1; Ctrl-C exits with 130.
+    that is not finite, say), prints one line and exits with code 1; Ctrl-C exits with 130. Where stdout or stderr are
+    closed, or on a full disk, the exit code alone tells.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for good
     warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a sign gets a question mark
@@ -141,11 +147,11 @@ def run(command: Callable[[], None]) -> None:
     except RunError as error:
         _stop(f"stopped: {error}", error.exit_code)
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
     except OSError as error:  # of a file that nobody has looked after: no space, a name too long, a folder that is gone
         if error.filename is not None:
-            _stop(f"error: '{os.fsdecode(error.filename)}': {error.strerror}", UserError.exit_code)
+            code = RunError.exit_code if error.errno in _PASSES else UserError.exit_code
+            _stop(f"error: '{os.fsdecode(error.filename)}': {error.strerror}", code)
         if error.errno in _NO_SPACE:  # of a file that is open already, stdout say
             _stop(f"error: {error.strerror}", UserError.exit_code)
         _unexpected(error)
@@ -177,9 +183,12 @@ def _stop(message: str, code: int) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # a full disk, a pipe that nobody reads: what is left would become an error again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if _is_one_of_several():  # a clean end would wait for processes that wait for this one; torchrun ends them
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -191,4 +200,5 @@ def _is_one_of_several() -> bool:
 
 def _say(message: str) -> None:
     name = sys.argv[0].rsplit("/", 1)[-1]
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{name}: {' '.join(message.split())}", file=sys.stderr)

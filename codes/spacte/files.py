@@ -90,7 +90,8 @@ def replace_file(path: Path, content: str | bytes | memoryview) -> None:
             temporary.unlink()
 
 
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_NUMBERS = Path("/proc/self/ns/pid")  # containers of one name may number their processes apart
+_HOST = hashlib.sha256(f"{platform.node()}{_NUMBERS.is_symlink() and os.readlink(_NUMBERS)}".encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\..+\.(\d+)-([0-9a-f]{8})\.tmp")
 _ABANDONED = 24 * 60 * 60  # seconds: nobody writes for so long, on another machine either
 

@@ -9,15 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from children import is_running, run, wait_for
-from conftest import CODES
+from conftest import CODES, load_file
 from stand_ins import JOBS, QUEUE, epochs, said
 
 from spacte.jobs.gpus import visible_gpus
 from spacte.jobs.job import Job, commands
-from spacte.jobs.queue import Queue
+from spacte.jobs.queue import Queue, Running
 from spacte.jobs.queue_file import read_queue
 
 # --- a queue that runs through ---
@@ -98,11 +99,12 @@ def test_the_lines_of_commands_are_the_jobs(queue, work):
     assert summary.read_text() == "epoch3.pth 1\nepoch3.pth 2\n"
 
 
-def test_work_in_a_train_flag_is_the_work_folder(queue, work):
+def test_work_in_a_flag_is_the_work_folder(queue, work):
     """In what is run; the job's settings stay those of the file."""
-    text = QUEUE.replace('"--epochs 3"', '"--epochs 3 --votes_dir WORK/votes"')
-    assert queue(text)[0] == 0
-    assert f"--votes_dir '{work}/votes'" in (work / "0Stub/five/seed-1/output.txt").read_text()
+    text = QUEUE.replace('"--epochs 3"', '"--epochs 3 --votes_dir WORK/votes --model=WORK/a"')
+    assert queue(text.replace('"--N 100"', '"--N 100 --data_dir WORK/data"'))[0] == 0
+    output = (work / "0Stub/five/seed-1/output.txt").read_text()
+    assert f"--votes_dir '{work}/votes' '--model={work}/a'" in output and f"--data_dir '{work}/data'" in output
     settings = json.loads((work / "0Stub/five/seed-1/job.json").read_text())["train"]
     assert settings["--votes_dir"] == ["WORK/votes"]
 
@@ -125,6 +127,26 @@ def test_the_logs_of_finished_jobs_are_collected_once(queue, tmp_path, work):
         assert bytes(work) not in collected
         assert path.suffix != ".json" or all(name.startswith("WORK/") for name in json.loads(collected))
     assert " 0 files copied" in queue(QUEUE, "--collect", tmp_path / "collected")[1]
+
+
+def test_only_whole_paths_are_taken_for_the_work_folder(tmp_path):
+    experiments = load_file("experiments.py", tmp_path / "experiments_copy.py")
+    there = b'["/data", "/data/x", "--data_dir=/data/y", "../../data", "/data-old/x", "a /data/x"]'
+    here = b'["WORK", "WORK/x", "--data_dir=WORK/y", "../../data", "/data-old/x", "a /data/x"]'
+    assert experiments._without(Path("/data"), b"WORK", there) == here
+
+
+def test_a_job_without_a_name_is_no_whole_queue(queue, work):
+    """A scheduler's script whose variable is not set."""
+    code, _, err = queue(QUEUE, "--job", "")
+    assert code == 2 and "--job '' must be one of 0Stub/five/seed-1, " in err and not work.exists()
+
+
+def test_a_running_jobs_folder_may_vanish(tmp_path):
+    """Its queue only cannot tell how long it will take."""
+    one = object.__new__(Running)
+    one.output = tmp_path / "gone" / "output.txt"
+    assert one.seconds_left() is None
 
 
 @pytest.mark.parametrize("change", [("--num_heads 5", "--num_heads 1"), ("--N 100", "--N 200")])

@@ -125,6 +125,7 @@ def test_flags_that_sbatch_cannot_take_are_one_line(queue):
     for flags, message in (
         ("--array=1-3", "--slurm must not hold --array=1-3: the queue itself sees to --array, --dependency"),
         ("-a0", "must not hold -a0"),
+        ("-W", "must not hold -W"),
         ("--dep=x", "must not hold --dep=x"),
         ("--test-only", "sbatch has submitted nothing"),
         ("--time=3 a.sh", "--slurm '--time=3 a.sh': 'a.sh' is no flag; write --flag=value"),

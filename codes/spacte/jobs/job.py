@@ -4,6 +4,7 @@ job -> commands
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -201,16 +202,18 @@ def _train_command(job: Job, flags: tuple[str, ...]) -> list[str]:
 
 
 def _in_work(job: Job, part: str) -> str:
-    """A part of a job's flags, WORK/ replaced.
+    """A part of a job's flags, WORK/ replaced, also behind --name=.
 
     Queue files may name runs as older versions did: what is not there by that name has today's.
     """
-    if not part.startswith("WORK/"):
+    found = re.fullmatch(r"(--\w+=)?WORK/(.*)", part, re.DOTALL)
+    if not found:
         return part
-    path = job.work / part.removeprefix("WORK/")
-    return str(path if path.exists() else Path(*map(run_name_of_today, path.parts)))
+    path = job.work / found[2]
+    return (found[1] or "") + str(path if path.exists() else Path(*map(run_name_of_today, path.parts)))
 
 
 def _certify_command(job: Job, flags: tuple[str, ...]) -> list[str]:
     """All but the checkpoints, which come last."""
-    return [sys.executable, "certify_mhead.py", *flags, "--logs_dir", str(job.folder / "logs"), "--model_path"]
+    own = [_in_work(job, part) for part in flags]
+    return [sys.executable, "certify_mhead.py", *own, "--logs_dir", str(job.folder / "logs"), "--model_path"]

@@ -76,7 +76,7 @@ class Running:
         if not self.command:
             record(self.job, finished=True, seconds=self.seconds() if self.is_fresh else None)
             return True
-        with open(self.output, "a") as output:
+        with open(self.output, "a", errors="surrogateescape") as output:  # names of files can be any bytes
             own = [f"{name}={value}" for name, value in self.own.items()]
             output.write(f"$ cd {shlex.quote(str(self.job.scripts))}; {shlex.join(own + self.command)}\n")
             output.flush()
@@ -108,8 +108,11 @@ class Running:
         return time.monotonic() - self.started
 
     def seconds_left(self) -> float | None:
-        """What the running command said last; None where it has said nothing."""
-        said = re.search(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d) left$", self.last_line())
+        """What the running command said last; None where it has said nothing, or its folder is gone."""
+        try:
+            said = re.search(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d) left$", self.last_line())
+        except OSError:
+            said = None
         if said is None:
             return None
         days, hours, minutes, seconds = (int(part or 0) for part in said.groups())
@@ -185,7 +188,7 @@ class Queue:
     def _fail(self, job: Job, reason: str) -> None:
         self.failed.add(job.name)
         self._say(f"failed   {job.name}: {reason}")
-        with suppress(UserError):  # a folder that cannot be written may be the reason
+        with suppress(UserError, OSError):  # a folder that cannot be written may be the reason
             replace_file(job.folder / "failed.txt", reason + "\n")
 
     def _say(self, text: str) -> None:

@@ -57,9 +57,11 @@ def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
 
 
 def _add_behind_its_needs(job: Job, ordered: dict[str, Job]) -> None:
+    if job.name in ordered:
+        return
     for needed in job.needs:
         _add_behind_its_needs(needed, ordered)
-    ordered.setdefault(job.name, job)
+    ordered[job.name] = job
 
 
 def _read_toml(path: Path) -> dict:
@@ -82,8 +84,8 @@ def _check_entry(
     for name in required:
         if name not in entry:
             raise UserError(f"{where}: its {name} is missing")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", entry["label"]):
-        raise UserError(f"{where}: a label is the name of a folder: letters, digits, '.', '_', '+' and '-'")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", entry["label"]):
+        raise UserError(f"{where}: a label is the name of a folder: at most 200 letters, digits, '.', '_', '+' and '-'")
     if entry["label"] in taken:
         raise UserError(f"{where}: the label is taken; there are {listed(taken)}")
     return where

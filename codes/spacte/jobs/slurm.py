@@ -17,7 +17,9 @@ from spacte.files import make_folder, replace_file
 from spacte.jobs.job import Job, is_finished, last_line, left_on_disk
 from spacte.utils import RunError, TakenError, UserError, listed
 
-_SET_BY_THE_QUEUE = ("--array", "--dependency", "--output", "--no-requeue", "--parsable", "--wrap", "-a", "-d", "-o")
+_SET_BY_THE_QUEUE = (
+    "--array", "--dependency", "--output", "--no-requeue", "--parsable", "--wait", "--wrap", "-a", "-d", "-o", "-W",
+)  # fmt: skip
 _LARGEST_ARRAY = 1000  # what SLURM takes unless it is told otherwise
 _SECONDS_TO_END = 120  # before the time limit: a job ends in one, and SLURM may send the signal a minute late
 
@@ -36,6 +38,7 @@ def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: st
     if all(map(is_finished, jobs)):
         print(f"all {len(jobs)} jobs are finished")
         return
+    make_folder(work / "slurm")  # a job that begins at once writes there
     output = f"{work / 'slurm'}".replace("%", "%%") + "/%A_%a.txt"
     own = [f"--job-name={name}", f"--output={output}", "--open-mode=append", "--requeue", *own]
     for needs, array in _arrays(jobs):
@@ -158,7 +161,6 @@ def _recorded(work: Path) -> dict[str, str]:
 
 
 def _write_record(work: Path, numbers: dict[str, str]) -> None:
-    make_folder(work / "slurm")
     replace_file(_record(work), json.dumps(numbers, indent=1) + "\n")
 
 

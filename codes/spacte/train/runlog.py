@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -94,6 +95,7 @@ class RunLog:
         try:
             self._file.write(text)
             self._file.flush()
+            os.fsync(self._file.fileno())  # a checkpoint that is on disk is not ahead of its log
         except OSError as error:
             raise UserError(f"cannot write '{self.path}': {error.strerror or error}") from error
 
