@@ -48,12 +48,28 @@ def test_a_module_and_tensors_leave_a_log_that_is_gone_on_with(digits, tmp_path,
     with pytest.raises(UserError, match="parameters_sha256"):
         classifier[2].weight.data += 1
         certify_dataset(classifier, digits, **own)
+        classifier[2].weight.data -= 1
     code, out, err = script("report.py", log)
     assert code == 0 and "linear" in out, err
     assert script("relog.py", log, "--alpha", 0.01)[0] == 0
     shards = [str(certify_dataset(linear(), digits, shard=f"{i}/2", **own | {"name": "shards"})) for i in (1, 2)]
     assert script("merge_logs.py", *shards)[0] == 0
     assert without_time(log.with_name("shards-certify-skip-30.log")) == without_time(log)
+
+
+def test_a_log_is_not_another_functions_with_the_same_parameters(digits, tmp_path):
+    """Code is not seen, but its answers are. Rounding is no difference, and older logs do not tell."""
+    network, own = linear().eval(), {"noise_sd": 0.5, "num_classes": 10, "dataset": "d", "name": "n", **SETTINGS}
+    log = certify_dataset(lambda x: network(x), digits, max=100, **own)
+    for other in (lambda x: -network(x), lambda x: network(2 * x - 0.5)):
+        with pytest.raises(UserError, match=r"answers \(other logits there than here on the same noisy images\)"):
+            certify_dataset(other, digits, max=100, **own)
+    certify_dataset(lambda x: network(x + 1e-4), digits, max=100, **own)
+    written = log.with_suffix(".json")
+    noted = json.loads(written.read_text())
+    assert len(noted["config"].pop("answers")) == 32
+    written.write_text(json.dumps(noted))
+    certify_dataset(lambda x: -network(x), digits, max=100, **own)
 
 
 def test_a_checkpoint_takes_the_fast_path_and_gives_its_scripts_log(digits, digits_models, script, tmp_path):

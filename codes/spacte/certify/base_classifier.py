@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from spacte.certify.contract import check_contract
+from spacte.certify.contract import answers, check_contract
 from spacte.data.splits import Split
 from spacte.device import arithmetic, usual_batch
 from spacte.distributed import broadcast_object, is_main_process
@@ -189,15 +189,16 @@ def of_callable(function: Callable, split: Split, run: str, config: RunConfig, c
     batch_size = computing.batch_size(split)
     classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
     images, _ = split.some(32)
-    heads = check_contract(classifier, noised(images, config.noise_sd), split.spec.num_classes)
+    logits = check_contract(classifier, noised(images, config.noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:
         warnings.warn(
-            "no parameters are seen in the classifier: whether a resumed run has the same ones is not checked",
+            "no parameters are seen in the classifier: whether a resumed run has the same ones, its answers tell alone",
             stacklevel=2,
         )
     _warn_of_other_arithmetic(computing)
-    return BaseClassifier(classifier, run, replace(config, num_heads=(heads,), parameters_sha256=parameters), [None])
+    config = replace(config, num_heads=(len(logits),), parameters_sha256=parameters, answers=answers(logits))
+    return BaseClassifier(classifier, run, config, [None])
 
 
 def _warn_of_other_arithmetic(computing: Computing) -> None:

@@ -21,8 +21,8 @@ _ROUNDING = {"fp32": (1e-3, 1e-4)}
 _COARSE = (1e-2, 1e-3)  # tf32, bf16
 
 
-def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int:
-    """The number of heads L of a classifier that is a function of each image alone, from the noised `images` on.
+def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Tensor:
+    """The logits [L, N, K] of a classifier that is a function of each image alone, on the N noised `images`.
 
     A spot check: what these images do not show (a dependence on company that is rarer, or on time) stays the user's
     word. A classifier that computes in its input gets copies from then on. Raises UserError that says what to do: where
@@ -30,7 +30,7 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
     once or after other batches, or an image differently in other company or in another place, and where the values of
     heads that are to be summed are probabilities.
     """
-    size = classifier.pass_size(images)
+    size, asked = classifier.pass_size(images), len(images)
     images = images[torch.arange(size * math.ceil(len(images) / size)) % len(images)]  # whole passes: no padding
     elsewhere, there = _ROUNDING.get(classifier.precision, _COARSE)
     with torch.inference_mode():  # as when votes are counted
@@ -62,7 +62,19 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> int
             _refuse(classifier, images, logits, there, "")
     if not _differ(logits, logits[:, :1].expand_as(logits), elsewhere):
         warnings.warn("the classifier answers every image alike: are its trained weights loaded?", stacklevel=2)
-    return heads
+    return logits[:, :asked]
+
+
+def answers(logits: Tensor) -> tuple[float, ...]:
+    """What tells the classifier from another one with the same parameters: 4 numbers for each of its first 8 images.
+
+    Each is the sum of the logits [L, N, K] of an image with fixed signs, over their norm: about 1 in size, another
+    function's differ by as much, and rounding moves it by a hundredth at most.
+    """
+    of_each = logits[:, :8].transpose(0, 1).flatten(1).double().cpu()  # [8, L K]
+    signs = torch.randint(0, 2, (of_each.shape[1], 4), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    found = of_each @ signs / of_each.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    return tuple(round(value, 3) for value in found.flatten().tolist())
 
 
 SPOT_CHECK = (

@@ -205,6 +205,7 @@ class RunConfig:
     classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, of=())
     classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, of=())
     parameters_sha256: str | None = _field(None, _or_none(_is_text), IDENTIFIES, of=())  # also None, see `_is_written`
+    answers: tuple[float, ...] | None = _field(None, _is_list_of(is_number), IDENTIFIES, of=(), later=True)
     # how it is evaluated
     data_sha256: str = _field("", _is_text, IDENTIFIES)
     head: int | None = _field(None, _or_none(_is_count), DESCRIBES, IDENTIFIES)
@@ -301,20 +302,31 @@ class RunConfig:
         """The fields in which another configuration differs, with both values; empty where it does not.
 
         `needed`: those alone that something needs. Older configurations hold the versions of packages that decide no
-        vote, too, which are not compared, and lack fields that then had their default.
+        vote, too, which are not compared, and lack fields that then had their default. Of `answers` rounding is no
+        difference, nor is their lack.
         """
         there, here = self._comparable(), other._comparable()
         names: Iterable[str] = {**there, **here}
         if needed is not None:
             names = [name for name in names if name in _needed_for(needed)]
-        differing = [name for name in names if there.get(name) != here.get(name)]
-        return ", ".join(f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in differing)
+        differing = [name for name in names if name != "answers" and there.get(name) != here.get(name)]
+        said = [f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in differing]
+        if "answers" in names and not _are_alike(self.answers, other.answers):
+            said.append("answers (other logits there than here on the same noisy images)")
+        return ", ".join(said)
 
     def _comparable(self) -> dict[str, Any]:
         values = json.loads(json.dumps(self.to_json()))
         if self.versions:
             values["versions"] = deciding_versions(self.versions)
         return values
+
+
+def _are_alike(answers: tuple[float, ...] | None, others: tuple[float, ...] | None) -> bool:
+    """Whether they are one function's, up to rounding; unknown ones are taken to be."""
+    if answers is None or others is None:
+        return True
+    return len(answers) == len(others) and all(abs(a - b) < 0.1 for a, b in zip(answers, others, strict=True))
 
 
 _FIELDS = tuple(one for one in fields(RunConfig) if one.metadata)
