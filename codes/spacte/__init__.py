@@ -16,6 +16,7 @@ _PUBLIC = {
     "read_log": "spacte.logs.certlog",
     "average_certified_radius": "spacte.logs.certlog",
     "certified_accuracy": "spacte.logs.certlog",
+    "UserError": "spacte.utils",
 }
 __all__ = list(_PUBLIC)
 

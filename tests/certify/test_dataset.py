@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def stops(images):
         ({"radii": [0.5]}, "--radii says when to stop: it needs --sequential"),
         ({"sequential": 3}, "sequential: '3' must be one of True, False"),
         ({"noise_sd": None}, "does not say its noise_sd and num_classes: give both"),
-        ({"num_classes": 3}, "has label .: it must be below 3"),
+        ({"num_classes": 3}, "has label .: it must lie in 0..2"),
         ({"num_classes": 11}, "knows 10 classes, the data have 11"),
         ({"classifier": "a.pth"}, "the classifier is a str: it must be a module, another callable"),
         ({"data": (torch.full((4, 1, 8, 8), torch.inf), torch.arange(4))}, "image 0 has values that are not finite"),
@@ -138,6 +139,14 @@ def stops(images):
         ({"levels": 0}, "levels: 0 must be an integer of at least 1"),
         ({"data": Augmented()}, "image 0 differs each time it is read: switch the data's augmentation off"),
         ({"data": []}, "the data are empty"),
+        (
+            {"data": (torch.full((4, 1, 8, 8), 17, dtype=torch.uint8), torch.arange(4)), "levels": 16},
+            "up to 17, and le",
+        ),
+        (
+            {"data": [{"image": 1, "label": 2}]},
+            "it is a dict of image, label; give a Dataset that returns two of these",
+        ),
         ({"data": None}, "the data are a NoneType: they must be a Dataset with a length"),
         ({"data": iter([])}, "the data are a list_iterator: they must be a Dataset with a length"),
         ({"data": DataLoader(PAIRS)}, "the data are a DataLoader: they must be a Dataset with a length"),
@@ -150,7 +159,10 @@ def stops(images):
         ({"data": Unreadable()}, r"item 0 of the data cannot be read: OSError: broken file \(test_dataset.py, line"),
         ({"num_classes": 10.0}, "num_classes: 10.0 must be an integer of at least 1"),
         ({"classifier": stops}, r"the classifier fails on images .*: SystemExit: 3 \(test_dataset.py, line"),
-        ({"data": (torch.rand(4, 1, 8, 8), torch.arange(3))}, r"must be \(images, labels\), as many of the one as"),
+        (
+            {"data": (torch.rand(4, 1, 8, 8), torch.arange(3))},
+            r"must be \(images, labels\), two tensors or arrays of one",
+        ),
         ({"exact_noise": True, "data": (torch.rand(4, 1, 8, 8), torch.arange(4))}, "multiples of 1/255"),
         ({"exact_noise": True, "data": (LAST_OFF_THE_GRID, torch.arange(4)), "skip": 1}, "multiples of 1/255"),
         ({"skip": None}, "skip: None is not a value; leave it out for 1"),
@@ -162,6 +174,17 @@ def test_what_is_wrong_is_one_line_before_anything_is_written(digits, tmp_path, 
     with pytest.raises(ValueError, match=message):
         certify_dataset(call.pop("classifier"), call.pop("data"), **call)
     assert not (tmp_path / "logs").exists()
+
+
+def test_pictures_outside_the_unit_range_get_a_warning_whichever_they_are(digits, tmp_path):
+    images, own = digits[0].clone().requires_grad_(), {"noise_sd": 0.5, "num_classes": 10, **SETTINGS}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        certify_dataset(linear(), (images, digits[1]), max=30, name="all", **own)
+        assert "the images have values" not in str([one.message for one in caught])
+        brighter = torch.cat([images[:100], 255 * images[100:]])
+        certify_dataset(linear(), (brighter, digits[1]), max=30, name="brighter", **own)
+    assert "the images have values from 0 to 255: sigma and radii are in these" in str([one.message for one in caught])
 
 
 def test_a_checkpoint_at_another_sigma(digits, digits_models, capsys):

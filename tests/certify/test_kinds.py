@@ -23,6 +23,8 @@ def test_one_head_alone_from_the_network_or_from_the_counts(certify, script):
     assert script("relog.py", log, "--head", 1)[0] == 0
     assert without_time(next(log.parent.glob("*-alpha-0.001-head-1.log"))) == without_time(alone)
     assert without_time(alone) != without_time(log)
+    code, _, err = script("relog.py", log)
+    assert code == 2 and "is certified so already: give another --alpha" in err
     code, out, _ = script("report.py", log, "--heads")
     assert code == 0 and out.count("| head ") == 3 and f"{average_certified_radius(read_log(alone)):.3f}" in out
 

@@ -145,6 +145,8 @@ def test_each_log_against_a_baseline(script):
     code, out, _ = script("report.py", EXCERPTS, "--baseline", baseline)
     assert code == 0 and out.count("the ACRs of") == 2 and out.count("| ACR ") == 2
     assert out.count("'Gaussian, 5 heads, sigma 0.25'") == 2
+    code, _, err = script("report.py", baseline, "--baseline", baseline)
+    assert code == 2 and "there is no other log to compare with it" in err
     code, out, err = script("report.py", EXCERPTS, "--baseline", baseline, "--format", "csv")
     table = pd.read_csv(io.StringIO(out))
     assert code == 0 and err.count("the ACRs of") == 2 and len(table["a"].unique()) == 2

@@ -118,7 +118,7 @@ def two_seeds(tmp_path, images=10, training=None, **fields):
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(script, tmp_path, fields, message):
     one, other = two_seeds(tmp_path, **fields)
     code, out, err = script("report.py", tmp_path, "--over_seeds")
-    found = f"'{one}' and '{other}' are not two seeds of one experiment: {message}\n"
+    found = f"'{one}' and '{other}' are not two seeds of one experiment: {message}; leave one of them out\n"
     assert code == 2 and not out and err.endswith(found) and err.count("\n") == 1
 
 
@@ -127,7 +127,9 @@ def test_two_recipes_are_not_compared_as_one_experiment(script, tmp_path):
     random_log(tmp_path / "b.log", 10, 3)
     code, _, err = script("report.py", "--compare", "a", "b.log")
     found = f"{one.relative_to(tmp_path)}' and '{other.relative_to(tmp_path)}"
-    assert code == 2 and err.endswith(f"'{found}' are not two seeds of one experiment: epochs 9 and 12\n")
+    assert code == 2 and err.endswith(
+        f"'{found}' are not two seeds of one experiment: epochs 9 and 12; leave one of them out\n"
+    )
 
 
 def test_where_a_run_was_trained_is_no_part_of_its_recipe():

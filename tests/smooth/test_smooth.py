@@ -34,6 +34,19 @@ class HalfSpace(torch.nn.Module):
         return self.w / self.w.norm() * distance
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"alpha": 1.0}, "alpha 1.0: it must be below 1"), ({"alpha": float("nan")}, "alpha nan"),
+    ({"n": 0}, "n0 10 and n 0"), ({"n0": -1}, "n0 -1"), ({"batch_size": 0}, "batch_size 0"),
+    ({"x": torch.zeros(1, 8, 8).byte()}, "floating point"), ({"x": np.zeros((1, 8, 8))}, "must be a tensor"),
+])  # fmt: skip
+def test_what_cannot_be_certified_is_refused_at_once(change, message):
+    call = {"x": torch.zeros(1, 8, 8), "n0": 10, "n": 100, "alpha": 0.001, "batch_size": 50} | change
+    with pytest.raises(ValueError, match=message):
+        Smooth(lambda images: images.flatten(1)[:, :10], 10, 0.5).certify(**call)
+    with pytest.raises(ValueError, match="sigma -1"):
+        Smooth(lambda images: images.flatten(1)[:, :10], 10, -1.0)
+
+
 @pytest.mark.parametrize("case", golden("losses")["certify_cases"])
 def test_bounds_and_radii_are_the_authors(case):
     p_lower = lower_confidence_bound(case["n_a"], case["n"], case["alpha"])

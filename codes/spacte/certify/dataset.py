@@ -68,6 +68,7 @@ def certify_dataset(
     with borrowed(classifier):
         base, split = _base(classifier, data, noise_sd, num_classes, levels, dataset, name, computing)
         evaluation = evaluation_of(base, split, own, computing, certification.N)
+        _warn_of_range(split)
         if isinstance(evaluation.smooth.noise, GridNoise):
             for idx in run.chosen(range(len(split))):
                 evaluation.smooth.noise.on_grid(split[idx][0])
@@ -75,9 +76,20 @@ def certify_dataset(
     return files.log
 
 
+def _warn_of_range(split: Split) -> None:
+    """Warn where pictures, all of which have been read, lie outside [0, 1]."""
+    low, high = split.range if isinstance(split, Indexed) else (0.0, 1.0)
+    if len(split.spec.shape) == 3 and not 0 <= low <= high <= 1:
+        warnings.warn(
+            f"the images have values from {low:.3g} to {high:.3g}: sigma and radii are in these units; where they are "
+            "pictures that were normalised, normalise in the classifier, after the noise",
+            stacklevel=3,
+        )
+
+
 def _dataset(data: Any) -> Any:
     """The data as something that is indexed, item by item. UserError where they are not."""
-    legal = "it must be (images, labels), as many of the one as of the other"
+    legal = "it must be (images, labels), two tensors or arrays of one length; other items are given as a list of pairs"
     if isinstance(data, tuple):
         try:
             data = TensorDataset(*map(torch.as_tensor, data))
@@ -140,13 +152,6 @@ def _base(
     first = read_item(data, 0)[0] if len(data) else torch.empty(0)
     spec = DataSpec(dataset, tuple(first.shape), num_classes, (0.0,), (1.0,), levels)
     split = Indexed(spec, data, computing.device, any_range=True)
-    low, high = float(first.min()), float(first.max())
-    if first.dim() == 3 and first.dtype != torch.uint8 and not 0 <= low <= high <= 1:
-        warnings.warn(
-            f"image 0 has values from {low:.3g} to {high:.3g}: sigma and radii are in these units; where they are "
-            "pictures that were normalised, normalise in the classifier, after the noise",
-            stacklevel=2,
-        )
     kind = getattr(classifier, "__name__", type(classifier).__name__)
     if isinstance(classifier, Classifier):  # of a checkpoint: what it was called before it had a class of its own
         kind = "Sequential"

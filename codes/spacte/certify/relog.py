@@ -112,6 +112,8 @@ def relog(log: Path, settings: RelogSettings) -> None:
     config = config.certified_again(**{name: value for name, value in changes.items() if value is not None})
     if settings.head is not None:
         config = config.of_head(settings.head)
+    if config == content.config:
+        raise UserError(f"'{log}' is certified so already: give another --alpha, --certificate, --top_k or --head")
     counts = {one.idx: one for one in read_counts(source.counts, plan_of(content.config, source.json).from_line)}
     if not counts:
         raise UserError(f"'{source.counts}' holds no votes")

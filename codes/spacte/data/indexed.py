@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from spacte.data.spec import DataSpec, size_text
 from spacte.data.splits import Split
-from spacte.utils import FOREIGN_ERRORS, UserError, failure
+from spacte.utils import FOREIGN_ERRORS, UserError, failure, listed
 
 
 class Indexed(Split):
@@ -25,6 +26,7 @@ class Indexed(Split):
     def __init__(self, spec: DataSpec, dataset: Any, device: torch.device, any_range: bool = False):
         super().__init__(spec, device)
         self.dataset, self.any_range = dataset, any_range
+        self.range = math.inf, -math.inf  # of the values that were read
         if len(dataset) == 0:
             raise UserError(f"{spec.name}: the data are empty")
         if not torch.equal(self[0][0], self[0][0]):
@@ -35,8 +37,13 @@ class Indexed(Split):
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
         image, label = read_item(self.dataset, idx)
+        if image.dtype == torch.uint8 and int(image.max()) > self.spec.levels:
+            raise UserError(
+                f"{self.spec.name}: image {idx} has pixels up to {int(image.max())}, and levels is {self.spec.levels}"
+            )
         image = self._scaled(image) if image.dtype == torch.uint8 else image.float()
         low, high = float(image.min()), float(image.max())
+        self.range = min(low, self.range[0]), max(high, self.range[1])
         if not math.isfinite(low) or not math.isfinite(high):
             raise UserError(f"{self.spec.name}: image {idx} has values that are not finite")
         if not self.any_range and not 0 <= low <= high <= 1:
@@ -46,10 +53,11 @@ class Indexed(Split):
             )
         if tuple(image.shape) != tuple(self.spec.shape):
             there, here = size_text(tuple(self.spec.shape)), list(image.shape)
+            there += f", {list(self.spec.shape)}" * (len(self.spec.shape) == 3)
             raise UserError(f"{self.spec.name}: images should be {there}, image {idx} is {here}")
         if not 0 <= label < self.spec.num_classes:
             raise UserError(
-                f"{self.spec.name}: image {idx} has label {label}: it must be below {self.spec.num_classes}"
+                f"{self.spec.name}: image {idx} has label {label}: it must lie in 0..{self.spec.num_classes - 1}"
             )
         return image.to(self.device), label
 
@@ -72,12 +80,16 @@ def read_item(dataset: Any, idx: int) -> tuple[Tensor, int]:
     except FOREIGN_ERRORS as error:
         raise UserError(f"item {idx} of the data cannot be read: {failure(error)}") from error
     legal = f"item {idx} of the data must be an image and its label"
+    if isinstance(item, Mapping):
+        raise UserError(
+            f"{legal}: it is a dict of {listed(list(item))}; give a Dataset that returns two of these values"
+        )
     try:
         image, label = item
     except (TypeError, ValueError):
         raise UserError(f"{legal}: it is a {_described(item)}") from None
     try:
-        image = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
+        image = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image).detach()
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{legal}: its image is a {_described(image)}, not a tensor, an array or a picture") from None
     if not image.dim() or not image.numel() or image.is_complex():

@@ -191,6 +191,8 @@ def _comparisons(runs: list[Run], args: Namespace, reading: Reading) -> tuple[li
     for baseline in baselines:
         own = (baseline.path.resolve(), baseline.heads)
         others = [run for run in runs if (run.path.resolve(), run.heads) != own]
+        if not others:
+            raise UserError(f"--baseline {args.baseline}: there is no other log to compare with it")
         compared += [compare(run, baseline, args.radii) for run in others]
     return runs, compared
 

@@ -156,7 +156,8 @@ def check_seeds(runs: list[Run]) -> None:
             differences.append(f"one seed of the training, {min(seeds)}")
         found = ", ".join(filter(None, differences))
         if found:
-            raise UserError(f"'{a.path}' and '{b.path}' are not two seeds of one experiment: {found}")
+            two = f"'{a.path}' and '{b.path}'"
+            raise UserError(f"{two} are not two seeds of one experiment: {found}; leave one of them out")
 
 
 def _seeds(run: Run) -> set[str]:

@@ -64,8 +64,10 @@ class Certificate:
     kind: str = "cohen"
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown kind."""
+        """ValueError for an unknown kind, and an alpha that is no probability of being wrong."""
         check_kind(self.kind)
+        if not self.alpha < 1:
+            raise ValueError(f"alpha {self.alpha}: it must be below 1")
 
     @lru_cache(maxsize=2**17)  # noqa: B019 (a value, like what it is computed from)
     def radius(self, n_a: float, n_b: float, n: int, classes: int) -> float | None:

@@ -25,6 +25,11 @@ class Draws:
     should_stop: ShouldStop | None = None
     only_class: int | None = None
 
+    def __post_init__(self) -> None:
+        """ValueError where nothing is drawn."""
+        if self.n0 < 0 or self.n < 1:
+            raise ValueError(f"n0 {self.n0} and n {self.n}: they must be at least 0 and 1")
+
 
 def portion(drawn: int, n: int, batch_size: int, looks: bool) -> int:
     """How many of n draws come next: a batch; for a rule that `looks` in between, 100 first, then a quarter more."""

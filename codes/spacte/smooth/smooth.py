@@ -49,6 +49,8 @@ class Smooth:
         self.num_classes = num_classes
         self.sigma = sigma
         self.noise = noise or GaussianNoise(sigma)
+        if not sigma > 0:
+            raise ValueError(f"sigma {sigma}: it must be above 0")
         if self.noise.sigma != sigma:
             raise ValueError(f"the noise's sigma is {self.noise.sigma}, the classifier's {sigma}")
         if consensus is not None and consensus < 1:
@@ -68,8 +70,9 @@ class Smooth:
 
         x [C, H, W] lies on the device that computes; `generator`, if given, too. sigma and the radius are in x's units.
         """
-        (votes,) = self.sample([Sample(x, generator, Draws(n0, n))], batch_size)
-        rule = Certificate(alpha - self.noise.slack(x.numel(), n), self.sigma, kind=certificate)
+        sample, slack = Sample(x, generator, Draws(n0, n)), self.noise.slack(x.numel(), n)
+        rule = Certificate(alpha - slack, self.sigma, kind=certificate)
+        (votes,) = self.sample([sample], batch_size)
         return rule(votes.selection[-1], votes.estimation[-1])
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int, generator: Generator | None = None) -> int:
@@ -99,6 +102,8 @@ class Smooth:
         halved because memory is short, it rounds differently: images in progress are drawn again, with the same noise,
         for a certificate is about one function.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: it must be at least 1")
         coming, active = iter(samples), list[Tally]()
         passes, since = self._pass_sizes(), time.monotonic()
         while batch := _next_batch(active, coming, batch_size):

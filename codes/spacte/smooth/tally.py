@@ -22,6 +22,11 @@ class Sample:
     draws: Draws
     idx: int = -1  # of no split
 
+    def __post_init__(self) -> None:
+        """ValueError where noise cannot be added."""
+        if not isinstance(self.x, Tensor) or not self.x.is_floating_point():
+            raise ValueError("an image must be a tensor of floating point numbers")
+
 
 @dataclass(frozen=True, eq=False)
 class Votes:
