@@ -153,6 +153,22 @@ def test_fast_logits_on_a_gpu_are_the_plain_ones(precision, compiled):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("precision", APART)
+def test_a_fused_convolution_reads_no_memory_that_nobody_has_written(precision):
+    """torch hands cuDNN the result's memory as the residual, times 0: a kernel that multiplies makes NaN of NaN."""
+    device, kind = select_device("cuda"), torch.bfloat16 if precision == "bf16" else torch.float32
+    select_precision(precision, device)
+    x, weight, bias = (torch.randn(size, device=device, dtype=kind) for size in ((16, 32, 16, 16), (32, 32, 3, 3), 32))
+    x, weight = (one.to(memory_format=torch.channels_last) for one in (x, weight))
+    expected = torch.conv2d(x, weight, bias, padding=1).relu()
+    for _ in range(8):
+        never_seen = torch.full_like(expected, torch.nan)
+        del never_seen  # the next result gets its memory
+        found = torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (1, 1), (1, 1), 1)
+        assert float((found - expected).norm() / expected.norm()) < APART[precision]
+
+
+@torch.inference_mode()
 def test_passes_are_halved_where_memory_is_short_in_a_head_that_is_captured(capsys):
     device, failures = select_device("cuda"), [torch.OutOfMemoryError(), torch.OutOfMemoryError()]
 
