@@ -48,8 +48,8 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
     measured_spec = None if measured is None else measured.spec
     networks = [load_classifier(Path(path), *known, measured_spec) for path in settings.model_path]
     config, spec = joint_config(networks), networks[0].spec
-    if measured is not None and spec is measured_spec:
-        split = measured
+    if measured is not None:
+        split = measured.described_as(spec)
     elif split is None:
         split = _test_split(config.dataset, settings, computing, spec)
     elif (split.spec.shape, split.spec.class_names) != (spec.shape, spec.class_names):

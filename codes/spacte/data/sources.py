@@ -21,7 +21,7 @@ from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import BatchedSplit, InMemory, Streamed
 from spacte.files import gone_on_failure, remove_leftovers, temporary_name
-from spacte.utils import UserError, listed
+from spacte.utils import UserError
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
 
@@ -181,11 +181,8 @@ def open_split(
     data_dir, device = Path(data_dir), torch.device(device)
     if name == "ImageFolder":
         images, labels, class_names = read_tree(data_dir / "train" if train else test_folder(data_dir))
-        measured = _measured_spec(images, class_names)
-        if spec is not None and spec.class_names != class_names:
-            strange = sorted(set(spec.class_names) ^ set(class_names))
-            raise UserError(f"the classes of '{data_dir}' differ from the classifier's: {listed(strange)}")
-        return InMemory(spec or measured, images, labels, train, device, crop=4, flip=True)
+        measured = InMemory(_measured_spec(images, class_names), images, labels, train, device, crop=4, flip=True)
+        return measured if spec is None else measured.described_as(spec)
     spec = data_spec(name)
     if name == "ImageNet":
         return Streamed(spec, _imagenet(data_dir, train), _centre, device, workers)

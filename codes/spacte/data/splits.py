@@ -9,7 +9,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 
 from spacte.data.spec import DataSpec, size_text
 from spacte.distributed import get_rank, get_world_size
-from spacte.utils import UserError
+from spacte.utils import UserError, listed
 
 
 class Split(ABC):
@@ -46,6 +46,15 @@ class Split(ABC):
         """The label of an image, without reading the image where that can be."""
         return self[idx][1]
 
+    def described_as(self, spec: DataSpec) -> Self:
+        """Itself, from now on described by a classifier's spec. UserError where sizes or names of classes differ."""
+        if spec.class_names != self.spec.class_names:
+            strange = sorted(set(spec.class_names) ^ set(self.spec.class_names))
+            raise UserError(f"the classes of the images differ from the classifier's: {listed(strange)}")
+        _check_size(spec, self.spec.shape)
+        self.spec = spec
+        return self
+
     def some(self, count: int) -> tuple[Tensor, Tensor]:
         """About `count` images [n, C, H, W] from the whole split and their labels [n]; always the same ones."""
         indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
@@ -54,6 +63,11 @@ class Split(ABC):
 
     def _scaled(self, images: Tensor) -> Tensor:
         return images.float() / self.spec.levels
+
+
+def _check_size(spec: DataSpec, shape: tuple[int, ...]) -> None:
+    if tuple(shape) != tuple(spec.shape):
+        raise UserError(f"{spec.name}: images should be {size_text(spec.shape)}, these are {size_text(shape)}")
 
 
 class BatchedSplit(Split):
@@ -141,10 +155,7 @@ class InMemory(BatchedSplit):
                 f"{spec.name}: {part} images lie outside [0, 1]: pixels must be uint8 from 0 to {spec.levels}, "
                 f"these are {str(images.dtype).removeprefix('torch.')} from {images.min()} to {images.max()}"
             )
-        if tuple(images.shape[1:]) != tuple(spec.shape):
-            raise UserError(
-                f"{spec.name}: images should be {size_text(spec.shape)}, these are {size_text(images.shape[1:])}"
-            )
+        _check_size(spec, tuple(images.shape[1:]))
         if len(labels) != len(images):
             raise UserError(f"{spec.name}: {len(images)} {part} images have {len(labels)} labels")
         if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
