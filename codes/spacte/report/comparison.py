@@ -77,7 +77,7 @@ class Comparison:
                 f"'{name}'" for name, runs in zip((self.a, self.b), self.seeds, strict=True) if runs == 2
             )
             text += (
-                f"\nTwo runs of {two} tell little of how seeds vary: such a 95 % interval misses in 7 to 13 % of cases."
+                f"\nTwo runs of {two} tell little of how seeds vary: a 95 % interval may miss in up to 13 % of cases."
             )
         for name, images in ((self.a, self.only_a), (self.b, self.only_b)):
             if images:
