@@ -106,6 +106,6 @@ def test_a_folder_links_what_it_needs_and_no_more():
 
 def test_the_public_names_are_shown_and_there():
     """Others' programs stand on them."""
-    names = "Objective Smooth average_certified_radius build_classifier certified_accuracy certify_dataset freeze"
-    assert sorted(spacte.__all__) == [*names.split(), "load_classifier", "open_split", "read_log"]
+    names = "Objective Smooth UserError average_certified_radius build_classifier certified_accuracy certify_dataset"
+    assert sorted(spacte.__all__) == [*names.split(), "freeze", "load_classifier", "open_split", "read_log"]
     assert set(spacte.__all__) <= set(dir(spacte)) and all(callable(getattr(spacte, name)) for name in spacte.__all__)
