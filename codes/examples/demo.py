@@ -31,12 +31,12 @@ PICTURE, PAGE = Path("logs/demo/demo.png"), Path("logs/demo/demo.html")
 def _step(live: bool, script: str, *flags: str) -> str:
     """Run a script; what it prints appears at once if `live`, and is returned with its command otherwise."""
     title = f"\n$ cd codes/0Gaussian; python {script} {' '.join(flags)}\n"
-    command = [sys.executable, script, *flags]
+    command, one_core = [sys.executable, script, *flags], {"OMP_NUM_THREADS": "1", **os.environ}
     if live:
         print(title, end="", flush=True)
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env=one_core)
         return ""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=one_core)
     if done.returncode:
         print(title + done.stdout, end="", flush=True)
         done.check_returncode()
