@@ -133,6 +133,7 @@ def stops(images):
         ({"noise_sd": None}, "does not say its noise_sd and num_classes: give both"),
         ({"num_classes": 3}, "has label .: it must lie in 0..2"),
         ({"num_classes": 11}, "knows 10 classes, the data have 11"),
+        ({"classifier": torch.nn.Linear(64, 10, device="meta")}, "are on the meta device: load its weights"),
         ({"classifier": "a.pth"}, "the classifier is a str: it must be a module, another callable"),
         ({"data": (torch.full((4, 1, 8, 8), torch.inf), torch.arange(4))}, "image 0 has values that are not finite"),
         ({"data": (torch.rand(4), torch.arange(4))}, r"its image is a Tensor of shape \[\], not real values of one"),

@@ -79,6 +79,8 @@ def _prepare(module: nn.Module, device: torch.device) -> None:
     what cannot be switched is left to the checks of the contract.
     """
     tensors = [*module.parameters(), *module.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        raise UserError("the classifier's parameters have no values, they are on the meta device: load its weights")
     if len({tensor.device for tensor in tensors}) == 1 and tensors[0].device != device:  # not one on several devices
         module.to(device)
     if any(getattr(one, "training", False) for one in module.modules()):
