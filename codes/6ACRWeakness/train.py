@@ -69,9 +69,8 @@ class ACRWeakness(Objective):
         """None before `ds_epoch` epochs are done; then images are left out, once, and the others weighed repeatedly."""
         since = epoch - 1 - self.ds_epoch
         if since >= 0 and since % self.dataset_weight_epoch == 0:
-            frozen = freeze(
-                classifier, split.device, self.recipe.precision, usual_batch(split.device, split.spec.shape)
-            )
+            batch_size = usual_batch(split.device, split.spec.shape)
+            frozen = freeze(classifier, split.device, self.recipe.precision, batch_size)
             smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
             if since == 0:
                 right = self._right_votes("left out", smooth, split, range(len(split)), self.num_noise_ds, epoch)
@@ -94,7 +93,7 @@ class ACRWeakness(Objective):
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):
         """How many of the ensemble's n votes are right on each of the N images, [N]; other draws for each purpose."""
         seed = (purpose, self.recipe.seed, epoch)
-        labels, votes = poll(smooth, split, indices, n, seed, usual_batch(split.device, split.spec.shape))
+        labels, votes = poll(smooth, split, indices, n, seed, smooth.base_classifier.most)  # whole passes
         return votes[np.arange(len(labels)), -1, labels]
 
     def state(self):

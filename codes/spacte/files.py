@@ -75,9 +75,9 @@ def replace_file(path: Path, content: str | bytes | memoryview) -> None:
 
     What killed processes have left there of theirs is removed. Raises UserError where it cannot be written.
     """
-    remove_leftovers(path.parent)
     temporary = path.with_name(temporary_name(path.name))
     try:
+        remove_leftovers(path.parent)
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()

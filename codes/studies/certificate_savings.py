@@ -21,9 +21,10 @@ import pandas as pd
 
 from spacte import cli
 from spacte.logs.certified import certificate_of, largest_radius
-from spacte.logs.config import RunConfig, Stopping
+from spacte.logs.config import RunConfig
 from spacte.logs.plans import stopping_rule
 from spacte.logs.table import markdown, table_radii
+from spacte.logs.voting import Stopping
 from spacte.report.reading import read_runs
 from spacte.report.recount import votes_of
 from spacte.report.run import Run

@@ -92,7 +92,7 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
         spread = spread if deviation is None else deviation
         if spread == 0:
             raise UserError("the pilot's radii vary no more than its draws explain: give --deviation")
-        images = _images(spread, width, math.ceil(FEWEST_DIFFERENT / share) if share else _MOST_IMAGES)
+        images = _images(spread, width, math.ceil(FEWEST_DIFFERENT / (share or 1.0)))
         of_each = [pilot.draws(n) for pilot in pilots] or [100.0 + n]
         seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
         limit = min((largest_radius(replace(run.required_config, N=n)) for run in runs), default=math.nan)

@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 import pytest
 from conftest import ROOT
 
-from spacte.logs.config import ALIKE, CERTIFIES, DESCRIBES, IDENTIFIES, Heads, RunConfig, Stopping
+from spacte.logs.config import ALIKE, CERTIFIES, DESCRIBES, IDENTIFIES, RunConfig
+from spacte.logs.voting import Heads, Stopping
 from spacte.utils import UserError
 
 COMMITTED = sorted((ROOT / "logs_certification").rglob("certify-mhead/*.json"))

@@ -12,9 +12,10 @@ from test_report import with_config
 
 from spacte.logs.certified import certificate_of, certified, decided
 from spacte.logs.certlog import read_log
-from spacte.logs.config import RunConfig, Stopping
+from spacte.logs.config import RunConfig
 from spacte.logs.counts import VoteCounts
 from spacte.logs.runfiles import RunFiles
+from spacte.logs.voting import Stopping
 from spacte.report import plots
 from spacte.report.comparison import compare
 from spacte.report.reading import Reading, read_runs

@@ -14,10 +14,11 @@ from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
 from spacte.distributed import init_distributed, is_main_process
 from spacte.logs.certified import check_certificate, largest_radius
-from spacte.logs.config import RunConfig, Stopping
+from spacte.logs.config import RunConfig
 from spacte.logs.plans import CertifyPlan
 from spacte.logs.runfiles import RunFiles, certificate_ending
 from spacte.logs.table import table_radii
+from spacte.logs.voting import Stopping
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.smooth.stopping import GIVE_UP
 from spacte.utils import UserError

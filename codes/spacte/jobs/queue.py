@@ -188,7 +188,7 @@ class Queue:
     def _fail(self, job: Job, reason: str) -> None:
         self.failed.add(job.name)
         self._say(f"failed   {job.name}: {reason}")
-        with suppress(UserError, OSError):  # a folder that cannot be written may be the reason
+        with suppress(UserError):  # a folder that cannot be written may be the reason
             replace_file(job.folder / "failed.txt", reason + "\n")
 
     def _say(self, text: str) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 from spacte.data.spec import DATASETS, SPECS
 from spacte.logs.certified import decided
 from spacte.logs.certlog import Radii, beginning
-from spacte.logs.config import DESCRIBES, Heads, Noted, RunConfig
+from spacte.logs.config import DESCRIBES, Noted, RunConfig
 from spacte.logs.runfiles import RunFiles
+from spacte.logs.voting import Heads
 from spacte.names import as_recorded_today
 from spacte.utils import UserError
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import Radii, acr_standard_error, average_certified_radius, certified_accuracy
-from spacte.logs.config import UNDECIDED
 from spacte.logs.described import Description
+from spacte.logs.voting import UNDECIDED
 from spacte.smooth.certificates import ABSTAIN
 
 RADIUS_STEP = 0.25

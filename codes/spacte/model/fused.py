@@ -77,7 +77,7 @@ class _FusedConvolution(nn.Module):
             return self.convolution(x)
         if self.has_kernel:
             try:
-                return self._fused(x, residual)
+                return self._in_one_kernel(x, residual)
             except RuntimeError as error:  # of short memory cuDNN says the same: smaller passes are tried then
                 if NO_ENGINE not in str(error) or not _memory_is_ample(x):
                     raise
@@ -86,7 +86,7 @@ class _FusedConvolution(nn.Module):
         y = self.convolution(x)
         return (y if residual is None else y + residual).relu()
 
-    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _in_one_kernel(self, x: Tensor, residual: Tensor | None) -> Tensor:
         one, pixels = self.convolution, self.pixels
         if pixels == 1 or x.shape[-1] % pixels:
             return _fused(x, one.weight, _bias(one), residual, one)

@@ -18,6 +18,7 @@ from spacte.report.intervals import (
     differ,
     experiments_interval,
     holm,
+    joined,
 )
 from spacte.report.labels import experiment_label, labels
 from spacte.report.run import Run
@@ -62,23 +63,7 @@ class Comparison:
         text = f"{self._verdict()}, on the same {self.images} images{certificates}."
         if len(self.stopping) == 1:
             text += f"\nBoth ended draws early (--sequential, {self.stopping[0]}): their ACRs are lower bounds."
-        if self.seeds:
-            text += "\nThe means over {} and {} runs are compared.".format(*self.seeds)
-        if self.seeds and 1 in self.seeds:
-            one, several = (self.a, self.b) if self.seeds[0] == 1 else (self.b, self.a)
-            another = (
-                f"the {max(self.seeds)} of '{several}' are too few to tell how much another would differ"
-                if self._seeds_are_few
-                else f"another is taken to differ as much as those of '{several}' do"
-            )
-            text += f"\nOf '{one}' there is one run: {another}."
-        if self.seeds and 2 in self.seeds and 1 not in self.seeds:
-            two = " and ".join(
-                f"'{name}'" for name, runs in zip((self.a, self.b), self.seeds, strict=True) if runs == 2
-            )
-            text += (
-                f"\nTwo runs of {two} tell little of how seeds vary: a 95 % interval may miss in up to 13 % of cases."
-            )
+        text += self._of_seeds()
         for name, images in ((self.a, self.only_a), (self.b, self.only_b)):
             if images:
                 text += (
@@ -86,6 +71,27 @@ class Comparison:
                 )
         if self.settings:
             text += f"\nThey were certified differently: {self.settings}."
+        return text
+
+    def _of_seeds(self) -> str:
+        """What is to be known of the runs of two experiments."""
+        if not self.seeds:
+            return ""
+        text = "\nThe means over {} and {} runs are compared.".format(*self.seeds)
+        fewest = [name for name, runs in zip((self.a, self.b), self.seeds, strict=True) if runs == min(self.seeds)]
+        if min(self.seeds) == 1:
+            several = self.b if self.seeds[0] == 1 else self.a
+            another = (
+                f"the {max(self.seeds)} of '{several}' are too few to tell how much another would differ"
+                if self._seeds_are_few
+                else f"another is taken to differ as much as those of '{several}' do"
+            )
+            text += f"\nOf '{fewest[0]}' there is one run: {another}."
+        elif min(self.seeds) == 2:
+            two = " and ".join(f"'{name}'" for name in fewest)
+            text += (
+                f"\nTwo runs of {two} tell little of how seeds vary: a 95 % interval may miss in up to 13 % of cases."
+            )
         return text
 
     @property
@@ -164,8 +170,7 @@ def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     shared, (only_a, only_b) = _shared_images(a, b)
     (radius_a, certified_a), (radius_b, certified_b) = (_figures(run, shared, radii) for run in (a, b))
     differences = radius_a - radius_b
-    parts = [acr_interval(differences[None]), accuracy_interval(certified_a, certified_b)]
-    interval = Interval(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("low", "high", "p")))
+    interval = joined(acr_interval(differences[None]), accuracy_interval(certified_a, certified_b))
     mean_a, mean_b = (
         np.array([radius.mean(), *certified.mean(axis=1)])
         for radius, certified in ((radius_a, certified_a), (radius_b, certified_b))
@@ -190,11 +195,10 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
     radii = reached_radii([*a, *b]) if radii is None else radii
     shared, (only_a, only_b) = _shared_images(a[0], b[0])
     figures_a, figures_b = (_figures_over_seeds(runs, shared, radii) for runs in (a, b))
-    parts = [
+    interval = joined(
         experiments_interval(figures_a[:1], figures_b[:1]),
         experiments_interval(figures_a[1:], figures_b[1:], proportions=True),
-    ]
-    interval = Interval(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("low", "high", "p")))
+    )
     differences = figures_a[0].mean(axis=0) - figures_b[0].mean(axis=0)
     different = int(differ(differences).sum())
     if different < FEWEST_DIFFERENT:

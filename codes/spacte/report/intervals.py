@@ -26,6 +26,11 @@ class Interval:
     p: np.ndarray
 
 
+def joined(*parts: Interval) -> Interval:
+    """The intervals of several groups of figures, one after the other."""
+    return Interval(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("low", "high", "p")))
+
+
 def acr_interval(differences: np.ndarray) -> Interval:
     """Student's 95 % interval of the mean of differences of radii: [F, images] -> [F].
 

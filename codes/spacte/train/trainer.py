@@ -147,10 +147,10 @@ class Trainer:
     def _train_epoch(self, bar: tqdm) -> dict:
         recipe, epoch = self.recipe, self.epoch + 1
         started = time.monotonic()
-        share = self.objective.easy_share(epoch)
         with draws_kept(self.device):
             weights = self.objective.sampling_weights(epoch, unwrapped(self.classifier), self.train_split)
         self.classifier.train()
+        share = self.objective.easy_share(epoch)
         self.objective.class_thresholds = self._class_thresholds(epoch, share, weights) if share < 1 else None
         learning_rate, pace = self.scheduler.get_last_lr()[0], _mean_threshold(self.objective.threshold(epoch))
         order = torch.Generator().manual_seed(derived_seed("order", recipe.seed, epoch))  # the same in every process
