@@ -107,5 +107,11 @@ def test_a_folder_links_what_it_needs_and_no_more():
 def test_the_public_names_are_shown_and_there():
     """Others' programs stand on them."""
     names = "Objective Smooth UserError average_certified_radius build_classifier certified_accuracy certify_dataset"
+    tree = ast.parse(Path(spacte.__file__).read_text())
+    typed = {
+        one.asname: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for one in node.names
+    }
+    del typed[None]
+    assert typed == spacte._PUBLIC, "what a type checker sees"
     assert sorted(spacte.__all__) == [*names.split(), "freeze", "load_classifier", "open_split", "read_log"]
     assert set(spacte.__all__) <= set(dir(spacte)) and all(callable(getattr(spacte, name)) for name in spacte.__all__)

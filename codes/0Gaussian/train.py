@@ -19,7 +19,7 @@ class Gaussian(Objective):
         """The loss and its parts; see Objective."""
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
-        loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps)
+        loss = ct_loss(logits, labels, self.pace(epoch), self.recipe.eps)
         others = self.other_losses(classifier, loss, logits, images, noises)
         return loss.total + sum(others.values()), loss_dict(loss, **others)
 

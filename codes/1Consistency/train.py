@@ -44,7 +44,7 @@ class Consistency(Objective):
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         mean_grad = {"auto": None, "yes": True, "no": False}[self.mean_grad]
-        loss = ct_loss(logits, labels, self.threshold(epoch), self.recipe.eps, self.lbd, self.eta, mean_grad)
+        loss = ct_loss(logits, labels, self.pace(epoch), self.recipe.eps, self.lbd, self.eta, mean_grad)
         others = self.other_losses(classifier, loss, logits, images, noises)
         return loss.total + sum(others.values()), loss_dict(loss, **others, con=loss.consistency)
 

@@ -55,7 +55,7 @@ class MACER(Objective):
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(
-            logits, labels, self.threshold(epoch), self.recipe.eps,
+            logits, labels, self.pace(epoch), self.recipe.eps,
             self.recipe.noise_sd, lbd, self.beta, self.margin,
         )  # fmt: skip
         others = self.other_losses(classifier, loss, logits, images, noises)

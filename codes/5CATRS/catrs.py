@@ -1,10 +1,10 @@
 """CAT-RS's attack: noise under which the heads leave the soft votes (Jeong et al., AAAI 2023)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spacte.model.noisy import ascend, noisy_logits, project
+from spacte.train.teaching import divergences
 
 
 def attack(classifier, images: Tensor, noises: Tensor, soft_votes: Tensor, steps: int, max_norm: float) -> Tensor:
@@ -29,11 +29,6 @@ def attack(classifier, images: Tensor, noises: Tensor, soft_votes: Tensor, steps
 
     *_, adversary = ascend(classifier, noises, loss, steps, 2 * max_norm / steps, constrain)
     return adversary
-
-
-def divergences(logits: Tensor, soft_votes: Tensor) -> Tensor:
-    """KL(soft_votes_i || softmax z[h,j,i]), with 0 log 0 = 0: logits [L, m, B, K], soft_votes [B, K] -> [L, m, B]."""
-    return F.kl_div(F.log_softmax(logits, -1), soft_votes.expand_as(logits), reduction="none").sum(-1)
 
 
 def _mean(noises: Tensor) -> Tensor:

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from catrs import divergences
-from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
+from spacte.train.teaching import CircularLoss, Pace, cross_entropies, divergences, taught_cross_entropy
 
 
 @dataclass
@@ -46,9 +44,8 @@ def ct_loss(
     Source: arXiv 2212.09000; circular teaching: arXiv 2211.10882, section 3.2.
     """
     loss = taught_cross_entropy(logits, labels, threshold, eps, explore)
-    heads, copies, batch, _ = logits.shape
-    losses = F.cross_entropy(logits.flatten(0, 2), labels.repeat(heads * copies), reduction="none")
-    summed = losses.view(heads, copies, batch).sort(1).values.cumsum(1)  # [:, k - 1] of the k smallest
+    copies = logits.shape[1]
+    summed = cross_entropies(logits, labels).sort(1).values.cumsum(1)  # [:, k - 1] of the k smallest
     if drawn is None:
         right = (logits.argmax(-1) == labels).float().mean(1)  # [L, B]
         p = soft_votes.gather(1, labels.unsqueeze(1)).T.expand_as(right) if confidence_mask else right

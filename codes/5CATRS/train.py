@@ -90,7 +90,7 @@ class CATRS(Objective):
         adversary = attack(unwrapped(classifier), images, noises, soft_votes, self.num_steps, self.epsilon)
         loss = ct_loss(
             logits, noisy_logits(classifier, images, adversary), labels, soft_votes,
-            self.threshold(epoch), self.recipe.eps, self.lbd, self.confidence_mask,
+            self.pace(epoch), self.recipe.eps, self.lbd, self.confidence_mask,
         )  # fmt: skip
         others = self.other_losses(classifier, loss, logits, images, noises)
         own = {"low": loss.low, "high": loss.high, "mask": loss.mask}

@@ -107,7 +107,7 @@ class ACRWeakness(Objective):
     def __call__(self, classifier, images, labels, epoch):
         """The loss and its parts; see Objective."""
         noises = self.draw_noises(images)  # [m, B, C, H, W]
-        pace = self.threshold_on_noise(epoch, classifier, images, labels, noises)
+        pace = self.pace_on_noise(epoch, classifier, images, labels, noises)
         if epoch > self.ds_epoch:
             noises = attack(unwrapped(classifier), images, labels, noises, self.attack_steps, self.epsilon)
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]

@@ -14,13 +14,14 @@ from bench_plain import plain_step, plain_votes
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import InMemory
 from spacte.model import build_classifier
+from spacte.model.classifier import Classifier
 from spacte.model.frozen import freeze, scales_of
 from spacte.model.noisy import noisy_logits
 from spacte.model.pass_size import fastest_pass, fix_passes
 from spacte.smooth.smooth import Smooth
 from spacte.train.objective import Objective, loss_dict
 from spacte.train.settings import Recipe
-from spacte.train.teaching import taught_cross_entropy
+from spacte.train.teaching import pace_threshold, taught_cross_entropy
 from spacte.train.trainer import Trainer
 
 _SIGMA, _NOISES, _EPOCH = 0.25, 2, 50
@@ -39,7 +40,7 @@ class Network:
         """Of its images."""
         return data_spec(self.dataset)
 
-    def build(self) -> nn.Sequential:
+    def build(self) -> Classifier:
         """A new one, on the CPU."""
         return build_classifier(self.arch, self.dataset, self.heads)
 
@@ -82,7 +83,7 @@ class _Gaussian(Objective):
     def __call__(self, classifier, images, labels, epoch):
         noises = self.draw_noises(images)
         logits = noisy_logits(classifier, images, noises)
-        loss = taught_cross_entropy(logits, labels, self.threshold(epoch), self.recipe.eps, explore=0.01)
+        loss = taught_cross_entropy(logits, labels, self.pace(epoch), self.recipe.eps, explore=0.01)
         others = self.other_losses(classifier, loss, logits, images, noises)
         return loss.total + sum(others.values()), loss_dict(loss, **others)
 
@@ -93,7 +94,7 @@ def authors_step(network: Network, batch_size: int, device: torch.device) -> Cal
     optimizer = torch.optim.SGD(classifier.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, foreach=False)
     images = torch.rand(batch_size // _NOISES, *spec.shape, device=device)
     labels = torch.randint(spec.num_classes, (len(images),), device=device)
-    threshold = _Gaussian(Recipe(), spec.num_classes).threshold(_EPOCH)
+    threshold = pace_threshold(_EPOCH, Recipe().epochs, spec.num_classes, Recipe().lbdlast)
     return lambda: plain_step(classifier, optimizer, images, labels, _SIGMA, _NOISES, threshold)
 
 

@@ -4,6 +4,20 @@ The public names below are imported when they are first asked for, so that readi
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spacte.certify.dataset import certify_dataset as certify_dataset
+    from spacte.data.sources import open_split as open_split
+    from spacte.logs.certlog import average_certified_radius as average_certified_radius
+    from spacte.logs.certlog import certified_accuracy as certified_accuracy
+    from spacte.logs.certlog import read_log as read_log
+    from spacte.model import build_classifier as build_classifier
+    from spacte.model.checkpoint import load_classifier as load_classifier
+    from spacte.model.frozen import freeze as freeze
+    from spacte.smooth.smooth import Smooth as Smooth
+    from spacte.train.objective import Objective as Objective
+    from spacte.utils import UserError as UserError
 
 _PUBLIC = {
     "Smooth": "spacte.smooth.smooth",
@@ -21,7 +35,7 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'spacte' has no attribute '{name}'")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -25,6 +25,12 @@ def run_tail(dataset: str, arch: str, noise_sd: float) -> Path:
     return Path(dataset, arch, f"noise-{two_decimals if float(two_decimals) == noise_sd else noise_sd}")
 
 
+# the fields of a training run's Place: nothing that it computes depends on them
+PLACE_SETTINGS = (
+    "data_dir", "save_dir", "logs_dir", "runs_dir", "save_freq", "test_freq", "device", "workers", "no_cuda_graph",
+    "resume",
+)  # fmt: skip
+
 _LATER_SETTINGS = {  # of a training run, with what runs did before they were recorded
     "paced_by": "neighbour",
     "pace_share": None,

@@ -22,15 +22,13 @@ import pandas as pd
 from spacte import cli
 from spacte.logs.certified import certificate_of, largest_radius
 from spacte.logs.config import RunConfig
-from spacte.logs.plans import stopping_rule
+from spacte.logs.plans import stopping_rule, table_stopping
 from spacte.logs.table import markdown, table_radii
-from spacte.logs.voting import Stopping
 from spacte.report.reading import read_runs
 from spacte.report.recount import votes_of
 from spacte.report.run import Run
 from spacte.smooth.certificates import CERTIFICATES, Certificate
 from spacte.smooth.draws import portion
-from spacte.smooth.stopping import GIVE_UP
 from spacte.utils import UserError
 
 _N0 = 100
@@ -67,7 +65,8 @@ def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, see
         fixed = Certificate(alpha, sigma, False, kind)
         reached[kind] = _fixed(fixed, probabilities, labels, n, radii, seed)
         rows.append({"run": run.name, "certificate": kind, "draws": 1.0, "accuracy": reached[kind]})
-        config = _stopping_early(replace(run.required_config, N=n, certificate=kind))
+        config = replace(run.required_config, N=n, certificate=kind)
+        config = replace(config, sequential=table_stopping(config))
         draws, accuracy = _early(config, probabilities, labels, batch_size, radii, seed)
         rows.append({"run": run.name, "certificate": f"{kind}, sequential", "draws": draws, "accuracy": accuracy})
     ours = Certificate(alpha, sigma, False, "all-votes")
@@ -87,12 +86,6 @@ def _fixed(certificate, probabilities, labels, n: int, radii, seed: int) -> floa
         selection, estimation = rng.multinomial(_N0, p), rng.multinomial(n, p)
         hits += _hits(certificate, selection, estimation, label, radii)
     return hits / len(labels)
-
-
-def _stopping_early(config: RunConfig) -> RunConfig:
-    """As certify_mhead.py --sequential runs it: until the table's radii are decided that N draws can reach."""
-    limit = largest_radius(replace(config, sequential=Stopping()))
-    return replace(config, sequential=Stopping(tuple(table_radii(limit, config.dataset).tolist()), GIVE_UP))
 
 
 def _early(config: RunConfig, probabilities, labels, batch_size: int, radii, seed: int) -> tuple[float, float]:

@@ -33,6 +33,9 @@ from spacte import cli
 from spacte.logs.counts import read_counts
 from spacte.logs.table import markdown
 from spacte.report.labels import differing_parts
+from spacte.smooth.bounds import lower_confidence_bound as lower
+from spacte.smooth.bounds import upper_confidence_bound as upper
+from spacte.smooth.certificates import multiclass_certificate
 
 _IMAGES = 400  # simulated images of a column
 _GRID = 400  # values of p_A at which the joint test looks
@@ -74,16 +77,6 @@ def compared(votes: list, alpha: float) -> pd.DataFrame:
         row = {"rule": name, "mean radius": (radii * right).mean(), "certified": ((radii > 0) & right).mean()}
         rows.append(row | {"smaller": (change < -1e-9).mean(), "worst": change.min()})
     return pd.DataFrame(rows)
-
-
-def lower(k, n, alpha):
-    """Clopper and Pearson's one-sided lower bound."""
-    return np.where(np.asarray(k) > 0, special.betaincinv(np.maximum(k, 1), n - k + 1, alpha), 0.0)
-
-
-def upper(k, n, alpha):
-    """Clopper and Pearson's one-sided upper bound."""
-    return 1 - lower(n - k, n, alpha)
 
 
 def split(selection, estimation, alpha, share, divided_by=1.0) -> float:
@@ -171,7 +164,7 @@ def weights(selection, chosen: int) -> tuple[float, float]:
 
 RULES: dict[str, Callable] = {
     "Cohen's": lambda s, e, alpha: split(s, e, alpha, 1.0),
-    "half": lambda s, e, alpha: split(s, e, alpha, 0.5),
+    "half": lambda s, e, alpha: multiclass_certificate(s, e, alpha, 1.0)[1],
     "9/10": lambda s, e, alpha: split(s, e, alpha, 0.9),
     "99/100": lambda s, e, alpha: split(s, e, alpha, 0.99),
     "half / (K - 1)": lambda s, e, alpha: split(s, e, alpha, 0.5, len(s) - 1),

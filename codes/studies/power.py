@@ -135,7 +135,7 @@ class _Pilot:
         self.idx = [one.idx for one in counts]
         self.drawn = np.array([one.estimation.any() for one in counts])
         self.selection = int(counts[0].selection[-1].sum())
-        used = sum(int(one.selection[-1].sum() + one.estimation[-1].sum()) for one in counts)
+        used = sum(one.draws for one in counts)
         self.seconds_per_draw = sum(one.seconds for one in counts) / used
 
     @classmethod

@@ -27,7 +27,7 @@ from spacte.logs.table import RADIUS_STEP, markdown
 from spacte.smooth.bounds import anytime_lower_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN
 from spacte.smooth.draws import portion
-from spacte.smooth.stopping import RadiiDecided
+from spacte.smooth.stopping import GIVE_UP, RadiiDecided
 from spacte.utils import UserError
 
 _REPEATS = 20  # simulated runs per log
@@ -37,7 +37,7 @@ def _main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="logs; a folder noise-<sd> tells sigma")
     parser.add_argument("--batch_size", type=cli.positive_int, default=1000, help="noisy images a forward pass")
-    parser.add_argument("--give_up", type=cli.open_probability, default=0.01, help="as of certify_mhead.py")
+    parser.add_argument("--give_up", type=cli.open_probability, default=GIVE_UP, help="as of certify_mhead.py")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the simulated draws")
     args = parser.parse_args()
     rng, rows = np.random.default_rng(args.seed), []
@@ -91,7 +91,7 @@ def _simulate(
         votes[active] += rng.binomial(size, p[active])
         n += size
         used[active] = n
-        active = active[~rule(votes[active], n)]
+        active = active[~rule.enough(votes[active], n)]
     bounds = anytime_lower_bound(votes, used, alpha)
     radius = np.array([radius_of(bound, sigma) or 0.0 for bound in bounds])
     correct = np.tile(log["correct"] == 1, _REPEATS) & (bounds >= 0.5)

@@ -116,7 +116,7 @@ def test_a_job_alone_is_refused_until_what_it_needs_is_finished(queue):
         ('after = "one"', 'after = ["one", "two"]', "after = 'two' must be the label of another run, no ensemble: one"),
         ('after = "one"', "after = [[]]", "after = '[]' must be the label of another run"),
         ('after = "one"', "after = 1", "after must be a label or a list of labels"),
-        ('label = "one"', 'label = "one"\nafter = ["five"]', "after = 'one' leads round in a circle"),
+        ('label = "one"', 'label = "one"\nafter = ["five"]', "is circular: five after one after five"),
         ('after = "one"', 'after = "five"', "after = 'five' must be the label of another run, no ensemble: one"),
         ('after = "one"', 'after = "both"', "after = 'both' must be the label of another run, no ensemble: one"),
         ("/seed-2/save", "/seed-3/save", "name WORK/1Stub/one/seed-3; there are 1Stub/one/seed-1, 1Stub/one/seed-2"),

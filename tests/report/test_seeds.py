@@ -9,7 +9,7 @@ from conftest import random_log
 from test_report import with_config
 
 from spacte.logs import certlog
-from spacte.report import comparable
+from spacte.names import PLACE_SETTINGS
 from spacte.train.settings import Place
 
 
@@ -133,7 +133,7 @@ def test_two_recipes_are_not_compared_as_one_experiment(script, tmp_path):
 
 
 def test_where_a_run_was_trained_is_no_part_of_its_recipe():
-    assert {field.name for field in dataclasses.fields(Place)} <= set(comparable._OF_A_SEED)
+    assert [field.name for field in dataclasses.fields(Place)] == [*PLACE_SETTINGS]
 
 
 def test_of_logs_without_a_configuration_the_images_are_compared(script, tmp_path):

@@ -106,19 +106,19 @@ def test_impossible_counts_are_refused(n_a, n):
 
 def test_radii_are_decided_where_certified_or_hopeless():
     rule = RadiiDecided([0.0, 0.5], n_max=100_000, alpha=0.001, sigma=0.5)  # p_A of 0.5 and 0.841
-    assert not rule(60, 100)  # undecided between the two
-    assert rule(6000, 10_000)  # radius 0 certified, 0.5 given up
-    assert rule(1000, 1000) and rule(400, 1000)  # both certified; both given up
-    assert not rule(841, 1000)  # at the border of 0.5
-    assert rule(np.array([6000, 8413]), 10_000).tolist() == [True, False]
+    assert not rule.enough(60, 100)  # undecided between the two
+    assert rule.enough(6000, 10_000)  # radius 0 certified, 0.5 given up
+    assert rule.enough(1000, 1000) and rule.enough(400, 1000)  # both certified; both given up
+    assert not rule.enough(841, 1000)  # at the border of 0.5
+    assert rule.enough(np.array([6000, 8413]), 10_000).tolist() == [True, False]
     assert rule.votes[0] > 50_000 and anytime_lower_bound(rule.votes[1], 100_000, 0.001) >= rule.needed[1]
 
 
 def test_a_tolerance_is_met_by_the_bounds_on_both_sides():
     rule = RadiusKnown(0.05, n_max=100_000, alpha=0.001, sigma=0.5)
-    assert not rule(900, 1000) and rule(90_000, 100_000)
-    assert rule(300, 1000)  # below 1/2: nothing to be known
-    assert not rule(1000, 1000) and rule(80_000, 80_000)  # all votes: at most what N of them certify
+    assert not rule.enough(900, 1000) and rule.enough(90_000, 100_000)
+    assert rule.enough(300, 1000)  # below 1/2: nothing to be known
+    assert not rule.enough(1000, 1000) and rule.enough(80_000, 80_000)  # all votes: at most what N of them certify
 
 
 def test_bounds_of_a_fixed_number_of_draws_are_statsmodels():

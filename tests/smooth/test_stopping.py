@@ -75,7 +75,7 @@ def test_the_papers_radius_is_known_as_its_bounds_say(tolerance):
     upper = np.minimum(clopper_pearson(n_a, n)[1], anytime_lower_bound(N, N, ALPHA))
     lower = np.maximum(anytime_lower_bound(n_a, n, ALPHA), 0.5)
     expected = (upper < 0.5) | (SIGMA * stats.norm.ppf(upper) - SIGMA * stats.norm.ppf(lower) <= tolerance)
-    assert [rule(int(a), int(draws)) for a, draws in zip(n_a, n, strict=True)] == expected.tolist()
+    assert [rule.enough(int(a), int(draws)) for a, draws in zip(n_a, n, strict=True)] == expected.tolist()
     assert 0.1 < expected.mean() < 0.9
 
 

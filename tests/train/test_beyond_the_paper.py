@@ -45,12 +45,12 @@ def test_no_teaching_is_the_other_name_of_nobody():
 
 
 def test_a_defences_own_lambda_goes_with_a_pace_share():
-    """A number that its `threshold` returns is paced on plain noise, too."""
+    """The samples of a `pace` that it returns are weighed on plain noise, too."""
     kind = load_module("0Gaussian", "train").Gaussian
-    own = type("Own", (kind,), {"threshold": lambda self, epoch: 0.7})
+    own = type("Own", (kind,), {"pace": lambda self, epoch: Pace(0.7, self.recipe.paced_by)})
     recipe, _, _ = parse(kind, "", 1.0, ["--pace_share", "0.8", "--paced_by", "self"])
-    pace = own(recipe, 10).threshold_on(1, torch.zeros(1, 2, 3, 10), torch.arange(3))
-    assert isinstance(pace, Pace) and pace.threshold == 0.7 and pace.by == "self" and pace.losses.shape == (1, 3)
+    pace = own(recipe, 10).pace_on(1, torch.zeros(1, 2, 3, 10), torch.arange(3))
+    assert pace.threshold == 0.7 and pace.by == "self" and pace.losses.shape == (1, 3)
 
 
 # --- --whole_gradient ---
@@ -94,7 +94,7 @@ def test_the_share_falls_in_a_straight_line_to_that_of_the_flag():
 def test_a_lambda_for_each_class_reaches_every_defence(defence):
     """Of lambdas of 0 for some classes and infinity for others, the latter's samples alone are easy."""
     objective = objective_of(defence, "--num_heads", 2, "--pace_share", 0.5)
-    assert objective.threshold(1) == Pace(math.inf, "neighbour"), "nothing is measured yet"
+    assert objective.pace(1) == Pace(math.inf, "neighbour"), "nothing is measured yet"
     objective.class_thresholds = torch.tensor([0.0] * 4 + [math.inf] * 6)
     _, parts = call(objective, build_classifier("R8", "digits", 2))
     assert float(parts["easy"]) == 0.5 and 0 < float(parts["weight"]) < 1

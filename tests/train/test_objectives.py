@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from spacte.data.spec import DataSpec
 from spacte.data.splits import InMemory
 from spacte.model import build_classifier
+from spacte.model.classifier import Classifier
 from spacte.train.command import parse
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective
@@ -162,7 +163,7 @@ def trainer_on(images, **flags):
         epochs=1, batch_size=8, num_noise_vec=2, noise_sd=0.1, lr_step_size=2, wd=3e-4, seed=0, lbdlast=1.0, num_heads=2
     )  # fmt: skip
     recipe = dataclasses.replace(recipe, **flags)
-    split, classifier = marked_images(images), nn.Sequential(nn.Identity(), ReadsTheLabel())
+    split, classifier = marked_images(images), Classifier(nn.Identity(), ReadsTheLabel())
     return Trainer(recipe, Spy(recipe, 2), classifier, CPU, split, split)
 
 

@@ -15,9 +15,8 @@ from spacte.certify.writer import writing
 from spacte.distributed import init_distributed, is_main_process
 from spacte.logs.certified import check_certificate, largest_radius
 from spacte.logs.config import RunConfig
-from spacte.logs.plans import CertifyPlan
+from spacte.logs.plans import CertifyPlan, table_stopping
 from spacte.logs.runfiles import RunFiles, certificate_ending
-from spacte.logs.table import table_radii
 from spacte.logs.voting import Stopping
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.smooth.stopping import GIVE_UP
@@ -125,7 +124,7 @@ def parser_of(description: str) -> cli.Parser:
 
 def _config(evaluation: Evaluation, run: RunSettings, settings: CertifySettings) -> RunConfig:
     """What the log's rows depend on."""
-    return replace(
+    config = replace(
         evaluation.config,
         kind="certify",
         skip=run.skip,
@@ -134,21 +133,18 @@ def _config(evaluation: Evaluation, run: RunSettings, settings: CertifySettings)
         alpha=settings.alpha,
         certificate=settings.certificate,
         skip_wrong=settings.skip_wrong,
-        sequential=_stopping(evaluation.config, settings) if settings.sequential else None,
     )
+    return replace(config, sequential=_stopping(config, settings)) if settings.sequential else config
 
 
 def _stopping(config: RunConfig, settings: CertifySettings) -> Stopping:
-    """When draws end early; by default when the radii of the table are decided that N draws can reach."""
+    """When draws end early."""
     if settings.tolerance is not None:
         return Stopping(tolerance=settings.tolerance)
     give_up = settings.give_up or GIVE_UP
     if settings.radii:
         return Stopping(tuple(sorted(settings.radii)), give_up)
-    reachable = replace(
-        config, N=settings.N, alpha=settings.alpha, certificate=settings.certificate, sequential=Stopping()
-    )
-    return Stopping(tuple(table_radii(largest_radius(reachable), config.dataset).tolist()), give_up)
+    return table_stopping(config, give_up)
 
 
 def check_stopping(settings: CertifySettings) -> None:

@@ -11,9 +11,10 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from spacte.device import memory_is_short
 from spacte.model.ensemble import with_ensemble
 from spacte.model.foreign import Foreign
-from spacte.utils import UserError
+from spacte.utils import UserError, failure
 
 # what rounding makes of logits, as a share of their spread: in another place of the batch; in the same place of a batch
 # of the same size, where the same sums run in the same order
@@ -115,18 +116,20 @@ def _in_other_company(images: Tensor) -> Tensor:
 
 def check_gradient(classifier: Callable[[Tensor], Tensor], images: Tensor) -> None:
     """UserError where no gradient of the logits reaches the images [N, C, H, W], which an attack climbs along."""
-    point = images.detach().clone().requires_grad_()
+    point, cause = images.detach().clone().requires_grad_(), None
     with torch.enable_grad():
         try:
             logits = classifier(point)
             (gradient,) = torch.autograd.grad(logits.log_softmax(-1)[..., 0].sum(), point)
-        except (RuntimeError, UserError):
-            gradient = None
+        except (RuntimeError, UserError) as error:
+            if memory_is_short(error):
+                raise
+            gradient, cause = None, error
     if gradient is None or not gradient.isfinite().all() or not gradient.any():
         raise UserError(
             "no gradient of the classifier's logits reaches the images, and an attack needs one: compute them in torch "
-            "alone, without no_grad, detach, rounding or argmax"
-        )
+            f"alone, without no_grad, detach, rounding or argmax{f' ({failure(cause)})' if cause else ''}"
+        ) from cause
     if _look_like_probabilities(logits):
         warnings.warn("the classifier returns probabilities: attacks on logits are stronger", stacklevel=2)
 

@@ -174,15 +174,18 @@ def open_split(
     """The training or test split of a data set by name, on the device.
 
     Fixed-size sets are read from <data_dir>/<name>.npz where that is, and else downloaded to `data_dir` when missing.
-    An ImageFolder's spec is measured on the split that is read; give the training split's `spec` for the test split,
-    which must then agree with it.
-    Raises UserError for an unknown name, missing or unreadable files, an empty split, data outside [0, 1].
+    An ImageFolder's spec is measured on the split that is read: for the test split, give the training split's.
+    Raises UserError for an unknown name, missing or unreadable files, an empty split, data outside [0, 1], images or
+    classes that are not those of the `spec` given.
     """
-    data_dir, device = Path(data_dir), torch.device(device)
+    split = _opened(name, Path(data_dir), train, torch.device(device), workers)
+    return split if spec is None else split.described_as(spec)
+
+
+def _opened(name: str, data_dir: Path, train: bool, device: torch.device, workers: int) -> BatchedSplit:
     if name == "ImageFolder":
         images, labels, class_names = read_tree(data_dir / "train" if train else test_folder(data_dir))
-        measured = InMemory(_measured_spec(images, class_names), images, labels, train, device, crop=4, flip=True)
-        return measured if spec is None else measured.described_as(spec)
+        return InMemory(_measured_spec(images, class_names), images, labels, train, device, crop=4, flip=True)
     spec = data_spec(name)
     if name == "ImageNet":
         return Streamed(spec, _imagenet(data_dir, train), _centre, device, workers)

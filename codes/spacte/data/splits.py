@@ -4,6 +4,7 @@ A split that fits in memory is one uint8 tensor on the device, augmented there a
 through torchvision's transforms and worker processes.
 """
 
+import copy
 import hashlib
 import traceback
 from abc import ABC, abstractmethod
@@ -47,16 +48,21 @@ class Split(ABC):
         return self[idx][1]
 
     def described_as(self, spec: DataSpec) -> Self:
-        """Itself, from now on described by a classifier's spec. UserError where sizes or names of classes differ."""
+        """The same split, described by a classifier's spec. UserError if sizes or classes differ."""
         if spec.class_names != self.spec.class_names:
             strange = sorted(set(spec.class_names) ^ set(self.spec.class_names))
             raise UserError(f"the classes of the images differ from the classifier's: {listed(strange)}")
+        if spec.num_classes != self.spec.num_classes:
+            raise UserError(f"the images have {self.spec.num_classes} classes, the classifier has {spec.num_classes}")
         _check_size(spec, self.spec.shape)
-        self.spec = spec
-        return self
+        same = copy.copy(self)
+        same.spec = spec
+        return same
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
-        """About `count` images [n, C, H, W] from the whole split and their labels [n]; always the same ones."""
+        """`count` images [n, C, H, W], evenly spaced over the split (all, if there are fewer), and their labels [n];
+        always the same ones.
+        """
         indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
         images, labels = zip(*(self[idx] for idx in indices), strict=True)
         return torch.stack(images), torch.tensor(labels)

@@ -1,1 +1,1 @@
-"""Experiments as jobs, run one after the other: they resume after any interruption."""
+"""Experiments as jobs, run here or through SLURM, resumed after any interruption."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spacte.files import replace_file
-from spacte.names import run_name_of_today
+from spacte.names import PLACE_SETTINGS, run_name_of_today
 from spacte.utils import RunError, listed
 
 _FREE_FLAGS = {  # a resumed run may change them
-    "train": ("--data_dir", "--device", "--workers", "--save_freq", "--test_freq"),
+    "train": tuple(f"--{name}" for name in PLACE_SETTINGS),
     "certify": ("--data_dir", "--device", "--batch_size", "--max"),
 }
 

@@ -3,6 +3,7 @@
 queue file -> jobs
 """
 
+import graphlib
 import re
 import shlex
 import tomllib
@@ -104,20 +105,21 @@ def _check_keys(where: str, table: dict, legal: dict) -> None:
 def _runs(entries: dict[str, tuple[str, dict]], defaults: dict, codes: Path, work: Path) -> dict[str, list[Job]]:
     """The jobs of each run by its label, in the file's order."""
     after = {label: _labels(where, entry, entries) for label, (where, entry) in entries.items()}
+    try:
+        order = list(graphlib.TopologicalSorter(after).static_order())
+    except graphlib.CycleError as error:
+        circle = error.args[1][::-1]
+        where, entry = entries[circle[0]]
+        raise UserError(f"{where}: after = {entry['after']!r} is circular: {' after '.join(circle)}") from None
     runs: dict[str, list[Job]] = {}
-    while len(runs) < len(entries):
-        ready = [label for label in entries if label not in runs and all(other in runs for other in after[label])]
-        if not ready:
-            where, entry = next(entries[label] for label in entries if label not in runs)
-            raise UserError(f"{where}: after = {entry['after']!r} leads round in a circle")
-        for label in ready:
-            where, entry = entries[label]
-            flags = f"{defaults.get('train', '')} {entry.get('train', '')}"
-            needed: list[Job] = []
-            for other in after[label]:  # the seeds that its flags name, or all
-                named = [job for job in runs[other] if f"WORK/{job.name}/" in flags]
-                needed += named or runs[other]
-            runs[label] = _jobs_of_run(where, entry, defaults, codes, work, tuple(needed))
+    for label in order:
+        where, entry = entries[label]
+        flags = f"{defaults.get('train', '')} {entry.get('train', '')}"
+        needed: list[Job] = []
+        for other in after[label]:  # the seeds that its flags name, or all
+            named = [job for job in runs[other] if f"WORK/{job.name}/" in flags]
+            needed += named or runs[other]
+        runs[label] = _jobs_of_run(where, entry, defaults, codes, work, tuple(needed))
     for label, (where, _) in entries.items():
         _check_what_flags_name(where, runs[label][0], [label, *after[label]], runs)
     return {label: runs[label] for label in entries}

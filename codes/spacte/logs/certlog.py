@@ -86,7 +86,7 @@ def read_log(path: Path | str, columns: Sequence[str] = COLUMNS) -> pd.DataFrame
 
 
 def beginning(path: Path | str) -> tuple[str, str]:
-    """A text file's encoding, by its first bytes (UTF-8 or UTF-16), and its first line. OSError if it has none."""
+    """A text file's encoding, by its first bytes (UTF-8 or UTF-16), and its first line. OSError if it is unreadable."""
     with open(path, "rb") as file:
         start = file.read(4096)
     encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"

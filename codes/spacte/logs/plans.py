@@ -18,6 +18,7 @@ from spacte.logs.config import CERTIFIES, DECIDES, DESCRIBES, RunConfig
 from spacte.logs.counts import AttackCounts, C, VoteCounts, mean_draws
 from spacte.logs.described import Description
 from spacte.logs.table import markdown, render, summary_row, summary_table, table_radii
+from spacte.logs.voting import Stopping
 from spacte.smooth.certificates import ABSTAIN, CERTIFICATES, fewest_deciding_votes, prediction
 from spacte.smooth.draws import Draws, ShouldStop
 from spacte.smooth.stopping import GIVE_UP, AllVotesDecided, RadiiDecided, RadiusKnown
@@ -223,6 +224,12 @@ def _check_deciding(config: RunConfig) -> None:
         )
 
 
+def table_stopping(config: RunConfig, give_up: float = GIVE_UP) -> Stopping:
+    """By default draws end when the radii of the table are decided that N draws can reach."""
+    limit = largest_radius(replace(config, sequential=Stopping()))
+    return Stopping(tuple(table_radii(limit, config.dataset).tolist()), give_up)
+
+
 def stopping_rule(config: RunConfig) -> ShouldStop | None:
     """What says, from the selection and the estimation votes [K], whether estimation may end; None where N is fixed."""
     stopping, n = config.sequential, config.N
@@ -232,9 +239,6 @@ def stopping_rule(config: RunConfig) -> ShouldStop | None:
     radii, give_up = stopping.radii or (), stopping.give_up or GIVE_UP
     if certificate.kind == "all-votes":
         return AllVotesDecided(certificate, n, radii, stopping.tolerance, give_up)
-    rule = (
-        RadiiDecided(radii, n, certificate.alpha, config.noise_sd, give_up)
-        if stopping.tolerance is None
-        else RadiusKnown(stopping.tolerance, n, certificate.alpha, config.noise_sd)
-    )
-    return lambda selection, estimation: bool(rule(int(estimation[selection.argmax()]), int(estimation.sum())))
+    if stopping.tolerance is None:
+        return RadiiDecided(radii, n, certificate.alpha, config.noise_sd, give_up)
+    return RadiusKnown(stopping.tolerance, n, certificate.alpha, config.noise_sd)

@@ -47,7 +47,6 @@ class Loaded:
     """
 
     path: Path
-
     classifier: Classifier
     spec: DataSpec
     settings: dict
@@ -88,7 +87,7 @@ def save(path: Path, contents: dict) -> None:
     replace_file(path, buffer.getbuffer())
 
 
-def read(path: Path) -> dict:
+def read(path: Path | str) -> dict:
     """The contents of a checkpoint on the CPU, with its DataSpec rebuilt; never runs code from the file.
 
     A state dict may lie under any name that the field gives it, or be the whole file; it is under `state_dict` here,
@@ -164,7 +163,7 @@ _LEGAL: dict[str, Callable[[Any], bool]] = {  # in a file; flags have been check
 
 
 def load_classifier(
-    path: Path,
+    path: Path | str,
     arch: str | None = None,
     dataset: str | None = None,
     num_heads: int | None = None,
@@ -186,11 +185,11 @@ def load_classifier(
 
 
 def interpreted(
-    contents: dict, path: Path, arch: str | None = None, dataset: str | None = None, num_heads: int | None = None,
+    contents: dict, path: Path | str, arch: str | None = None, dataset: str | None = None, num_heads: int | None = None,
     noise_sd: float | None = None, normalize: str = "auto", spec: DataSpec | None = None,
 ) -> Loaded:  # fmt: skip
     """What `load_classifier` makes of what `read` has found in the file."""
-    weights = recognised(contents["state_dict"])
+    path, weights = Path(path), recognised(contents["state_dict"])
     if weights is None:
         named = f", arch '{contents['arch']}'," if isinstance(contents.get("arch"), str) else ""
         raise UserError(
@@ -222,12 +221,12 @@ def interpreted(
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     heads = f"{settings['num_heads']} head{'s' * (settings['num_heads'] > 1)}"
     wanted = f"{settings['arch']} with {heads} on {spec.name}"
-    _fill(classifier, weights, Path(path), wanted, way_out(path, contents["keys"]))
+    _fill(classifier, weights, path, wanted, way_out(path, contents["keys"]))
     run, defence = (contents[name] if isinstance(contents.get(name), str) else None for name in ("run", "defence"))
-    run = printable_name(run or Path(path).resolve().parent.name)  # it names files
+    run = printable_name(run or path.resolve().parent.name)  # it names files
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
-    loaded = Loaded(Path(path), classifier.eval(), spec, settings, run, defence, training or None)
+    loaded = Loaded(path, classifier.eval(), spec, settings, run, defence, training or None)
     if not published:
         return replace(loaded, scales=_scales_in(contents, path))
     if normalize == "auto":

@@ -20,7 +20,7 @@ from spacte.model.scales import Scales, measured
 
 def freeze(
     classifier: nn.Sequential,
-    device: torch.device,
+    device: torch.device | str,
     precision: str = "fp32",
     batch_size: int = 1000,
     compiled: bool = False,
@@ -34,6 +34,7 @@ def freeze(
     has at most `batch_size` images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused
     convolutions. `compiled`: through torch.compile, with constants folded.
     """
+    device = torch.device(device)
     normalise, network = _folded(classifier)
     network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     if precision == "int8":

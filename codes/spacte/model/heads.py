@@ -1,4 +1,4 @@
-"""One trunk, many heads: what the CIFAR and the ImageNet networks share."""
+"""One trunk, many heads: the base class of all networks."""
 
 import functools
 from typing import Any, Self, cast
@@ -25,7 +25,7 @@ def make_stage(
 
 
 class MultiHeadNetwork(nn.Module):
-    """A residual network whose last stage and linear layer exist once per head.
+    """A network whose last stage and linear layer exist once per head.
 
     Subclasses build the stem and the shared stages and define `trunk`. A head is `Sequential(stage, linear)`
     with global average pooling in between, so that its keys are `heads.{h}.0.{block}...` and `heads.{h}.1.weight`.

@@ -8,6 +8,7 @@ from spacte.logs.described import DESCRIPTION
 from spacte.report.comparable import rows_of
 from spacte.report.labels import labels
 from spacte.report.run import Run
+from spacte.utils import listed
 
 _FEWEST_IMAGES = 10  # to call a class given up: with a quarter of them right, 0 of 10 would have probability .06
 _MOST_NAMED = 5
@@ -48,8 +49,7 @@ def given_up(runs: list[Run]) -> list[str]:
         known = run.tells([0.0]).all()
         gone = [label for label, share in shares.items() if known and share == 0 and images[label] >= _FEWEST_IMAGES]
         if gone:
-            named = ", ".join(f"{label} ({images[label]} images)" for label in gone[:_MOST_NAMED])
-            more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
+            named = listed((f"{label} ({images[label]} images)" for label in gone), _MOST_NAMED)
             classes = "class" if len(gone) == 1 else "classes"
-            lines.append(f"'{name}' gives up {classes} {named}{more}: none is right even at radius 0")
+            lines.append(f"'{name}' gives up {classes} {named}: none is right even at radius 0")
     return lines

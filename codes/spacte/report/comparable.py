@@ -7,16 +7,13 @@ import numpy as np
 
 from spacte.logs.certlog import first_line
 from spacte.logs.config import RunConfig
-from spacte.names import unused_settings
+from spacte.names import PLACE_SETTINGS, unused_settings
 from spacte.report.labels import experiment_label
 from spacte.report.run import Run
 from spacte.utils import UserError
 
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
-_OF_A_SEED = (
-    "seed", "data_dir", "save_dir", "logs_dir", "runs_dir", "save_freq", "test_freq", "device", "workers",
-    "no_cuda_graph", "resume", "pretrained_model", "votes_dir", "teachers", "frozen_trunk",
-)  # fmt: skip
+_OF_A_SEED = ("seed", *PLACE_SETTINGS, "pretrained_model", "votes_dir", "teachers", "frozen_trunk")
 
 
 def check_same_images(runs: list[Run]) -> None:

@@ -33,7 +33,11 @@ class RadiiDecided:
         self.needed = ndtr(np.asarray(radii, dtype=float) / sigma)  # p_A of each radius
         self.votes = np.array([_votes_needed(p, n_max, alpha) for p in self.needed])
 
-    def __call__(self, n_a: ArrayLike, n: int) -> np.ndarray:
+    def __call__(self, selection: np.ndarray, estimation: np.ndarray) -> bool:
+        """Whether these votes [K] are enough to stop."""
+        return bool(self.enough(*_votes(selection, estimation)))
+
+    def enough(self, n_a: ArrayLike, n: int) -> np.ndarray:
         """Whether n_a votes of n, a number or an array of them, are enough to stop."""
         n_a = np.asarray(n_a)[..., None]  # [..., 1] against the radii
         certified = convinces(n_a, n, self.needed, self.alpha)
@@ -53,9 +57,13 @@ class RadiusKnown:
         self.certificate = Certificate(alpha, sigma, sequential=True)
         self.most = anytime_lower_bound(n_max, n_max, alpha)
 
-    def __call__(self, n_a: int, n: int) -> bool:
+    def __call__(self, selection: np.ndarray, estimation: np.ndarray) -> bool:
+        """Whether these votes [K] are enough to stop."""
+        return self.enough(*_votes(selection, estimation))
+
+    def enough(self, n_a: int, n: int) -> bool:
         """Whether n_a votes of n are enough to stop."""
-        upper = radius_of(min(upper_confidence_bound(n_a, n, 0.01), self.most), self.sigma)
+        upper = radius_of(min(upper_confidence_bound(n_a, n, GIVE_UP), self.most), self.sigma)
         if upper is None:
             return True
         for least, most in self.certificate.radius_brackets(n_a, n - n_a, n, 2):
@@ -102,6 +110,11 @@ class AllVotesDecided:
         if self.tolerance is not None:
             return bool(hoped < 0 or hoped - max(now, 0.0) <= self.tolerance)
         return bool(np.all((self.radii <= now) | (self.radii > hoped)))
+
+
+def _votes(selection: np.ndarray, estimation: np.ndarray) -> tuple[int, int]:
+    """The selected class's votes, and all."""
+    return int(estimation[selection.argmax()]), int(estimation.sum())
 
 
 def _votes_needed(p: float, n: int, alpha: float) -> int:

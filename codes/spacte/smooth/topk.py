@@ -61,8 +61,10 @@ class TopK:
     kind: str = "cohen"
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown kind, or a k below 1."""
+        """ValueError for an unknown kind, an alpha of 1 or more, or a k below 1."""
         check_kind(self.kind)
+        if not self.alpha < 1:
+            raise ValueError(f"alpha {self.alpha}: it must be below 1")
         if self.k < 1:
             raise ValueError(f"top {self.k}: k must be at least 1")
 

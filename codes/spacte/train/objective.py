@@ -96,8 +96,8 @@ class Objective:
         """The loss to minimise and its parts by name; see the class."""
         raise NotImplementedError
 
-    def threshold(self, epoch: int) -> float | Pace:
-        """The pace of the epoch, for the loss: lambda(epoch) of the paper's ring, a number, or a Pace with other flags.
+    def pace(self, epoch: int) -> Pace:
+        """The pace of the epoch, for the loss.
 
         With --pace_share lambda is each class's, infinite until it has been measured; where nothing is paced, too.
         """
@@ -106,29 +106,25 @@ class Objective:
             return Pace(math.inf, "none")
         if recipe.pace_share is not None:
             return Pace(math.inf if self.class_thresholds is None else self.class_thresholds, recipe.paced_by)
-        lam = pace_threshold(epoch, recipe.epochs, self.num_classes, recipe.lbdlast)
-        return lam if recipe.paced_by == "neighbour" else Pace(lam, recipe.paced_by)
+        return Pace(pace_threshold(epoch, recipe.epochs, self.num_classes, recipe.lbdlast), recipe.paced_by)
 
-    def threshold_on_noise(
-        self, epoch: int, classifier: nn.Module, images: Tensor, labels: Tensor, noises: Tensor
-    ) -> float | Pace:
-        """`threshold` for a loss that is not on plain noisy copies, because they are attacked, say.
+    def pace_on_noise(self, epoch: int, classifier: nn.Module, images: Tensor, labels: Tensor, noises: Tensor) -> Pace:
+        """`pace` for a loss that is not on plain noisy copies, because they are attacked, say.
 
         With --pace_share these decide all the same, as they did when lambda was measured: images [B, C, H, W] + noises
         [m, B, C, H, W] in a further forward pass, without gradient and without a trace in BatchNorm's statistics.
         """
         if self.recipe.pace_share is None:
-            return self.threshold(epoch)
+            return self.pace(epoch)
         with torch.no_grad(), statistics_kept(unwrapped(classifier)):
             logits = noisy_logits(unwrapped(classifier), images, noises)
-        return self.threshold_on(epoch, logits, labels)
+        return self.pace_on(epoch, logits, labels)
 
-    def threshold_on(self, epoch: int, logits: Tensor, labels: Tensor) -> float | Pace:
+    def pace_on(self, epoch: int, logits: Tensor, labels: Tensor) -> Pace:
         """The same where logits [L, m, B, K] on plain noisy copies are there already."""
-        threshold = self.threshold(epoch)
+        pace = self.pace(epoch)
         if self.recipe.pace_share is None:
-            return threshold
-        pace = threshold if isinstance(threshold, Pace) else Pace(threshold, self.recipe.paced_by)
+            return pace
         return replace(pace, losses=smoothed_cross_entropy(logits.detach(), labels))
 
     def easy_share(self, epoch: int) -> float:

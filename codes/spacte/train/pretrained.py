@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spacte.data.spec import DataSpec
@@ -11,6 +10,7 @@ from spacte.files import sha256
 from spacte.model import checkpoint
 from spacte.model.classifier import Classifier
 from spacte.train.settings import Recipe
+from spacte.train.teaching import divergences
 from spacte.utils import UserError
 
 
@@ -40,7 +40,7 @@ class Teachers:
         images [B, C, H, W], noises [m, B, C, H, W] -> [L, B]; 0 where a head predicts what its teacher does.
         """
         taught = self.predictions((images + noises).flatten(0, 1)).unflatten(1, noises.shape[:2])  # [L, m, B, K]
-        return F.kl_div(F.log_softmax(logits, -1), taught, reduction="none").sum(-1).mean(1)
+        return divergences(logits, taught).mean(1)
 
 
 def take_trunk(classifier: Classifier, path: str, recipe: Recipe, spec: DataSpec) -> None:
@@ -74,10 +74,10 @@ def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
 
 def _loaded(name: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
     """The network of a checkpoint. UserError where it is not of the training's data."""
-    path = Path(name)
-    if not checkpoint.read(path)["args"]:
+    path, contents = Path(name), checkpoint.read(name)
+    if not contents["args"]:
         raise UserError(f"'{path}' is not a checkpoint of train.py: it does not say its architecture")
-    loaded = checkpoint.load_classifier(path, dataset=recipe.dataset)
+    loaded = checkpoint.interpreted(contents, path, dataset=recipe.dataset)
     there, here = ((tuple(one.shape), one.num_classes, one.class_names) for one in (loaded.spec, spec))
     if there != here:
         raise UserError(f"'{path}' was trained on other images or classes than the run: {there} there, {here} here")

@@ -37,10 +37,21 @@ def pace_threshold(epoch: int, epochs: int, num_classes: int, last: float) -> fl
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy averaged over the noise vectors: logits [L, m, B, K], labels [B] -> [L, B]."""
-    heads, noises, batch, _ = logits.shape
-    targets = labels.expand(heads, noises, batch)
-    losses = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
-    return losses.view(heads, noises, batch).mean(1)
+    return cross_entropies(logits, labels).mean(1)
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every head on every noisy copy: logits [L, m, B, K], labels [B] -> [L, m, B]."""
+    targets = labels.expand(logits.shape[:-1])
+    return F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def divergences(logits: Tensor, targets: Tensor) -> Tensor:
+    """KL(target || softmax z[h,j,i]), with 0 log 0 = 0: logits z and probabilities [L, m, B, K] -> [L, m, B].
+
+    The targets may be [B, K], the same for every head and noisy copy.
+    """
+    return F.kl_div(F.log_softmax(logits, -1), targets.expand_as(logits), reduction="none").sum(-1)
 
 
 PACED_BY = ("neighbour", "self", "none")

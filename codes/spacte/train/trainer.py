@@ -47,7 +47,7 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, objective: Objective, classifier: nn.Sequential, device: torch.device,
+        self, recipe: Recipe, objective: Objective, classifier: Classifier, device: torch.device,
         train_split: BatchedSplit, test_split: BatchedSplit, graphs: bool = True,
     ):  # fmt: skip
         self.recipe, self.device, self.objective = recipe, device, objective
@@ -62,8 +62,6 @@ class Trainer:
                 f"{self.smallest}, for {self.mini_batches} mini-batches in each of {get_world_size()} processes"
             )
         classifier.to(device).to(memory_format=torch.channels_last)
-        if not isinstance(classifier, Classifier):  # another Sequential's parts, with a precision
-            classifier = Classifier(*classifier)
         classifier.precision = recipe.precision
         if recipe.compile:
             _compile(classifier, device)
@@ -152,7 +150,7 @@ class Trainer:
         self.classifier.train()
         share = self.objective.easy_share(epoch)
         self.objective.class_thresholds = self._class_thresholds(epoch, share, weights) if share < 1 else None
-        learning_rate, pace = self.scheduler.get_last_lr()[0], _mean_threshold(self.objective.threshold(epoch))
+        learning_rate, pace = self.scheduler.get_last_lr()[0], _mean_threshold(self.objective.pace(epoch))
         order = torch.Generator().manual_seed(derived_seed("order", recipe.seed, epoch))  # the same in every process
         lam = {"lambda": pace} if recipe.paced else {}
         meter, rates = LossMeter(epoch), {"lr": learning_rate} | {name: f"{value:.3f}" for name, value in lam.items()}
@@ -258,9 +256,9 @@ def _compile(classifier: Classifier, device: torch.device) -> None:
         module.compile(dynamic=False)  # the last batch's size must not make all batches' code dynamic
 
 
-def _mean_threshold(threshold: float | Pace) -> float:
+def _mean_threshold(pace: Pace) -> float:
     """Lambda for the log; of lambdas by class the mean of those that were measured."""
-    lam = threshold.threshold if isinstance(threshold, Pace) else threshold
+    lam = pace.threshold
     if isinstance(lam, Tensor):
         measured = lam[lam.isfinite()]
         return float(measured.mean()) if len(measured) else math.inf
