@@ -55,7 +55,7 @@ def losses_of(log):
     return pd.read_csv(io.StringIO(log), sep="\t").drop(columns="images_per_second")
 
 
-BEYOND_THE_PAPER = ("--paced_by", "self", "--pace_share", 0.5, "--whole_gradient")
+BEYOND_THE_PAPER = ("--paced_by", "self", "--pace_share", 0.5, "--whole_gradient", "--eps", 0.667)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def know_a_speed(output):
     head |= {"cudnn": torch.backends.cudnn.version(), "tiny": True}
     known = speed_row("train", "ours", 1, 50.0) | {"precision": "fp32", "seconds": 6.0}
     (output / "bench").mkdir(parents=True)
-    (output / "bench/sweep.json").write_text(json.dumps(head | {"rows": [known]}))
+    (output / "bench/speeds.json").write_text(json.dumps(head | {"rows": [known]}))
     return known
 
 
@@ -65,7 +65,7 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
         wait_for(lambda: list(output.glob(saved)) or not session.processes[0].is_alive(), 300)
         session.kill()
         assert session.exit_codes() == [-signal.SIGKILL]
-    before, speeds = state(output), (output / "bench/sweep.json").read_bytes()
+    before, speeds = state(output), (output / "bench/speeds.json").read_bytes()
     assert list(before["steps"]) == STEPS[:2] and before["plan"]["epochs"] == 3
     assert "| speed " in (output / "summary.md").read_text()
 
@@ -74,7 +74,7 @@ def test_a_killed_session_goes_on_where_it_was(script, tmp_path):
     assert code == 0 and "2 of 8 steps are finished" in out and "8 of 8 steps are finished" in out, err
     after = state(output)
     assert after["plan"] == before["plan"] and list(after["steps"]) == STEPS
-    assert (output / "bench/sweep.json").read_bytes() == speeds
+    assert (output / "bench/speeds.json").read_bytes() == speeds
     for run in ("h-2-eps-0.8-m-2-lbdlast-0.8", "h-1-m-2"):
         log = (output / f"logs/digits/R8/noise-0.50/train/{run}-train.log").read_text().splitlines()
         assert [line.split("\t")[:2] for line in log[1:]] == [["1", "0.1"], ["2", "0.01"], ["3", "0.001"]]
@@ -117,7 +117,7 @@ def plan(monkeypatch, tmp_path):
         args = gpu_session._flags()
         steps = gpu_session._Steps(SimpleNamespace(left=lambda: seconds, run=run), args)
         (tmp_path / "bench").mkdir(exist_ok=True)
-        (tmp_path / "bench/sweep.json").write_text(json.dumps({"device_name": "a card", "rows": rows}))
+        (tmp_path / "bench/speeds.json").write_text(json.dumps({"device_name": "a card", "rows": rows}))
         return steps._plan()
 
     return of
@@ -149,7 +149,7 @@ def test_steps_are_compiled_where_that_pays_within_the_epochs(plan):
 
 
 def test_too_few_epochs_are_not_begun(plan):
-    from spacte.jobs.session import OutOfTimeError
+    from gpu_steps import OutOfTimeError
 
     with pytest.raises(OutOfTimeError, match=r"an epoch of 5-heads and of 1-head takes 1.9 s: 0.5 minutes hold less"):
         plan(ROWS, 50, "--skip", 20)
@@ -197,7 +197,7 @@ def test_a_step_that_fails_is_reported_and_the_next_goes_on(script, tmp_path):
     assert (
         "| train-1-head " in (written := (tmp_path / "o/summary.md").read_text()) and "failed: exit code 2" in written
     )
-    rows = json.loads((tmp_path / "o/bench/sweep.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "o/bench/speeds.json").read_text())["rows"]
     assert known in rows and len(rows) > 1
     assert " skipped in " in (tmp_path / "o/output/tests.txt").read_text() or torch.cuda.is_available()
 

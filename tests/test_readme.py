@@ -222,7 +222,7 @@ def test_the_pretrained_models_are_those_of_the_table():
     for (name, heads, data, *_, digest), file in zip(PRETRAINED, files, strict=True):
         assert sha256(file) == digest and file.stat().st_size < 5e6, name
         loaded = load_classifier(file)
-        assert loaded.spec.name == data and loaded.settings["num_heads"] == int(heads)
+        assert loaded.spec.name == data and loaded.num_heads == int(heads)
         with torch.inference_mode():
             logits = loaded.classifier(torch.rand(2, *loaded.spec.shape))
         assert logits.shape == (int(heads), 2, 10) and logits.isfinite().all()

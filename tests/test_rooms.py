@@ -24,7 +24,7 @@ ROOMS = {
     "certify": {"data", "model", "smooth", "logs", "certify"},
     "jobs": {"jobs"},
 }
-BESIDE = {"cli", "device", "distributed", "files", "names", "script", "source", "utils"}
+BESIDE = {"cli", "device", "distributed", "files", "names", "processes", "provenance", "script", "utils"}
 
 
 def imported(path):

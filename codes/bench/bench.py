@@ -3,7 +3,7 @@
     python codes/bench/bench.py                                    # R20 and R110 at 32x32, R8 on digits, 5 heads
     python codes/bench/bench.py --task certify --arch R110 --precision bf16 --device cuda --batch_size 4096
     python codes/bench/bench.py --task table --model_path save/<...>/epoch150.pth           # bench_table.py
-    python codes/bench/bench.py --task sweep --seconds 100 --device cuda --json out.json    # bench_sweep.py
+    python codes/bench/bench.py --task speeds --seconds 100 --device cuda --json out.json    # bench_speeds.py
 
 `plain` is the authors' way: eager float32 with torch's own settings (on a GPU, TF32 convolutions), contiguous tensors,
 BatchNorm unfolded; in certification batches of 128 noisy images, their default, noise on a repeated image, and votes
@@ -38,17 +38,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import bench_sweep
+import bench_speeds
 import bench_table
 from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, speed
 from spacte import cli
 from spacte.device import INFERENCE_PRECISIONS, select_device, select_precision
 from spacte.files import make_folder, replace_file
 from spacte.logs.table import markdown
-from spacte.source import package_versions, source_state
+from spacte.provenance import package_versions, source_state
 from spacte.utils import UserError
 
-_OWN_FLAGS = {"table": bench_table.main, "sweep": bench_sweep.main}  # tasks that have flags of their own
+_OWN_FLAGS = {"table": bench_table.main, "speeds": bench_speeds.main}  # tasks that have flags of their own
 _DEFAULT_CASES = (("R20", "CIFAR10"), ("R110", "CIFAR10"), ("R8", "digits"))
 
 

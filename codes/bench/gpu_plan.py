@@ -1,4 +1,4 @@
-"""How many epochs fit into a time, and what certification takes, from the speeds of bench_sweep.py.
+"""How many epochs fit into a time, and what certification takes, from the speeds of bench_speeds.py.
 
 speeds -> paces of each training -> epochs
 """
@@ -22,7 +22,7 @@ class Pace:
 
 
 def read_speeds(path: Path) -> tuple[dict, list[dict]]:
-    """What a sweep's file says of the machine, and its rows; nothing where there is none."""
+    """What bench_speeds.py's file says of the machine, and its rows; nothing where there is none."""
     try:
         content = json.loads(path.read_text())
         rows = content.pop("rows")

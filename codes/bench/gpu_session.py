@@ -10,7 +10,7 @@ after its last checkpoint, certification after its last image. It may be killed 
 
     tests                 tests/test_gpu.py, by up to 12 processes where pytest-xdist is installed: a tenth of the time,
                           and at least 90 s, at most
-    speed                 bench_sweep.py: all speeds in one process, in --speed_seconds
+    speed                 bench_speeds.py: all speeds in one process, in --speed_seconds
     train-5-heads         train.py of --defence with --num_heads
     release-5-heads       the checkpoint without its optimiser, in parts below 16 MiB
     train-1-head, release-1-head    the same with one head: what the heads are compared with
@@ -28,7 +28,7 @@ those like it took, else a guess. A step that fails is reported, the next one is
     O/summary.md                         after each step: machine, seconds, speeds, ACR and certified accuracy
     O/session.json                       settings, steps, the number of epochs
     O/output/<step>.txt                  what each step has printed
-    O/bench/sweep.json                   speeds
+    O/bench/speeds.json                   speeds
     O/logs/                              logs of training and certification, with every vote
     O/release/                           the checkpoints' parts, their SHA-256, and in join.sh what joins them
     O/work/                              checkpoints: what a session needs to go on
@@ -53,6 +53,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from gpu_steps import OutOfTimeError, Session, Step, say
 
 from gpu_plan import Pace, certification_seconds, epochs_within, paces_of, read_speeds, rows_of
 from gpu_summary import page
@@ -61,8 +62,15 @@ from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
 from spacte.device import PRECISIONS
 from spacte.files import lock, make_folder, replace_file
-from spacte.jobs.job import Job, check_unchanged, commands, record, remove_old_checkpoints
-from spacte.jobs.session import OutOfTimeError, Session, Step, say
+from spacte.jobs.job import (
+    Job,
+    certify_command,
+    check_unchanged,
+    last_checkpoint,
+    remove_old_checkpoints,
+    train_command,
+    write_record,
+)
 from spacte.train.release import cut, release
 from spacte.train.settings import Recipe
 from spacte.utils import RunError, UserError
@@ -73,7 +81,9 @@ _FREE = ("data_dir", "device", "output", "minutes", "speed_seconds", "training_s
 _CPU = torch.device("cpu")
 _PAPERS_PACE = {("0Gaussian", 0.5): 0.8, ("0Gaussian", 1.0): 0.8}  # --lbdlast, where it is not the defence's default
 _PROCESSES = 12  # of the tests, which are bound by their start
-_START = 30  # seconds that a sweep may take beyond its own: its start, a last row that is slower than those before
+_START = (
+    30  # seconds that bench_speeds.py may take beyond its own: its start, a last row that is slower than those before
+)
 _BETWEEN_CHECKPOINTS = 20  # seconds
 _PART = {False: 15 * 2**20, True: 2**17}  # bytes of a part of a released checkpoint; True: --tiny
 
@@ -136,13 +146,13 @@ class _Steps:
         self.session.run("tests", command, _CODES.parent)
 
     def _measure(self) -> None:
-        command = [sys.executable, _CODES / "bench" / "bench_sweep.py", "--device", self.args.device]
+        command = [sys.executable, _CODES / "bench" / "bench_speeds.py", "--device", self.args.device]
         command += ["--seconds", self.args.speed_seconds, "--json", self._speeds, *["--tiny"] * self.args.tiny]
         self.session.run("speed", command, _CODES)
 
     @property
     def _speeds(self) -> Path:
-        return self.output / "bench" / "sweep.json"
+        return self.output / "bench" / "speeds.json"
 
     # --- the number of epochs ---
 
@@ -224,10 +234,11 @@ class _Steps:
         job = self._job(name)
         make_folder(job.folder)
         check_unchanged(job)
-        record(job, finished=False)
-        command = next(commands(job))
+        write_record(job, finished=False)
         try:
-            self.session.run(f"train-{name}", command, job.scripts, lambda line: remove_old_checkpoints(job, keep=2))
+            self.session.run(
+                f"train-{name}", train_command(job), job.scripts, lambda line: remove_old_checkpoints(job, keep=2)
+            )
         finally:
             self._copy_logs(job)
 
@@ -253,7 +264,7 @@ class _Steps:
     # --- what training leaves ---
 
     def _release(self, name: str) -> None:
-        args, checkpoint = self.args, Path(self._certify_command(self._job(name))[-1])
+        args, checkpoint = self.args, last_checkpoint(self._job(name))
         released = f"{args.defence[1:]}-{args.dataset}-{args.arch}-{args.noise_sd}-{name}.pth".lower()
         whole, folder = self.output / "work" / released, make_folder(self.output / "release")
         for old in (whole, *folder.glob(f"{released}.*")):
@@ -265,14 +276,9 @@ class _Steps:
     def _certify(self, name: str) -> None:
         job = self._job(name)
         try:
-            self.session.run(f"certify-{name}", self._certify_command(job), job.scripts)
+            self.session.run(f"certify-{name}", certify_command(job), job.scripts)
         finally:
             self._copy_logs(job)
-
-    def _certify_command(self, job: Job) -> list[str]:
-        """The checkpoint comes last. RunError where there is none."""
-        _, command = commands(job)
-        return command
 
     def _copy_logs(self, job: Job) -> None:
         if (job.folder / "logs").exists():

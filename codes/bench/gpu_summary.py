@@ -18,7 +18,7 @@ _PAPERS = {"defence": "0Gaussian", "dataset": "CIFAR10", "arch": "R110", "noise_
 
 def page(output: Path, state: dict, unfinished: dict[str, str]) -> str:
     """The summary of a session's folder, from its `state`, and why steps are `unfinished`."""
-    machine, rows = read_speeds(output / "bench/sweep.json")
+    machine, rows = read_speeds(output / "bench/speeds.json")
     named = ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None)
     settings = state["settings"]
     given = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, "", False))

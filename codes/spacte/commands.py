@@ -15,6 +15,8 @@ def certify() -> None:
     spacte-certify --model_path save/<...>/epoch150.pth --skip 20
     spacte-certify --model_path checkpoint.pth.tar --dataset CIFAR10 --noise_sd 0.25 --skip 20
     spacte-certify --classifier my_models.py:build --dataset CIFAR10 --noise_sd 0.25 --skip 20
+    spacte-certify ... --shard 1/8       # one job of eight; spacte-merge joins their logs
+    spacte-certify ... --sequential      # stop each image's draws as soon as its radii are decided
     """
     from spacte.certify.certify import main
 
@@ -44,8 +46,10 @@ def attack() -> None:
 def report() -> None:
     """Read certification logs: tables, comparisons, pictures, one page of all of it.
 
-    spacte-report LOG... [FOLDER...]
-    spacte-report --compare A.log B.log
+    spacte-report LOG... [FOLDER...]                # a table; a folder stands for all logs in it
+    spacte-report FOLDER --over_seeds               # the seeds of one experiment as one row, one curve
+    spacte-report FOLDER --members --by_class 0.5   # what the vote adds to its heads; each class's certified accuracy
+    spacte-report --compare A.log B.log             # the paired difference on the same images; or of two folders
     spacte-report LOG... --curves curves.pdf --html report.html
     """
     from spacte.report.command import main

@@ -11,7 +11,8 @@ from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spacte.utils import RunError, UserError, end_with_parent
+from spacte.processes import end_with_parent
+from spacte.utils import RunError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

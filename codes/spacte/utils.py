@@ -1,8 +1,5 @@
-"""What every part needs and none owns: errors for the user, parts of messages, seeds, the end of a process."""
+"""What every part needs and none owns: errors for the user, parts of messages, seeds."""
 
-import ctypes
-import signal
-import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,13 +54,3 @@ def derived_seed(purpose: str, *numbers: int) -> int:
     for number in numbers:
         words += [number & 0xFFFFFFFF, number >> 32]
     return int(np.random.SeedSequence([len(words), *words]).generate_state(1, np.uint64)[0] >> 1)
-
-
-_PR_SET_PDEATHSIG = 1
-_C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a fork's child should not load
-
-
-def end_with_parent() -> None:
-    """From now on this process ends with the one that started it, by SIGTERM; on Linux alone."""
-    if _C_LIBRARY is not None:
-        _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

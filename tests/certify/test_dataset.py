@@ -208,7 +208,7 @@ def test_a_checkpoint_at_another_sigma(digits, digits_models, capsys):
 
 def test_a_checkpoint_that_does_not_say_its_sigma_takes_the_calls(digits, digits_models):
     loaded = load_classifier(digits_models[0])
-    silent = dataclasses.replace(loaded, settings=loaded.settings | {"noise_sd": None})
+    silent = dataclasses.replace(loaded, noise_sd=None)
     log = certify_dataset([silent, loaded], digits, noise_sd=0.5, **SETTINGS)
     assert "noise-0.50" in log.parts
     with pytest.raises(UserError, match="the checkpoint does not say its noise_sd"):

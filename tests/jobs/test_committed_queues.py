@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from conftest import CODES, DEFENCES, ROOT, load_module
 
-from spacte.jobs.job import _train_command, by_name
+from spacte.jobs.job import by_name, train_command
 from spacte.jobs.queue_file import read_queue
 from spacte.logs.certlog import average_certified_radius, read_log
 from spacte.train.command import parse
@@ -41,15 +41,13 @@ def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
     digits = read_queue(CODES / "queues" / "digits.toml", CODES, tmp_path, "seeds")[0].settings()
     for job in runs:
         kind = getattr(load_module(job.scripts.name, "train"), job.scripts.name[1:])
-        recipe, place, own = parse(kind, "", 1.0, _train_command(job, job.train)[2:])
+        recipe, place, own = parse(kind, "", 1.0, train_command(job)[2:])
         kind(recipe, 10, **own)
         for name in ("dataset", "arch", "noise_sd", "lr_step_size", "lbdlast", "epochs"):
             assert str(getattr(recipe, name)) == digits["train"][f"--{name}"][0]
         assert job.settings()["certify"] == digits["certify"] and place.device == "cpu"
-    recipe, place, _ = parse(Objective, "", 1.0, _train_command(first, first.train)[2:])
-    asked = {
-        by_name(_train_command(job, job.train)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name
-    }
+    recipe, place, _ = parse(Objective, "", 1.0, train_command(first)[2:])
+    asked = {by_name(train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
     assert asked == {str(RunPaths.of(recipe, place, recipe.name).checkpoint(recipe.epochs))}
 
 

@@ -15,7 +15,7 @@ from conftest import CODES
 from stand_ins import JOBS, QUEUE, epochs, said
 
 from spacte.jobs.gpus import visible_gpus
-from spacte.jobs.job import Job, commands
+from spacte.jobs.job import Job, train_command
 from spacte.jobs.queue import Queue, Running
 from spacte.jobs.queue_file import read_queue
 
@@ -364,10 +364,10 @@ def test_what_a_job_has_left_is_found_under_its_older_name_and_under_todays(tmp_
     older, today = folder / older_name, folder / "h-1-m-2-images-9"
     train = ("--teachers", f"WORK/0Stub/one/seed-1/save/{older_name}/epoch1.pth")
     job = Job("0Stub/two/seed-1", CODES, tmp_path, 1, train, None)
-    assert next(commands(job))[3] == str(today / "epoch1.pth")
+    assert train_command(job)[3] == str(today / "epoch1.pth")
     older.mkdir(parents=True)
     (older / "epoch1.pth").touch()
-    assert next(commands(job))[3] == str(older / "epoch1.pth"), "a queue that an older version began"
+    assert train_command(job)[3] == str(older / "epoch1.pth"), "a queue that an older version began"
 
 
 # --- the real programs ---

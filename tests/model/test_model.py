@@ -104,7 +104,7 @@ def test_an_authors_checkpoint_loads(tmp_path, prefix):
     loaded = checkpoint.load_classifier(path, "R8", "CIFAR10", noise_sd=0.25)
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(loaded.classifier(x), classifier(x))
-    assert loaded.settings["num_heads"] == 3 and loaded.run == "run"
+    assert loaded.num_heads == 3 and loaded.run == "run"
 
 
 def test_wrong_names_and_sizes_are_one_line():

@@ -85,7 +85,7 @@ def test_a_published_checkpoint_gives_its_own_logits(tmp_path, make, layout, dat
     path = saved(tmp_path / "noise_0.25" / "checkpoint.pth.tar", network, layout)
     for kind in NORMALISATIONS if layout == "old" else ("mean_std",):
         loaded = load_classifier(path, dataset=dataset, noise_sd=0.25, normalize=kind)
-        assert (loaded.settings["arch"], loaded.settings["num_heads"]) == (arch, 1)
+        assert (loaded.arch, loaded.num_heads) == (arch, 1)
         assert loaded.published and loaded.normalize == kind and loaded.run == "noise_0.25"
         expected = network(normalisation(kind, spec)(images))
         torch.testing.assert_close(loaded.classifier(images)[0], expected, rtol=1e-5, atol=1e-5)
@@ -121,7 +121,7 @@ def test_lenet_gives_its_own_logits(tmp_path, layout):
     network, images = LeNet(), torch.rand(3, 1, 28, 28)
     path = saved(tmp_path / "a" / "checkpoint.pth.tar", network, layout)
     loaded = load_classifier(path, "lenet", "MNIST", noise_sd=0.5, normalize="none")
-    assert loaded.settings["arch"] == "LeNet"
+    assert loaded.arch == "LeNet"
     torch.testing.assert_close(loaded.classifier(images)[0], network(images), rtol=1e-5, atol=1e-5)
     unnamed = load_classifier(path, dataset="MNIST").classifier[1]
     name, line = examined(unnamed, None, data_spec("MNIST"), images, 0.5)
@@ -188,7 +188,7 @@ def test_any_depth_of_6n_plus_2(tmp_path, depth, asked, arch):
     network, images = shaken(CifarResNet(depth)), torch.rand(1, 3, 32, 32)
     path = saved(tmp_path / "a" / "checkpoint.pth.tar", network, "zip")
     loaded = load_classifier(path, asked, "CIFAR10", noise_sd=0.25, normalize="none")
-    assert loaded.settings["arch"] == arch
+    assert loaded.arch == arch
     torch.testing.assert_close(loaded.classifier(images)[0], network(images), rtol=1e-5, atol=1e-5)
     assert build_classifier(arch, "CIFAR10", 2)(images).shape == (2, 1, 10)
 

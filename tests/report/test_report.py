@@ -12,7 +12,7 @@ import pytest
 from conftest import EXCERPTS, beside, make_log, random_log
 
 from spacte.logs import certlog
-from spacte.logs.described import printable
+from spacte.logs.description import printable
 from spacte.logs.table import markdown, render, table_radii
 from spacte.report.labels import labels
 from spacte.report.reading import read_runs

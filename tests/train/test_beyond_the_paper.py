@@ -194,6 +194,7 @@ def test_settings_without_effect_are_refused():
     for settings, message in (
         ({"pace_share": 0.5, "epochs": 1}, "from the second epoch on"),
         ({"whole_gradient": True, "num_heads": 1}, "one head has its whole gradient"),
+        ({"whole_gradient": True, "num_heads": 2}, "2 heads that all weigh 1/2: give --eps 0.5"),
     ):
         with pytest.raises(UserError, match=message):
             Recipe(**settings)

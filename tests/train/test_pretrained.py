@@ -11,6 +11,7 @@ from spacte.data.spec import data_spec
 from spacte.model import build_classifier, checkpoint
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
+from spacte.train.teaching import taught_cross_entropy
 from spacte.train.trainer import Trainer
 from spacte.utils import UserError
 
@@ -70,6 +71,19 @@ def test_every_defence_learns_from_teachers(tmp_path, defence):
     taught, parts = call(objective, classifier)
     assert parts["distil"].item() > 0.001
     torch.testing.assert_close(taught, without + parts["distil"])
+
+
+def test_a_teacher_helps_with_hard_samples_as_with_easy_ones(tmp_path):
+    """Whatever the neighbour's weights: the mean over samples, each head by its own weight."""
+    paths = [saved(tmp_path, 1, seed) for seed in (1, 2)]
+    objective = objective_of("0Gaussian", "--dataset", "digits", "--num_heads", 2, "--teachers", *paths, "--no_cosine")
+    objective.teachers = Teachers(objective.recipe, data_spec("digits"), CPU)
+    logits, images, noises = torch.randn(2, 3, 4, 10), torch.rand(4, 1, 8, 8), torch.randn(3, 4, 1, 8, 8)
+    loss = taught_cross_entropy(logits, torch.arange(4), 1.0, 0.7, 0.0)
+    loss = dataclasses.replace(loss, sample_weights=torch.zeros(2, 4))
+    found = objective.other_losses(build_classifier("R8", "digits", 2), loss, logits, images, noises)["distil"]
+    expected = objective.teachers.divergences(logits, images, noises).mean(1) @ loss.head_weights / 2
+    torch.testing.assert_close(found, expected)
 
 
 def test_teachers_of_other_classes_are_refused(tmp_path):

@@ -25,7 +25,7 @@ from spacte.files import sha256
 from spacte.logs.certlog import read_log
 from spacte.logs.config import IDENTIFIES, RunConfig
 from spacte.logs.counts import AttackCounts
-from spacte.logs.described import check_certification_log, description
+from spacte.logs.description import check_certification_log, description
 from spacte.logs.plans import AttackPlan
 from spacte.logs.runfiles import RunFiles
 from spacte.model.ensemble import with_ensemble

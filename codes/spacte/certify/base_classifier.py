@@ -67,10 +67,10 @@ def joint_config(networks: list[Loaded]) -> RunConfig:
     Raises UserError where they do not, or where one does not say its noise_sd.
     """
     first = networks[0]
-    if any(network.settings["noise_sd"] is None for network in networks):
+    if any(network.noise_sd is None for network in networks):
         raise UserError("the checkpoint does not say its noise_sd: give --noise_sd")
     for name in ("dataset", "noise_sd"):
-        values = {network.settings[name] for network in networks}
+        values = {getattr(network, name) for network in networks}
         if len(values) > 1:
             found = ", ".join(sorted(map(str, values)))
             raise UserError(f"the checkpoints' {name} differ: {found}; give one --{name} for all")
@@ -78,10 +78,10 @@ def joint_config(networks: list[Loaded]) -> RunConfig:
         if (network.spec.shape, network.spec.class_names) != (first.spec.shape, first.spec.class_names):
             raise UserError("the checkpoints were trained on different images or classes")
     return RunConfig(
-        dataset=first.settings["dataset"],
-        arch=_joint_name([network.settings["arch"] for network in networks], repeats=False),
-        num_heads=tuple(network.settings["num_heads"] for network in networks),
-        noise_sd=first.settings["noise_sd"],
+        dataset=first.dataset,
+        arch=_joint_name([network.arch for network in networks], repeats=False),
+        num_heads=tuple(network.num_heads for network in networks),
+        noise_sd=cast(float, first.noise_sd),
         defence=_joint_name([one.defence for one in networks if one.defence], repeats=False) or None,
     )
 

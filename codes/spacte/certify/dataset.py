@@ -122,21 +122,15 @@ def _base(
     classifier: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
     dataset: str | None, name: str | None, computing: Computing,
 ) -> tuple[BaseClassifier, Split]:  # fmt: skip
+    """The classifier under the noise, and the images, as the arguments of `certify_dataset` say."""
     data = _dataset(data)
     if noise_sd is not None:
         noise_sd = cli.checked(parser_of(""), {"noise_sd": noise_sd})["noise_sd"]
     networks = [classifier] if isinstance(classifier, Loaded) else classifier
     if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
-        networks = [_at_noise(one, noise_sd) for one in networks]
-        joint_config(networks)
-        spec = networks[0].spec
-        for what, value, own in (("num_classes", num_classes, spec.num_classes), ("levels", levels, spec.levels)):
-            if value not in (None, own):
-                raise UserError(f"{what} {value} contradicts the checkpoint, which has {own}")
-        split = Indexed(spec, data, computing.device)
-        base = of_checkpoints(networks, split, computing)
-        config = base.config if dataset is None else replace(base.config, dataset=printable_name(dataset))
-        return replace(base, run_name=printable_name(name or base.run_name), config=config), split
+        if noise_sd is not None:  # else each is evaluated at training's
+            networks = [replace(one, noise_sd=noise_sd) for one in networks]
+        return _of_checkpoints(networks, data, num_classes, levels, dataset, name, computing)
     if not callable(classifier):
         raise UserError(
             f"the classifier is a {type(classifier).__name__}: it must be a module, another callable, or what "
@@ -144,6 +138,29 @@ def _base(
         )
     if noise_sd is None or num_classes is None:
         raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
+    return _of_function(classifier, data, noise_sd, num_classes, levels, dataset, name, computing)
+
+
+def _of_checkpoints(
+    networks: list[Loaded], data: Any, num_classes: int | None, levels: int | None, dataset: str | None,
+    name: str | None, computing: Computing,
+) -> tuple[BaseClassifier, Split]:  # fmt: skip
+    """UserError if the networks do not belong together, or know another number of classes or levels."""
+    joint_config(networks)
+    spec = networks[0].spec
+    for what, value, own in (("num_classes", num_classes, spec.num_classes), ("levels", levels, spec.levels)):
+        if value not in (None, own):
+            raise UserError(f"{what} {value} contradicts the checkpoint, which has {own}")
+    split = Indexed(spec, data, computing.device)
+    base = of_checkpoints(networks, split, computing)
+    config = base.config if dataset is None else replace(base.config, dataset=printable_name(dataset))
+    return replace(base, run_name=printable_name(name or base.run_name), config=config), split
+
+
+def _of_function(
+    function: Callable, data: Any, noise_sd: float, num_classes: int, levels: int | None, dataset: str | None,
+    name: str | None, computing: Computing,
+) -> tuple[BaseClassifier, Split]:  # fmt: skip
     levels = 255 if levels is None else levels
     for what, value in (("num_classes", num_classes), ("levels", levels)):
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
@@ -152,13 +169,8 @@ def _base(
     first = read_item(data, 0)[0] if len(data) else torch.empty(0)
     spec = DataSpec(dataset, tuple(first.shape), num_classes, (0.0,), (1.0,), levels)
     split = Indexed(spec, data, computing.device, any_range=True)
-    kind = getattr(classifier, "__name__", type(classifier).__name__)
-    if isinstance(classifier, Classifier):  # of a checkpoint: what it was called before it had a class of its own
+    kind = getattr(function, "__name__", type(function).__name__)
+    if isinstance(function, Classifier):  # of a checkpoint: what it was called before it had a class of its own
         kind = "Sequential"
     config = RunConfig(dataset=printable_name(dataset), arch=printable_name(kind), noise_sd=noise_sd, classifier=kind)
-    return of_callable(classifier, split, printable_name(name or "classifier"), config, computing), split
-
-
-def _at_noise(network: Loaded, noise_sd: float | None) -> Loaded:
-    """The checkpoint, evaluated at this sigma, by default at training's."""
-    return network if noise_sd is None else replace(network, settings=network.settings | {"noise_sd": noise_sd})
+    return of_callable(function, split, printable_name(name or "classifier"), config, computing), split

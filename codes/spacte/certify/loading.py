@@ -22,9 +22,9 @@ from spacte.model.checkpoint import load_classifier
 from spacte.model.int8 import check_exact
 from spacte.model.members import ByMembers
 from spacte.names import printable_name
+from spacte.provenance import deciding_versions, package_versions
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.smooth.smooth import Smooth
-from spacte.source import deciding_versions, package_versions
 from spacte.utils import UserError
 
 

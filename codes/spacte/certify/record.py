@@ -10,7 +10,7 @@ from spacte.certify.evaluation import Evaluation
 from spacte.distributed import broadcast_object
 from spacte.logs.runfiles import RunFiles
 from spacte.model import pass_size
-from spacte.source import package_versions, source_state
+from spacte.provenance import package_versions, source_state
 
 
 def decide_passes(evaluation: Evaluation, files: RunFiles, requested: int | None, overwrite: bool) -> None:

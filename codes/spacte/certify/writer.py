@@ -17,7 +17,7 @@ from tqdm import tqdm
 from spacte.distributed import barrier, broadcast_object, get_rank, get_world_size
 from spacte.files import lock, make_folder, replace_file
 from spacte.logs.counts import C, disagreement, read_counts
-from spacte.logs.described import description, parts_of
+from spacte.logs.description import description, parts_of
 from spacte.logs.plans import Plan
 from spacte.logs.runfiles import RunFiles, run_name
 from spacte.utils import UserError

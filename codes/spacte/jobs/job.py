@@ -6,7 +6,6 @@ job -> commands
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,13 +95,13 @@ def state(job: Job) -> str:
 
 def is_finished(job: Job) -> bool:
     """Whether its commands have all ended well with today's settings, and its certification's summary is there."""
-    note, settings = recorded(job), job.settings()
+    note, settings = read_record(job), job.settings()
     if not note.get("finished") or {name: note.get(name) for name in settings} != settings:
         return False
     return job.certify is None or any(job.folder.glob("logs/*/*/*/certify-mhead/*-ACR.log"))
 
 
-def recorded(job: Job) -> dict:
+def read_record(job: Job) -> dict:
     """job.json: the settings with which the job was last started, whether it is finished, the seconds that it took."""
     try:
         return json.loads((job.folder / "job.json").read_text())
@@ -110,17 +109,17 @@ def recorded(job: Job) -> dict:
         return {}
 
 
-def record(job: Job, finished: bool, seconds: float | None = None) -> None:
+def write_record(job: Job, finished: bool, seconds: float | None = None) -> None:
     """Write job.json; the seconds that it says already stay where none are given."""
     if seconds is None:
-        seconds = recorded(job).get("seconds")
+        seconds = read_record(job).get("seconds")
     content = json.dumps(job.settings() | {"finished": finished, "seconds": seconds})
     replace_file(job.folder / "job.json", content + "\n")
 
 
 def check_unchanged(job: Job) -> None:
     """RunError where the job has checkpoints or logs that were made with flags that compute something else."""
-    before, now, logs = recorded(job), job.settings(), list(job.folder.glob("logs/*/*/*/certify-mhead/*.json"))
+    before, now, logs = read_record(job), job.settings(), list(job.folder.glob("logs/*/*/*/certify-mhead/*.json"))
     for step, made in (("train", _checkpoints(job)), ("certify", logs)):
         if made:
             _check_same_flags(f"its {step} flags have", step, before.get(step), now[step], job.folder)
@@ -165,7 +164,7 @@ def left_on_disk(job: Job) -> dict[Path, int]:
 
 
 def _checkpoints(job: Job) -> list[Path]:
-    """In the order of their epochs. RunError where they are of several runs."""
+    """The checkpoints, in the order of their epochs. RunError if they are of several runs."""
     found = [path for path in job.folder.glob("save/*/*/*/*/epoch*.pth") if path.stem[5:].isdecimal()]
     runs = sorted({path.parent.name for path in found})
     if len(runs) > 1:
@@ -177,32 +176,33 @@ def _epoch(checkpoint: Path) -> int:
     return int(checkpoint.stem.removeprefix("epoch"))
 
 
-def _last_checkpoint(job: Job) -> str:
+def last_checkpoint(job: Job) -> Path:
+    """That of its last epoch. RunError if there is none, or checkpoints of several runs."""
     found = _checkpoints(job)
     if not found:
         raise RunError(f"there is no checkpoint in '{job.folder / 'save'}'")
-    return str(found[-1])
+    return found[-1]
 
 
 # --- its commands ---
 
 
-def commands(job: Job) -> Iterator[list[str]]:
-    """The job's commands, one after the other: ask for the next one once the one before has ended well."""
-    if job.train is not None:
-        yield _train_command(job, job.train)
-    if job.certify is not None:
-        yield [*_certify_command(job, job.certify), *map(_last_checkpoint, job.members or (job,))]
-
-
-def _train_command(job: Job, flags: tuple[str, ...]) -> list[str]:
+def train_command(job: Job) -> list[str]:
+    """What trains the job, or resumes its training."""
     folders = [part for kind in ("save", "logs", "runs") for part in (f"--{kind}_dir", str(job.folder / kind))]
-    own = [_in_work(job, part) for part in flags]
+    own = [_in_work(job, part) for part in job.train or ()]
     return [sys.executable, "train.py", *own, "--seed", str(job.seed), *folders, "--resume"]
 
 
+def certify_command(job: Job) -> list[str]:
+    """What certifies the last checkpoint of the job, or of each of its members. RunError if one has none."""
+    own = [_in_work(job, part) for part in job.certify or ()]
+    command = [sys.executable, "certify_mhead.py", *own, "--logs_dir", str(job.folder / "logs"), "--model_path"]
+    return command + [str(last_checkpoint(one)) for one in job.members or (job,)]
+
+
 def _in_work(job: Job, part: str) -> str:
-    """A part of a job's flags, WORK/ replaced, also behind --name=.
+    """A part of a job's flags, WORK/ replaced, also after --name=.
 
     Queue files may name runs as older versions did: what is not there by that name has today's.
     """
@@ -211,9 +211,3 @@ def _in_work(job: Job, part: str) -> str:
         return part
     path = job.work / found[2]
     return (found[1] or "") + str(path if path.exists() else Path(*map(run_name_of_today, path.parts)))
-
-
-def _certify_command(job: Job, flags: tuple[str, ...]) -> list[str]:
-    """All but the checkpoints, which come last."""
-    own = [_in_work(job, part) for part in flags]
-    return [sys.executable, "certify_mhead.py", *own, "--logs_dir", str(job.folder / "logs"), "--model_path"]

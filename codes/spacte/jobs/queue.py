@@ -21,15 +21,16 @@ from spacte.files import make_folder, replace_file
 from spacte.jobs.gpus import gpu_of
 from spacte.jobs.job import (
     Job,
+    certify_command,
     check_unchanged,
-    commands,
     is_finished,
     last_line,
-    record,
-    recorded,
+    read_record,
     remove_old_checkpoints,
+    train_command,
+    write_record,
 )
-from spacte.jobs.processes import set_priority_and_end
+from spacte.processes import set_priority_and_end
 from spacte.utils import RunError, UserError
 
 _SECONDS_BETWEEN_LINES = 60  # of progress, where there is no terminal
@@ -54,10 +55,10 @@ class Running:
         self.output = job.folder / "output.txt"
         self.tidied = self.started
         self.is_fresh = not self.output.exists()  # otherwise its time says nothing of other jobs'
-        self.steps = commands(job)
+        self.steps = [train_command] * (job.train is not None) + [certify_command] * (job.certify is not None)
         self.command: list[str] = []  # that runs, or ran last
         self.child: subprocess.Popen | None = None
-        record(job, finished=False)
+        write_record(job, finished=False)
 
     def advance(self) -> bool:
         """Start the next command if none is running; returns whether the job has ended well. RunError where not."""
@@ -72,10 +73,10 @@ class Running:
                 how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
                 raise RunError(f"{self.command[1]} ended with {how}: {self.last_line()}")
             remove_old_checkpoints(self.job, keep=1)
-        self.command = next(self.steps, [])
-        if not self.command:
-            record(self.job, finished=True, seconds=self.seconds() if self.is_fresh else None)
+        if not self.steps:
+            write_record(self.job, finished=True, seconds=self.seconds() if self.is_fresh else None)
             return True
+        self.command = self.steps.pop(0)(self.job)
         with open(self.output, "a", errors="surrogateescape") as output:  # names of files can be any bytes
             own = [f"{name}={value}" for name, value in self.own.items()]
             output.write(f"$ cd {shlex.quote(str(self.job.scripts))}; {shlex.join(own + self.command)}\n")
@@ -213,7 +214,7 @@ class Queue:
         """A job takes what others of its run took, or else the mean of all runs that are known."""
         seconds: dict[str, list[float]] = {}
         for job in self.jobs:
-            took = recorded(job).get("seconds")
+            took = read_record(job).get("seconds")
             if took is not None:
                 seconds.setdefault(job.run_name, []).append(took)
         left = [one.seconds_left() for one in self.running]

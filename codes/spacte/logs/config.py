@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeGuard
 
 from spacte.logs.voting import Heads, Stopping
+from spacte.provenance import deciding_versions
 from spacte.smooth.certificates import CERTIFICATES
-from spacte.source import deciding_versions
 
 KINDS = ("certify", "predict", "attack", "votes")  # votes: those of a network that a training learns from
 

@@ -16,7 +16,7 @@ from spacte.logs.certified import certificate_of, certificate_row, certified, la
 from spacte.logs.certlog import elapsed
 from spacte.logs.config import CERTIFIES, DECIDES, DESCRIBES, RunConfig
 from spacte.logs.counts import AttackCounts, C, VoteCounts, mean_draws
-from spacte.logs.described import Description
+from spacte.logs.description import Description
 from spacte.logs.table import markdown, render, summary_row, summary_table, table_radii
 from spacte.logs.voting import Stopping
 from spacte.smooth.certificates import ABSTAIN, CERTIFICATES, fewest_deciding_votes, prediction

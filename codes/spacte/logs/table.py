@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import Radii, acr_standard_error, average_certified_radius, certified_accuracy
-from spacte.logs.described import Description
+from spacte.logs.description import Description
 from spacte.logs.voting import UNDECIDED
 from spacte.smooth.certificates import ABSTAIN
 

@@ -39,9 +39,9 @@ from spacte.utils import UserError, listed
 class Loaded:
     """A classifier from a checkpoint, the data set it was made for, and what the checkpoint says of its training.
 
-    `settings` holds arch, dataset, num_heads and noise_sd as the checkpoint or else the caller gave them (None where
-    neither did), `run` and `defence` the names of the run and of its base defence, and `training` its flags and the
-    hashes of what it took something from.
+    `arch`, `dataset`, `num_heads` and `noise_sd` are the caller's or else the checkpoint's (`noise_sd` may be None: not
+    known), `run` and `defence` the names of the run and of its base defence, and `training` its flags and the hashes
+    of what it took something from.
     `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
     classifier then runs only after `normalised_by`. `scales` are those of int8, where the file holds them.
     """
@@ -49,7 +49,10 @@ class Loaded:
     path: Path
     classifier: Classifier
     spec: DataSpec
-    settings: dict
+    arch: str
+    dataset: str
+    num_heads: int
+    noise_sd: float | None
     run: str
     defence: str | None
     training: dict | None
@@ -61,7 +64,7 @@ class Loaded:
         """The same with what int8 needs, measured on training images [N, C, H, W] in [0, 1], at training's noise or
         another. UserError where they are not that, or this CPU cannot compute int8.
         """
-        noise_sd = noise_sd or self.settings["noise_sd"]
+        noise_sd = noise_sd or self.noise_sd
         shape = tuple(self.spec.shape)
         if noise_sd is None:
             raise UserError(f"'{self.path}' does not say its noise_sd: give it to with_scales")
@@ -196,28 +199,10 @@ def interpreted(
             f"'{path}'{named} is not a network that is known here: its keys are "
             f"{listed(contents['state_dict'], 4)}; there are {KNOWN}; {way_out(path, contents['keys'])}"
         )
-    known = {name: contents["args"].get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
     published = weights.arch is not None
-    if published:
-        known = {"arch": weights.arch, "dataset": None, "num_heads": 1, "noise_sd": None}
-    for name, value in known.items():
-        if value is not None and not _LEGAL[name](value):
-            raise UserError(f"checkpoint '{path}' is damaged: its {name} is {str(value)[:40]}")
-    known["num_heads"] = known["num_heads"] or weights.heads
     normalize = _checked_normalize(path, normalize, published, weights.constants)
-    given = {"arch": arch and our_name(arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
-    for name, value in given.items():
-        if value is not None and known[name] is not None and value != known[name] and name != "noise_sd":
-            raise UserError(f"--{name} {value} contradicts checkpoint '{path}', which has {name} {known[name]}")
-    settings: dict[str, Any] = {name: known[name] if value is None else value for name, value in given.items()}
-    missing = [name for name in ("arch", "dataset", "num_heads") if settings[name] is None]
-    if missing:
-        raise UserError(f"checkpoint '{path}' does not say its {missing[0]}: give --{missing[0]}")
-
-    spec = contents.get("data") or (spec if settings["dataset"] == "ImageFolder" else None)
-    spec = spec or data_spec(settings["dataset"])
-    if settings["dataset"] != printable_name(spec.name):  # it names folders
-        raise UserError(f"checkpoint '{path}' is of data set '{settings['dataset']}', but its data are '{spec.name}'")
+    settings = _settings(contents, weights, path, arch, dataset, num_heads, noise_sd)
+    spec = _spec(contents, settings["dataset"], path, spec)
     classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     heads = f"{settings['num_heads']} head{'s' * (settings['num_heads'] > 1)}"
     wanted = f"{settings['arch']} with {heads} on {spec.name}"
@@ -226,18 +211,56 @@ def interpreted(
     run = printable_name(run or path.resolve().parent.name)  # it names files
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
-    loaded = Loaded(path, classifier.eval(), spec, settings, run, defence, training or None)
-    if not published:
-        return replace(loaded, scales=_scales_in(contents, path))
+    loaded = Loaded(path, classifier.eval(), spec, **settings, run=run, defence=defence, training=training or None)
+    if published:
+        return replace(_with_normalisation(loaded, normalize), published=True)
+    return replace(loaded, scales=_scales_in(contents, path))
+
+
+def _settings(
+    contents: dict, weights: Weights, path: Path, arch: str | None, dataset: str | None, num_heads: int | None,
+    noise_sd: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    """arch, dataset, num_heads and noise_sd as the caller gave them, or else as the file says.
+
+    UserError if the file's are damaged, the caller's contradict them, or one but noise_sd is not known.
+    """
+    known = {name: contents["args"].get(name) for name in ("arch", "dataset", "num_heads", "noise_sd")}
+    if weights.arch is not None:
+        known = {"arch": weights.arch, "dataset": None, "num_heads": 1, "noise_sd": None}
+    for name, value in known.items():
+        if value is not None and not _LEGAL[name](value):
+            raise UserError(f"checkpoint '{path}' is damaged: its {name} is {str(value)[:40]}")
+    known["num_heads"] = known["num_heads"] or weights.heads
+    given = {"arch": arch and our_name(arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
+    for name, value in given.items():
+        if value is not None and known[name] is not None and value != known[name] and name != "noise_sd":
+            raise UserError(f"--{name} {value} contradicts checkpoint '{path}', which has {name} {known[name]}")
+    settings = {name: known[name] if value is None else value for name, value in given.items()}
+    missing = [name for name in ("arch", "dataset", "num_heads") if settings[name] is None]
+    if missing:
+        raise UserError(f"checkpoint '{path}' does not say its {missing[0]}: give --{missing[0]}")
+    return settings
+
+
+def _spec(contents: dict, dataset: str, path: Path, given: DataSpec | None) -> DataSpec:
+    """The data set as the file describes it, or else as its name, for an ImageFolder the caller, does."""
+    spec = contents.get("data") or (given if dataset == "ImageFolder" else None) or data_spec(dataset)
+    if dataset != printable_name(spec.name):  # it names folders
+        raise UserError(f"checkpoint '{path}' is of data set '{dataset}', but its data are '{spec.name}'")
+    return spec
+
+
+def _with_normalisation(loaded: Loaded, normalize: str) -> Loaded:
+    """A published network with the normalisation in front of it; with "auto" one that is still to be told."""
     if normalize == "auto":
-        unknown = Classifier(UnknownNormalisation(), classifier[1])
-        return replace(loaded, classifier=unknown, normalize=None, published=True)
-    if spec.name == "ImageFolder" and normalize in ("mean_std", "centre"):
+        return replace(loaded, classifier=Classifier(UnknownNormalisation(), loaded.classifier.network), normalize=None)
+    if loaded.spec.name == "ImageFolder" and normalize in ("mean_std", "centre"):
         raise UserError(
-            f"--normalize {normalize}: '{path}' does not say the mean and deviation of its training images; give them, "
-            "--normalize m,m,m/s,s,s"
+            f"--normalize {normalize}: '{loaded.path}' does not say the mean and deviation of its training images; "
+            "give them, --normalize m,m,m/s,s,s"
         )
-    return replace(loaded.normalised_by(normalize), published=True)
+    return loaded.normalised_by(normalize)
 
 
 def _scales_in(contents: dict, path: Path) -> Scales | None:

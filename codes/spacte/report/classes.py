@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import certified_at
-from spacte.logs.described import DESCRIPTION
+from spacte.logs.description import DESCRIPTION
 from spacte.report.comparable import rows_of
 from spacte.report.labels import labels
 from spacte.report.run import Run

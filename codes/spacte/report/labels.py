@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from spacte.logs.described import is_fact, is_seed, parts_of
+from spacte.logs.description import is_fact, is_seed, parts_of
 from spacte.names import run_tail
 from spacte.report.run import Run
 

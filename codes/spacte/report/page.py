@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from spacte.logs.described import DESCRIPTION
+from spacte.logs.description import DESCRIPTION
 from spacte.logs.table import TEXTS, best, decimals, lower_bounds, readable, records, stopping_remark
 from spacte.report import plots
 from spacte.report.comparison import Comparison

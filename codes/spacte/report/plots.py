@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spacte.logs.certlog import certified_accuracy, certified_radius
-from spacte.logs.described import printable
+from spacte.logs.description import printable
 from spacte.report.labels import labels
 from spacte.report.recount import label_probabilities
 from spacte.report.run import Run

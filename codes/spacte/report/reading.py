@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spacte.logs.certlog import COLUMNS, read_log
-from spacte.logs.described import check_certification_log, columns_of, description, kind_of, method_parts, parts_of
+from spacte.logs.description import check_certification_log, columns_of, description, kind_of, method_parts, parts_of
 from spacte.logs.runfiles import run_name
 from spacte.report.comparable import check_same_images
 from spacte.report.labels import differing_parts, natural, places, user_labels

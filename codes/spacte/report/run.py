@@ -8,7 +8,7 @@ import pandas as pd
 
 from spacte.logs.certlog import round_down
 from spacte.logs.config import RunConfig, is_number
-from spacte.logs.described import Description
+from spacte.logs.description import Description
 from spacte.utils import UserError
 
 

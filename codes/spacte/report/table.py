@@ -10,7 +10,7 @@ import pandas as pd
 
 from spacte.logs.certified import SAME_RADIUS
 from spacte.logs.certlog import Radii, certified_radius
-from spacte.logs.described import DESCRIPTION
+from spacte.logs.description import DESCRIPTION
 from spacte.logs.table import RADIUS_STEP, TEXTS, plain, radius_names, summary_row, summary_table, table_radii
 from spacte.report.comparable import comparable_groups, rows_of
 from spacte.report.recount import draws_of

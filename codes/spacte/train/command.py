@@ -19,7 +19,7 @@ from spacte.distributed import broadcast_object, init_distributed, is_main_proce
 from spacte.files import gone_on_failure
 from spacte.model import build_classifier, checkpoint
 from spacte.names import as_recorded_today, unused_settings
-from spacte.source import source_state
+from spacte.provenance import source_state
 from spacte.train.objective import Objective
 from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
 from spacte.train.runlog import RunLog, RunPaths

@@ -139,12 +139,14 @@ class Objective:
     ) -> dict[str, Tensor]:
         """What every defence adds to its loss, scalars by name: "cos", L_cos, and with --teachers "distil".
 
-        "distil" is 1/2 sum_h c_h mean_i w[h-1,i] mean_j KL(teacher || head h), on the noisy copies that the heads'
-        `logits` [L, m, B, K] are of: images [B, C, H, W] plus noises [m, B, C, H, W].
+        "distil" is 1/2 sum_h c_h mean_ij KL(teacher || head h), on the noisy copies that the heads' `logits`
+        [L, m, B, K] are of: images [B, C, H, W] plus noises [m, B, C, H, W]. Samples that are hard for the neighbour
+        keep their weight: it is there that a teacher helps.
         """
         others = {"cos": self.cosine_loss(classifier)}
         if self.teachers:
-            others["distil"] = _TEACHERS_WEIGHT * loss.in_ring(self.teachers.divergences(logits, images, noises))
+            divergences = self.teachers.divergences(logits, images, noises)
+            others["distil"] = _TEACHERS_WEIGHT * loss.head_weights @ divergences.mean(1)
         return others
 
     def cosine_loss(self, classifier: nn.Module) -> Tensor:

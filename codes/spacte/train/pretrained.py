@@ -51,8 +51,8 @@ def take_trunk(classifier: Classifier, path: str, recipe: Recipe, spec: DataSpec
             f"--frozen_trunk '{path}' normalises by {loaded.spec.mean} and {loaded.spec.std}, the "
             f"network here by {spec.mean} and {spec.std}"
         )
-    if loaded.settings["arch"] != recipe.arch:
-        raise UserError(f"--frozen_trunk '{path}' is of {loaded.settings['arch']}, the network here of {recipe.arch}")
+    if loaded.arch != recipe.arch:
+        raise UserError(f"--frozen_trunk '{path}' is of {loaded.arch}, the network here of {recipe.arch}")
     trunk = {
         key: value for key, value in loaded.classifier.network.state_dict().items() if not key.startswith("heads.")
     }

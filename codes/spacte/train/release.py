@@ -69,7 +69,7 @@ def _names(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
 def _scales(released: dict, path: Path, data_dir: str) -> Scales:
     """Of int8, for the weights that are released. UserError where the folder does not hold the training images."""
     loaded = checkpoint.interpreted(released | {"keys": ("state_dict",)}, path)
-    split = open_split(loaded.settings["dataset"], data_dir, True, spec=loaded.spec)
+    split = open_split(loaded.dataset, data_dir, True, spec=loaded.spec)
     images, _ = split.some(SCALE_IMAGES)
     if released["args"].get("train_images") is not None:
         split.keep_first_of_each_class(released["args"]["train_images"])

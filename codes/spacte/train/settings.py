@@ -56,6 +56,11 @@ class Recipe:
             raise UserError(f"--pace_share {self.pace_share}: lambda is measured from the second epoch on")
         if self.whole_gradient and heads == 1:
             raise UserError("--whole_gradient: one head has its whole gradient")
+        if self.whole_gradient and abs(self.eps - (1 - 1 / heads)) > 0.005:
+            raise UserError(
+                f"--whole_gradient undoes a mean over {heads} heads that all weigh 1/{heads}: give --eps "
+                f"{1 - 1 / heads:.3g}"
+            )
         if self.teachers and heads not in (1, len(self.teachers)):
             raise UserError(
                 f"--teachers names {len(self.teachers)} checkpoints for {heads} heads: give one for each head, or any "
@@ -149,7 +154,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     )
     share = "lambda per class: a quantile of the class's losses, from 1 down to Q in the last epoch; replaces --lbdlast"
     add("--pace_share", type=cli.share, metavar="Q", help=share)
-    whole = "multiply the gradients of the heads' own parameters, not the trunk's, by L: undoes the mean over L heads"
+    whole = "multiply the gradients of the heads' own parameters by L: undoes the mean over L heads (--eps 1 - 1/L)"
     add("--whole_gradient", action="store_true", help=whole)
     taught = "also distil these networks: one for each head or, with one head, the mean of their predictions"
     add("--teachers", nargs="+", metavar="CHECKPOINT", help=taught)

@@ -26,7 +26,7 @@ from spacte.distributed import all_gather_object, all_reduce_mean, as_part, broa
 from spacte.model.classifier import Classifier
 from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import noisy_logits, statistics_kept
-from spacte.source import package_versions
+from spacte.provenance import package_versions
 from spacte.train.graph import GraphedStep, uncompiled
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective, unwrapped

@@ -13,7 +13,7 @@ def test_the_state_of_the_source_is_that_of_the_library_and_the_defence(tmp_path
         folder.mkdir(parents=True)
         (folder / "train.py").write_text("")
     (defence / "spacte").symlink_to(library)
-    copied = load_file("spacte/source.py", defence / "spacte" / "source.py")  # as a defence's train.py sees it
+    copied = load_file("spacte/provenance.py", defence / "spacte" / "source.py")  # as a defence's train.py sees it
     assert copied.source_state(str(defence / "train.py"))["commit"] is None, "no checkout yet"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from spacte.files import make_folder, replace_file
-from spacte.jobs.processes import set_priority_and_end
+from spacte.processes import set_priority_and_end
 from spacte.utils import RunError, UserError
 
 _WORTH_BEGINNING = 60  # seconds for a step that is resumed next time

@@ -1,7 +1,7 @@
 """All speeds of a GPU in one process, what matters most first, within a given time.
 
-    python codes/bench/bench_sweep.py --seconds 100 --device cuda --json sweep.json
-    python codes/bench/bench_sweep.py --tiny --device cpu --json sweep.json              # tiny networks: to try it out
+    python codes/bench/bench_speeds.py --seconds 100 --device cuda --json speeds.json
+    python codes/bench/bench_speeds.py --tiny --device cpu --json speeds.json    # tiny networks: to try it out
 
 Training steps of R110 with 5 heads and with 1 (256 noisy images), and votes on noisy images of R110, R20 and R8 at
 32x32 and of R50 at 224x224. The ways:
@@ -86,11 +86,11 @@ def main(given: list[str]) -> None:
     args = parser.parse_args(given)
     device = select_device(args.device)
     make_folder(args.json.absolute().parent)
-    sweep = _Sweep(device, args.seconds, args.tiny, args.json)
-    print(", ".join(f"{name} {value}" for name, value in sweep.head.items()), flush=True)
+    speeds = _Speeds(device, args.seconds, args.tiny, args.json)
+    print(", ".join(f"{name} {value}" for name, value in speeds.head.items()), flush=True)
     for row in rows(device, args.tiny):
-        sweep.measure(row)
-    found = pd.DataFrame(sweep.rows).drop(columns=["seconds", "arithmetic"], errors="ignore")
+        speeds.measure(row)
+    found = pd.DataFrame(speeds.rows).drop(columns=["seconds", "arithmetic"], errors="ignore")
     print(f"\n{markdown(found.convert_dtypes())}")
 
 
@@ -149,7 +149,7 @@ def _all_rows() -> Iterator[Row]:
     yield Row("train", "compiled", *one, "tf32")
 
 
-class _Sweep:
+class _Speeds:
     """Rows as they are measured, in `seconds` from now on, and the file that holds them."""
 
     def __init__(self, device: torch.device, seconds: float, tiny: bool, path: Path):

@@ -11,31 +11,31 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def sweep(monkeypatch):
+def speeds(monkeypatch):
     monkeypatch.syspath_prepend(str(CODES))
-    import bench_sweep
+    import bench_speeds
 
-    monkeypatch.setattr(bench_sweep, "_TURNS", 1)
-    return bench_sweep
+    monkeypatch.setattr(bench_speeds, "_TURNS", 1)
+    return bench_speeds
 
 
-def some(sweep, monkeypatch, count):
-    """Let the sweep have the first `count` rows, and one that fails."""
-    found = sweep.rows(CPU, tiny=True)
+def some(speeds, monkeypatch, count):
+    """Let the speeds have the first `count` rows, and one that fails."""
+    found = speeds.rows(CPU, tiny=True)
     quick = [replace(row, precision=row.precision and "fp32", batch_size=16) for row in found[:count]]
     chosen = [*quick, replace(found[0], precision="tf32")]
-    monkeypatch.setattr(sweep, "rows", lambda device, tiny: chosen)
+    monkeypatch.setattr(speeds, "rows", lambda device, tiny: chosen)
 
 
-FLAGS = ("bench/bench.py", "--task", "sweep", "--tiny", "--device", "cpu", "--json", "figures/sweep.json")
+FLAGS = ("bench/bench.py", "--task", "speeds", "--tiny", "--device", "cpu", "--json", "figures/speeds.json")
 
 
 def content(tmp_path):
-    return json.loads((tmp_path / "figures/sweep.json").read_text())
+    return json.loads((tmp_path / "figures/speeds.json").read_text())
 
 
-def test_rows_say_what_was_measured_and_which_failed(script, sweep, monkeypatch, tmp_path):
-    some(sweep, monkeypatch, 5)
+def test_rows_say_what_was_measured_and_which_failed(script, speeds, monkeypatch, tmp_path):
+    some(speeds, monkeypatch, 5)
     code, out, err = script(*FLAGS)
     assert code == 0, err
     found = content(tmp_path)
@@ -53,16 +53,16 @@ def test_rows_say_what_was_measured_and_which_failed(script, sweep, monkeypatch,
     assert "--precision tf32 is a GPU's" in failed["failed"] and "speed" not in failed
 
 
-def test_what_the_time_cannot_hold_is_left_out(script, sweep, monkeypatch, tmp_path):
-    some(sweep, monkeypatch, 2)
+def test_what_the_time_cannot_hold_is_left_out(script, speeds, monkeypatch, tmp_path):
+    some(speeds, monkeypatch, 2)
     code, out, err = script(*FLAGS, "--seconds", 0.01)
     assert code == 0 and out.count("left_out it needs about 6 s") == 3, err
     assert all(row["left_out"] == "it needs about 6 s" for row in content(tmp_path)["rows"])
 
 
-def test_a_sweep_that_was_killed_goes_on_with_the_missing_rows(script, sweep, monkeypatch, tmp_path):
-    some(sweep, monkeypatch, 3)
-    measure, begun = sweep._figures_of, []
+def test_a_killed_measurement_resumes_with_the_missing_rows(script, speeds, monkeypatch, tmp_path):
+    some(speeds, monkeypatch, 3)
+    measure, begun = speeds._figures_of, []
 
     def killed(row, *where):
         """Come to the third row, then be killed."""
@@ -71,7 +71,7 @@ def test_a_sweep_that_was_killed_goes_on_with_the_missing_rows(script, sweep, mo
             raise KeyboardInterrupt
         return measure(row, *where)
 
-    monkeypatch.setattr(sweep, "_figures_of", killed)
+    monkeypatch.setattr(speeds, "_figures_of", killed)
     assert script(*FLAGS)[0] == 130
     before = content(tmp_path)["rows"]
     assert [row["heads"] for row in before] == [2, 1]
@@ -79,13 +79,13 @@ def test_a_sweep_that_was_killed_goes_on_with_the_missing_rows(script, sweep, mo
     after = content(tmp_path)
     assert after["rows"][:2] == before and len(after["rows"]) == 4 and len(begun) == 5
 
-    (tmp_path / "figures/sweep.json").write_text(json.dumps(after | {"device_name": "another"}))
+    (tmp_path / "figures/speeds.json").write_text(json.dumps(after | {"device_name": "another"}))
     assert script(*FLAGS)[0] == 0 and len(begun) == 9, "another card's speeds stay no part of the table"
 
 
-def test_the_rows_of_a_gpu(sweep):
+def test_the_rows_of_a_gpu(speeds):
     """The most valuable come first, none comes twice, and all that is named is there."""
-    gpu = sweep.rows(torch.device("cuda"), tiny=False)
+    gpu = speeds.rows(torch.device("cuda"), tiny=False)
     assert len(set(gpu)) == len(gpu)
     assert [(row.task, row.way, row.heads) for row in gpu[:3]] == [
         ("train", "ours", 5), ("train", "ours", 1), ("train", "authors'", 5),
@@ -99,6 +99,6 @@ def test_the_rows_of_a_gpu(sweep):
     assert {(row.precision, row.channels) for row in gpu if row.channels} == {
         (p, channels) for p in ("bf16", "tf32") for channels in (16, 32, 64)
     }
-    cpu = sweep.rows(CPU, tiny=True)
+    cpu = speeds.rows(CPU, tiny=True)
     assert {row.arch for row in cpu} == {"R8"} and {row.way for row in cpu} == {"ours", "authors'"}
     assert len(set(cpu)) == len(cpu) and {row.precision for row in cpu} == {None, "fp32", "bf16"}
