@@ -90,7 +90,7 @@ def _flags(given: list[str]) -> argparse.Namespace:
     add("--max", type=cli.positive_int, help="only images whose idx is below this")
     add("--N", type=cli.positive_int, default=CertifySettings.N, help="draws per image, at most if sequential")
     add("--share", type=cli.share, default=0.1, help="of N, what a way of fixed N draws; its time is scaled up to N")
-    add("--consensus", type=cli.positive_int, default=2, metavar="K", help="heads that have to agree")
+    add("--consensus", type=cli.positive_int, default=2, metavar="C", help="heads that have to agree")
     add("--ways", nargs="*", choices=_WAYS, help="beside the authors' and the second (default: all)")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
     arithmetic = "of our ways; auto: tf32 on CUDA, else fp32; the authors' is torch's own"

@@ -67,7 +67,11 @@ def checked(parser: Parser, given: dict) -> dict:
             raise UserError(f"{name}: None is not a value; leave it out for {action.default}")
         if action.nargs == "+" and not isinstance(value, list | tuple) and value is not None:
             value = [value]
+        if isinstance(value, list | tuple) and action.nargs in (None, 0):
+            raise UserError(f"{name}: give one value, not {len(value)}")
         parts = list(value) if isinstance(value, list | tuple) else [value]
+        if action.type is None and action.nargs != 0 and not all(isinstance(part, str | None) for part in parts):
+            raise UserError(f"{name}: '{value}' must be text")
         kind = cast(Callable[[str], Any] | None, action.type)
         try:
             parts = [kind(str(part)) if kind and part is not None else part for part in parts]

@@ -79,7 +79,8 @@ def replace_file(path: Path, content: str | bytes | memoryview) -> None:
     try:
         remove_leftovers(path.parent)
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            # the name of a file may be any bytes
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

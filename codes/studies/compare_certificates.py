@@ -36,6 +36,7 @@ from spacte.report.labels import differing_parts
 from spacte.smooth.bounds import lower_confidence_bound as lower
 from spacte.smooth.bounds import upper_confidence_bound as upper
 from spacte.smooth.certificates import multiclass_certificate
+from spacte.utils import UserError
 
 _IMAGES = 400  # simulated images of a column
 _GRID = 400  # values of p_A at which the joint test looks
@@ -51,6 +52,8 @@ def _main() -> None:
     titles = differing_parts(paths) if len(paths) > 1 else [path.name for path in paths]
     for title, path in zip(titles, paths, strict=True):
         columns[title] = [(one.selection[-1], one.estimation[-1], one.label) for one in read_counts(path)]
+        if not columns[title] or len(columns[title][0][0]) < 2:
+            raise UserError(f"'{path}' holds no image, or one class: there is nothing to compare")
     for title, votes in columns.items():
         print(f"\n{title}, {len(votes)} images\n\n{markdown(compared(votes, args.alpha))}", flush=True)
 

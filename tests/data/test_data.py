@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from spacte.data import sources as data
 from spacte.data.sources import open_split
-from spacte.data.spec import DataSpec
+from spacte.data.spec import SPECS, DataSpec
 from spacte.data.splits import InMemory, random_crop, random_flip
 from spacte.files import temporary_name
 from spacte.utils import UserError
@@ -131,6 +131,7 @@ def test_only_training_splits_are_augmented():
         (torch.full((2, 1, 8, 8), 17, dtype=torch.uint8), torch.zeros(2), r"outside \[0, 1\].* from 17 to 17"),
         (torch.full((2, 1, 8, 8), 1.5), torch.zeros(2), r"outside \[0, 1\].*float32"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2), "8x8 pixels in 1 channel, these .* 3 channels"),
+        (torch.zeros(2, 8, 8, 1, dtype=torch.uint8), torch.zeros(2), "these are .*; put the channels first"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 10]), r"labels must lie in 0\.\.9"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0]), "2 test images have 1 labels"),
     ],
@@ -353,3 +354,20 @@ def test_the_first_images_of_each_class_are_kept():
     for wrong in (4, 9, 0):
         with pytest.raises(UserError, match="a multiple of the 3 classes and at most 6, 2 of each"):
             split.keep_first_of_each_class(wrong)
+
+
+def test_a_class_without_images_has_no_first_ones():
+    split = InMemory(data.data_spec("digits"), torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(1, 10))
+    with pytest.raises(UserError, match="--train_images 10: class 0 has no image"):
+        split.keep_first_of_each_class(10)
+
+
+def test_a_spec_describes_any_split(monkeypatch):
+    other = replace(data.data_spec("digits"), mean=(0.1,))
+    assert open_split("digits", "", False, spec=other).spec == other
+    for change, message in (({"num_classes": 3}, "10 classes, the classifier has 3"), ({"shape": (1, 9, 9)}, "9x9")):
+        with pytest.raises(UserError, match=message):
+            open_split("digits", "", False, spec=replace(other, **change))
+    monkeypatch.setitem(SPECS, "Wine", replace(other, name="Wine"))
+    with pytest.raises(UserError, match="'Wine' has a spec, but no Source in"):
+        open_split("Wine", "", False)

@@ -18,6 +18,7 @@ from spacte.model.fused import fuse
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
 from spacte.smooth.tally import Sample
+from spacte.utils import UserError
 
 CPU = torch.device("cpu")
 
@@ -265,3 +266,24 @@ def test_the_seconds_of_the_images_are_those_of_the_run(monkeypatch):
     done = {one.idx: one.seconds for one in Smooth(Means(), 2, 0.5).sample(samples([250, 30, 700]), 100)}
     # images 0 and 1 are finished with the same batch: the first tick; image 2 alone takes the second
     assert done == pytest.approx({0: 250 / 280, 1: 30 / 280, 2: 1})
+
+
+class PreActivation(torch.nn.Module):
+    """BatchNorm acts before the convolution that is named before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False), torch.nn.BatchNorm2d(16)
+
+    def forward(self, images):
+        return self.conv1(self.bn1(images).relu())
+
+
+def test_a_network_that_folding_would_change_is_refused():
+    classifier = warmed_up("R8", "digits", (1, 8, 8))
+    freeze(classifier, "cpu")
+    block = PreActivation().eval()
+    torch.nn.init.uniform_(block.bn1.running_var, 2, 4)
+    classifier.network.layer1.append(block)
+    with pytest.raises(UserError, match="CIFARResNetMultiHead cannot be frozen: in each of its modules a BatchNorm"):
+        freeze(classifier, CPU)

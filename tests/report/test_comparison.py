@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import EXCERPTS, make_log, random_log
+from test_report import with_config
 
 from spacte.logs import certlog
 from spacte.report import comparison
@@ -186,3 +187,12 @@ def test_certifications_that_were_made_differently_say_so(tmp_path):
     for log, n in zip(logs, (1000, 100_000), strict=True):
         log.with_suffix(".json").write_text(json.dumps({"config": config | {"N": n}, "about": {}}))
     assert compare(*runs_of(tmp_path, *logs)).sentences().endswith("certified differently: N 1000 and 100000.")
+
+
+def test_logs_of_two_hashes_are_perhaps_not_of_the_same_images(script, tmp_path):
+    for name, sha256 in (("a", "11"), ("b", "22"), ("c", "11")):
+        with_config(random_log(tmp_path / f"{name}.log", 20, 0), data_sha256=sha256)
+    assert script("report.py", "--compare", "a.log", "c.log")[2] == ""
+    assert (
+        "'a.log' and 'b.log': two data_sha256, so perhaps not" in script("report.py", "--compare", "a.log", "b.log")[2]
+    )

@@ -16,7 +16,7 @@ from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certific
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
 from spacte.smooth.tally import Sample
-from spacte.utils import RunError
+from spacte.utils import RunError, UserError
 
 
 class HalfSpace(torch.nn.Module):
@@ -35,9 +35,11 @@ class HalfSpace(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"alpha": 1.0}, "alpha 1.0: it must be below 1"), ({"alpha": float("nan")}, "alpha nan"),
-    ({"n": 0}, "n0 10 and n 0"), ({"n0": -1}, "n0 -1"), ({"batch_size": 0}, "batch_size 0"),
-    ({"x": torch.zeros(1, 8, 8).byte()}, "floating point"), ({"x": np.zeros((1, 8, 8))}, "must be a tensor"),
+    ({"alpha": 1.0}, "alpha 1.0: it must be above 0 and below 1"), ({"alpha": 0}, "alpha 0"),
+    ({"alpha": float("nan")}, "alpha nan"), ({"n": 0}, "n0 10 and n 0"), ({"n0": -1}, "n0 -1"),
+    ({"n": float("nan")}, "n nan: it must be an integer"), ({"batch_size": 0}, "batch_size 0"),
+    ({"batch_size": 9.5}, "batch_size 9.5: it must be an integer"), ({"x": np.zeros((1, 8, 8))}, "must be a tensor"),
+    ({"x": torch.zeros(1, 8, 8).byte()}, "floating point"), ({"x": torch.zeros(1, 8, 8).half()}, "float32 or float64"),
 ])  # fmt: skip
 def test_what_cannot_be_certified_is_refused_at_once(change, message):
     call = {"x": torch.zeros(1, 8, 8), "n0": 10, "n": 100, "alpha": 0.001, "batch_size": 50} | change
@@ -45,6 +47,24 @@ def test_what_cannot_be_certified_is_refused_at_once(change, message):
         Smooth(lambda images: images.flatten(1)[:, :10], 10, 0.5).certify(**call)
     with pytest.raises(ValueError, match="sigma -1"):
         Smooth(lambda images: images.flatten(1)[:, :10], 10, -1.0)
+    with pytest.raises(ValueError, match="alpha 2: it must be above 0 and below 1"):
+        Smooth(lambda images: images.flatten(1)[:, :10], 10, 0.5).predict(torch.zeros(1, 8, 8), 10, 2, 50)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda images: (images.flatten(1),), r"returned a tuple for 50 images: it must return logits \[N, K\]"),
+        (lambda images: images.flatten(1)[:, None, :10], r"a tensor \[50, 1, 10\] for 50 images"),
+        (lambda images: images.flatten(1)[0, :10], r"a tensor \[10\] for"),
+    ],
+)
+def test_what_are_no_logits_is_named(returned, message):
+    for consensus in (None, 1):
+        with pytest.raises(UserError, match=message):
+            Smooth(returned, 10, 0.5, consensus=consensus).count_votes(torch.zeros(1, 8, 8), 50, 50)
+    with pytest.raises(ValueError, match="is a dict: give a callable, of load_classifier's"):
+        Smooth({}, 10, 0.5)
 
 
 @pytest.mark.parametrize("case", golden("losses")["certify_cases"])

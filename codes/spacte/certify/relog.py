@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from spacte import cli
 from spacte.certify.run_settings import RunSettings, shard_ending
@@ -15,6 +16,8 @@ from spacte.logs.plans import Plan, plan_of
 from spacte.logs.runfiles import CERTIFIED, RunFiles
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError, listed
+
+_MOST_IMAGES = 10**9  # of a split
 
 
 def merge_main(description: str) -> None:
@@ -161,16 +164,33 @@ def _check_head(head: int, counts: Counts, config: RunConfig, log: Path) -> None
 
 def _flags(content: Noted, files: RunFiles) -> dict:
     """The settings that the run was started with."""
-    flags, images = content.about.get("flags"), content.about.get("images")
-    if not isinstance(flags, dict) or not {"max", "shard"} <= flags.keys() or type(images) is not int:
-        raise UserError(f"'{files.json}' does not say which images the run was about: flags and images are missing")
-    return flags
+    flags, earlier = content.about.get("flags"), content.about.get("earlier", [])
+    whole = isinstance(flags, dict) and {"max", "shard"} <= flags.keys() and _are_legal(flags["max"], flags["shard"])
+    whole = whole and _is_up_to(content.about.get("images"), _MOST_IMAGES)
+    if not whole or not isinstance(earlier, list) or not all(isinstance(one, dict) for one in earlier):
+        why = "flags and images are missing or wrong"
+        raise UserError(f"'{files.json}' does not say which images the run was about: {why}")
+    return cast(dict, flags)
+
+
+def _are_legal(most: object, shard: object) -> bool:
+    """Of the flags --max and --shard, as JSON holds them."""
+    if shard is not None:
+        if not isinstance(shard, list) or len(shard) != 2 or not _is_up_to(shard[1]):
+            return False
+        if not _is_up_to(shard[0], shard[1]):
+            return False
+    return most is None or _is_up_to(most)
+
+
+def _is_up_to(value: object, most: int = 10**15) -> bool:
+    return type(value) is int and 1 <= value <= most
 
 
 def _number_of_images(content: Noted, flags: dict, files: RunFiles) -> int:
     """How many images the run has that was started with these flags: of the split's or, an attack, of a log's."""
     about, attack = content.about, content.config.kind == "attack"
-    if attack and type(about.get("attacked")) is not int:
+    if attack and not _is_up_to(about.get("attacked"), _MOST_IMAGES):
         raise UserError(f"'{files.json}' does not say how many images are attacked")
     whole = RunSettings(content.config.skip, flags["max"])
     images = range(about["attacked"]) if attack else whole.chosen(range(about["images"]))

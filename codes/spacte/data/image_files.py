@@ -26,21 +26,25 @@ _ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: a line for each image, 
 class Tree(datasets.ImageFolder):
     """The images of a folder `<class>/*`, or of Tiny-ImageNet's `val`, whose classes stand in a file.
 
+    Classes may be empty where `empty` is true: those of a test set.
+
     Hidden files and folders (.ipynb_checkpoints, ._x.png, __MACOSX, ...) and files that are no images are skipped, and
     counted in one warning. Raises UserError where there is no class, or that names the classes without an image.
     """
 
-    def __init__(self, folder: Path, **options: Any):
+    def __init__(self, folder: Path, empty: bool = False, **options: Any):
         self.skipped: Counter[str] = Counter()
         try:
             super().__init__(folder, is_valid_file=self._is_image, allow_empty=True, **options)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"no images in '{folder}': expected one folder per class with image files in it") from error
         filled = set(self.targets)
-        empty = [f"'{name}'" for label, name in enumerate(self.classes) if label not in filled]
-        if empty:
-            folders = "folder" if len(empty) == 1 else "folders"
-            raise UserError(f"no images in the class {folders} {listed(empty)} of '{folder}': images end in {_COMMON}")
+        without = [f"'{name}'" for label, name in enumerate(self.classes) if label not in filled]
+        if without and not (empty and filled):
+            folders = "folder" if len(without) == 1 else "folders"
+            raise UserError(
+                f"no images in the class {folders} {listed(without)} of '{folder}': images end in {_COMMON}"
+            )
         if self.skipped:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common(5))
             warnings.warn(f"'{folder}': {self.skipped.total()} files are no images and skipped ({kinds})", stacklevel=2)
@@ -105,12 +109,13 @@ def test_folder(data_dir: Path) -> Path:
     return data_dir / (names or ["test"])[0]
 
 
-def read_tree(folder: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def read_tree(folder: Path, empty: bool = False) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """All images of a `<class>/*` tree as [n, C, H, W] uint8, one channel if every image is greyscale, otherwise three.
 
-    Raises UserError that names the file where one cannot be read, has more than 8 bits or another size.
+    With `empty` a class may have none. Raises UserError that names the file where one cannot be read, has more than
+    8 bits or another size.
     """
-    tree = Tree(folder)
+    tree = Tree(folder, empty)
     arrays = []
     for path, _ in tree.samples:
         arrays.append(_read_image(path))

@@ -184,11 +184,13 @@ def open_split(
 
 def _opened(name: str, data_dir: Path, train: bool, device: torch.device, workers: int) -> BatchedSplit:
     if name == "ImageFolder":
-        images, labels, class_names = read_tree(data_dir / "train" if train else test_folder(data_dir))
+        images, labels, class_names = read_tree(data_dir / "train" if train else test_folder(data_dir), empty=not train)
         return InMemory(_measured_spec(images, class_names), images, labels, train, device, crop=4, flip=True)
     spec = data_spec(name)
     if name == "ImageNet":
         return Streamed(spec, _imagenet(data_dir, train), _centre, device, workers)
+    if name not in SOURCES:
+        raise UserError(f"data set '{name}' has a spec, but no Source in spacte/data/sources.py that reads it")
     source = SOURCES[name]
     images, labels = (torch.as_tensor(array) for array in source.read(data_dir, train))
     images = images if images.dim() == 4 else images.unsqueeze(1)  # [n, H, W] -> [n, 1, H, W]

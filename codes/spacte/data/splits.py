@@ -50,8 +50,15 @@ class Split(ABC):
     def described_as(self, spec: DataSpec) -> Self:
         """The same split, described by a classifier's spec. UserError if sizes or classes differ."""
         if spec.class_names != self.spec.class_names:
-            strange = sorted(set(spec.class_names) ^ set(self.spec.class_names))
-            raise UserError(f"the classes of the images differ from the classifier's: {listed(strange)}")
+            missing, unknown = (
+                [name for name in one if name not in other]
+                for one, other in ((spec.class_names, self.spec.class_names), (self.spec.class_names, spec.class_names))
+            )
+            said = [f"{listed(unknown)} is unknown to it"] * bool(unknown)
+            said += [f"{listed(missing)} has no folder, not even an empty one"] * bool(missing)
+            raise UserError(
+                f"the images' classes differ from those that were trained: {', '.join(said) or 'their order'}"
+            )
         if spec.num_classes != self.spec.num_classes:
             raise UserError(f"the images have {self.spec.num_classes} classes, the classifier has {spec.num_classes}")
         _check_size(spec, self.spec.shape)
@@ -73,7 +80,8 @@ class Split(ABC):
 
 def _check_size(spec: DataSpec, shape: tuple[int, ...]) -> None:
     if tuple(shape) != tuple(spec.shape):
-        raise UserError(f"{spec.name}: images should be {size_text(spec.shape)}, these are {size_text(shape)}")
+        moved = "; put the channels first" if len(shape) == 3 and (shape[2], *shape[:2]) == tuple(spec.shape) else ""
+        raise UserError(f"{spec.name}: images should be {size_text(spec.shape)}, these are {size_text(shape)}{moved}")
 
 
 class BatchedSplit(Split):
@@ -95,8 +103,9 @@ class BatchedSplit(Split):
         elif weights is None:
             indices = torch.randperm(len(self), generator=order)
         else:
+            weights = torch.as_tensor(weights)
             if len(weights) != len(self) or not weights.isfinite().all() or weights.min() < 0 or weights.max() == 0:
-                raise ValueError(f"sampling weights must be {len(self)} finite numbers of at least 0, not all 0")
+                raise UserError(f"sampling weights must be {len(self)} finite numbers of at least 0, not all 0")
             indices = torch.multinomial(weights.double().cpu(), len(self), replacement=True, generator=order)
         chunks = [chunk for chunk in indices.split(batch_size) if len(chunk) >= smallest]
         mine = [chunk for chunk in (chunk[get_rank() :: get_world_size()] for chunk in chunks) if len(chunk)]
@@ -115,6 +124,8 @@ class BatchedSplit(Split):
         labels = self._labels()
         per_class, rest = divmod(images, self.spec.num_classes)
         fewest = int(labels.bincount(minlength=self.spec.num_classes).min())
+        if not fewest:
+            raise UserError(f"--train_images {images}: class {int(labels.bincount().argmin())} has no image")
         if rest or not 1 <= per_class <= fewest:
             raise UserError(
                 f"--train_images {images}: it must be a multiple of the {self.spec.num_classes} classes and at most "

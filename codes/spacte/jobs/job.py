@@ -83,7 +83,7 @@ def state(job: Job) -> str:
         return "finished"
     failure = job.folder / "failed.txt"
     if failure.exists():
-        return f"failed: {failure.read_text().strip()}"
+        return f"failed: {failure.read_text(errors='replace').strip()}"
     try:
         found = _checkpoints(job)
     except RunError as error:
@@ -104,9 +104,10 @@ def is_finished(job: Job) -> bool:
 def read_record(job: Job) -> dict:
     """job.json: the settings with which the job was last started, whether it is finished, the seconds that it took."""
     try:
-        return json.loads((job.folder / "job.json").read_text())
+        found = json.loads((job.folder / "job.json").read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_record(job: Job, finished: bool, seconds: float | None = None) -> None:
@@ -130,7 +131,7 @@ def check_unchanged(job: Job) -> None:
 
 
 def _check_same_flags(which: str, step: str, before: dict | None, now: dict | None, folder: Path) -> None:
-    before, now = before or {}, now or {}
+    before, now = before if isinstance(before, dict) else {}, now or {}
     names = sorted(set(before | now) - set(_FREE_FLAGS[step]))
     changed = [name for name in names if before.get(name) != now.get(name)]
     if before and changed:

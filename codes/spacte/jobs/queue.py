@@ -215,7 +215,7 @@ class Queue:
         seconds: dict[str, list[float]] = {}
         for job in self.jobs:
             took = read_record(job).get("seconds")
-            if took is not None:
+            if isinstance(took, int | float):
                 seconds.setdefault(job.run_name, []).append(took)
         left = [one.seconds_left() for one in self.running]
         for one, rest in zip(self.running, left, strict=True):

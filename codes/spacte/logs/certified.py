@@ -110,6 +110,24 @@ def _fewest_certifying(config: RunConfig, classes: int) -> int:
     return n
 
 
+def check_draws(counts: VoteCounts, config: RunConfig) -> None:
+    """UserError if votes that a configuration certifies are not of as many draws as it says, or of other heads."""
+    selected, estimated = int(counts.selection[-1].sum()), int(counts.estimation[-1].sum())
+    legal = range(1, config.N + 1) if config.sequential else (config.N,)
+    unneeded = config.skip_wrong and estimated == 0
+    if ("N0" not in config.lacking and selected != config.N0) or not (estimated in legal or unneeded):
+        drawn = f"{selected} selection and {estimated} estimation votes"
+        raise UserError(f"not a vote count of this run: {drawn}, where N0 is {config.N0} and N {config.N}")
+    check_voter(config, len(counts.estimation))
+
+
+def check_voter(config: RunConfig, voters: int) -> None:
+    """UserError if the head that votes alone is not among the voters."""
+    heads = max(voters - 1, 1)
+    if config.head is not None and config.head >= heads:
+        raise UserError(f"not a vote count of this run: head {config.head} votes, and there are 0..{heads - 1}")
+
+
 def certificate_row(counts: VoteCounts, config: RunConfig) -> str:
     """An image's line in a certification log."""
     predict, radius = certified(counts, config)

@@ -116,7 +116,7 @@ def certified_radius(table: pd.DataFrame) -> np.ndarray:
 def certified_at(table: pd.DataFrame, radii: Radii) -> np.ndarray:
     """Whether each image is correct with at least each of the radii: [len(radii), images]."""
     radius, correct = table["radius"].to_numpy(float), table["correct"].to_numpy(bool)
-    return correct & (radius >= np.asarray(radii, dtype=float)[:, None])
+    return correct & (radius >= np.atleast_1d(np.asarray(radii, dtype=float))[:, None])
 
 
 def average_certified_radius(table: pd.DataFrame) -> float:

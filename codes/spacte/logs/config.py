@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, cast
 
 from spacte.logs.voting import Heads, Stopping
 from spacte.provenance import deciding_versions
@@ -42,7 +42,11 @@ def _is_share(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**15
+
+
+def _is_positive(value: object) -> bool:
+    return _is_count(value) and cast(int, value) >= 1
 
 
 def _is_places(value: object) -> bool:
@@ -116,7 +120,7 @@ class RunConfig:
     arithmetic: dict[str, Any] = _field({}, _is(dict))
     versions: dict[str, Any] = _field({}, lambda value: isinstance(value, dict) and _is_text(value.get("python")))
     consensus: int | None = _field(None, _or_none(_is_count), IDENTIFIES, CERTIFIES, of=(), later=True)
-    skip: int = _field(1, _is_count, DECIDES, of=("certify", "predict", "attack"))
+    skip: int = _field(1, _is_positive, DECIDES, of=("certify", "predict", "attack"))
     # an attack
     log_sha256: str = _field("", _is_text, of=("attack",))
     radii: tuple[float, ...] = _field((), _is_list_of(is_number), DECIDES, of=("attack",))
@@ -124,7 +128,7 @@ class RunConfig:
     num_noise_vec: int = _field(0, _is_count, of=("attack",))
     # draws and certificate
     N0: int = _field(0, _is_count, ALIKE, of=("certify",))
-    N: int = _field(0, _is_count, DECIDES, ALIKE)
+    N: int = _field(0, _is_positive, DECIDES, ALIKE)
     alpha: float = _field(math.nan, _is_share, CERTIFIES, ALIKE)
     climbs_from: str = _field("", _is_text, of=("attack",))
     certificate: str = _field(

@@ -9,10 +9,19 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
 from spacte.logs import certlog
-from spacte.logs.certified import certificate_of, certificate_row, certified, largest_radius, log_table
+from spacte.logs.certified import (
+    certificate_of,
+    certificate_row,
+    certified,
+    check_draws,
+    check_voter,
+    largest_radius,
+    log_table,
+)
 from spacte.logs.certlog import elapsed
 from spacte.logs.config import CERTIFIES, DECIDES, DESCRIBES, RunConfig
 from spacte.logs.counts import AttackCounts, C, VoteCounts, mean_draws
@@ -66,7 +75,9 @@ class CertifyPlan:
 
     def from_line(self, line: str) -> VoteCounts:
         """See Plan."""
-        return VoteCounts.from_line(line)
+        counts = VoteCounts.from_line(line)
+        check_draws(counts, self.config)
+        return counts
 
     def rows(self, counts: VoteCounts) -> str:
         """See Plan: one line."""
@@ -110,7 +121,9 @@ class PredictPlan:
 
     def from_line(self, line: str) -> VoteCounts:
         """See Plan."""
-        return VoteCounts.from_line(line)
+        counts = VoteCounts.from_line(line)
+        _check_sum(counts.estimation, self.config)
+        return counts
 
     def rows(self, counts: VoteCounts) -> str:
         """See Plan: one line."""
@@ -150,7 +163,10 @@ class AttackPlan:
 
     def from_line(self, line: str) -> AttackCounts:
         """See Plan."""
-        return AttackCounts.from_line(line)
+        counts = AttackCounts.from_line(line)
+        for votes in counts.votes:
+            _check_sum(votes, self.config)
+        return counts
 
     def rows(self, counts: AttackCounts) -> str:
         """See Plan: a line per radius."""
@@ -210,6 +226,13 @@ def _table(plan: Plan[C], counts: list[C]) -> pd.DataFrame:
 
 def _is_right(adversarial: int, counts: AttackCounts) -> bool:
     return adversarial == counts.label and counts.predict in (counts.label, ABSTAIN)
+
+
+def _check_sum(votes: np.ndarray, config: RunConfig) -> None:
+    """UserError if these votes [V, K] are not those of N draws."""
+    if votes[-1].sum() != config.N:
+        raise UserError(f"not a vote count of this run: {votes[-1].sum()} votes, where N is {config.N}")
+    check_voter(config, len(votes))
 
 
 def _check_deciding(config: RunConfig) -> None:

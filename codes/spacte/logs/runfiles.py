@@ -101,7 +101,7 @@ class RunFiles:
         is kept under "earlier" where it differs.
         """
         if self.json.exists():
-            noted, new = self.read_json().about, json.loads(json.dumps(about))
+            noted, new = self.read_json().about, json.loads(json.dumps(about, default=str))
             earlier = noted.pop("earlier", [])
             if noted != new and rows:  # so that each row can be traced to the machine and code that made it
                 earlier = [*earlier, noted | {"rows": rows}]
@@ -117,7 +117,7 @@ class RunFiles:
             self._write_json(content)
 
     def _write_json(self, content: dict[str, Any]) -> None:
-        text = json.dumps(content, indent=2) + "\n"
+        text = json.dumps(content, indent=2, default=str) + "\n"  # a setting may be a path
         replace_file(self.json, text)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import pickle
 import warnings
 from argparse import Namespace
 from collections import defaultdict
@@ -83,11 +84,42 @@ class Loaded:
 def save(path: Path, contents: dict) -> None:
     """Write a checkpoint so that `path` never holds half of one; its DataSpec under "data" becomes a dict.
 
-    Equal contents make equal files: no name of a temporary file gets into them. UserError where it cannot be written.
+    Equal contents make equal files: no name of a temporary file gets into them. UserError if it cannot be written, or
+    could not be read again because it holds more than tensors, numbers, strings and containers of them.
     """
-    buffer = io.BytesIO()  # not the file: of a full disk torch's writer says only that its position is unexpected
-    torch.save({**contents, "data": asdict(contents["data"])}, buffer)
+    contents = {**contents, "data": asdict(contents["data"])}
+    buffer = _written(contents)
+    if not _is_readable(buffer):
+        strange = _strange(contents)
+        raise UserError(
+            f"'{path}' could not be read again: {strange} is no tensor, number, string, list or dict of them"
+        )
     replace_file(path, buffer.getbuffer())
+
+
+def _written(contents: Any) -> io.BytesIO:
+    buffer = io.BytesIO()  # not the file: of a full disk torch's writer says only that its position is unexpected
+    torch.save(contents, buffer)
+    return buffer
+
+
+def _is_readable(buffer: io.BytesIO) -> bool:
+    """Whether `read` could load what was written."""
+    buffer.seek(0)
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            torch.load(buffer, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
+def _strange(contents: Any, name: str = "it") -> str:
+    """The name of the innermost value in nested dicts that could not be read again."""
+    for key, value in contents.items() if isinstance(contents, dict) else ():
+        if not _is_readable(_written(value)):
+            return _strange(value, f"{name}[{key!r}]".removeprefix("it"))
+    return name
 
 
 def read(path: Path | str) -> dict:
@@ -114,8 +146,10 @@ def read(path: Path | str) -> dict:
         ) from error
     found = state_dict_of(contents)
     if found is None:
+        keys = [name for name in contents if state_dict_of(contents[name])] if isinstance(contents, dict) else []
         raise UserError(
-            f"'{path}' is a foreign file: a checkpoint holds a 'state_dict', this {_summary(contents)}; {way_out(path)}"
+            f"'{path}' is a foreign file: a checkpoint holds a 'state_dict', this {_summary(contents)}; "
+            f"{way_out(path, tuple(keys[:1]))}"
         )
     others = [
         name for name in CONTAINERS if name in contents and name not in found[1] and state_dict_of(contents[name])
@@ -157,11 +191,11 @@ def _summary(contents: Any) -> str:
     return listed(contents, 8) or "nothing"
 
 
-_LEGAL: dict[str, Callable[[Any], bool]] = {  # in a file; flags have been checked
+_LEGAL: dict[str, Callable[[Any], bool]] = {
     "arch": lambda value: isinstance(value, str),
     "dataset": lambda value: isinstance(value, str),
     "num_heads": lambda value: type(value) is int and 1 <= value <= MOST_HEADS,
-    "noise_sd": lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    "noise_sd": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
 }
 
 
@@ -232,6 +266,9 @@ def _settings(
         if value is not None and not _LEGAL[name](value):
             raise UserError(f"checkpoint '{path}' is damaged: its {name} is {str(value)[:40]}")
     known["num_heads"] = known["num_heads"] or weights.heads
+    for name, value in (("arch", arch), ("dataset", dataset), ("num_heads", num_heads), ("noise_sd", noise_sd)):
+        if value is not None and not _LEGAL[name](value):
+            raise UserError(f"{name} {str(value)[:40]}: a checkpoint cannot have it")
     given = {"arch": arch and our_name(arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
     for name, value in given.items():
         if value is not None and known[name] is not None and value != known[name] and name != "noise_sd":

@@ -24,7 +24,8 @@ _TORCH = ("torch", "collections", "numpy", "builtins", "_codecs", "copyreg", "__
 
 def folder_line(path: Path) -> str:
     """What to say of a folder that was given as a checkpoint: which of its files may be one."""
-    files = [f"'{one}'" for one in sorted(path.rglob("*.pt*")) if one.is_file()]
+    near = (one for pattern in ("*.pt*", "*/*.pt*", "*/*/*.pt*") for one in path.glob(pattern))  # not all of a disk
+    files = [f"'{one}'" for one in sorted(near) if one.is_file()]
     there = f"there are {listed(files, 5)}" if files else "there is no .pth in it"
     return f"'{path}' is a folder, not a checkpoint: {there}"
 

@@ -16,6 +16,7 @@ from spacte.model.fused import fuse
 from spacte.model.heads import MultiHeadNetwork
 from spacte.model.passes import FixedPasses
 from spacte.model.scales import Scales, measured
+from spacte.utils import UserError
 
 
 def freeze(
@@ -65,11 +66,32 @@ def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> Sca
 
 
 def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadNetwork]:
-    """A copy of the normalisation and of the network, its BatchNorm folded, channels_last."""
+    """A copy of the normalisation and of the network, its BatchNorm folded, channels_last.
+
+    UserError if the folded network computes something else: a BatchNorm is taken to act on the convolution before it,
+    in the order in which a module names them.
+    """
     normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)
-    for module in list(network.modules()):
-        _fold_batchnorm(module)
-    return normalise, cast(MultiHeadNetwork, network.to(memory_format=torch.channels_last))
+    network = cast(MultiHeadNetwork, network)
+    with torch.no_grad():
+        probe = _probe(network)
+        before = network(probe)
+        for module in list(network.modules()):
+            _fold_batchnorm(module)
+        moved = (network(probe) - before).abs().max()
+    if moved > 0.01 * (before.max() - before.min()):
+        raise UserError(
+            f"{type(network).__name__} cannot be frozen: in each of its modules a BatchNorm must act on the output of "
+            "the convolution that is named before it, and on nothing else"
+        )
+    return normalise, network.to(memory_format=torch.channels_last)
+
+
+def _probe(network: MultiHeadNetwork) -> Tensor:
+    """Two images of noise of the smallest size, always the same ones."""
+    first = next(one for one in network.modules() if isinstance(one, nn.Conv2d))
+    shape = (2, first.in_channels, network.min_size, network.min_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.weight)
 
 
 class Frozen(FixedPasses):

@@ -20,7 +20,7 @@ KNOWN = (
 _WRAPPERS = ("module", "_orig_mod", "model", "backbone", "net", "network", "base_model", "classifier", "1")
 _MEANS = ("mean", "means", "mu", "new_mean", "image_mean", "_mean")
 _DEVIATIONS = ("std", "stds", "sds", "sd", "sigma", "new_std", "image_std", "_std")
-CONTAINERS = ("state_dict", "net", "model", "model_state_dict", "ema", "ema_state_dict", "model_ema")
+CONTAINERS = ("state_dict", "net", "model", "model_state_dict", "model_state", "ema", "ema_state_dict", "model_ema")
 _LENET = {"conv1": (20, None, 5, 5), "conv2": (50, 20, 5, 5), "fc1": (500, 800), "fc2": (None, 500)}
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 
 import numpy as np
 
@@ -17,7 +18,10 @@ _OF_A_SEED = ("seed", *PLACE_SETTINGS, "pretrained_model", "votes_dir", "teacher
 
 
 def check_same_images(runs: list[Run]) -> None:
-    """UserError that names file and line where the runs are about two data sets, or an image has two labels."""
+    """UserError that names file and line if the runs are about two data sets, or an image has two labels.
+
+    A warning if the hashes of the images that they were made from differ.
+    """
     first: dict[int, tuple[int, Run]] = {}
     known = [run for run in runs if run.dataset]
     for run in runs:
@@ -35,6 +39,10 @@ def check_same_images(runs: list[Run]) -> None:
             )
         for idx, label in zip(run.log["idx"], run.log["label"], strict=True):
             first.setdefault(idx, (label, run))
+    hashed = {run.config.data_sha256: run for run in reversed(runs) if run.config and run.config.data_sha256}
+    if len(hashed) > 1:
+        one, other, *_ = reversed(hashed.values())
+        warnings.warn(f"'{one.path}' and '{other.path}': two data_sha256, so perhaps not the same images", stacklevel=2)
 
 
 def certification_differences(a: Run, b: Run) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from spacte.logs.certified import check_again, log_table
+from spacte.logs.certified import check_again, check_draws, log_table
 from spacte.logs.config import ALIKE, CERTIFIES, DECIDES, RunConfig
 from spacte.logs.counts import VoteCounts, mean_draws, read_counts
 from spacte.logs.runfiles import RunFiles
@@ -144,4 +144,9 @@ def _counts_behind(run: Run) -> list[VoteCounts]:
     counts = counts[: len(run.log)]  # of a running program they may be a row ahead of the log
     if [one.idx for one in counts] != run.log["idx"].tolist():
         raise UserError(f"'{files.counts}' holds other images than '{run.path}'")
+    for one in counts:
+        try:
+            check_draws(one, run.required_config)
+        except UserError as error:
+            raise UserError(f"'{files.counts}', idx {one.idx}: {error}") from error
     return counts

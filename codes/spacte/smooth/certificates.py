@@ -26,6 +26,12 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"certificate '{kind}': choose from {', '.join(CERTIFICATES)}")
 
 
+def check_alpha(alpha: float) -> None:
+    """ValueError if it is no probability of being wrong."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha {alpha}: it must be above 0 and below 1")
+
+
 @dataclass(frozen=True)
 class Certificate:
     """How votes become a certificate that holds with probability at least 1 - alpha.
@@ -64,7 +70,12 @@ class Certificate:
     kind: str = "cohen"
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown kind, and an alpha that is no probability of being wrong."""
+        """ValueError for an unknown kind, and an alpha that is no probability of being wrong.
+
+        Numbers of numpy and torch become Python's: float32 would round a radius up.
+        """
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "sigma", float(self.sigma))
         check_kind(self.kind)
         if not self.alpha < 1:
             raise ValueError(f"alpha {self.alpha}: it must be below 1")
@@ -144,8 +155,11 @@ def prediction(votes: np.ndarray, alpha: float) -> int:
     """The class with most of the votes [K], or ABSTAIN where the runner-up may well be the winner.
 
     With probability at least 1 - alpha the smoothed classifier's class or ABSTAIN. Source: Cohen et al. (ICML 2019),
-    algorithm PREDICT; Hung and Fithian (2019). A single class is always the winner.
+    algorithm PREDICT; Hung and Fithian (2019). A single class is always the winner. ValueError for
+    an alpha of 1 or more.
     """
+    if not alpha < 1:
+        raise ValueError(f"alpha {alpha}: it must be below 1")
     from scipy.stats import binomtest  # here: a second to import, which reading logs does not need
 
     if len(votes) == 1:

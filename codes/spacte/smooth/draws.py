@@ -1,7 +1,9 @@
 """What is drawn for an image, and in which portions. Needs no torch: plans are made of it where logs are read."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -26,9 +28,19 @@ class Draws:
     only_class: int | None = None
 
     def __post_init__(self) -> None:
-        """ValueError where nothing is drawn."""
+        """ValueError if nothing is drawn, or no whole number."""
+        object.__setattr__(self, "n0", whole("n0", self.n0))
+        object.__setattr__(self, "n", whole("n", self.n))
         if self.n0 < 0 or self.n < 1:
             raise ValueError(f"n0 {self.n0} and n {self.n}: they must be at least 0 and 1")
+
+
+def whole(name: str, value: SupportsIndex) -> int:
+    """The value as Python's integer; ValueError if it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} {value!r}: it must be an integer") from None
 
 
 def portion(drawn: int, n: int, batch_size: int, looks: bool) -> int:

@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from spacte.model.passes import concatenated, in_passes
-from spacte.smooth.certificates import ABSTAIN, Certificate, prediction
-from spacte.smooth.draws import Draws
+from spacte.smooth.certificates import ABSTAIN, Certificate, check_alpha, prediction
+from spacte.smooth.draws import Draws, whole
 from spacte.smooth.noise import GaussianNoise, Noise
 from spacte.smooth.tally import Sample, Tally, Votes
 from spacte.smooth.voters import AllHeads, Consensus, disagree
@@ -43,14 +43,17 @@ class Smooth:
         self, base_classifier: Callable[[Tensor], Tensor], num_classes: int, sigma: float, noise: Noise | None = None,
         consensus: int | None = None,
     ):  # fmt: skip
+        if not callable(base_classifier):
+            kind = type(base_classifier).__name__
+            raise ValueError(f"the base classifier is a {kind}: give a callable, of load_classifier's the .classifier")
         if isinstance(base_classifier, nn.Module):
             base_classifier.eval()
         self.base_classifier = base_classifier
         self.num_classes = num_classes
-        self.sigma = sigma
+        self.sigma = sigma = float(sigma)
+        if not 0 < sigma < float("inf"):
+            raise ValueError(f"sigma {sigma}: it must be above 0, and finite")
         self.noise = noise or GaussianNoise(sigma)
-        if not sigma > 0:
-            raise ValueError(f"sigma {sigma}: it must be above 0")
         if self.noise.sigma != sigma:
             raise ValueError(f"the noise's sigma is {self.noise.sigma}, the classifier's {sigma}")
         if consensus is not None and consensus < 1:
@@ -70,6 +73,7 @@ class Smooth:
 
         x [C, H, W] lies on the device that computes; `generator`, if given, too. sigma and the radius are in x's units.
         """
+        check_alpha(alpha)
         sample, slack = Sample(x, generator, Draws(n0, n)), self.noise.slack(x.numel(), n)
         rule = Certificate(alpha - slack, self.sigma, kind=certificate)
         (votes,) = self.sample([sample], batch_size)
@@ -80,6 +84,7 @@ class Smooth:
 
         The two classes with most votes are compared by a two-sided binomial test (Hung and Fithian, 2019).
         """
+        check_alpha(alpha)
         return prediction(self.count_votes(x, n, batch_size, generator)[-1], alpha - self.noise.slack(x.numel(), n))
 
     def count_votes(self, x: Tensor, n: int, batch_size: int, generator: Generator | None = None) -> np.ndarray:
@@ -102,6 +107,7 @@ class Smooth:
         halved because memory is short, it rounds differently: images in progress are drawn again, with the same noise,
         for a certificate is about one function.
         """
+        batch_size = whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: it must be at least 1")
         coming, active = iter(samples), list[Tally]()

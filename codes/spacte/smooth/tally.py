@@ -24,8 +24,8 @@ class Sample:
 
     def __post_init__(self) -> None:
         """ValueError where noise cannot be added."""
-        if not isinstance(self.x, Tensor) or not self.x.is_floating_point():
-            raise ValueError("an image must be a tensor of floating point numbers")
+        if not isinstance(self.x, Tensor) or self.x.dtype not in (torch.float32, torch.float64):
+            raise ValueError("an image must be a tensor of floating point numbers, float32 or float64")
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,9 @@ class TopK:
     kind: str = "cohen"
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown kind, an alpha of 1 or more, or a k below 1."""
+        """ValueError for an unknown kind, an alpha of 1 or more, or a k below 1; numbers become Python's."""
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "sigma", float(self.sigma))
         check_kind(self.kind)
         if not self.alpha < 1:
             raise ValueError(f"alpha {self.alpha}: it must be below 1")

@@ -8,6 +8,7 @@ from torch import Tensor
 from spacte.model.ensemble import classes_of_all, ensemble_logits, named_classes
 from spacte.model.members import ByMembers
 from spacte.model.passes import FixedPasses
+from spacte.utils import UserError
 
 
 class AllHeads:
@@ -23,7 +24,17 @@ class AllHeads:
         """The classes named, [V, N]; K where logits are not finite."""
         if isinstance(self.classifier, FixedPasses):
             return self.classifier.classes(images, self.num_classes)
-        return classes_of_all(self.classifier(images), self.num_classes)
+        return classes_of_all(_logits(self.classifier, images), self.num_classes)
+
+
+def _logits(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """UserError if they are not logits of these images."""
+    logits = classifier(images)
+    if not isinstance(logits, Tensor) or logits.dim() not in (2, 3) or logits.shape[-2] != len(images):
+        found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        wanted = "logits [N, K], or [heads, N, K], of N images"
+        raise UserError(f"the classifier returned {found} for {len(images)} images: it must return {wanted}")
+    return logits
 
 
 class Consensus:
@@ -50,7 +61,7 @@ class Consensus:
             if len(undecided):
                 late = self.classifier.other_logits(features[undecided], self.first)
         else:
-            logits = self.classifier(images)
+            logits = _logits(self.classifier, images)
             if logits.dim() != 3 or len(logits) <= self.first:
                 shape, wanted = list(logits.shape), "[L, N, K] with more heads"
                 raise ValueError(f"logits {shape}: a consensus of {self.first} needs {wanted}")

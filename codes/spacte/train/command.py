@@ -3,8 +3,11 @@
 flags -> settings -> data -> classifier -> objective -> epochs -> checkpoint
 """
 
+import argparse
 import dataclasses
 import inspect
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +46,39 @@ def main(objective_type: type[Objective], description: str, lbdlast: float, **de
 def parse(
     objective_type: type[Objective], description: str, lbdlast: float, flags: list[str] | None = None, **defaults: Any
 ) -> tuple[Recipe, Place, dict]:
-    """The settings that the flags (None: the command line's) name: recipe, place and the defence's own."""
-    parser = cli.Parser(description)
+    """The settings that the flags (None: the command line's) name: recipe, place and the defence's own.
+
+    Raises UserError if the defence's fields and flags do not belong together, or one has the name of another setting.
+    """
+    parser, own_defaults = cli.Parser(description), objective_type.own_defaults()
     add_recipe_flags(parser, lbdlast)
-    objective_type.add_flags(parser.add_argument_group("the base defence's own"))
-    parser.set_defaults(**objective_type.own_defaults() | defaults)
+    _check_settings(objective_type, own_defaults, defaults)
+    group = parser.add_argument_group("the base defence's own")
+    try:
+        objective_type.add_flags(group)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{objective_type.__name__}.add_flags: {error.message}") from error
+    for action in group._group_actions:
+        if action.dest not in own_defaults:
+            raise UserError(
+                f"{objective_type.__name__} has no field '{action.dest}' for its flag {action.option_strings[0]}: is "
+                "@dataclass missing?"
+            )
+    parser.set_defaults(**own_defaults | defaults)
     add_place_flags(parser)
     args = parser.parse_args(flags)
-    own = {name: getattr(args, name) for name in objective_type.own_defaults()}
+    own = {name: getattr(args, name) for name in own_defaults}
     return cli.settings_of(Recipe, args), cli.settings_of(Place, args), own
+
+
+def _check_settings(objective_type: type[Objective], own: dict, defaults: dict) -> None:
+    common = {*cli.defaults_of(Recipe), *cli.defaults_of(Place)}
+    for name in own:
+        if name in common:
+            raise UserError(f"{objective_type.__name__}.{name}: every run has a setting of this name, take another")
+    for name in defaults:
+        if name not in common and name not in own:
+            raise UserError(f"{objective_type.__name__}: no setting is called '{name}', whose default is given")
 
 
 def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: dict) -> None:
@@ -67,6 +94,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     place = dataclasses.replace(place, workers=workers)
     train_split, test_split = _open_splits(recipe, place.data_dir, workers, device)
     objective = objective_type(recipe, train_split.spec.num_classes, **own)
+    _warn_of_pace(recipe, objective.num_classes)
     run = broadcast_object(lambda: _run_name(recipe, objective, place))
     paths = RunPaths.of(recipe, place, run)
     settings = dataclasses.asdict(recipe) | own
@@ -107,6 +135,16 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         print(f"checkpoint: {paths.checkpoint(recipe.epochs)}\nlog: {paths.log}\nTensorBoard: {paths.tensorboard}")
 
 
+def _warn_of_pace(recipe: Recipe, num_classes: int) -> None:
+    first = math.log(num_classes)
+    if recipe.paced and recipe.pace_share is None and recipe.lbdlast > first and is_main_process():
+        warnings.warn(
+            f"--lbdlast {recipe.lbdlast} is above {first:.2f}, the loss of guessing among {num_classes} classes: "
+            "lambda will rise to it, where the paper's falls",
+            stacklevel=2,
+        )
+
+
 def _open_splits(
     recipe: Recipe, data_dir: str, workers: int, device: torch.device
 ) -> tuple[BatchedSplit, BatchedSplit]:
@@ -139,17 +177,31 @@ def _resume_point(paths: RunPaths, objective: Objective, settings: dict, resume:
             f"'{paths.checkpoints}' already holds epoch{found[0]}.pth: give --resume to resume there, or another "
             "--save_dir"
         )
+    unreadable = []
     for epoch in found:
         try:
             contents = checkpoint.read(paths.checkpoint(epoch))
         except UserError as error:
             tqdm.write(f"passed over: {error}")
+            unreadable.append(epoch)
             continue
-        if not {"args", "defence", "data", "rng", "optimizer", "scheduler", "epoch"} <= contents.keys():
+        if not _is_whole(contents, epoch):
             raise UserError(f"'{paths.checkpoint(epoch)}' is not a checkpoint of train.py: it cannot be resumed")
         _check_same_run(contents, objective, settings, paths)
         return contents
+    if unreadable:
+        raise UserError(f"'{paths.checkpoints}' has no readable checkpoint: remove it to begin again")
     return None
+
+
+def _is_whole(contents: dict, epoch: int) -> bool:
+    """Whether these are the contents of this epoch's checkpoint, as a trainer restores them."""
+    kinds = {"args": dict, "defence": str, "data": object, "rng": list, "optimizer": dict, "scheduler": dict}
+    if not all(isinstance(contents.get(name), kind) and name in contents for name, kind in kinds.items()):
+        return False
+    if not isinstance(contents.get("log", ""), str | None) or "param_groups" not in contents["optimizer"]:
+        return False
+    return contents.get("epoch") == contents["scheduler"].get("last_epoch") == epoch
 
 
 def _check_same_run(contents: dict, objective: Objective, settings: dict, paths: RunPaths) -> None:

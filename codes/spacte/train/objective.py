@@ -2,7 +2,7 @@
 
 import math
 from argparse import _ArgumentGroup
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import ClassVar, cast
 
 import torch
@@ -15,6 +15,7 @@ from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
 from spacte.train.teaching import CircularLoss, Pace, pace_threshold, smoothed_cross_entropy
+from spacte.utils import UserError
 
 _TEACHERS_WEIGHT = 0.5
 
@@ -30,9 +31,8 @@ class Objective:
     the training, `sampling_weights` before each epoch, and `state` with `restore` for what a resumed run must know.
     """
 
-    places: ClassVar[
-        tuple[str, ...]
-    ] = ()  # the settings that say where something is stored: a resumed run may change them
+    # the settings that say where something is stored: a resumed run may change them
+    places: ClassVar[tuple[str, ...]] = ()
 
     recipe: Recipe
     num_classes: int
@@ -51,9 +51,12 @@ class Objective:
 
     @classmethod
     def own_defaults(cls) -> dict:
-        """The settings that only this defence has, with their defaults."""
-        own = (one for one in fields(cls) if one.init and one.name not in ("recipe", "num_classes"))
-        return {one.name: one.default for one in own}
+        """The settings that only this defence has, with their defaults. UserError if one has none."""
+        own = [one for one in fields(cls) if one.init and one.name not in ("recipe", "num_classes")]
+        for one in own:
+            if one.default is MISSING and one.default_factory is MISSING:
+                raise UserError(f"{cls.__name__}.{one.name} has no default: every setting needs one")
+        return {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in own}
 
     def run_suffix(self) -> str:
         """What the run's name says of this defence's settings, after the recipe's."""

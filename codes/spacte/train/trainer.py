@@ -53,6 +53,8 @@ class Trainer:
         self.recipe, self.device, self.objective = recipe, device, objective
         self.train_split, self.test_split = train_split, test_split
         self.mini_batches = objective.mini_batches()
+        if self.mini_batches < 1:
+            raise UserError(f"{objective.name()}.mini_batches returned {self.mini_batches}: it must be at least 1")
         # fewer images cannot fill the mini-batches, nor give BatchNorm two values to compare
         self.smallest = max(2, self.mini_batches * objective.fewest_images()) * get_world_size()
         self.steps = train_split.num_batches(recipe.batch_size, self.smallest) * self.mini_batches
@@ -115,6 +117,9 @@ class Trainer:
         """Ask the objective for its targets; nothing that this draws moves the training's draws."""
         with draws_kept(self.device):
             self.targets = self.objective.targets(self.train_split)
+        if self.targets is not None and len(self.targets) != len(self.train_split):
+            found, images = len(self.targets), len(self.train_split)
+            raise UserError(f"{self.objective.name()}.targets returned {found} rows for {images} training images")
 
     def epochs(self, test_freq: int = 1) -> Iterator[dict]:
         """Train to the last epoch; yields each epoch's figures by name.
@@ -213,6 +218,8 @@ class Trainer:
         loss, parts = self.objective(self.classifier, images, labels, epoch, *targets)
         if self.objective.teachers and "distil" not in parts:
             raise UserError(f"{self.objective.name()} does not call `other_losses`: --teachers would teach nothing")
+        if loss.dim() or not all(isinstance(part, Tensor) for part in parts.values()):
+            raise UserError(f"{self.objective.name()} must return a scalar tensor and a dict of scalar tensors")
         self.optimizer.zero_grad(set_to_none=True)  # a step whose capture failed may have left some
         as_part(loss, len(labels)).backward()  # the processes' gradients are averaged
         self.optimizer.step()
