@@ -239,7 +239,27 @@ def test_selection_votes_are_needed(certify, script):
         "".join(json.dumps(line | {"selection": [{} for _ in line["selection"]]}) + "\n" for line in lines)
     )
     code, _, err = script("relog.py", log, "--certificate", "all-votes")
+    assert code == 2 and "line 1: not a vote count of this run: 0 selection and 200 estimation votes" in err
+    content = json.loads(beside(log, ".json").read_text())
+    del content["config"]["N0"]  # a file that does not say how many were to be drawn
+    beside(log, ".json").write_text(json.dumps(content))
+    code, _, err = script("relog.py", log, "--certificate", "all-votes")
     assert code == 2 and "holds no selection votes" in err
+
+
+@pytest.mark.parametrize("command", [("relog.py", "--alpha", 0.01), ("report.py", "--certificate", "cohen")])
+def test_votes_of_other_draws_than_the_runs_are_no_certificates(certify, script, command, digits_models):
+    """One flipped digit: 981 of 1,000 draws where 181 of 200 were; every voter alike."""
+    log = certify("a", "--max", 60)
+    counts = beside(log, "-counts.jsonl")
+    name, *flags = command
+    assert script(name, log, *flags)[0] == 0
+    first, *others = counts.read_text().splitlines()
+    line = json.loads(first)
+    line["estimation"] = [{k: 5 * n for k, n in votes.items()} for votes in line["estimation"]]
+    counts.write_text("\n".join([json.dumps(line), *others, ""]))
+    code, _, err = script(name, log, *flags, *["--overwrite"] * (name == "relog.py"))
+    assert code == 2 and "selection and 1000 estimation votes, where N0 is 20 and N 200" in err
 
 
 def test_a_consensus_is_certified_as_the_classifier_that_it_is(certify, script, digits_models, tmp_path):

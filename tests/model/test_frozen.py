@@ -285,5 +285,5 @@ def test_a_network_that_folding_would_change_is_refused():
     block = PreActivation().eval()
     torch.nn.init.uniform_(block.bn1.running_var, 2, 4)
     classifier.network.layer1.append(block)
-    with pytest.raises(UserError, match="CIFARResNetMultiHead cannot be frozen: in each of its modules a BatchNorm"):
+    with pytest.raises(UserError, match="CifarResNetMultiHead cannot be frozen: in each of its modules a BatchNorm"):
         freeze(classifier, CPU)

@@ -45,6 +45,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**15
 
 
+def _is_seed(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
 def _is_positive(value: object) -> bool:
     return _is_count(value) and cast(int, value) >= 1
 
@@ -112,7 +116,7 @@ class RunConfig:
     # how it is evaluated
     data_sha256: str = _field("", _is_text, IDENTIFIES)
     head: int | None = _field(None, _or_none(_is_count), DESCRIBES, IDENTIFIES)
-    seed: int = _field(0, _is_count)
+    seed: int = _field(0, _is_seed)
     compile: bool = _field(False, _is(bool))
     exact_noise: bool = _field(False, _is(bool), IDENTIFIES, ALIKE)
     precision: str = _field("", _is_text, IDENTIFIES, ALIKE)
