@@ -67,7 +67,7 @@ from spacte.utils import TakenError, UserError
 CODES = Path(__file__).resolve().parent
 
 
-def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
+def _run_queue(jobs: list[Job], work: Path, args: Namespace) -> None:
     """As the only queue in the work folder; exit code 1 where jobs have failed."""
     slurm.check_none(_known(slurm.submitted, work))
     taken = f"another queue, or a command that one started, is still at work in '{work}'"
@@ -77,13 +77,13 @@ def _work_off(jobs: list[Job], work: Path, args: Namespace) -> None:
         _run(jobs, processes, lambda job, slot: Running(job, args.threads, 19, [held], slot, gpus))
 
 
-def _work_off_one(job: Job, work: Path, args: Namespace) -> None:
+def _run_job(job: Job, work: Path, args: Namespace) -> None:
     """As one of several processes that work on other jobs in the folder; exit code 1 where it has failed."""
     for needed in job.needs:
         if not is_finished(needed):
             raise TakenError(f"{job.name} needs {needed.name}, which is not finished")
     with (
-        slurm.back_into_the_queue(job) if args.requeue else nullcontext(),
+        slurm.requeued(job) if args.requeue else nullcontext(),
         lock(work / "lock", f"a queue is at work in '{work}'", shared=True) as shared,
         lock(make_folder(job.folder) / "lock", f"another process is at work on {job.name}") as own,
     ):
@@ -94,7 +94,7 @@ def _run(jobs: list[Job], processes: int, start: Callable[[Job, int], Running]) 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         queue = Queue(jobs, processes, start)
-        queue.work_off()
+        queue.run_all()
     finally:
         signal.signal(signal.SIGTERM, before)
     if queue.failed:
@@ -107,10 +107,10 @@ def _command(work: Path, args: Namespace) -> list[str]:
     return [sys.executable, *map(str, (script, queue, "--work", work, "--threads", args.threads))]
 
 
-def _known(asked: Callable[[Path], dict], work: Path) -> dict:
-    """What slurm.submitted or slurm.last_words says of the folder; nothing, with a warning, where it cannot tell."""
+def _known(query: Callable[[Path], dict], work: Path) -> dict:
+    """What slurm.submitted or slurm.last_output says of the folder; nothing, with a warning, where it cannot tell."""
     try:
-        return asked(work)
+        return query(work)
     except UserError as error:
         warnings.warn(f"SLURM's job states are unknown: {error}", stacklevel=1)
         return {}
@@ -118,7 +118,7 @@ def _known(asked: Callable[[Path], dict], work: Path) -> dict:
 
 def _list(jobs: list[Job], work: Path) -> None:
     """How each job stands."""
-    there, words = _known(slurm.submitted, work), _known(slurm.last_words, work)
+    there, outputs = _known(slurm.submitted, work), _known(slurm.last_output, work)
     width = max(len(job.name) for job in jobs)
     for job in jobs:
         how = state(job)
@@ -126,8 +126,8 @@ def _list(jobs: list[Job], work: Path) -> None:
             number, its_state = there[job.name]
             more = {"waiting": "", "begun": ""}.get(how, f", {how.removeprefix('begun, ')}")
             how = f"{its_state} in SLURM as {number}{more}"
-        elif how != "finished" and job.name in words:
-            how += f"; was {words[job.name]}"
+        elif how != "finished" and job.name in outputs:
+            how += f"; was {outputs[job.name]}"
         print(f"{job.name:{width}}  {how}")
 
 
@@ -193,7 +193,7 @@ def _parse() -> Namespace:
 
 
 def _resolved(folder: Path) -> Path:
-    """The folder as an absolute path. UserError where that leads nowhere."""
+    """The folder as an absolute path. UserError if that leads nowhere."""
     try:
         return folder.expanduser().resolve()
     except (OSError, RuntimeError) as error:  # no such user, links in a circle, a working directory that is gone
@@ -220,9 +220,9 @@ def _main() -> None:
         names = {job.name: job for job in jobs}
         if args.job not in names:
             raise UserError(f"--job '{args.job}' must be one of {', '.join(names)}")
-        _work_off_one(names[args.job], make_folder(work), args)
+        _run_job(names[args.job], make_folder(work), args)
     else:
-        _work_off(jobs, make_folder(work), args)
+        _run_queue(jobs, make_folder(work), args)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_rows_say_what_was_measured_and_which_failed(script, speeds, monkeypatch
         assert ("first_seconds" in row) == (row["task"] == "train" and row["way"] == "ours")
         assert ("arithmetic" in row) == (row["way"] != "authors'")
     assert 0 < measured[4]["error"] < 1e-5 and measured[0]["captured"] is False
-    assert "--precision tf32 is a GPU's" in failed["failed"] and "speed" not in failed
+    assert "--precision tf32 needs a GPU" in failed["failed"] and "speed" not in failed
 
 
 def test_what_the_time_cannot_hold_is_left_out(script, speeds, monkeypatch, tmp_path):

@@ -42,7 +42,7 @@ class SmoothMix(Objective):
         add("--warmup", type=positive_int, help="epochs over which eta and maxnorm_s grow")
 
     def __post_init__(self):
-        """UserError where the clean side would be taken after the last step."""
+        """UserError if the clean side would be taken after the last step."""
         if self.mix_step >= self.num_steps:
             raise UserError(f"mix_step is {self.mix_step}: it must lie in 0..{self.num_steps - 1}, below num_steps")
 

@@ -37,7 +37,7 @@ class MACER(Objective):
         add("--deferred", action="store_true", help="lbd is 0 before the first drop of the learning rate")
 
     def __post_init__(self):
-        """UserError where there is no second class."""
+        """UserError if there is no second class."""
         if self.num_classes < 2:
             raise UserError("MACER's radius needs at least 2 classes")
 

@@ -33,7 +33,7 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     resumes after its last image, and what is counted is read. The votes do not depend on the training run's seed, so
     that other runs share them.
 
-    Raises UserError where the checkpoint is of other data or classes, or the files are of another network, split or
+    Raises UserError if the checkpoint is of other data or classes, or the files are of another network, split or
     number of draws; then nothing is written. Where another run is counting them, it waits for that one.
     """
     device = split.device.type if get_world_size() > 1 else str(split.device)
@@ -67,7 +67,7 @@ def _count(evaluation: Evaluation, plan: PredictPlan, files: RunFiles, settings:
 
 
 def _is_complete(files: RunFiles, config: RunConfig, images: int) -> bool:
-    """Whether all images are counted. UserError where some were counted with another configuration."""
+    """Whether all images are counted. UserError if some were counted with another configuration."""
     if not files.json.exists():
         return False
     differences = files.read_json().config.differences(config)

@@ -54,7 +54,7 @@ class CATRS(Objective):
         add("--confidence_mask", action="store_true", help=confidence)
 
     def __post_init__(self):
-        """UserError where the votes are too few."""
+        """UserError if the votes are too few."""
         if self.num_votes < _FEWEST_VOTES:
             raise UserError(f"--num_votes {self.num_votes}: soft votes need at least {_FEWEST_VOTES}")
         self.votes_of = None  # the SHA-256 of the pretrained checkpoint
@@ -77,7 +77,7 @@ class CATRS(Objective):
         return {"votes_of": self.votes_of}
 
     def restore(self, state):
-        """See `state`. UserError where --pretrained_model is another network."""
+        """See `state`. UserError if --pretrained_model is another network."""
         self.votes_of = state["votes_of"]
         path = Path(self.pretrained_model or "")
         if path.is_file() and sha256(path) != self.votes_of:

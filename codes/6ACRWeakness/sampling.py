@@ -18,7 +18,7 @@ def weights(right: np.ndarray, n: int) -> np.ndarray:
     """How often images are drawn, in proportion: [N] right votes of n -> [N] positive weights.
 
     The certified radius, in units of sigma, that the votes would give at confidence 0.9 if at least 3/4 of them were
-    right: Phi^-1 of the one-sided Clopper-Pearson bound. Raises UserError where n is so small that 3/4 of the votes
+    right: Phi^-1 of the one-sided Clopper-Pearson bound. Raises UserError if n is so small that 3/4 of the votes
     give none. Source: arXiv 2410.06895.
     """
     least = 3 * n // 4

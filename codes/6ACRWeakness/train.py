@@ -53,7 +53,7 @@ class ACRWeakness(Objective):
         add("--epsilon", type=image_norm, help="L2 length of such a step, in units of [0, 1]")
 
     def __post_init__(self):
-        """UserError where images would never be left out, or too few votes weigh them."""
+        """UserError if images would never be left out, or too few votes weigh them."""
         if self.ds_epoch >= self.recipe.epochs:
             last = self.recipe.epochs - 1
             raise UserError(f"--ds_epoch {self.ds_epoch} must lie in 0..{last}, below --epochs")
@@ -93,7 +93,7 @@ class ACRWeakness(Objective):
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):
         """How many of the ensemble's n votes are right on each of the N images, [N]; other draws for each purpose."""
         seed = (purpose, self.recipe.seed, epoch)
-        labels, votes = poll(smooth, split, indices, n, seed, smooth.base_classifier.most)  # whole passes
+        labels, votes = poll(smooth, split, indices, n, seed, smooth.base_classifier.largest_pass)  # whole passes
         return votes[np.arange(len(labels)), -1, labels]
 
     def state(self):

@@ -238,7 +238,7 @@ def _authors(evaluation: Evaluation, settings: ClassifierSettings, second: Run, 
 
 
 def _whole_table(way: str, run: Run, counts: list[VoteCounts], first: float, seconds: float, N: int) -> _Row:
-    """The row of a run whose draws are multiplied up to N an image, from `first` and all other seconds."""
+    """The row of a run whose draws are scaled up to N per image, from `first` and all other seconds."""
     times = (run.required_config.N0 + N) / (run.required_config.N0 + run.required_config.N)
     draws = sum(one.draws for one in counts)
     row = _Row(way, run, counts, round(draws * times), first + seconds * times)

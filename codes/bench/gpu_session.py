@@ -316,7 +316,7 @@ def _main() -> None:
         budgets = {"tests": max(90, 6 * args.minutes), "speed": args.speed_seconds + _START}
         session = Session(args.output, settings, args.minutes, budgets, held)
         steps = _Steps(session, args)
-        session.work_off(list(steps), steps.write_summary)
+        session.run_all(list(steps), steps.write_summary)
     if session.failed:
         sys.exit(1)
 

@@ -29,7 +29,7 @@ class OutOfTimeError(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """A step; its `work` raises RunError or UserError where it fails and OutOfTimeError where the time is over.
+    """A step; its `work` raises RunError or UserError if it fails and OutOfTimeError if the time is over.
 
     `like` names the steps that take about as long, and `guess` how many seconds until one of them is finished; None for
     one that may be ended and is resumed next time. `after` names the step that must be finished before, and `budget`
@@ -49,7 +49,7 @@ class Session:
 
     `state["spent"]` are each step's seconds, of all sessions but those that were killed.
 
-    `settings` decide what the steps compute: UserError where the folder holds a session with others. `budgets` are
+    `settings` decide what the steps compute: UserError if the folder holds a session with others. `budgets` are
     seconds by name. The commands hold the lock `held` on the folder while they live.
     """
 
@@ -88,13 +88,13 @@ class Session:
 
     # --- the steps ---
 
-    def work_off(self, steps: list[Step], after_each: Callable[[], None] = lambda: None) -> None:
+    def run_all(self, steps: list[Step], after_each: Callable[[], None] = lambda: None) -> None:
         """Every step that is not finished, as far as the time goes; prints what is missing then."""
         self.remember("steps", self.state["steps"])
         self._say_how_many(steps)
         for step in steps:
             if not self.is_finished(step.name):
-                self._work_off(step)
+                self._run_step(step)
                 after_each()
         self._say_how_many(steps)
         for name, reason in self.failed.items():
@@ -104,7 +104,7 @@ class Session:
         if self.failed or self.left_out:
             say("the same command resumes with what is not finished")
 
-    def _work_off(self, step: Step) -> None:
+    def _run_step(self, step: Step) -> None:
         if step.after and not self.is_finished(step.after):
             self.left_out[step.name] = f"it needs {step.after}"
             return
@@ -150,7 +150,7 @@ class Session:
     def run(self, name: str, command: list, folder: Path, notice: Callable[[str], None] = lambda line: None) -> None:
         """Run a command in a folder; its lines are printed, kept in O/output and given to `notice`.
 
-        It ends with the step's time. Raises OutOfTimeError then, and RunError with its last line where it fails.
+        It ends with the step's time. Raises OutOfTimeError then, and RunError with its last line if it fails.
         """
         command, last = [str(part) for part in command], ""
         output = make_folder(self.output / "output") / f"{name}.txt"

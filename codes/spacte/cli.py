@@ -16,7 +16,7 @@ from spacte.utils import RunError, UserError
 
 T = TypeVar("T")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_PASSES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of a folder on the network: the same command may work later
+_TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of a folder on the network: the same command may work later
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,7 +140,7 @@ def run(command: Callable[[], None]) -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for good
     warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without a sign gets a question mark
+        sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     try:
         if "spacte.script" in sys.modules:  # not where another program calls
             sys.modules["spacte.script"].begin()
@@ -152,21 +152,21 @@ def run(command: Callable[[], None]) -> None:
         _stop(f"stopped: {error}", error.exit_code)
     except BrokenPipeError:  # `| head` has read enough
         _leave(1)
-    except OSError as error:  # of a file that nobody has looked after: no space, a name too long, a folder that is gone
+    except OSError as error:  # that nothing else has handled: no space, a name too long, a folder that is gone
         if error.filename is not None:
-            code = RunError.exit_code if error.errno in _PASSES else UserError.exit_code
+            code = RunError.exit_code if error.errno in _TRANSIENT else UserError.exit_code
             _stop(f"error: '{os.fsdecode(error.filename)}': {error.strerror}", code)
         if error.errno in _NO_SPACE:  # of a file that is open already, stdout say
             _stop(f"error: {error.strerror}", UserError.exit_code)
         _unexpected(error)
     except KeyboardInterrupt:
-        _stop("interrupted; what is on disk is whole", 130)
+        _stop("interrupted; the files on disk are complete", 130)
     except Exception as error:
         _unexpected(error)
 
 
 def _unexpected(error: Exception) -> NoReturn:
-    """Of what nobody has looked after the traceback, but for the GPU's memory."""
+    """Print the traceback of an unhandled error, or one line if the GPU ran out of memory."""
     if "torch" in sys.modules and _memory_is_short(error):  # not every script imports torch
         _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
     if not _is_one_of_several():

@@ -57,7 +57,7 @@ def _own_index() -> int:
 
 
 def _check_gpu(device: torch.device, name: str) -> None:
-    """UserError where the device is not there, or another process has it, too; every process must ask."""
+    """UserError if the device is not there, or another process has it, too; every process must ask."""
     count = torch.cuda.device_count()
     there = device.type == "cuda" and device.index < count
     # No variable tells two GPUs, each the only one that its process sees, from one that both see: their UUIDs do.
@@ -86,9 +86,9 @@ def select_precision(name: str, device: torch.device) -> str:
     UserError for tf32 on the CPU and for int8 on a GPU, which have none.
     """
     if name == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is a GPU's: choose fp32 or bf16 on the CPU")
+        raise UserError("--precision tf32 needs a GPU: choose fp32 or bf16 on the CPU")
     if name == "int8" and device.type != "cpu":
-        raise UserError("--precision int8 is a CPU's: choose fp32, tf32 or bf16 on a GPU, or --device cpu")
+        raise UserError("--precision int8 runs on a CPU only: choose fp32, tf32 or bf16 on a GPU, or --device cpu")
     precision = name if name != "auto" else "tf32" if device.type == "cuda" else "fp32"
     if precision == "bf16" and device.type == "cpu" and not _multiplies_bf16() and is_main_process():
         print(

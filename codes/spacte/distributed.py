@@ -45,7 +45,7 @@ def is_main_process() -> bool:
 def init_distributed() -> None:
     """Join the processes that `torchrun` started (gloo between CPUs, nccl between GPUs); nothing without torchrun.
 
-    They end with torchrun, even a killed one. RunError where it is gone already.
+    They end with torchrun, even a killed one. RunError if it is gone already.
     """
     import torch
     from torch import distributed as dist

@@ -17,7 +17,7 @@ from spacte.utils import TakenError, UserError
 
 
 def make_folder(folder: Path) -> Path:
-    """Create `folder` and its parents; UserError where this is not possible or nothing can be written there."""
+    """Create `folder` and its parents; UserError if this is not possible or nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,7 +48,7 @@ _UNLOCKED = "the filesystem has no locks: see to it that no two commands write t
 def lock(path: Path, taken: str, shared: bool = False) -> TextIO:
     """Open a file and lock it while it stays open, alone or with others that share it; returns the file.
 
-    TakenError `taken` where another process holds the lock, or UserError where the file cannot be written. Where the
+    TakenError `taken` if another process holds the lock, or UserError if the file cannot be written. Where the
     filesystem has no locks, a warning says so, once.
     """
     import fcntl  # not on Windows, where logs can be read
@@ -73,7 +73,7 @@ def lock(path: Path, taken: str, shared: bool = False) -> TextIO:
 def replace_file(path: Path, content: str | bytes | memoryview) -> None:
     """Write a file beside `path` and rename it to `path`: a reader sees the old file or the whole new one.
 
-    What killed processes have left there of theirs is removed. Raises UserError where it cannot be written.
+    What killed processes have left there of theirs is removed. Raises UserError if it cannot be written.
     """
     temporary = path.with_name(temporary_name(path.name))
     try:
@@ -91,8 +91,10 @@ def replace_file(path: Path, content: str | bytes | memoryview) -> None:
             temporary.unlink()
 
 
-_NUMBERS = Path("/proc/self/ns/pid")  # containers of one name may number their processes apart
-_HOST = hashlib.sha256(f"{platform.node()}{_NUMBERS.is_symlink() and os.readlink(_NUMBERS)}".encode()).hexdigest()[:8]
+_PID_NAMESPACE = Path("/proc/self/ns/pid")  # two containers of one host name may number their processes separately
+_HOST = hashlib.sha256(
+    f"{platform.node()}{_PID_NAMESPACE.is_symlink() and os.readlink(_PID_NAMESPACE)}".encode()
+).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\..+\.(\d+)-([0-9a-f]{8})\.tmp")
 _ABANDONED = 24 * 60 * 60  # seconds: nobody writes for so long, on another machine either
 
@@ -130,6 +132,6 @@ def sha256(path: Path) -> str:
 
 
 def check_ending(path: Path, endings: tuple[str, ...]) -> None:
-    """UserError where the path has none of the endings."""
+    """UserError if the path has none of the endings."""
     if path.suffix not in endings:
         raise UserError(f"'{path}' must end in {', '.join(endings)}")

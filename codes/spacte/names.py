@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
-_LONGEST_NAME = 150  # bytes; what is put behind it, -certify-skip-20-...-counts.jsonl say, has the other hundred
+_LONGEST_NAME = 150  # bytes; what is appended, -certify-skip-20-...-counts.jsonl say, has the other hundred
 
 
 def printable_name(text: str) -> str:

@@ -38,7 +38,7 @@ def _main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="logs with their counts, or folders of them")
     parser.add_argument("--N", type=cli.positive_int, help="draws (default: as in each log)")
-    parser.add_argument("--batch_size", type=cli.positive_int, default=1000, help="noisy images a forward pass")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=1000, help="noisy images per forward pass")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the simulated draws")
     args = parser.parse_args()
     rows = []

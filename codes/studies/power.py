@@ -140,7 +140,7 @@ class _Pilot:
 
     @classmethod
     def of(cls, run: Run) -> "_Pilot":
-        """UserError where no counts, or not of a fixed N, lie beside the log."""
+        """UserError if no counts, or not of a fixed N, lie beside the log."""
         counts = needed_counts(run, "give --deviation alone")
         if run.required_config.sequential:
             raise UserError(f"'{run.path}' stopped early (--sequential): a pilot has a fixed N")

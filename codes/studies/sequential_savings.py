@@ -36,7 +36,7 @@ _REPEATS = 20  # simulated runs per log
 def _main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="logs; a folder noise-<sd> tells sigma")
-    parser.add_argument("--batch_size", type=cli.positive_int, default=1000, help="noisy images a forward pass")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=1000, help="noisy images per forward pass")
     parser.add_argument("--give_up", type=cli.open_probability, default=GIVE_UP, help="as of certify_mhead.py")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the simulated draws")
     args = parser.parse_args()
@@ -67,7 +67,7 @@ def _sigma(path: Path) -> float:
 
 
 def _draws(path: Path) -> tuple[int, float]:
-    """N and alpha of a log: what the JSON beside it says, or else the defaults'. UserError where N was not fixed."""
+    """N and alpha of a log: what the JSON beside it says, or else the defaults'. UserError if N was not fixed."""
     files = RunFiles(path)
     config = files.read_json().config if files.json.exists() else RunConfig(N=100_000, alpha=0.001)
     unknown = [name for name in config.lacking if name in ("N", "alpha") or name in config.others]

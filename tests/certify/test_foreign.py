@@ -210,7 +210,7 @@ def test_prediction_and_attack(certify, script, tmp_path):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("random", "answers the same images in two ways: switch off what is random in it"),
+        ("random", "gives two different answers for the same images: switch off what is random in it"),
         ("train_mode", "depends on the other images of its batch: take BatchNorm out of train mode"),
         ("company", "depends on the other images of its batch"),
         ("probabilities", "the 3 heads return probabilities, and what is summed over heads is logits"),

@@ -166,7 +166,7 @@ def test_what_int8_is_not_for_is_one_line(script, digits_models, tmp_path):
     assert code == 2 and "invalid choice: 'int8'" in err
     code, _, err = script("bench/bench.py", *INT8)
     assert code == 2 and "--precision int8 needs --task certify" in err
-    with pytest.raises(UserError, match="int8 is a CPU's"):
+    with pytest.raises(UserError, match="int8 runs on a CPU only"):
         select_precision("int8", torch.device("cuda"))
     assert not (tmp_path / "logs").exists()
 

@@ -97,7 +97,7 @@ def test_hidden_files_and_other_files_are_skipped_and_counted(tmp_path):
     for name in (".ipynb_checkpoints/0.png", "__MACOSX/cat/._0.png", "cat/._1.png", "cat/.DS_Store", "dog/notes.txt"):
         (root / "train" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "train" / name).write_bytes(b"no image")
-    with pytest.warns(UserWarning, match=r"5 files are no images and skipped \(4 hidden, 1 .txt\)"):
+    with pytest.warns(UserWarning, match=r"5 files are not images and were skipped \(4 hidden, 1 .txt\)"):
         split = open_split("ImageFolder", root, True, CPU)
     assert split.spec.class_names == ("cat", "dog") and len(split) == 9
 

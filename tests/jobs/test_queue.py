@@ -189,7 +189,7 @@ def test_a_slot_is_taken_again_once_its_job_has_ended(queue, stub, tmp_path, wor
         def end(self):
             pass
 
-    Queue(jobs, 2, StandIn).work_off()
+    Queue(jobs, 2, StandIn).run_all()
     assert taken == [0, 1, 1, 0]
 
 
@@ -271,7 +271,7 @@ def test_a_job_goes_on_on_another_device(queue):
 
 @pytest.mark.parametrize(
     ("number", "code", "last"),
-    [(signal.SIGINT, 130, "interrupted; what is on disk is whole"), (signal.SIGTERM, 130, "interrupted;")]
+    [(signal.SIGINT, 130, "interrupted; the files on disk are complete"), (signal.SIGTERM, 130, "interrupted;")]
     + [(signal.SIGKILL, -9, "")] * (sys.platform == "linux"),
 )
 def test_an_interrupted_queue_leaves_nothing_running_and_goes_on(queue, stub, tmp_path, work, number, code, last):

@@ -28,7 +28,7 @@ from spacte.jobs.queue_file import read_queue
         (
             "--N 100",
             "--logs_dir x",
-            "certify must not hold --logs_dir: the queue itself sees to --model_path, --logs_dir",
+            "certify must not hold --logs_dir: the queue sets --model_path, --logs_dir",
         ),
         ("--num_heads 5", "--num_heads 5 --seed=3", "run 'five': train must not hold --seed: the queue itself"),
         ("--num_heads 5", "num_heads 5", "must begin with a flag, --..."),

@@ -123,7 +123,7 @@ def test_a_time_limit_in_which_nothing_gets_done_is_no_reason_to_go_back(queue, 
 def test_flags_that_sbatch_cannot_take_are_one_line(queue):
     assert queue(QUEUE, "--slurm", "--time=3")[0] == 2
     for flags, message in (
-        ("--array=1-3", "--slurm must not hold --array=1-3: the queue itself sees to --array, --dependency"),
+        ("--array=1-3", "--slurm must not hold --array=1-3: the queue sets --array, --dependency"),
         ("-a0", "must not hold -a0"),
         ("-W", "must not hold -W"),
         ("--dep=x", "must not hold --dep=x"),

@@ -19,7 +19,7 @@ from spacte.data.sources import open_split
 from spacte.model import build_classifier, int8
 from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import _folded, freeze, scales_of
-from spacte.model.noisy import noised
+from spacte.model.noisy import with_fixed_noise
 from spacte.model.scales import Scales, measured
 from spacte.utils import UserError
 
@@ -31,7 +31,7 @@ def digits(count=200):
     """A published network of five heads, its scales, noised test images."""
     classifier = load_classifier(DIGITS).classifier
     training, test = (open_split("digits", "./data", train) for train in (True, False))
-    return classifier, scales_of(classifier, training.some(300)[0], 0.5), noised(test.some(count)[0], 0.5)
+    return classifier, scales_of(classifier, training.some(300)[0], 0.5), with_fixed_noise(test.some(count)[0], 0.5)
 
 
 # --- the plain reference ---
@@ -185,7 +185,7 @@ _raw = int8._Convolution.raw
 @torch.inference_mode()
 def test_threads_batches_and_passes_change_no_bit():
     classifier = load_classifier(CIFAR).classifier
-    training, images = torch.rand(40, 3, 32, 32), noised(torch.rand(40, 3, 32, 32), 0.5)
+    training, images = torch.rand(40, 3, 32, 32), with_fixed_noise(torch.rand(40, 3, 32, 32), 0.5)
     scales = scales_of(classifier, training, 0.5)
     quantised = freeze(classifier, CPU, "int8", 40, scales=scales)
     expected = quantised(images)
@@ -232,7 +232,7 @@ def test_a_trained_network_hardly_changes():
 def test_biases_are_shifted_so_that_mean_outputs_are_the_float_networks():
     classifier, scales, images = digits(1)
     normalise, network = _folded(classifier)
-    images = normalise(noised(open_split("digits", "./data", True).some(300)[0], 0.5))
+    images = normalise(with_fixed_noise(open_split("digits", "./data", True).some(300)[0], 0.5))
     found, expected = {}, {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -260,8 +260,8 @@ def test_every_architecture_is_quantised(arch, dataset, shape):
     scales = scales_of(classifier, images, 0.25)
     convolutions = [name for name, module in classifier[1].named_modules() if isinstance(module, nn.Conv2d)]
     assert scales.shifts.keys() == {*convolutions} and {"conv1", "heads.0.1", "heads.1.1"} <= scales.peaks.keys()
-    expected = freeze(classifier, CPU)(noised(images, 0.25))
-    found = freeze(classifier, CPU, "int8", 8, scales=scales)(noised(images, 0.25))
+    expected = freeze(classifier, CPU)(with_fixed_noise(images, 0.25))
+    found = freeze(classifier, CPU, "int8", 8, scales=scales)(with_fixed_noise(images, 0.25))
     assert 0 < (found - expected).abs().mean() < 0.15 * expected.std()
 
 

@@ -56,7 +56,7 @@ def main(description: str) -> None:
 def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSettings) -> None:
     """Attack the log's images at every radius; prints and leaves empirical beside certified accuracy.
 
-    An interrupted attack resumes after its last image. Raises UserError before anything is written where a
+    An interrupted attack resumes after its last image. Raises UserError before anything is written if a
     setting, file or folder is wrong, and where the log is about other images.
     """
     init_distributed()
@@ -175,7 +175,7 @@ def _parser(description: str) -> cli.Parser:
 
 
 def _check_same_classifier(log: Path, config: RunConfig) -> None:
-    """UserError where the configuration beside the log is about another smoothed classifier; a warning without one."""
+    """UserError if the configuration beside the log is about another smoothed classifier; a warning without one."""
     known = description(log)
     if known.config is None:
         elsewhere = known.sigma not in (None, config.noise_sd)
@@ -189,7 +189,7 @@ def _check_same_classifier(log: Path, config: RunConfig) -> None:
 
 
 def _check_same_images(log: Path, certified: pd.DataFrame, split: Split) -> None:
-    """UserError where the split has another label at an idx of the log, or not so many images."""
+    """UserError if the split has another label at an idx of the log, or not so many images."""
     for idx, label in certified["label"].items():
         if idx >= len(split) or split.label(idx) != label:
             raise UserError(f"'{log}' is about other images: its idx {idx} has label {label}")

@@ -21,7 +21,7 @@ from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import Foreign, parameters_sha256
 from spacte.model.frozen import freeze, scales_of
 from spacte.model.members import NetworkEnsemble
-from spacte.model.noisy import noised
+from spacte.model.noisy import with_fixed_noise
 from spacte.model.recognition import examined
 from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.names import printable_name
@@ -36,13 +36,13 @@ class Computing:
 
     device: torch.device
     precision: str
-    asked: int | None
+    batch_size_flag: int | None
     compiled: bool
     arithmetic: dict[str, bool | str]
 
     def batch_size(self, split: Split) -> int:
         """How many noisy copies of the split's images a batch has: as many as requested, else `usual_batch`."""
-        return usual_batch(self.device, split.spec.shape) if self.asked is None else self.asked
+        return usual_batch(self.device, split.spec.shape) if self.batch_size_flag is None else self.batch_size_flag
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class BaseClassifier:
 def joint_config(networks: list[Loaded]) -> RunConfig:
     """What one checkpoint, or several that belong together, say of a configuration; architectures and heads may differ.
 
-    Raises UserError where they do not, or where one does not say its noise_sd.
+    Raises UserError if they do not, or one does not say its noise_sd.
     """
     first = networks[0]
     if any(network.noise_sd is None for network in networks):
@@ -91,7 +91,7 @@ def of_checkpoints(
 ) -> BaseClassifier:
     """One checkpoint's network or the ensemble of several, folded and fast.
 
-    `open_training` is asked for the training images where int8 needs them. Raises UserError where the networks do not
+    `open_training` is asked for the training images where int8 needs them. Raises UserError if the networks do not
     belong together, a published one, after the images of the split, is not the network that was trained, or int8 has no
     images to measure its scales on.
     """
@@ -179,7 +179,7 @@ def _joint_name(names: list[str], repeats: bool = True) -> str:
 def of_callable(function: Callable, split: Split, run: str, config: RunConfig, computing: Computing) -> BaseClassifier:
     """A user's module or callable; `config` holds dataset, arch, noise_sd and what else identifies it.
 
-    Raises UserError where it does not keep the contract (spacte.certify.contract).
+    Raises UserError if it does not keep the contract (spacte.certify.contract).
     """
     if computing.precision == "int8":
         raise UserError(
@@ -189,7 +189,7 @@ def of_callable(function: Callable, split: Split, run: str, config: RunConfig, c
     batch_size = computing.batch_size(split)
     classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
     images, _ = split.some(32)
-    logits = check_contract(classifier, noised(images, config.noise_sd), split.spec.num_classes)
+    logits = check_contract(classifier, with_fixed_noise(images, config.noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:
         warnings.warn(

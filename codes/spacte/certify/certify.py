@@ -46,8 +46,8 @@ def main(description: str) -> None:
 def certify(classifier: ClassifierSettings, run: RunSettings, settings: CertifySettings) -> None:
     """Certify test images as the settings say; leaves the log, its counts, its configuration and its summary.
 
-    An interrupted run resumes after its last image. Raises UserError before anything is written where a
-    setting, file or folder is wrong, and RunError where logits are not finite.
+    An interrupted run resumes after its last image. Raises UserError before anything is written if a
+    setting, file or folder is wrong, and RunError if logits are not finite.
     """
     init_distributed()
     check_stopping(settings)
@@ -148,7 +148,7 @@ def _stopping(config: RunConfig, settings: CertifySettings) -> Stopping:
 
 
 def check_stopping(settings: CertifySettings) -> None:
-    """UserError where flags of two stopping rules are given, or one of sequential runs for another."""
+    """UserError if flags of two stopping rules are given, or one of sequential runs for another."""
     given = [name for name in ("radii", "tolerance", "give_up") if getattr(settings, name) is not None]
     if given and not settings.sequential:
         raise UserError(f"--{given[0]} says when to stop: it needs --sequential")

@@ -7,7 +7,7 @@ import torch
 from scipy.special import bdtrc
 
 from spacte.data.splits import Split
-from spacte.model.noisy import noised
+from spacte.model.noisy import with_fixed_noise
 from spacte.smooth.smooth import Smooth
 from spacte.smooth.voters import AllHeads
 
@@ -27,7 +27,7 @@ def warn_at_chance(smooth: Smooth, split: Split) -> None:
     in one of 100 cases. Nothing is said where so few images could not show it.
     """
     images, labels = split.some(enough_images(split))
-    images = noised(images, smooth.sigma)
+    images = with_fixed_noise(images, smooth.sigma)
     named = AllHeads(smooth.base_classifier, smooth.num_classes)(images)[-1].cpu()
     count, right = len(labels), int((named == labels).sum())
     chance = max(1 / smooth.num_classes, float(labels.bincount().max()) / count)

@@ -25,13 +25,13 @@ _COARSE = (1e-2, 1e-3)  # tf32, bf16
 def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Tensor:
     """The logits [L, N, K] of a classifier that is a function of each image alone, on the N noised `images`.
 
-    A spot check: what these images do not show (a dependence on company that is rarer, or on time) stays the user's
+    A spot check: what these images do not show (a dependence on others that is rarer, or on time) stays the user's
     word. A classifier that computes in its input gets copies from then on. Raises UserError that says what to do: where
     it fails, returns other than finite logits [L, N, K] of the data's classes, answers the same batch in two ways, at
-    once or after other batches, or an image differently in other company or in another place, and where the values of
+    once or after other batches, or an image differently in other others or in another place, and where the values of
     heads that are to be summed are probabilities.
     """
-    size, asked = classifier.pass_size(images), len(images)
+    size, count = classifier.pass_size(images), len(images)
     images = images[torch.arange(size * math.ceil(len(images) / size)) % len(images)]  # whole passes: no padding
     elsewhere, there = _ROUNDING.get(classifier.precision, _COARSE)
     with torch.inference_mode():  # as when votes are counted
@@ -41,7 +41,7 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Ten
             classifier.copies = True
         heads, _, classes = logits.shape
         if classes != num_classes:
-            raise UserError(f"the classifier knows {classes} classes, the data have {num_classes}: make them one")
+            raise UserError(f"the classifier knows {classes} classes, the data have {num_classes}: make the two agree")
         if not logits.isfinite().all():
             raise UserError(
                 "the classifier's logits are not finite on noised images: look where it divides; try --precision fp32"
@@ -51,8 +51,8 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Ten
                 f"the {heads} heads return probabilities, and what is summed over heads is logits: return the values "
                 "before softmax (or their logarithms)"
             )
-        company = classifier(_in_other_company(images))
-        if _differ(logits[:, ::2], company[:, ::2], there):
+        others = classifier(_beside_other_images(images))
+        if _differ(logits[:, ::2], others[:, ::2], there):
             _refuse(classifier, images, logits, there, "it changes beside other images")
         copies = classifier(images[:1].expand_as(images).contiguous())  # as in certification
         if _differ(logits[:, :1], copies[:, :1], there):
@@ -63,7 +63,7 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Ten
             _refuse(classifier, images, logits, there, "")
     if not _differ(logits, logits[:, :1].expand_as(logits), elsewhere):
         warnings.warn("the classifier answers every image alike: are its trained weights loaded?", stacklevel=2)
-    return logits[:, :asked]
+    return logits[:, :count]
 
 
 def answers(logits: Tensor) -> tuple[float, ...]:
@@ -88,25 +88,25 @@ _DEPENDS = (
 )
 
 
-def _refuse(classifier: Foreign, images: Tensor, logits: Tensor, rounding: float, company: str) -> NoReturn:
-    """UserError with the reason for which the classifier answers otherwise than with `logits`: `company`, unless the
+def _refuse(classifier: Foreign, images: Tensor, logits: Tensor, rounding: float, others: str) -> NoReturn:
+    """UserError with the reason for which the classifier answers otherwise than with `logits`: `others`, unless the
     same batch alone, asked again, has another answer, too.
     """
     again, once_more = classifier(images), classifier(images)
     if _differ(again, once_more, rounding):
         raise UserError(
-            "the classifier answers the same images in two ways: switch off what is random in it (dropout, train mode, "
-            "noise of its own); a certificate is about a function"
+            "the classifier gives two different answers for the same images: switch off what is random in it "
+            "(dropout, train mode, noise of its own); a certificate is about a function"
         )
-    if _differ(logits, again, rounding) or not company:
+    if _differ(logits, again, rounding) or not others:
         raise UserError(
             "the classifier answers the same images in another way after it has seen others: it keeps a state (running "
             "statistics, observers of a quantisation, a counter); freeze it before certification"
         )
-    raise UserError(_DEPENDS.format(company))
+    raise UserError(_DEPENDS.format(others))
 
 
-def _in_other_company(images: Tensor) -> Tensor:
+def _beside_other_images(images: Tensor) -> Tensor:
     """The batch [N, C, H, W] with others in every second place: mirrored, zeros, three times as bright, or a copy."""
     changed = images.clone()
     for number, other in enumerate((1 - images, torch.zeros_like(images), 3 * images, images[:1].expand_as(images))):
@@ -115,7 +115,7 @@ def _in_other_company(images: Tensor) -> Tensor:
 
 
 def check_gradient(classifier: Callable[[Tensor], Tensor], images: Tensor) -> None:
-    """UserError where no gradient of the logits reaches the images [N, C, H, W], which an attack climbs along."""
+    """UserError if no gradient of the logits reaches the images [N, C, H, W], which an attack climbs along."""
     point, cause = images.detach().clone().requires_grad_(), None
     with torch.enable_grad():
         try:

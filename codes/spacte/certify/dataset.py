@@ -88,7 +88,7 @@ def _warn_of_range(split: Split) -> None:
 
 
 def _dataset(data: Any) -> Any:
-    """The data as something that is indexed, item by item. UserError where they are not."""
+    """The data as something that is indexed, item by item. UserError if they are not."""
     legal = "it must be (images, labels), two tensors or arrays of one length; other items are given as a list of pairs"
     if isinstance(data, tuple):
         try:

@@ -17,7 +17,7 @@ from spacte.utils import derived_seed
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A smoothed classifier on its device, a split, mostly the test one, and what a log must say of both (`config`).
+    """A smoothed classifier on its device, a split, usually the test one, and what a log must say of both (`config`).
 
     `batch_size` noisy copies share a batch; `training` holds the settings that each checkpoint was trained with.
     """

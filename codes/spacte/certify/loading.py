@@ -32,7 +32,7 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
     """Load what the settings name; `draws` is how many noisy copies of an image a claim rests on.
 
     A `split` that is given is evaluated in place of the test split, and must be of the classifier's images. Raises
-    UserError where a setting, file or folder is wrong, the checkpoints do not belong together, or the user's own
+    UserError if a setting, file or folder is wrong, the checkpoints do not belong together, or the user's own
     classifier does not keep the contract.
     """
     computing = computing_of(settings)
@@ -66,7 +66,7 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
 def evaluation_of(
     base: BaseClassifier, split: Split, settings: ClassifierSettings, computing: Computing, draws: int
 ) -> Evaluation:
-    """The smoothed classifier over `base`. Raises UserError where the settings ask for heads that are not there."""
+    """The smoothed classifier over `base`. Raises UserError if the settings ask for heads that are not there."""
     heads = base.config.heads.total
     if settings.head is not None and settings.head >= heads:
         raise UserError(f"--head {settings.head}: the classifier's heads are 0..{heads - 1}")
@@ -98,7 +98,9 @@ def _check_consensus(first: int, head: int | None, members: int) -> None:
     if head is not None:
         raise UserError("--head and --consensus exclude each other: give one of them")
     if members < 3:
-        raise UserError(f"--consensus needs at least 3 heads, or networks of an ensemble: here is {members}")
+        raise UserError(
+            f"--consensus needs at least 3 heads, or networks of an ensemble: this classifier has {members}"
+        )
     if not 2 <= first < members:
         raise UserError(f"--consensus {first}: it must lie in 2..{members - 1}, of {members} that vote")
 

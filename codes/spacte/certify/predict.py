@@ -30,7 +30,7 @@ def main(description: str) -> None:
 def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictSettings) -> None:
     """Predict test images as the settings say; leaves a log `idx label predict correct time` and its counts.
 
-    Raises UserError before anything is written where a setting, file or folder is wrong.
+    Raises UserError before anything is written if a setting, file or folder is wrong.
     """
     init_distributed()
     evaluation = load(classifier, settings.N)

@@ -105,7 +105,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
     only the bounds, and an anytime bound holds whatever rule stopped the draws. It is so for an alpha, a certificate, a
     k and a head that were chosen without regard to the votes: the best of several heads, picked by their logs,
     certifies at the sum of their alphas only. The label, which top k certifies, is no function of the votes.
-    Raises UserError before anything is written where that cannot be done.
+    Raises UserError before anything is written if that cannot be done.
     """
     _check_log(log)
     source = RunFiles(log)
@@ -198,7 +198,7 @@ def _number_of_images(content: Noted, flags: dict, files: RunFiles) -> int:
 
 
 def _check_shards(shards: list) -> None:
-    """UserError where these are not all shards of one run, each once."""
+    """UserError if these are not all shards of one run, each once."""
     if None in shards:
         raise UserError("these are not the logs of shards: run certify_mhead.py with --shard")
     number = shards[0][1]

@@ -24,7 +24,7 @@ class RunSettings:
     def chosen(self, candidates: Iterable[int]) -> list[int]:
         """The run's images: every skip-th below `max`; of these, every N-th from the I-th for the shard I/N.
 
-        Raises UserError where there is none.
+        Raises UserError if there is none.
         """
         indices = [idx for idx in candidates if idx % self.skip == 0 and (self.max is None or idx < self.max)]
         if not indices:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from spacte import cli
 from spacte.data.spec import DATASETS
 from spacte.device import INFERENCE_PRECISIONS
-from spacte.model import LEGAL
+from spacte.model import LEGAL_ARCHITECTURES
 from spacte.model.normalisation import NORMALISATIONS, parsed
 from spacte.utils import UserError
 
@@ -49,7 +49,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     layer = "what a published checkpoint's training normalised by: mean_std, centre, none or constants m,m,m/s,s,s, as"
     add("--normalize", type=_normalisation, help=f"{layer} in (x - m) / s; auto asks the data")
     known = "as in the checkpoint; the authors' and the field's do not say"
-    add("--arch", help=f"one of {LEGAL} (default: as in the checkpoint; the authors' do not say)")
+    add("--arch", help=f"one of {LEGAL_ARCHITECTURES} (default: as in the checkpoint; the authors' do not say)")
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
     add("--data_dir", help="where the data set's files are, or are downloaded to")
     add("--num_heads", type=cli.positive_int, help="L (default: as in the checkpoint)")

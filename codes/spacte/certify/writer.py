@@ -254,7 +254,7 @@ class _Progress(Generic[C]):
 
 
 def append(path: Path, text: str) -> None:
-    """Add lines at the end of a file. Raises UserError where that is not possible."""
+    """Add lines at the end of a file. Raises UserError if that is not possible."""
     try:
         with open(path, "a") as file:
             file.write(text)
@@ -263,7 +263,7 @@ def append(path: Path, text: str) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write '{path}': {error.strerror or error}; what is on disk is whole")
+    return UserError(f"cannot write '{path}': {error.strerror or error}; the files on disk are complete")
 
 
 def _without_time(line: str) -> str:

@@ -29,7 +29,7 @@ class Tree(datasets.ImageFolder):
     Classes may be empty where `empty` is true: those of a test set.
 
     Hidden files and folders (.ipynb_checkpoints, ._x.png, __MACOSX, ...) and files that are no images are skipped, and
-    counted in one warning. Raises UserError where there is no class, or that names the classes without an image.
+    counted in one warning. Raises UserError if there is no class, or that names the classes without an image.
     """
 
     def __init__(self, folder: Path, empty: bool = False, **options: Any):
@@ -47,7 +47,9 @@ class Tree(datasets.ImageFolder):
             )
         if self.skipped:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common(5))
-            warnings.warn(f"'{folder}': {self.skipped.total()} files are no images and skipped ({kinds})", stacklevel=2)
+            warnings.warn(
+                f"'{folder}': {self.skipped.total()} files are not images and were skipped ({kinds})", stacklevel=2
+            )
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         """The names of the class folders and their labels, in alphabetical order."""
@@ -112,7 +114,7 @@ def test_folder(data_dir: Path) -> Path:
 def read_tree(folder: Path, empty: bool = False) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """All images of a `<class>/*` tree as [n, C, H, W] uint8, one channel if every image is greyscale, otherwise three.
 
-    With `empty` a class may have none. Raises UserError that names the file where one cannot be read, has more than
+    With `empty` a class may have none. Raises UserError that names the file if one cannot be read, has more than
     8 bits or another size.
     """
     tree = Tree(folder, empty)

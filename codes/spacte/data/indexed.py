@@ -19,7 +19,7 @@ class Indexed(Split):
     """A split over any torch Dataset of the user's, or anything that is indexed like one; never augmented.
 
     `dataset[idx]` is an image, uint8 from 0 to spec.levels or floating point, of the spec's shape as a tensor or an
-    array, or a PIL image, and its label. Floating point must lie in [0, 1] unless `any_range`. Raises UserError where
+    array, or a PIL image, and its label. Floating point must lie in [0, 1] unless `any_range`. Raises UserError if
     an item has no such image or label, and where an image differs when it is read again.
     """
 

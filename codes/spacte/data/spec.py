@@ -25,7 +25,7 @@ class DataSpec:
 
     @classmethod
     def from_file(cls, fields: dict[str, Any]) -> "DataSpec":
-        """The spec whose fields a file holds. Raises ValueError where it is none."""
+        """The spec whose fields a file holds. Raises ValueError if it is none."""
         try:
             spec = cls(**fields)
             sizes = (*spec.shape, spec.num_classes, spec.levels)

@@ -119,7 +119,7 @@ class BatchedSplit(Split):
     def keep_first_of_each_class(self, images: int) -> None:
         """Keep the first images / K of each of the K classes, in the split's order: the same ones in every run.
 
-        Raises UserError where `images` is not a multiple of K or a class has too few.
+        Raises UserError if `images` is not a multiple of K or a class has too few.
         """
         labels = self._labels()
         per_class, rest = divmod(images, self.spec.num_classes)

@@ -119,7 +119,7 @@ def write_record(job: Job, finished: bool, seconds: float | None = None) -> None
 
 
 def check_unchanged(job: Job) -> None:
-    """RunError where the job has checkpoints or logs that were made with flags that compute something else."""
+    """RunError if the job has checkpoints or logs that were made with flags that compute something else."""
     before, now, logs = read_record(job), job.settings(), list(job.folder.glob("logs/*/*/*/certify-mhead/*.json"))
     for step, made in (("train", _checkpoints(job)), ("certify", logs)):
         if made:

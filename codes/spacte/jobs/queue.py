@@ -61,7 +61,7 @@ class Running:
         write_record(job, finished=False)
 
     def advance(self) -> bool:
-        """Start the next command if none is running; returns whether the job has ended well. RunError where not."""
+        """Start the next command if none is running; returns whether the job has ended well. RunError if not."""
         if self.child is not None:
             code = self.child.poll()
             if code is None:
@@ -105,7 +105,7 @@ class Running:
                 self.child.wait()
 
     def seconds(self) -> float:
-        """Since its start."""
+        """Seconds since the job started."""
         return time.monotonic() - self.started
 
     def seconds_left(self) -> float | None:
@@ -139,7 +139,7 @@ class Queue:
         self.said = time.monotonic()
         self.bar = tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True, leave=False)
 
-    def work_off(self) -> None:
+    def run_all(self) -> None:
         """Returns when no job is left that can be run; running jobs end where this is interrupted."""
         self._say(f"{len(self.jobs)} job{'s' * (len(self.jobs) > 1)}, {len(self.done)} of them finished")
         try:

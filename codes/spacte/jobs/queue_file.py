@@ -20,7 +20,7 @@ _SET_BY_THE_QUEUE = {
 
 
 def read_queue(path: Path, codes: Path, work: Path, order: str) -> list[Job]:
-    """The jobs of a queue file, each behind those that it needs, the ensembles last.
+    """The jobs of a queue file, each after those that it needs, the ensembles last.
 
     `codes` holds the defences' folders. `order` is "seeds" (every run's first seed, then every run's second, ...) or
     "runs" (all seeds of a run, then the next run). Raises UserError, which names the file and what is legal, where the
@@ -126,7 +126,7 @@ def _runs(entries: dict[str, tuple[str, dict]], defaults: dict, codes: Path, wor
 
 
 def _check_what_flags_name(where: str, job: Job, known: list[str], runs: dict[str, list[Job]]) -> None:
-    """UserError where the train flags name what a run of this file leaves, without `after`, or no job of it leaves."""
+    """UserError if the train flags name what a run of this file leaves, without `after`, or no job of it leaves."""
     labels = {jobs[0].run_name: label for label, jobs in runs.items()}
     for run, seed in re.findall(r"\bWORK/([^/ ]+/[^/ ]+)/([^/ ]+)", " ".join(job.train or ())):
         label = labels.get(run)
@@ -186,7 +186,7 @@ def _ensembles(where: str, entry: dict, jobs: list[Job]) -> dict[str, tuple[Job,
 
 
 def _flags(where: str, step: str, defaults: dict, entry: dict) -> tuple[str, ...]:
-    """The flags of a step: the defaults', then the entry's own. UserError where the queue sets one of them itself."""
+    """The flags of a step: the defaults', then the entry's own. UserError if the queue sets one of them itself."""
     flags = []
     for text in (defaults.get(step) or "", entry.get(step) or ""):
         try:
@@ -199,5 +199,5 @@ def _flags(where: str, step: str, defaults: dict, entry: dict) -> tuple[str, ...
     for name in by_name(flags):
         if name in _SET_BY_THE_QUEUE[step]:
             taken = ", ".join(_SET_BY_THE_QUEUE[step])
-            raise UserError(f"{where}: {step} must not hold {name}: the queue itself sees to {taken}")
+            raise UserError(f"{where}: {step} must not hold {name}: the queue sets {taken}")
     return tuple(flags)

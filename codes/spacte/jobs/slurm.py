@@ -29,12 +29,12 @@ def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: st
 
     `most` jobs of an array run at a time (None: as many as SLURM lets).
     Jobs that need the same others are one array, which begins once these have ended, well or not: each job looks
-    itself whether what it needs is there. Raises TakenError where some are with SLURM already, and UserError where
+    itself whether what it needs is there. Raises TakenError if some are with SLURM already, and UserError if
     sbatch refuses; `submitted` knows those that it took before.
     """
     own = _sbatch_flags(flags)
     check_none(submitted(work, jobs))
-    numbers = _recorded(work)
+    numbers = _read_numbers(work)
     if all(map(is_finished, jobs)):
         print(f"all {len(jobs)} jobs are finished")
         return
@@ -47,7 +47,7 @@ def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: st
         tasks = f"--array=0-{len(array) - 1}" + f"%{most}" * (most is not None)
         number = _sbatch([tasks, *after, signal_to, *own], _script(command, array))
         numbers |= {job.name: f"{number}_{task}" for task, job in enumerate(array)}
-        _write_record(work, numbers)
+        _write_numbers(work, numbers)
         print(
             f"submitted {number}: {len(array)} job{'s' * (len(array) > 1)}"
             + f", after {listed(needs, 2)}" * bool(needs)
@@ -68,7 +68,7 @@ def _arrays(jobs: list[Job]) -> Iterator[tuple[tuple[str, ...], list[Job]]]:
 
 
 def _sbatch_flags(text: str) -> list[str]:
-    """UserError where they are no flags, or such as the queue sees to."""
+    """UserError if they are no flags, or such as the queue sets."""
     try:
         flags = shlex.split(text)
     except ValueError as error:
@@ -79,7 +79,7 @@ def _sbatch_flags(text: str) -> list[str]:
         name = flag.split("=")[0]
         short = not flag.startswith("--") and flag[:2] in _SET_BY_THE_QUEUE
         if short or (len(name) > 2 and any(one.startswith(name) for one in _SET_BY_THE_QUEUE)):  # sbatch abbreviates
-            raise UserError(f"--slurm must not hold {flag}: the queue itself sees to {', '.join(_SET_BY_THE_QUEUE)}")
+            raise UserError(f"--slurm must not hold {flag}: the queue sets {', '.join(_SET_BY_THE_QUEUE)}")
     return flags
 
 
@@ -91,14 +91,14 @@ def _script(command: list[str], jobs: list[Job]) -> str:
 
 def _sbatch(flags: list[str], script: str) -> str:
     """The array's number."""
-    said = _asked(["sbatch", "--parsable", *flags], UserError, script)
+    said = _run(["sbatch", "--parsable", *flags], UserError, script)
     number = said.strip().split(";")[0]  # then the cluster's name, where there are several
     if not number.isdecimal():
         raise UserError(f"sbatch has submitted nothing; it says: {listed(said.split(), 8)}")
     return number
 
 
-def _asked(command: list[str], failure: type[UserError] = TakenError, given: str = "") -> str:
+def _run(command: list[str], failure: type[UserError] = TakenError, given: str = "") -> str:
     """What one of SLURM's commands says. `failure` where it fails: mostly because SLURM does not answer just now."""
     try:
         result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
@@ -116,7 +116,7 @@ def _asked(command: list[str], failure: type[UserError] = TakenError, given: str
 
 
 def check_none(there: dict[str, tuple[str, str]]) -> None:
-    """TakenError where some jobs are with SLURM."""
+    """TakenError if some jobs are with SLURM."""
     if there:
         arrays = sorted({number.split("_")[0] for number, _ in there.values()}, key=int)
         raise TakenError(f"jobs queued or running in SLURM: {len(there)}; wait, or run: scancel {' '.join(arrays)}")
@@ -125,21 +125,21 @@ def check_none(there: dict[str, tuple[str, str]]) -> None:
 def submitted(work: Path, jobs: list[Job] | None = None) -> dict[str, tuple[str, str]]:
     """Those of the jobs, or of all that the folder has seen, that wait or run in SLURM: their numbers and states.
 
-    UserError where SLURM cannot be asked.
+    UserError if SLURM cannot be asked.
     """
-    names, numbers = None if jobs is None else {job.name for job in jobs}, _recorded(work)
+    names, numbers = None if jobs is None else {job.name for job in jobs}, _read_numbers(work)
     numbers = {name: number for name, number in numbers.items() if names is None or name in names}
     if not numbers:
         return {}
-    lines = _asked(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"]).splitlines()
+    lines = _run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"]).splitlines()
     states = dict(line.split() for line in lines)
     return {name: (number, states[number].lower()) for name, number in numbers.items() if number in states}
 
 
-def last_words(work: Path) -> dict[str, str]:
+def last_output(work: Path) -> dict[str, str]:
     """Of each job that the folder has seen in SLURM: its number, and the last line that it left in SLURM's output."""
     words = {}
-    for name, number in _recorded(work).items():
+    for name, number in _read_numbers(work).items():
         try:
             words[name] = f"{number} in SLURM: {last_line(work / 'slurm' / f'{number}.txt')}"
         except OSError:
@@ -147,24 +147,24 @@ def last_words(work: Path) -> dict[str, str]:
     return words
 
 
-def _recorded(work: Path) -> dict[str, str]:
+def _read_numbers(work: Path) -> dict[str, str]:
     """The number, array_task, with which each job was last submitted."""
     try:
-        numbers = json.loads(_record(work).read_text())
+        numbers = json.loads(_numbers_file(work).read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"'{_record(work)}' cannot be read: {error}") from error
+        raise UserError(f"'{_numbers_file(work)}' cannot be read: {error}") from error
     if not isinstance(numbers, dict) or not all(isinstance(number, str) for number in numbers.values()):
-        raise UserError(f"'{_record(work)}' does not hold the numbers of jobs")
+        raise UserError(f"'{_numbers_file(work)}' does not hold the numbers of jobs")
     return numbers
 
 
-def _write_record(work: Path, numbers: dict[str, str]) -> None:
-    replace_file(_record(work), json.dumps(numbers, indent=1) + "\n")
+def _write_numbers(work: Path, numbers: dict[str, str]) -> None:
+    replace_file(_numbers_file(work), json.dumps(numbers, indent=1) + "\n")
 
 
-def _record(work: Path) -> Path:
+def _numbers_file(work: Path) -> Path:
     return work / "slurm" / "submitted.json"
 
 
@@ -176,11 +176,11 @@ class _TimeIsOver(BaseException):
 
 
 @contextmanager
-def back_into_the_queue(job: Job) -> Iterator[None]:
+def requeued(job: Job) -> Iterator[None]:
     """At USR1 the block ends, and the SLURM job goes back into SLURM's queue; also where its files are locked, which an
     earlier run may do that lives on, on a node that SLURM has lost.
 
-    RunError where USR1 comes and nothing new of the job is on disk since the block began: it would never end. UserError
+    RunError if USR1 comes and nothing new of the job is on disk since the block began: it would never end. UserError
     where this is no SLURM job.
     """
     number = _own_number()
@@ -209,7 +209,7 @@ def back_into_the_queue(job: Job) -> Iterator[None]:
 def _requeue(job: Job, number: str, why: str = "") -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     print(f"{job.name} goes back into SLURM's queue as {number}{why}", flush=True)
-    _asked(["scontrol", "requeue", number])
+    _run(["scontrol", "requeue", number])
 
 
 def _own_number() -> str | None:

@@ -39,7 +39,7 @@ def _top_k(config: RunConfig, k: int) -> TopK:
 
 
 def check_certificate(certificate: str, classes: int, top_k: int | None = None) -> None:
-    """UserError where the certificate needs more classes."""
+    """UserError if the certificate needs more classes."""
     if certificate == "all-votes" and classes < 2:
         raise UserError("--certificate all-votes needs at least 2 classes: take cohen")
     if top_k is not None and not 2 <= top_k < classes:
@@ -47,7 +47,7 @@ def check_certificate(certificate: str, classes: int, top_k: int | None = None) 
 
 
 def check_again(config: RunConfig, classes: int) -> None:
-    """UserError where votes among so many classes cannot be certified as a configuration says."""
+    """UserError if votes among so many classes cannot be certified as a configuration says."""
     check_certificate(config.certificate, classes, config.top_k)
     if config.top_k is not None and config.skip_wrong:
         raise UserError("--top_k needs votes on every image, and the log was made with --skip_wrong: make one without")
@@ -78,7 +78,7 @@ def _reach(config: RunConfig) -> float:
 
 
 def largest_radius(config: RunConfig, classes: int = 2) -> float:
-    """The radius of an image whose N votes all agree. UserError where not even that is a certificate.
+    """The radius of an image whose N votes all agree. UserError if not even that is a certificate.
 
     Of two classes it is both certificates'; of more, that from all the votes is smaller.
     """

@@ -37,7 +37,7 @@ def _or_none(accept: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or accept(value)
 
 
-def _is_share(value: object) -> bool:
+def _is_open_probability(value: object) -> bool:
     return is_number(value) and 0 < value < 1
 
 
@@ -53,7 +53,7 @@ def _is_positive(value: object) -> bool:
     return _is_count(value) and cast(int, value) >= 1
 
 
-def _is_places(value: object) -> bool:
+def _is_top_k(value: object) -> bool:
     return isinstance(value, int) and 2 <= value < 10**7  # classes are no more
 
 
@@ -120,7 +120,7 @@ class RunConfig:
     compile: bool = _field(False, _is(bool))
     exact_noise: bool = _field(False, _is(bool), IDENTIFIES, ALIKE)
     precision: str = _field("", _is_text, IDENTIFIES, ALIKE)
-    noise_slack: float = _field(0.0, lambda value: value == 0 or _is_share(value), CERTIFIES)
+    noise_slack: float = _field(0.0, lambda value: value == 0 or _is_open_probability(value), CERTIFIES)
     arithmetic: dict[str, Any] = _field({}, _is(dict))
     versions: dict[str, Any] = _field({}, lambda value: isinstance(value, dict) and _is_text(value.get("python")))
     consensus: int | None = _field(None, _or_none(_is_count), IDENTIFIES, CERTIFIES, of=(), later=True)
@@ -133,12 +133,12 @@ class RunConfig:
     # draws and certificate
     N0: int = _field(0, _is_count, ALIKE, of=("certify",))
     N: int = _field(0, _is_positive, DECIDES, ALIKE)
-    alpha: float = _field(math.nan, _is_share, CERTIFIES, ALIKE)
+    alpha: float = _field(math.nan, _is_open_probability, CERTIFIES, ALIKE)
     climbs_from: str = _field("", _is_text, of=("attack",))
     certificate: str = _field(
         "cohen", lambda value: value in CERTIFICATES, CERTIFIES, ALIKE, of=("certify",), later=True
     )
-    top_k: int | None = _field(None, _is_places, CERTIFIES, ALIKE, of=())  # None: 1
+    top_k: int | None = _field(None, _is_top_k, CERTIFIES, ALIKE, of=())  # None: 1
     skip_wrong: bool = _field(False, _is(bool), CERTIFIES, ALIKE, of=("certify",))
     sequential: Stopping | None = _field(None, _or_none(_is_stopping), CERTIFIES, ALIKE, of=("certify",))
 
@@ -151,7 +151,7 @@ class RunConfig:
         return Heads(self.num_heads, self.head, self.consensus)
 
     def of_head(self, head: int) -> "RunConfig":
-        """The configuration of a head alone. UserError where the votes are not heads', see Heads.alone."""
+        """The configuration of a head alone. UserError if the votes are not heads', see Heads.alone."""
         alone = self.heads.alone(head)
         return self.certified_again(head=alone.head, consensus=alone.consensus)
 

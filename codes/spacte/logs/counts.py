@@ -58,7 +58,7 @@ class VoteCounts:
 
     @classmethod
     def from_line(cls, line: str) -> "VoteCounts":
-        """The inverse of `to_line`. Raises UserError that says what is wrong where the line is not a vote count."""
+        """The inverse of `to_line`. Raises UserError that says what is wrong if the line is not a vote count."""
         fields = parsed(line)
         selection, estimation = (dense(fields.get(name), fields["classes"]) for name in ("selection", "estimation"))
         if len(selection) != len(estimation):
@@ -98,7 +98,7 @@ class AttackCounts:
 
     @classmethod
     def from_line(cls, line: str) -> "AttackCounts":
-        """The inverse of `to_line`. Raises UserError where the line is not a count of an attack."""
+        """The inverse of `to_line`. Raises UserError if the line is not a count of an attack."""
         fields = parsed(line)
         try:
             norms, took = ([float(one[name]) for one in fields["attacks"]] for name in ("norm", "seconds"))
@@ -110,7 +110,7 @@ class AttackCounts:
 
 
 def mean_draws(counts: list[VoteCounts]) -> float:
-    """How many draws estimated an image's radius, in the mean over all images."""
+    """How many draws estimated an image's radius, on average over all images."""
     return float(np.mean([one.estimation[-1].sum() for one in counts]))
 
 
@@ -120,7 +120,7 @@ def sparse(votes: np.ndarray) -> list[dict[int, int]]:
 
 
 def dense(voters: object, classes: int) -> np.ndarray:
-    """The inverse of `sparse`, [V, K]. Raises UserError where the votes cannot have been counted together."""
+    """The inverse of `sparse`, [V, K]. Raises UserError if the votes cannot have been counted together."""
     if not isinstance(voters, list) or not voters or not all(isinstance(votes, dict) for votes in voters):
         raise UserError("not a vote count: the votes must be a list with {class: votes} for each voter")
     table = np.zeros((len(voters), classes), dtype=np.int64)
@@ -136,7 +136,7 @@ def dense(voters: object, classes: int) -> np.ndarray:
 
 
 def parsed(line: str) -> dict:
-    """The fields of a JSON line with idx, label, seconds and classes. Raises UserError where one is wrong."""
+    """The fields of a JSON line with idx, label, seconds and classes. Raises UserError if one is wrong."""
     try:
         fields = json.loads(line, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -200,7 +200,7 @@ def read_counts(path: Path, from_line: Callable[[str], Any] = VoteCounts.from_li
 
 
 def read_text(path: Path) -> str:
-    """The text of a counts file, compressed or not. Raises UserError where it cannot be read."""
+    """The text of a counts file, compressed or not. Raises UserError if it cannot be read."""
     try:
         if path.suffix == ".gz":
             return gzip.decompress(path.read_bytes()).decode()

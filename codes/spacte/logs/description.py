@@ -62,7 +62,7 @@ class Description:
 
     @property
     def per_l2(self) -> float:
-        """The radius in its norm that an L2 radius of 1 is worth. UserError where that takes an unknown dimension.
+        """The radius in its norm that an L2 radius of 1 is worth. UserError if that takes an unknown dimension.
 
         The L2 ball of radius r holds the L1 ball of radius r and the Linf ball of radius r / sqrt(d), and no larger
         ones: a step along one axis is as long in L1 as in L2, one along a diagonal sqrt(d) times as long as in Linf. So
@@ -199,7 +199,7 @@ _OTHER_KINDS = {"attack": "an attack log", "predict": "a prediction log"}
 
 
 def check_certification_log(path: Path) -> None:
-    """UserError where a log is another kind's."""
+    """UserError if a log is another kind's."""
     kind = kind_of(path)
     if kind != "certify":
         raise UserError(f"'{path}' is {_OTHER_KINDS[kind]}: give a certification log")

@@ -58,7 +58,7 @@ class Plan(Protocol[C]):
 class CertifyPlan:
     """What certification draws for an image, and what it makes of the votes.
 
-    Raises UserError where not even unanimous votes would be a certificate.
+    Raises UserError if not even unanimous votes would be a certificate.
     """
 
     header, metric, keeps_summary = certlog.HEADER, "ACR", True
@@ -105,7 +105,7 @@ class CertifyPlan:
 class PredictPlan:
     """What prediction draws for an image, and what it makes of the votes.
 
-    Raises UserError where not even unanimous votes would decide.
+    Raises UserError if not even unanimous votes would decide.
     """
 
     columns = ("idx", "label", "predict", "correct", "time")
@@ -151,7 +151,7 @@ class AttackPlan:
 
     A certificate is broken where an attack within its radius gets another class predicted. An image is right under
     attack where its label is predicted, unless another class was certified: then it is wrong without an attack.
-    Raises UserError where not even unanimous votes would decide.
+    Raises UserError if not even unanimous votes would decide.
     """
 
     columns = ("idx", "label", "predict", "radius", "attack_radius", "adversarial", "correct", "broken", "time")
@@ -202,7 +202,7 @@ _PLANS: dict[str, Any] = {"certify": CertifyPlan, "predict": PredictPlan, "attac
 
 
 def plan_of(config: RunConfig, source: Path) -> Plan:
-    """The plan of a run with this configuration; UserError, which names its source, where it is not that of a run."""
+    """The plan of a run with this configuration; UserError, which names its source, if it is not that of a run."""
     wrong = config.lacks(DESCRIBES, CERTIFIES, DECIDES)
     if wrong or config.kind not in _PLANS:
         names = ", ".join(wrong or ["kind"])
@@ -236,7 +236,7 @@ def _check_sum(votes: np.ndarray, config: RunConfig) -> None:
 
 
 def _check_deciding(config: RunConfig) -> None:
-    """UserError where N draws can never decide a prediction at the configuration's alpha."""
+    """UserError if N draws can never decide a prediction at the configuration's alpha."""
     n, alpha = config.N, config.alpha
     fewest = fewest_deciding_votes(alpha - config.noise_slack)
     if fewest is None:

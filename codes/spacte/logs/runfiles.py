@@ -67,7 +67,7 @@ class RunFiles:
         return sorted(path for path in self.log.parent.glob("*-part-*.jsonl") if path.name.startswith(stem))
 
     def read_json(self) -> Noted:
-        """The configuration and what is noted about the run that made the log. UserError where that cannot be read."""
+        """The configuration and what is noted about the run that made the log. UserError if that cannot be read."""
         try:
             content = json.loads(self.json.read_text())
             return Noted(RunConfig.from_json(dict(content["config"])), dict(content["about"]))
@@ -84,7 +84,7 @@ class RunFiles:
         return None
 
     def check_configuration(self, config: RunConfig) -> None:
-        """UserError where files are there of a run with another configuration (the fields are named) or without one."""
+        """UserError if files are there of a run with another configuration (the fields are named) or without one."""
         if self.json.exists():
             differences = self.read_json().config.differences(config)
             if differences:

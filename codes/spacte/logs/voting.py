@@ -57,7 +57,7 @@ class Heads:
     def alone(self, head: int) -> "Heads":
         """The head alone; one of a consensus has voted on every copy.
 
-        UserError where the votes are not heads': a consensus of networks of several heads counts whole networks.
+        UserError if the votes are not heads': a consensus of networks of several heads counts whole networks.
         """
         if self.consensus and len(self.networks) > 1 and max(self.networks) > 1:
             raise UserError(

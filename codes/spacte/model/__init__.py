@@ -13,7 +13,7 @@ from spacte.utils import UserError
 
 ARCHITECTURES = ("R8", "R14", "R20", "R32", "R44", "R56", "R110", *STAGES, "LeNet")
 MOST_HEADS = 1000
-LEGAL = f"{', '.join(ARCHITECTURES)}, any R<6n+2>"
+LEGAL_ARCHITECTURES = f"{', '.join(ARCHITECTURES)}, any R<6n+2>"
 
 
 def build_network(arch: str, num_heads: int, num_classes: int, in_channels: int) -> MultiHeadNetwork:
@@ -30,7 +30,7 @@ def build_network(arch: str, num_heads: int, num_classes: int, in_channels: int)
     depth = re.fullmatch(r"(?:R|cifar_resnet)(\d{1,4})", arch)
     if depth and arch == small_image_resnet(int(depth[1])):
         return CifarResNetMultiHead(int(depth[1]), num_heads, num_classes, in_channels)
-    raise UserError(f"unknown architecture '{arch}': choose from {LEGAL}")
+    raise UserError(f"unknown architecture '{arch}': choose from {LEGAL_ARCHITECTURES}")
 
 
 def small_image_resnet(depth: int) -> str | None:

@@ -63,7 +63,7 @@ class Loaded:
 
     def with_scales(self, images: Tensor, noise_sd: float | None = None) -> "Loaded":
         """The same with what int8 needs, measured on training images [N, C, H, W] in [0, 1], at training's noise or
-        another. UserError where they are not that, or this CPU cannot compute int8.
+        another. UserError if they are not that, or this CPU cannot compute int8.
         """
         noise_sd = noise_sd or self.noise_sd
         shape = tuple(self.spec.shape)
@@ -126,7 +126,7 @@ def read(path: Path | str) -> dict:
     """The contents of a checkpoint on the CPU, with its DataSpec rebuilt; never runs code from the file.
 
     A state dict may lie under any name that the field gives it, or be the whole file; it is under `state_dict` here,
-    and the names that lead to it in the file under `keys`. Raises UserError that says what the file is where it is
+    and the names that lead to it in the file under `keys`. Raises UserError that says what the file is if it is
     missing, truncated or holds no state dict.
     """
     path = Path(path)
@@ -215,7 +215,7 @@ def load_classifier(
     normalisation, which `normalize` names (mean_std, centre, none, or constants m,m,m/s,s,s) or, with "auto", leaves to
     the data. For an ImageFolder, of which it knows nothing, `spec` is that of the split.
     `noise_sd` may be another than training's: the smoothed classifier is then evaluated there.
-    Raises UserError where the file cannot be read, another argument contradicts the checkpoint (both values are named),
+    Raises UserError if the file cannot be read, another argument contradicts the checkpoint (both values are named),
     or the weights do not fit the architecture or are not finite.
     """
     return interpreted(read(path), path, arch, dataset, num_heads, noise_sd, normalize, spec)
@@ -301,7 +301,7 @@ def _with_normalisation(loaded: Loaded, normalize: str) -> Loaded:
 
 
 def _scales_in(contents: dict, path: Path) -> Scales | None:
-    """The scales that release.py --int8 has written. UserError where they are damaged."""
+    """The scales that release.py --int8 has written. UserError if they are damaged."""
     if "int8" not in contents:
         return None
     try:
@@ -311,7 +311,7 @@ def _scales_in(contents: dict, path: Path) -> Scales | None:
 
 
 def _checked_normalize(path: Path, normalize: str, published: bool, in_file: str | None) -> str:
-    """The normalisation that is asked for, or that the file holds. UserError where they contradict each other."""
+    """The normalisation that is asked for, or that the file holds. UserError if they contradict each other."""
     if normalize not in ("auto", *NORMALISATIONS):
         parsed(normalize)
     if not published and normalize not in ("auto", "mean_std"):

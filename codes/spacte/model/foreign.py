@@ -48,7 +48,7 @@ class Foreign(FixedPasses):
         return self._function[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """See FixedPasses. Raises UserError where the user's function fails, in one line."""
+        """See FixedPasses. Raises UserError if the user's function fails, in one line."""
         try:
             return super().forward(images)
         except (UserError, RunError):
@@ -60,7 +60,7 @@ class Foreign(FixedPasses):
             raise UserError(f"the classifier fails on images {list(images.shape)}: {failure(error)}{advice}") from error
 
     def logits(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [L, N, K], float32. Raises UserError where that is not what the user's function returns."""
+        """[N, C, H, W] -> [L, N, K], float32. Raises UserError if that is not what the user's function returns."""
         with autocast(self.device, self.precision):
             logits = self.function(images.clone() if self.copies else images)
         if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() not in (2, 3):
@@ -110,7 +110,7 @@ _LEGAL = "logits, floating point, [N, K] or [L, N, K] for N images"
 
 
 def _where_in(value: Any) -> str:
-    """Where in what a function returned its logits may lie."""
+    """Where the logits may be in what a function returned."""
     if isinstance(getattr(value, "logits", None), Tensor):
         return ": return its .logits"
     places = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, tuple | list) else ())
@@ -189,7 +189,7 @@ def build(name: str, arguments: dict) -> Callable:
 
 
 def file_and_function(name: str) -> tuple[Path, str]:
-    """The two parts of FILE.py:function. UserError where it is not that."""
+    """The two parts of FILE.py:function. UserError if it is not that."""
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py") or not function.isidentifier():
         raise UserError(f"--classifier {name}: it must be FILE.py:function")
@@ -205,7 +205,7 @@ def run_name(function: str, arguments: dict) -> str:
 def parsed_arguments(texts: tuple[str, ...]) -> dict:
     """The arguments key=value by name; a value is a Python literal (3, 0.5, True, None, 'text', [1, 2]) or else text.
 
-    Raises UserError where one is not of that form or comes twice.
+    Raises UserError if one is not of that form or comes twice.
     """
     arguments = {}
     for text in texts:

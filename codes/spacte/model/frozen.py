@@ -56,7 +56,7 @@ def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> Sca
     """What int8 needs to know of `Sequential(normalise, network)` besides its weights: the scales of its activations.
 
     Measured on training images [N, C, H, W] in [0, 1], always with the same noise; 500 are enough, and take seconds
-    unless images are large. Raises UserError where this CPU cannot compute int8 or activations are not finite.
+    unless images are large. Raises UserError if this CPU cannot compute int8 or activations are not finite.
     """
     int8.check_exact()
     normalise, network = _folded(classifier)

@@ -9,7 +9,7 @@ bits: with weights from -64 to 64 these never overflow (2 * 255 * 64 < 2^15), so
 layers multiply integers whose sums float64 holds exactly. What is left to round are products and sums of single
 numbers: the order of a sum, which threads and sizes of passes decide, changes nothing. Images must be finite.
 
-Between blocks activations stay float32: 8 bits, rounded anew after each of 54 blocks, changed one vote in eight of an
+Between blocks activations stay float32: 8 bits, rounded again after each of 54 blocks, changed one vote in eight of an
 R110; now it is one in thirty.
 
 Sources: Jacob et al. (CVPR 2018), section 2; the biases' shifts: Nagel et al. (ICCV 2019), section 4.2, on data.
@@ -46,28 +46,28 @@ def quantise(
     """The network, its BatchNorm folded, with its layers quantised by its scales; float32 goes from layer to layer.
 
     Where its images require a gradient it runs as before. With `means` of the convolutions' outputs it measures: the
-    images that it sees enter `peaks` and `shifts`. Raises UserError where these are of another network.
+    images that it sees enter `peaks` and `shifts`. Raises UserError if these are of another network.
     """
-    maker = _Maker(peaks, shifts, means)
-    maker.replace(network, "")
+    quantiser = _Quantiser(peaks, shifts, means)
+    quantiser.replace(network, "")
     stages = [name for name, child in network.named_children() if isinstance(child, nn.Sequential)]
     if stages:  # the heads' common input is quantised once
         last = cast(nn.Module, getattr(network, stages[-1]))
-        setattr(network, stages[-1], nn.Sequential(last, _Rounded(maker.activations(_HEADS))))
+        setattr(network, stages[-1], nn.Sequential(last, _Quantise(quantiser.activations(_HEADS))))
     for number, head in enumerate(cast(list[nn.Sequential], network.heads)):
-        into_linear = maker.activations(f"heads.{number}.1")
-        head[0] = nn.Sequential(head[0], _Rounded(into_linear), _Values())
+        into_linear = quantiser.activations(f"heads.{number}.1")
+        head[0] = nn.Sequential(head[0], _Quantise(into_linear), _ToFloat())
         head[1] = _Linear(cast(nn.Linear, head[1]), into_linear)
-    strange = sorted({*peaks, *shifts} - maker.names)
+    strange = sorted({*peaks, *shifts} - quantiser.names)
     if strange:
         raise _foreign(f"this one has no '{strange[0]}'")
     return network
 
 
 def check_exact() -> None:
-    """UserError where this machine's torch has no such convolutions, or they do not compute what they should."""
-    maker = _Maker({"x": 127.0, "y": 255.0 * 8192}, {"x": torch.zeros(16), "y": torch.zeros(16)})
-    source, target = maker.activations("x", signed=True), maker.activations("y")  # steps 1 and 8192
+    """UserError if this machine's torch has no such convolutions, or they do not compute what they should."""
+    quantiser = _Quantiser({"x": 127.0, "y": 255.0 * 8192}, {"x": torch.zeros(16), "y": torch.zeros(16)})
+    source, target = quantiser.activations("x", signed=True), quantiser.activations("y")  # steps 1 and 8192
     largest = torch.full((2, 64, 4, 4), 127.0)
     try:
         with torch.inference_mode():
@@ -75,7 +75,7 @@ def check_exact() -> None:
                 convolution = nn.Conv2d(64, 16, size, padding=size // 2).requires_grad_(False)
                 nn.init.ones_(convolution.weight)
                 nn.init.zeros_(cast(Tensor, convolution.bias))
-                layer, expected = _Convolution(convolution, "x", source, maker), convolution(largest)
+                layer, expected = _Convolution(convolution, "x", source, quantiser), convolution(largest)
                 q = source.quantised(largest)
                 shortcut = (expected * -0.5).to(memory_format=torch.channels_last)
                 found = layer.raw(q), layer.hidden(q, target).float(), layer.onto(q, shortcut)
@@ -90,7 +90,7 @@ def _foreign(why: str) -> UserError:
     return UserError(f"the scales of int8 are another network's: {why}")
 
 
-class _Maker:
+class _Quantiser:
     """Replaces a network's layers by quantised ones; with `means` these measure."""
 
     def __init__(self, peaks: dict[str, float], shifts: dict[str, Tensor], means: Mapping[str, Tensor] | None = None):
@@ -109,7 +109,7 @@ class _Maker:
                 self.replace(child, f"{path}.")
 
     def activations(self, name: str, signed: bool = False) -> "_Activations":
-        """UserError where their peak is neither known nor to be measured."""
+        """UserError if their peak is neither known nor to be measured."""
         self.names.add(name)
         if self.means is None and name not in self.peaks:
             raise _foreign(f"there is none for '{name}'")
@@ -131,7 +131,7 @@ class _Activations:
 
     @property
     def step(self) -> float:
-        """As float32 holds it."""
+        """The quantisation step, rounded to float32."""
         return float(np.float32(self.peaks[self.name] / (_SIGNED if self.signed else _UNSIGNED)))
 
     def quantised(self, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class _Activations:
         self.peaks[self.name] = max(peak, self.peaks.get(self.name, 0.0))
 
 
-def _climbed(x: Tensor) -> bool:
+def _needs_gradient(x: Tensor) -> bool:
     """Whether a gradient is wanted, which integers do not have."""
     return torch.is_grad_enabled() and x.requires_grad
 
@@ -162,9 +162,9 @@ def _climbed(x: Tensor) -> bool:
 class _Convolution(nn.Module):
     """A convolution of quantised activations with quantised weights."""
 
-    def __init__(self, convolution: nn.Conv2d, name: str, source: _Activations, maker: _Maker):
+    def __init__(self, convolution: nn.Conv2d, name: str, source: _Activations, quantiser: _Quantiser):
         super().__init__()
-        self.convolution, self.name, self.source, self.shifts = convolution, name, source, maker.shifts
+        self.convolution, self.name, self.source, self.shifts = convolution, name, source, quantiser.shifts
         self.geometry: Any = (
             list(convolution.stride), list(convolution.padding), list(convolution.dilation), convolution.groups,
         )  # fmt: skip
@@ -173,9 +173,9 @@ class _Convolution(nn.Module):
         whole = (weight / self.steps.double().view(-1, 1, 1, 1)).round().clamp(-_WEIGHT, _WEIGHT)
         self.weight, self.zeros = whole.to(torch.int8), torch.zeros(len(whole), dtype=torch.int64)
         self.bias = cast(Tensor, convolution.bias).detach()
-        maker.names.add(name)
-        self.mean = None if maker.means is None else maker.means[name]
-        if maker.means is None and name not in self.shifts:
+        quantiser.names.add(name)
+        self.mean = None if quantiser.means is None else quantiser.means[name]
+        if quantiser.means is None and name not in self.shifts:
             raise _foreign(f"there is no shift of '{name}'")
         if name in self.shifts:
             if self.shifts[name].shape != self.bias.shape:
@@ -184,12 +184,12 @@ class _Convolution(nn.Module):
         self._packed: dict[tuple, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a copy: what is laid out for oneDNN cannot be copied, and is laid out anew."""
+        """For a copy: what is laid out for oneDNN cannot be copied, and is laid out again."""
         return vars(self) | {"_packed": {}}
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W'], float32."""
-        return self.convolution(x) if _climbed(x) else self.raw(self.source.quantised(x))
+        return self.convolution(x) if _needs_gradient(x) else self.raw(self.source.quantised(x))
 
     def raw(self, x: Tensor) -> Tensor:
         """convolution(x) + bias: uint8 -> float32."""
@@ -219,7 +219,7 @@ class _Convolution(nn.Module):
         step, zero = self.source.step, self.source.zero
         key = (step, *x.shape)
         if key not in self._packed:
-            if len(self._packed) >= _SHAPES:  # each holds the weights anew
+            if len(self._packed) >= _SHAPES:  # each holds the weights again
                 self._packed.clear()
             self._packed[key] = torch.ops.onednn.qconv_prepack(
                 self.weight.clone(), self.steps, step, zero, *self.geometry, list(x.shape)
@@ -239,26 +239,26 @@ class _Convolution(nn.Module):
 class _Block(nn.Module):
     """A BasicBlock or Bottleneck, quantised within."""
 
-    def __init__(self, block: BasicBlock | Bottleneck, path: str, maker: _Maker):
+    def __init__(self, block: BasicBlock | Bottleneck, path: str, quantiser: _Quantiser):
         super().__init__()
-        self.block, self.source = block, maker.activations(_HEADS if re.fullmatch(_INTO_HEADS, path) else path)
+        self.block, self.source = block, quantiser.activations(_HEADS if re.fullmatch(_INTO_HEADS, path) else path)
         names = [name for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
-        sources = [self.source, *(maker.activations(f"{path}.{name}") for name in names[1:])]
+        sources = [self.source, *(quantiser.activations(f"{path}.{name}") for name in names[1:])]
         self.convolutions = nn.ModuleList(
-            _Convolution(getattr(block, name), f"{path}.{name}", source, maker)
+            _Convolution(getattr(block, name), f"{path}.{name}", source, quantiser)
             for name, source in zip(names, sources, strict=True)
         )
         self.shortcut: _Convolution | None = None
         if block.downsample is not None:
             one = cast(nn.Conv2d, block.downsample[0])
-            self.shortcut = _Convolution(one, f"{path}.downsample.0", self.source, maker)
+            self.shortcut = _Convolution(one, f"{path}.downsample.0", self.source, quantiser)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W'], float32.
 
         Its input is overwritten where it is the shortcut: the stem's output or a block's, which nothing else reads.
         """
-        if _climbed(x):
+        if _needs_gradient(x):
             return self.block(x)
         q = self.source.quantised(x)
         if self.shortcut is not None:
@@ -269,7 +269,7 @@ class _Block(nn.Module):
         return last.onto(q, x)
 
 
-class _Rounded(nn.Module):
+class _Quantise(nn.Module):
     """Activations as uint8: [N, C, H, W] -> [N, C, H, W]."""
 
     def __init__(self, target: _Activations):
@@ -278,10 +278,10 @@ class _Rounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return x if _climbed(x) else self.target.quantised(x)
+        return x if _needs_gradient(x) else self.target.quantised(x)
 
 
-class _Values(nn.Module):
+class _ToFloat(nn.Module):
     """A head's integers as float32, whose sums over pixels are exact: [N, C, H, W] -> [N, C, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -301,7 +301,7 @@ class _Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Means [N, C] -> logits [N, K], float32."""
-        if _climbed(x):
+        if _needs_gradient(x):
             return self.linear(x.float())
         sums = (x.double() * _POOLED).round() @ self.weight.T
         return (sums * (self.step / _POOLED * self.source.step) + self.bias).float()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def noised(images: Tensor, noise_sd: float) -> Tensor:
+def with_fixed_noise(images: Tensor, noise_sd: float) -> Tensor:
     """The images with Gaussian noise, always the same."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return images + noise_sd * noise.to(images.device)

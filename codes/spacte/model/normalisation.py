@@ -9,7 +9,7 @@ from spacte.data.spec import DataSpec
 from spacte.utils import UserError
 
 NORMALISATIONS = ("mean_std", "centre", "none")
-LEGAL = f"{', '.join(NORMALISATIONS)} or constants m,m,m/s,s,s"
+LEGAL_NORMALISATIONS = f"{', '.join(NORMALISATIONS)} or constants m,m,m/s,s,s"
 _FIELD = (  # constants of networks that people publish, whatever the data set
     ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # CIFAR-10's, with the deviations that most code copies
     ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),  # CIFAR-10's, with its true deviations
@@ -47,12 +47,12 @@ class UnknownNormalisation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Raises UserError."""
-        raise UserError(f"the checkpoint does not say its normalisation: give {LEGAL}")
+        raise UserError(f"the checkpoint does not say its normalisation: give {LEGAL_NORMALISATIONS}")
 
 
 def normalisation(name: str, spec: DataSpec) -> Normalize:
     """The layer by name: mean_std (x - mean) / std and centre x - mean with the data set's constants, none x, or its
-    constants. Raises UserError where it is neither.
+    constants. Raises UserError if it is neither.
     """
     return Normalize(*constants(name, spec))
 
@@ -73,7 +73,7 @@ def constants(name: str, spec: DataSpec) -> Constants:
 def parsed(text: str) -> Constants:
     """The constants that a text m,m,m/s,s,s holds, one for each channel or one for all.
 
-    Raises UserError where it is neither of that form nor a name.
+    Raises UserError if it is neither of that form nor a name.
     """
     means, slash, deviations = text.partition("/")
     try:
@@ -81,7 +81,7 @@ def parsed(text: str) -> Constants:
     except ValueError:
         mean = std = ()
     if not slash or not mean or len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise UserError(f"unknown normalisation '{text}': choose from auto, {LEGAL} (deviations above 0)")
+        raise UserError(f"unknown normalisation '{text}': choose from auto, {LEGAL_NORMALISATIONS} (s > 0)")
     return mean, std
 
 

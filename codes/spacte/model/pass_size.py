@@ -37,7 +37,7 @@ def fastest_pass(network: Callable[[Tensor], Tensor], image: Tensor) -> int | No
     if first.fastest is None:
         largest = first.even_pass(image[None], CPU_PIXELS)
         sizes = sorted({first.even_pass(image[None], pixels) for pixels in _FEWER_PIXELS} | {largest}, reverse=True)
-        fits = first.most * pixels_of_one(image[None]) <= _FIT_ANYWHERE
+        fits = first.largest_pass * pixels_of_one(image[None]) <= _FIT_ANYWHERE
         first.fastest = largest if fits or len(sizes) == 1 else _measured(network, image, sizes)
     return first.fastest
 

@@ -28,7 +28,7 @@ class FixedPasses(nn.Module):
 
     def __init__(self, device: torch.device, batch_size: int, compiled: bool):
         super().__init__()
-        self.device, self.most, self.compiled = device, batch_size, compiled
+        self.device, self.largest_pass, self.compiled = device, batch_size, compiled
         self.images_per_pass: int | None = None  # on the CPU; None: by CPU_PIXELS
         self.fastest: int | None = None  # what `fastest_pass` has found
         self._functions: dict[tuple, Callable] = {}  # what runs a pass: compiled, or as it is
@@ -77,28 +77,32 @@ class FixedPasses(nn.Module):
                 found = [self._pass(stage, part, size, settings, dims) for part in inputs.split(size)]
                 break
             except RuntimeError as error:
-                if self.most == 1 or not memory_is_short(error):
+                if self.largest_pass == 1 or not memory_is_short(error):
                     raise
             if self.compiled:
                 torch.compiler.reset()
             self.forget_functions()  # the graphs hold memory of their own
             torch.cuda.empty_cache()
-            self.most, halved = (self.most + 1) // 2, True
+            self.largest_pass, halved = (self.largest_pass + 1) // 2, True
         if halved:
-            print(f"the GPU's memory is short: from here on {self.most} images per pass", file=sys.stderr, flush=True)
+            print(
+                f"the GPU's memory is short: from here on {self.largest_pass} images per pass",
+                file=sys.stderr,
+                flush=True,
+            )
         return tuple(concatenated(parts, dim) for parts, dim in zip(zip(*found, strict=True), dims, strict=True))
 
     def pass_size(self, images: Tensor) -> int:
         """How many images a pass holds; on the CPU the first images decide, unless it is fixed."""
         if self.device.type == "cuda":
-            return self.most
+            return self.largest_pass
         if self.images_per_pass is None:
             self.images_per_pass = self.even_pass(images, CPU_PIXELS)
-        return min(self.most, self.images_per_pass)
+        return min(self.largest_pass, self.images_per_pass)
 
     def even_pass(self, images: Tensor, pixels: int) -> int:
         """The size of passes of about that many pixels, into which a batch is split without much padding."""
-        return math.ceil(self.most / math.ceil(self.most * pixels_of_one(images) / pixels))
+        return math.ceil(self.largest_pass / math.ceil(self.largest_pass * pixels_of_one(images) / pixels))
 
     def forget_functions(self) -> None:
         """Forget what runs a pass; it is made again when it is needed."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchvision.models.resnet import Bottleneck
 
-from spacte.model import LEGAL, small_image_resnet
+from spacte.model import LEGAL_ARCHITECTURES, small_image_resnet
 from spacte.model.imgnet_resnet_mhead import STAGES
 
 KNOWN = (
     "multi-head networks of this project or of the SPACTE authors, the field's ResNets with conv1, bn1, layer1 to "
-    f"layer3 or layer4, and fc, and LeNet ({LEGAL})"
+    f"layer3 or layer4, and fc, and LeNet ({LEGAL_ARCHITECTURES})"
 )
 _WRAPPERS = ("module", "_orig_mod", "model", "backbone", "net", "network", "base_model", "classifier", "1")
 _MEANS = ("mean", "means", "mu", "new_mean", "image_mean", "_mean")

@@ -18,7 +18,15 @@ from spacte.data.spec import DataSpec
 from spacte.data.splits import random_crop
 from spacte.model.batchnorm import FirstLayer, batches_seen, distances, statistics
 from spacte.model.heads import MultiHeadNetwork
-from spacte.model.normalisation import LEGAL, Constants, Normalize, are_the_same, constants, known, name_of
+from spacte.model.normalisation import (
+    LEGAL_NORMALISATIONS,
+    Constants,
+    Normalize,
+    are_the_same,
+    constants,
+    known,
+    name_of,
+)
 from spacte.model.published import field_name
 from spacte.utils import UserError
 
@@ -58,7 +66,7 @@ def examined(
     `images` [N, C, H, W] without noise, of training or test, and `sigma` that of the noise; where it fits none, those
     that the field trains with are tried. Without a name the nearest of the known normalisations is taken if it is near
     in every layer, clearly nearer than the others. A name stands unless the statistics say that the network is another.
-    Raises UserError with the distances where they say so, or cannot tell.
+    Raises UserError with the distances if they say so, or cannot tell.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.BatchNorm2d)), None)
     if first is None:
@@ -70,7 +78,7 @@ def examined(
         seen = f"bn1 has seen only {batches} batches of training"
         if name:
             return name, f"{seen}: whether this is the network that was trained, its statistics do not tell"
-        raise UserError(f"--normalize auto cannot tell: {seen}; give --normalize {LEGAL}")
+        raise UserError(f"--normalize auto cannot tell: {seen}; give --normalize {LEGAL_NORMALISATIONS}")
     search = _Search(network, spec, images)
     if name:
         return name, _confirmed(search, name, constants(name, spec), sigma)
@@ -222,4 +230,5 @@ class _Search:
             return f"{far}; {name} would fit to {fitted.first:.2g}: give --normalize {name} if it can be that"
         if fitted.first <= self.first_near:
             return f"{far}; {_another_network(fitted)}"
-        return f"{far}; is --noise_sd the one of training? Give --normalize {LEGAL} (estimated: {self.name(fitted)})"
+        known = f"{LEGAL_NORMALISATIONS} (estimated: {self.name(fitted)})"
+        return f"{far}; is --noise_sd the one of training? Give --normalize {known}"

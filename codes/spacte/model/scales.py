@@ -47,7 +47,7 @@ class Scales:
 
     @classmethod
     def from_file(cls, held: Any) -> "Scales":
-        """What `to_file` made. Raises ValueError where it is not that."""
+        """What `to_file` made. Raises ValueError if it is not that."""
         try:
             noise_sd, images = float(held["noise_sd"]), int(held["images"])
             peaks = {str(name): float(peak) for name, peak in held["peaks"].items()}

@@ -160,7 +160,7 @@ def report(settings: ReportSettings) -> None:
 
 
 def _check(settings: ReportSettings) -> None:
-    """UserError where flags do not go together or a file cannot be what its name says."""
+    """UserError if flags do not go together or a file cannot be what its name says."""
     if not (settings.logs or settings.compare or settings.training):
         raise UserError("nothing to read: give logs, folders of logs, --compare A B or --training FOLDER FILE")
     if not settings.logs:

@@ -77,7 +77,7 @@ def experiments(runs: list[Run]) -> list[str]:
 def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
     """The rows of a table with their names: each run, or with `over_seeds` the runs of each experiment.
 
-    Raises UserError where the runs of an experiment differ by more than their seed, see `check_seeds`.
+    Raises UserError if the runs of an experiment differ by more than their seed, see `check_seeds`.
     """
     if not over_seeds:
         return [(run.title, [run]) for run in runs]
@@ -141,7 +141,7 @@ def comparable_groups(runs: list[Run]) -> list[int]:
 
 
 def check_seeds(runs: list[Run]) -> None:
-    """UserError that names two of the runs where they are not two seeds of one experiment.
+    """UserError that names two of the runs if they are not two seeds of one experiment.
 
     They are not where they certify other images or with other settings, were trained with other recipes, or where both
     are about one checkpoint or one seed. What a log without a configuration was made with is not known: its images

@@ -163,7 +163,7 @@ class Comparison:
 def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     """Match two runs' images by idx; `radii` default to those that one of them reaches.
 
-    Raises UserError where they share fewer than two images.
+    Raises UserError if they share fewer than two images.
     The interval of the ACRs is `acr_interval`'s, those of the accuracies are `accuracy_interval`'s.
     """
     radii = reached_radii([a, b]) if radii is None else radii
@@ -184,7 +184,7 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
     """Compare the means of two experiments over their seeds, image by image; an experiment is a list of its runs.
 
     The intervals are `experiments_interval`'s, that of the ACRs under the same conditions as `compare`'s. Raises
-    UserError where the runs of a list are not seeds of one experiment, or the two share fewer than two images.
+    UserError if the runs of a list are not seeds of one experiment, or the two share fewer than two images.
     """
     for runs in (a, b):
         for run in runs[1:]:

@@ -170,7 +170,7 @@ def _subject(rows: list[list[Run]]) -> list[str]:
 def training(folder: Path) -> Figure:
     """A training run's figures over its epochs: losses, noisy accuracy, what else was logged, from TensorBoard files.
 
-    Raises UserError where the folder holds none.
+    Raises UserError if the folder holds none.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # seconds to import
 

@@ -21,7 +21,7 @@ from spacte.utils import UserError
 def certified_again(run: Run, certificate: str | None = None, top_k: int | None = None) -> Run:
     """The run with the log that its counts give under a certificate ("cohen", "all-votes"), or for top k.
 
-    Raises UserError where no counts or no configuration lie beside the log, and where they cannot be certified so.
+    Raises UserError if no counts or no configuration lie beside the log, or they cannot be certified so.
     """
     counts = needed_counts(run, "its certificates are fixed")
     config = _config_again(run, counts, certificate, top_k)
@@ -48,7 +48,7 @@ def tabled(run: Run, counts: list[VoteCounts], config: RunConfig) -> pd.DataFram
 def heads_alone(run: Run) -> list[Run]:
     """A run for each head of several, certified from its own votes; none, with a warning, where no counts tell.
 
-    Raises UserError where the heads were not counted on every image.
+    Raises UserError if the heads were not counted on every image.
     """
     if run.heads is not None and (run.heads.head is not None or run.heads.networks == (1,)):
         return []
@@ -82,7 +82,7 @@ def draws_of(run: Run) -> float | None:
 def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
     """The vote counts beside a log, in its order; None, with a warning that says so, where they do not tell.
 
-    Raises UserError where they or the configuration are not this log's.
+    Raises UserError if they or the configuration are not this log's.
     """
     lacking = None
     if not RunFiles(run.path).counts.exists():
@@ -135,7 +135,7 @@ def label_probabilities(run: Run) -> np.ndarray:
 
 
 def _counts_behind(run: Run) -> list[VoteCounts]:
-    """The counts beside a log; UserError where they or the configuration are not this log's."""
+    """The counts beside a log; UserError if they or the configuration are not this log's."""
     files = RunFiles(run.path)
     wrong = run.required_config.lacks(CERTIFIES)
     if wrong:

@@ -40,7 +40,7 @@ class Run(Description):
 
     @property
     def required_config(self) -> RunConfig:
-        """The configuration beside the log. UserError where there is none."""
+        """The configuration beside the log. UserError if there is none."""
         if self.config is None:
             raise UserError(f"no configuration lies beside '{self.path}'")
         return self.config
@@ -68,7 +68,7 @@ class Run(Description):
         return np.array(sorted(stopping.radii)) * self.per_l2
 
     def in_norm(self, norm: str) -> "Run":
-        """The run, of L2 radii, in another norm. UserError where its dimension is needed and not known."""
+        """The run, of L2 radii, in another norm. UserError if its dimension is needed and not known."""
         run = replace(self, norm=norm)
         try:
             return replace(run, log=run.rescaled(self.log))

@@ -24,7 +24,7 @@ _MOST_CLASSES = 20  # that a table has a column each for
 def reached_radii(runs: list[Run]) -> np.ndarray:
     """Those of `table_radii` above 0 that some image of some run reaches, and those that sequential runs decided.
 
-    UserError where they are more than 100.
+    UserError if they are more than 100.
     """
     limit = max(float(certified_radius(run.log).max()) for run in runs)
     if runs[0].norm != "linf" and limit > _MOST_RADII * RADIUS_STEP:
@@ -48,7 +48,7 @@ def over_seeds(runs: list[Run], radii: Radii) -> pd.DataFrame:
     """A summary with one row for all runs of one experiment: the means over them.
 
     In place of SE stands SD, the standard deviation of the runs' ACRs (n - 1 in the denominator); none where there is
-    one run. Raises UserError where its runs differ by more than their seed, see `check_seeds`.
+    one run. Raises UserError if its runs differ by more than their seed, see `check_seeds`.
     """
     table, rows = summary(runs, radii), []
     place = {id(run): number for number, run in enumerate(runs)}
@@ -66,7 +66,7 @@ def envelope(table: pd.DataFrame, radii: Radii) -> pd.DataFrame:
 
     A method is a defence, architecture, number of heads and certificate; with one run it has no such row. Its runs are
     networks of several sigmas, or one network certified at several. ACR belongs to one sigma and is left out; images
-    and group are those of the runs where they share them. Raises UserError where a method has two runs of one sigma
+    and group are those of the runs where they share them. Raises UserError if a method has two runs of one sigma
     that were trained with the same, or one of unknown sigma.
     """
     method, best = [name for name in DESCRIPTION if name != "sigma"], []

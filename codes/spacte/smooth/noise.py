@@ -71,7 +71,7 @@ class GridNoise:
         return (2 * self.reach + 1) * pixels * draws / 2**_BITS
 
     def __call__(self, x: Tensor, n: int, generator: Generator | None = None) -> Tensor:
-        """n independent noisy copies on the grid: x [C, H, W] -> [n, C, H, W]. UserError where x is not on it."""
+        """n independent noisy copies on the grid: x [C, H, W] -> [n, C, H, W]. UserError if x is not on it."""
         levels = self.on_grid(x)
         uniform = torch.randint(2**_BITS, (n, *x.shape), device=x.device, generator=generator)
         self.thresholds = self.thresholds.to(x.device)
@@ -79,7 +79,7 @@ class GridNoise:
         return (levels + steps) / self.levels
 
     def on_grid(self, x: Tensor) -> Tensor:
-        """The image's pixels in steps of the grid, whole numbers. UserError where they are not.
+        """The image's pixels in steps of the grid, whole numbers. UserError if they are not.
 
         Their sums with the noise stay below 2^24, where float32 holds every whole number.
         """

@@ -20,7 +20,7 @@ def poll(
 
     `split[idx]` is an image [C, H, W] in [0, 1] on `split.device` and its label, for each idx of `indices`. Its noise
     is a function of `seed` (a purpose and numbers) and idx alone; `batch_size` noisy copies share a pass. The processes
-    of torchrun share the work and all return the same. Raises RunError where logits are not finite.
+    of torchrun share the work and all return the same. Raises RunError if logits are not finite.
     """
     labels: dict[int, int] = {}
 

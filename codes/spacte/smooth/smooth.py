@@ -91,7 +91,7 @@ class Smooth:
         """Votes of n independent noisy copies of x: [V, K] integers, each row sums to n.
 
         The last row is the ensemble's (summed logits), the rows before it are the heads' own, V = L + 1; one head is
-        its own ensemble, V = 1. All rows count the same forward passes. Raises RunError where logits are not finite.
+        its own ensemble, V = 1. All rows count the same forward passes. Raises RunError if logits are not finite.
         """
         (votes,) = self.sample([Sample(x, generator, Draws(0, n))], batch_size)
         return votes.estimation
@@ -99,7 +99,7 @@ class Smooth:
     @torch.inference_mode()
     def sample(self, samples: Iterable[Sample], batch_size: int) -> Iterator[Votes]:
         """Draw each sample's noisy copies and count their votes; yields the votes as they are complete, the oldest
-        sample's mostly first.
+        sample's usually first.
 
         Batches of at most `batch_size` noisy copies are filled in the samples' order, with whole portions; a new one is
         begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
@@ -134,7 +134,7 @@ class Smooth:
                 yield from [tally.votes() for tally in finished]
 
     def _pass_sizes(self) -> list[int]:
-        return [one.most for one in in_passes(self.base_classifier)]
+        return [one.largest_pass for one in in_passes(self.base_classifier)]
 
 
 def _next_batch(active: list[Tally], coming: Iterator[Sample], batch_size: int) -> list[Tally]:

@@ -23,7 +23,7 @@ class Sample:
     idx: int = -1  # of no split
 
     def __post_init__(self) -> None:
-        """ValueError where noise cannot be added."""
+        """ValueError if noise cannot be added."""
         if not isinstance(self.x, Tensor) or self.x.dtype not in (torch.float32, torch.float64):
             raise ValueError("an image must be a tensor of floating point numbers, float32 or float64")
 
@@ -82,7 +82,7 @@ class Tally:
         return self._counts[0]
 
     def read(self, counts: np.ndarray) -> None:
-        """Continue as its `counts`, fetched from the device, say. Raises RunError where logits were not finite."""
+        """Continue as its `counts`, fetched from the device, say. Raises RunError if logits were not finite."""
         votes, draws = self._finite(counts[:-1]), self.sample.draws
         if self._selects:
             # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just

@@ -95,7 +95,7 @@ class TopK:
     def __call__(self, chosen: int, estimation: np.ndarray) -> tuple[int, float]:
         """(chosen, radius) from the votes [K] of draws on which the class `chosen` does not depend.
 
-        (ABSTAIN, 0.0) where nothing is certified. ValueError where K is not above k: A is then always among them.
+        (ABSTAIN, 0.0) where nothing is certified. ValueError if K is not above k: A is then always among them.
         """
         if len(estimation) <= self.k:
             raise ValueError(f"top {self.k} of {len(estimation)} classes says nothing")

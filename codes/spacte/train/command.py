@@ -84,7 +84,7 @@ def _check_settings(objective_type: type[Objective], own: dict, defaults: dict) 
 def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: dict) -> None:
     """Train as the settings say, and leave checkpoints, a text log and TensorBoard files.
 
-    `own` are the objective's own settings. Raises UserError before anything is written where a setting, file or folder
+    `own` are the objective's own settings. Raises UserError before anything is written if a setting, file or folder
     is wrong, and RunError with the epoch, the step and every part where the loss is not finite.
     """
     init_distributed()
@@ -168,7 +168,7 @@ def _run_name(recipe: Recipe, objective: Objective, place: Place) -> str:
 def _resume_point(paths: RunPaths, objective: Objective, settings: dict, resume: bool) -> dict | None:
     """The newest whole checkpoint of the run where --resume asks for one.
 
-    Raises UserError where the run has checkpoints and --resume is not given, or was made with other settings or by
+    Raises UserError if the run has checkpoints and --resume is not given, or was made with other settings or by
     another defence. A setting that an older checkpoint does not know had its default.
     """
     found = paths.epochs()
@@ -205,7 +205,7 @@ def _is_whole(contents: dict, epoch: int) -> bool:
 
 
 def _check_same_run(contents: dict, objective: Objective, settings: dict, paths: RunPaths) -> None:
-    """UserError where the checkpoint's defence or one of its settings is another."""
+    """UserError if the checkpoint's defence or one of its settings is another."""
     defence, there = objective.name(), contents["defence"]
     if there != defence:
         raise UserError(f"the run in '{paths.checkpoints}' was trained by {there}, not by {defence}")

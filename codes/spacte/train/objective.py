@@ -91,7 +91,7 @@ class Objective:
         return {}
 
     def restore(self, state: dict) -> None:
-        """Resume from `state`. UserError where the settings contradict it."""
+        """Resume from `state`. UserError if the settings contradict it."""
 
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor

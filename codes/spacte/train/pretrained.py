@@ -63,7 +63,7 @@ def take_trunk(classifier: Classifier, path: str, recipe: Recipe, spec: DataSpec
 def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
     """The hashes of the files that the training takes something from, by the setting that names them.
 
-    UserError where one cannot be read.
+    UserError if one cannot be read.
     """
     for name, paths in recipe.inputs.items():
         for path in paths:
@@ -73,7 +73,7 @@ def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def _loaded(name: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
-    """The network of a checkpoint. UserError where it is not of the training's data."""
+    """The network of a checkpoint. UserError if it is not of the training's data."""
     path, contents = Path(name), checkpoint.read(name)
     if not contents["args"]:
         raise UserError(f"'{path}' is not a checkpoint of train.py: it does not say its architecture")

@@ -35,7 +35,7 @@ def _command(description: str) -> None:
 
 
 def release(path: Path, output: Path, half: bool = False, int8: str | None = None) -> None:
-    """Write to `output` what certification needs of the checkpoint at `path`; UserError where that cannot be done.
+    """Write to `output` what certification needs of the checkpoint at `path`; UserError if that cannot be done.
 
     `int8`: with scales from the training images in this folder; a released file, too, gets them.
     """
@@ -67,7 +67,7 @@ def _names(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _scales(released: dict, path: Path, data_dir: str) -> Scales:
-    """Of int8, for the weights that are released. UserError where the folder does not hold the training images."""
+    """Of int8, for the weights that are released. UserError if the folder does not hold the training images."""
     loaded = checkpoint.interpreted(released | {"keys": ("state_dict",)}, path)
     split = open_split(loaded.dataset, data_dir, True, spec=loaded.spec)
     images, _ = split.some(SCALE_IMAGES)
@@ -93,7 +93,7 @@ def cut(path: Path, folder: Path, size: int) -> None:
 
 
 def _half(name: str, value: torch.Tensor) -> torch.Tensor:
-    """UserError where float16 cannot hold a value."""
+    """UserError if float16 cannot hold a value."""
     half = value.half() if value.is_floating_point() else value
     if not half.isfinite().all():
         raise UserError(f"--half: '{name}' holds values that float16 cannot: leave --half out")

@@ -28,7 +28,7 @@ class RunPaths:
 
     @classmethod
     def of(cls, recipe: Recipe, place: Place, run: str) -> "RunPaths":
-        """The paths of the run named `run` under the place's folders; UserError where two would be one folder."""
+        """The paths of the run named `run` under the place's folders; UserError if two would be one folder."""
         if Path(place.save_dir).resolve() == Path(place.runs_dir).resolve():
             raise UserError(f"--save_dir and --runs_dir are both '{place.save_dir}': give two folders")
         tail = recipe.tail
@@ -48,7 +48,7 @@ class RunPaths:
         return self.checkpoints, self.tensorboard, self.log.parent
 
     def make_folders(self) -> None:
-        """Create all of them; UserError where this is not possible."""
+        """Create all of them; UserError if this is not possible."""
         for folder in self.folders:
             make_folder(folder)
 
@@ -63,7 +63,7 @@ class RunLog:
 
     `text` is the log so far; a checkpoint keeps it, so that a resumed run knows its own log and ends it as if it had
     never been interrupted. What another run of the same name has left is renamed, so that nothing is lost. Raises
-    UserError where another process trains the same run or writes the same log, or where it cannot be written.
+    UserError if another process trains the same run or writes the same log, or it cannot be written.
     """
 
     def __init__(self, paths: RunPaths, epochs: int, epochs_done: int = 0, text: str | None = ""):

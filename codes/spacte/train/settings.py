@@ -8,7 +8,7 @@ from pathlib import Path
 from spacte import cli
 from spacte.data.spec import DATASETS
 from spacte.device import PRECISIONS
-from spacte.model import LEGAL
+from spacte.model import LEGAL_ARCHITECTURES
 from spacte.names import run_tail, unused_settings
 from spacte.train.teaching import PACED_BY
 from spacte.utils import UserError
@@ -46,7 +46,7 @@ class Recipe:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """UserError where a setting has nothing to act on."""
+        """UserError if a setting has nothing to act on."""
         object.__setattr__(self, "teachers", tuple(self.teachers))
         heads = self.num_heads
         if self.pace_share is not None and not self.paced:
@@ -139,7 +139,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     recipe = parser.add_argument_group("what is trained")
     add = recipe.add_argument
     add("--dataset", help=f"one of {', '.join(DATASETS)}")
-    add("--arch", help=f"one of {LEGAL}")
+    add("--arch", help=f"one of {LEGAL_ARCHITECTURES}")
     add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
     add("--noise_sd", type=cli.image_norm, help="sigma, in units of [0, 1]")
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; a batch makes m steps (MACER: one)")

@@ -98,7 +98,7 @@ class Trainer:
         } | ({"objective": state} if (state := self.objective.state()) else {})
 
     def restore(self, contents: dict) -> None:
-        """Resume from `contents`, which `state` returned. UserError where its data set is another."""
+        """Resume from `contents`, which `state` returned. UserError if its data set is another."""
         data = contents["data"], contents.get("data_sha256", self.fingerprint)
         if data != (self.train_split.spec, self.fingerprint):
             raise UserError("the training data in --data_dir differ from those that the run was started on")
