@@ -146,7 +146,8 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
     names |= {"images": torch.zeros(2, 1, 4, 4), "labels": torch.tensor([3, 3])}
     with pytest.warns(UserWarning, match="no parameters are seen"):
         exec(block_with("log = certify_dataset("), names)
-    assert 0.79 < float(capsys.readouterr().out) < 0.81  # 0.25 Phi^-1(0.001^(1/10000))
+    acr, accuracies = capsys.readouterr().out.split(maxsplit=1)
+    assert 0.79 < float(acr) < 0.81 and accuracies == "[1. 1. 1.]\n"  # 0.25 Phi^-1(0.001^(1/10000))
     assert names["log"].name == "mine-certify-skip-20.log"
 
 

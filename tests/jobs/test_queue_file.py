@@ -30,7 +30,7 @@ from spacte.jobs.queue_file import read_queue
             "--logs_dir x",
             "certify must not hold --logs_dir: the queue sets --model_path, --logs_dir",
         ),
-        ("--num_heads 5", "--num_heads 5 --seed=3", "run 'five': train must not hold --seed: the queue itself"),
+        ("--num_heads 5", "--num_heads 5 --seed=3", "run 'five': train must not hold --seed: the queue sets"),
         ("--num_heads 5", "num_heads 5", "must begin with a flag, --..."),
         ("--num_heads 5", "--num_heads '5", "No closing quotation"),
         ('of = "one"', 'of = "two"', "of = 'two' must be the label of a run: five, one"),

@@ -154,7 +154,7 @@ def test_sums_never_overflow():
     nn.init.constant_(convolution.weight, 0.5)
     convolution.weight[4:] *= -1
     nn.init.zeros_(convolution.bias)
-    maker = int8._Maker({"x": 255.0}, {"x": torch.zeros(8)})
+    maker = int8._Quantiser({"x": 255.0}, {"x": torch.zeros(8)})
     layer = int8._Convolution(convolution, "x", maker.activations("x"), maker)
     with torch.inference_mode():
         found = layer(torch.full((1, 2048, 3, 3), 300.0)).flatten()
