@@ -18,7 +18,7 @@ up to the first one that is fast, the graph's first replay, with all that is com
 first two steps of the next epoch take, an eager one and the capture; `captured` whether it is a graph. Of certification
 `error` is the relative error of the logits against those that the CPU computes in float32.
 
-A row that fails, or that the time left cannot hold, says so under `failed` or `left_out`, and the others go on. The
+A row that fails, or that the time left cannot hold, says so under `failed` or `left_out`, and the others continue. The
 JSON is written after every row. Where it is there already, of the same machine, versions and --tiny, its measured rows
 stay and the missing ones are added.
 """

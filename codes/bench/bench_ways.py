@@ -142,7 +142,7 @@ def speed(way: Callable, batch_size: int, device: torch.device, seconds: float) 
 
 
 def seconds_of(way: Callable, calls: int, device: torch.device) -> float:
-    """Seconds that so many calls take until the device has finished them."""
+    """Seconds that this many calls take until the device has finished them."""
     _wait(device)
     started = time.perf_counter()
     for _ in range(calls):

@@ -37,7 +37,7 @@ def rows_of(rows: list[dict], **described) -> list[dict]:
 
 
 def paces_of(rows: list[dict], steps: int) -> list[Pace]:
-    """Those of train.py with and without --compile, at so many steps per epoch, from rows of one network."""
+    """Those of train.py with and without --compile, at that many steps per epoch, from rows of one network."""
     return [
         Pace(
             _PROCESS + row["first_seconds"],
@@ -67,6 +67,6 @@ def epochs_within(seconds: float, paces: list[list[Pace]], most: int) -> tuple[i
 
 
 def certification_seconds(rows: list[dict], draws: int) -> float | None:
-    """What drawing so many noisy images takes certify_mhead.py, with its start; None without rows of its network."""
+    """What drawing that many noisy images takes certify_mhead.py, with its start; None without rows of its network."""
     speeds = [row["speed"] for row in rows if row["way"] == "ours" and row["channels"] is None]
     return _PROCESS + draws / min(speeds) if speeds else None

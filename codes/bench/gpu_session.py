@@ -1,7 +1,7 @@
 """Use a GPU that is there for a limited time: its tests, its speed, two training runs, their certificates and files.
 
     python codes/bench/gpu_session.py --dataset CIFAR10 --data_dir D --output O --minutes 15
-    python codes/bench/gpu_session.py --dataset digits --arch R8 --epochs 4 --N 500 --output O --minutes 9 --tiny \
+    python codes/bench/gpu_session.py --dataset digits --arch R8 --epochs 4 --N 500 --output O --minutes 9 --tiny \\
         --device cpu
 
 The second one tries it out without a GPU. The steps come in this order, and which are finished stands in O. Started
@@ -31,7 +31,7 @@ those like it took, else a guess. A step that fails is reported, the next one is
     O/bench/speeds.json                   speeds
     O/logs/                              logs of training and certification, with every vote
     O/release/                           the checkpoints' parts, their SHA-256, and in join.sh what joins them
-    O/work/                              checkpoints: what a session needs to go on
+    O/work/                              checkpoints: what a session needs to resume
 """
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 cd codes/0Gaussian
 python train.py --dataset digits --arch R8 --num_heads 1 --noise_sd 0.01 --epochs 20 --lr_step_size 8
 python ../examples/denoised.py --dataset digits --noise_sd 0.5 --output denoiser.pth
-python certify_mhead.py --classifier ../examples/denoised.py:build --classifier_args denoiser=denoiser.pth \
-    classifier=save/digits/R8/noise-0.01/h-1-m-2/epoch20.pth \
+python certify_mhead.py --classifier ../examples/denoised.py:build --classifier_args denoiser=denoiser.pth \\
+    classifier=save/digits/R8/noise-0.01/h-1-m-2/epoch20.pth \\
     --dataset digits --noise_sd 0.5 --N 1000
 
 The denoiser learns to take the noise of one sigma away (mean squared error), and is certified together with the
@@ -56,7 +56,7 @@ def build(denoiser: str, classifier: str) -> nn.Module:
 
 
 def train(split, noise_sd: float, epochs: int, batch_size: int, seed: int) -> Denoiser:
-    """A denoiser for noise N(0, noise_sd^2 I) on the split's images, after so many passes over them."""
+    """A denoiser for noise N(0, noise_sd^2 I) on the split's images, after that many passes over them."""
     torch.manual_seed(seed)
     denoiser, order = Denoiser(split.spec.shape[0]).to(split.device), torch.Generator().manual_seed(seed)
     steps = epochs * split.num_batches(batch_size)

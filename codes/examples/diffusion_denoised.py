@@ -3,9 +3,9 @@
 cd codes/0Gaussian
 python train.py --dataset digits --arch R8 --num_heads 1 --noise_sd 0.01 --epochs 20 --lr_step_size 8
 python ../examples/diffusion_denoised.py --dataset digits --output diffusion
-python certify_mhead.py --classifier ../examples/diffusion_denoised.py:build \
-    --classifier_args diffusion=diffusion noise_sd=0.5 \
-    classifier=save/digits/R8/noise-0.01/h-1-m-2/epoch20.pth \
+python certify_mhead.py --classifier ../examples/diffusion_denoised.py:build \\
+    --classifier_args diffusion=diffusion noise_sd=0.5 \\
+    classifier=save/digits/R8/noise-0.01/h-1-m-2/epoch20.pth \\
     --dataset digits --noise_sd 0.5 --N 1000
 
 `diffusion` is a folder that diffusers' UNet2DModel and a scheduler of noise predictions save to: one of the field's
@@ -61,7 +61,7 @@ def build(diffusion: str, classifier: str, noise_sd: float) -> nn.Module:
 
 
 def train(split, epochs: int, batch_size: int, seed: int) -> tuple[UNet2DModel, DDPMScheduler]:
-    """A small diffusion model of the split's images after so many passes over them."""
+    """A small diffusion model of the split's images after that many passes over them."""
     torch.manual_seed(seed)
     channels, size, _ = split.spec.shape
     unet = UNet2DModel(

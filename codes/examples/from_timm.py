@@ -13,7 +13,7 @@ from spacte.model.normalisation import Normalize
 
 
 def build(model: str, weights: str = "", num_classes: int = 1000, resize: int = 0) -> nn.Module:
-    """The model with the weights of a file, which timm loads; `resize` scales images to so many pixels first.
+    """The model with the weights of a file, which timm loads; `resize` scales images to that many pixels first.
 
     Without a file the weights are random: nothing is downloaded.
     """

@@ -73,7 +73,7 @@ def lock(path: Path, taken: str, shared: bool = False) -> TextIO:
 def replace_file(path: Path, content: str | bytes | memoryview) -> None:
     """Write a file beside `path` and rename it to `path`: a reader sees the old file or the whole new one.
 
-    What killed processes have left there of theirs is removed. Raises UserError if it cannot be written.
+    Files that killed processes left half written there are removed. Raises UserError if it cannot be written.
     """
     temporary = path.with_name(temporary_name(path.name))
     try:

@@ -110,7 +110,7 @@ def attacked(
     """The votes on each image, moved at each of the radii; `certified` is the certification log by idx.
 
     The attack climbs from the class that is certified, else from the label: only so can it break a certificate on a
-    wrong class. On a consensus it climbs the summed logits of the first K, which decide mostly.
+    wrong class. On a consensus it climbs the summed logits of the first C, which usually decide.
     """
     heads, consensus = config.num_heads, config.consensus
     first = sum(heads[:consensus]) if len(heads) > 1 else consensus  # heads that climb, of networks all of theirs
@@ -189,7 +189,7 @@ def _check_same_classifier(log: Path, config: RunConfig) -> None:
 
 
 def _check_same_images(log: Path, certified: pd.DataFrame, split: Split) -> None:
-    """UserError if the split has another label at an idx of the log, or not so many images."""
+    """UserError if the split has another label at an idx of the log, or fewer images."""
     for idx, label in certified["label"].items():
         if idx >= len(split) or split.label(idx) != label:
             raise UserError(f"'{log}' is about other images: its idx {idx} has label {label}")

@@ -109,7 +109,7 @@ def parser_of(description: str) -> cli.Parser:
     add("--N", type=cli.positive_int, help="draws that bound its probability, at most if --sequential")
     add("--alpha", type=cli.open_probability, help="probability that a certificate is wrong")
     add("--certificate", choices=CERTIFICATES, help="from the votes of the class alone (Cohen's), or from all votes")
-    add("--skip_wrong", action="store_true", help="draw no more for an image whose selected class is not its label")
+    add("--skip_wrong", action="store_true", help="stop an image's draws if its selected class is not its label")
     add = parser.add_argument_group("fewer draws").add_argument
     add("--sequential", action="store_true", help="stop an image's draws early, with an anytime-valid bound")
     radii = "--sequential: stop when each is certified or given up (default: those of the table that N can reach)"

@@ -122,7 +122,7 @@ class _Files(Generic[C]):
 
     @property
     def _last(self) -> int:
-        """What is written ends here."""
+        """The idx of the last row written, or -1."""
         return self.counts[-1].idx if self.counts else -1
 
     def add(self, counts: Iterable[C]) -> list[C]:

@@ -99,7 +99,7 @@ def _sbatch(flags: list[str], script: str) -> str:
 
 
 def _run(command: list[str], failure: type[UserError] = TakenError, given: str = "") -> str:
-    """What one of SLURM's commands says. `failure` where it fails: mostly because SLURM does not answer just now."""
+    """What one of SLURM's commands says. `failure` if it fails, usually because SLURM is not answering."""
     try:
         result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired as error:

@@ -47,7 +47,7 @@ def check_certificate(certificate: str, classes: int, top_k: int | None = None) 
 
 
 def check_again(config: RunConfig, classes: int) -> None:
-    """UserError if votes among so many classes cannot be certified as a configuration says."""
+    """UserError if votes among that many classes cannot be certified as a configuration says."""
     check_certificate(config.certificate, classes, config.top_k)
     if config.top_k is not None and config.skip_wrong:
         raise UserError("--top_k needs votes on every image, and the log was made with --skip_wrong: make one without")

@@ -32,7 +32,7 @@ class VoteCounts:
     """What was counted on one image: `selection` and `estimation` [V, K], the heads' rows and last the ensemble's.
 
     Each row sums to the number of draws that were used; a prediction selects nothing, its `selection` is 0. Where a
-    consensus voted, its first members `disagreed` on so many of these draws; None where there was none, and in files
+    consensus voted, its first members `disagreed` on that many of these draws; None where there was none, and in files
     that are older.
     """
 

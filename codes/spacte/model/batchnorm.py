@@ -31,10 +31,10 @@ def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, i
     kept = {name: statistics(layer) for name, layer in trained.items()}
 
     def hook(name: str) -> Callable:
-        """Adds up what the layer is given."""
+        """A hook that adds up the layer's inputs."""
 
         def add(layer: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-            """Of a part of the images."""
+            """Add one part of the images."""
             moments = torch.stack([inputs[0].mean((0, 2, 3)), inputs[0].square().mean((0, 2, 3))]).double()
             sums[name] = sums.get(name, torch.zeros(())) + moments * len(inputs[0]) / len(images)
             pixels[name] = inputs[0][0, 0].numel()
@@ -45,7 +45,7 @@ def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, i
         layer.running_mean = layer.running_var = None  # the batch's own are taken
         layer.register_forward_pre_hook(hook(name))
     parts = max(1, len(images) // _PART)
-    for number in range(parts):  # every so many images: each part has its share of those with noise
+    for number in range(parts):  # interleaved: each part has its share of those with noise
         classifier(images[number::parts])
     return {
         name: (float(_nats(mean, square - mean**2, *kept[name], trained[name].eps)), pixels[name])

@@ -56,7 +56,7 @@ class Graph:
 @contextlib.contextmanager
 def _capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None) -> Iterator[None]:
     """What is computed within it becomes the graph. An error that is raised within it ends the capture cleanly."""
-    # other threads may go on: pinning the memory of the next batches, say, or watching over NCCL
+    # other threads may continue: pinning the memory of the next batches, say, or watching over NCCL
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         try:
             yield

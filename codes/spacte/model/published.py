@@ -116,7 +116,7 @@ def _resnet(weights: dict[str, Tensor]) -> tuple[str | None, dict[str, str]]:
 
 
 def field_name(key: str, stages: int) -> str:
-    """The field's name of a weight or layer of a ResNet of one head with so many stages."""
+    """The field's name of a weight or layer of a ResNet of one head with that many stages."""
     return key.removeprefix("1.").replace("heads.0.0.", f"layer{stages}.").replace("heads.0.1.", "fc.")
 
 
@@ -125,7 +125,7 @@ def _block_numbers(weights: Iterable[str], stage: int) -> set[str]:
 
 
 def _architecture(blocks: tuple[int, ...], bottleneck: bool) -> str | None:
-    """The name of the network with so many blocks in its stages."""
+    """The name of the network with that many blocks in its stages."""
     if len(blocks) == 3:
         return small_image_resnet(6 * blocks[0] + 2) if len(set(blocks)) == 1 and not bottleneck else None
     for arch, (block, there) in STAGES.items():

@@ -15,7 +15,7 @@ from spacte.model.heads import MultiHeadNetwork
 from spacte.model.int8 import quantise
 
 SCALE_IMAGES = 500  # of training, on which scales are measured
-_AT_ONCE = 64  # so many at a time; the first ones say how biases are shifted: 30 images were as good as 500
+_AT_ONCE = 64  # images at a time; the first ones say how biases are shifted: 30 images were as good as 500
 
 
 @dataclass

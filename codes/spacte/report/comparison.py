@@ -142,7 +142,7 @@ class Comparison:
         )  # fmt: skip
 
     def record(self) -> dict:
-        """All of it for JSON."""
+        """The comparison as JSON."""
         return {
             "a": self.a,
             "b": self.b,

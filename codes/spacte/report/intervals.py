@@ -68,8 +68,8 @@ def experiments_interval(a: np.ndarray, b: np.ndarray, proportions: bool = False
 
         var_i(D_i) / images + var_s(A_s) / seeds of a + var_s(B_s) / seeds of b
 
-    which counts the share that belongs to image and seed together twice and so is too large rather than too small in
-    the mean; Student's t with Satterthwaite's degrees of freedom. Of an experiment of one run the seeds are taken to
+    which counts the share that belongs to image and seed together twice and so is on average too large rather than too
+    small; Student's t with Satterthwaite's degrees of freedom. Of an experiment of one run the seeds are taken to
     vary as much as the other's: as true as the recipes are alike, and too much where the run is an ensemble's. Against
     fewer than three runs that would say little: NaN. Of two single runs seeds count for nothing: the interval is for
     other images alone. NaN where the variance is 0.

@@ -101,7 +101,7 @@ class Certificate:
         """Ever narrower (least, most) with least <= radius <= most, for arrays of votes; the last pair is the radius.
 
         Any negative number stands for no radius. Stopping rules ask on which side of a number the radius
-        lies: mostly the first pairs tell, at a small part of the radius's cost.
+        lies: usually the first pairs tell, at a small part of the radius's cost.
 
         Both radii are written sigma/2 (Phi^-1(L) - Phi^-1(U)) with U = min(1 - L, 1 - M): for the certificate from all
         votes M is the lower bound on the probability of all classes but the strongest other one, for Cohen et al.'s M

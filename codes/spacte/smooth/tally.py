@@ -54,7 +54,9 @@ class Tally:
         self._generator_state = None if sample.generator is None else sample.generator.get_state()
         self._selection: np.ndarray | None = None
         self._estimation: np.ndarray | None = None
-        self._counts: list[Tensor] = []  # this and the next of the selection, then of the estimation
+        self._counts: list[
+            Tensor
+        ] = []  # at first the selection's, then the estimation's, as are `_drawn` and `_disagreed`
         self._drawn = self._disagreed = 0
         self.wanted = self._portion()
 
@@ -82,7 +84,7 @@ class Tally:
         return self._counts[0]
 
     def read(self, counts: np.ndarray) -> None:
-        """Continue as its `counts`, fetched from the device, say. Raises RunError if logits were not finite."""
+        """Take the `counts` fetched from the device, and decide what is drawn next. Raises RunError if logits were not finite."""
         votes, draws = self._finite(counts[:-1]), self.sample.draws
         if self._selects:
             # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just

@@ -44,7 +44,7 @@ class RunPaths:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """That the run writes to."""
+        """The folders that the run writes to."""
         return self.checkpoints, self.tensorboard, self.log.parent
 
     def make_folders(self) -> None:
@@ -127,11 +127,11 @@ class RunLog:
 
     @contextlib.contextmanager
     def _while_tensorboard_writes(self) -> Iterator[None]:
-        """Where its files cannot be written it is done without: they only show what the log holds."""
+        """If its files cannot be written, training continues without: they only show what the log holds."""
         try:
             yield
         except OSError as error:
-            warnings.warn(f"TensorBoard shows nothing more, the training goes on: {error}", stacklevel=1)
+            warnings.warn(f"TensorBoard shows nothing more; training continues: {error}", stacklevel=1)
             self.tensorboard = None
 
 

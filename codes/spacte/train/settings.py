@@ -140,7 +140,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add = recipe.add_argument
     add("--dataset", help=f"one of {', '.join(DATASETS)}")
     add("--arch", help=f"one of {LEGAL_ARCHITECTURES}")
-    add("--num_heads", type=cli.positive_int, help="L; 1 is the base defence alone")
+    add("--num_heads", type=cli.positive_int, help="L, the number of heads; 1 is the base defence alone")
     add("--noise_sd", type=cli.image_norm, help="sigma, in units of [0, 1]")
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; a batch makes m steps (MACER: one)")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
@@ -168,8 +168,8 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--lr_step_size", type=cli.positive_int, help="epochs between drops of the learning rate")
     add("--gamma", type=cli.positive_float, help="factor of such a drop")
     add("--wd", type=cli.non_negative_float, help="weight decay")
-    add("--seed", type=cli.seed, help="of the weights, the order and the noise")
-    add("--precision", choices=PRECISIONS, help="of the arithmetic; auto: tf32 on CUDA, else fp32")
+    add("--seed", type=cli.seed, help="random seed of the weights, the order and the noise")
+    add("--precision", choices=PRECISIONS, help="arithmetic precision; auto: tf32 on CUDA, else fp32")
     add("--compile", action="store_true", help="through torch.compile: faster on a GPU, no faster on the CPUs we tried")
     parser.set_defaults(**cli.defaults_of(Recipe) | {"lbdlast": lbdlast, "precision": "auto"})
 
