@@ -68,7 +68,7 @@ def test_training_goes_on_where_tensorboard_cannot_write(tmp_path):
     log = run_log(tmp_path, "a")
     log_epoch(log, 1)
     shutil.rmtree(tmp_path / "runs")
-    with pytest.warns(UserWarning, match=r"^TensorBoard shows nothing more, the training goes on: .*No such file"):
+    with pytest.warns(UserWarning, match=r"^TensorBoard shows nothing more; training continues: .*No such file"):
         log_epoch(log, 2)
     assert log_epochs(log, 3).count("\n") == 4 and not (tmp_path / "runs").exists()
 

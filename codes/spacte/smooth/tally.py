@@ -84,7 +84,10 @@ class Tally:
         return self._counts[0]
 
     def read(self, counts: np.ndarray) -> None:
-        """Take the `counts` fetched from the device, and decide what is drawn next. Raises RunError if logits were not finite."""
+        """Take the `counts` fetched from the device, and decide what is drawn next.
+
+        Raises RunError if logits were not finite.
+        """
         votes, draws = self._finite(counts[:-1]), self.sample.draws
         if self._selects:
             # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just
