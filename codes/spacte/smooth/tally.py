@@ -54,9 +54,8 @@ class Tally:
         self._generator_state = None if sample.generator is None else sample.generator.get_state()
         self._selection: np.ndarray | None = None
         self._estimation: np.ndarray | None = None
-        self._counts: list[
-            Tensor
-        ] = []  # at first the selection's, then the estimation's, as are `_drawn` and `_disagreed`
+        # of the selection at first, then of the estimation
+        self._counts: list[Tensor] = []
         self._drawn = self._disagreed = 0
         self.wanted = self._portion()
 
