@@ -25,10 +25,10 @@ _COARSE = (1e-2, 1e-3)  # tf32, bf16
 def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Tensor:
     """The logits [L, N, K] of a classifier that is a function of each image alone, on the N noised `images`.
 
-    A spot check: what these images do not show (a dependence on others that is rarer, or on time) stays the user's
+    A spot check: what these images do not show (a rarer dependence on other images, or one on time) stays the user's
     word. A classifier that computes in its input gets copies from then on. Raises UserError that says what to do: where
     it fails, returns other than finite logits [L, N, K] of the data's classes, answers the same batch in two ways, at
-    once or after other batches, or an image differently in other others or in another place, and where the values of
+    once or after other batches, or an image differently beside others or in another place, and where the values of
     heads that are to be summed are probabilities.
     """
     size, count = classifier.pass_size(images), len(images)
