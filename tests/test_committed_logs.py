@@ -57,6 +57,8 @@ VERDICTS = {
         "does pacing one head add anything?": "1-head-self 1-head",
         "do heads add anything over one head?": "5-heads 1-head",
         "over one self-paced head": "5-heads 1-head-self",
+        "at equal cost?": "2-networks 5-heads",
+        "an ensemble without a shared trunk?": "5-networks 5-heads",
     },
 }
 
