@@ -58,6 +58,7 @@ VERDICTS = {
         "do heads add anything over one head?": "5-heads 1-head",
         "over one self-paced head": "5-heads 1-head-self",
         "at equal cost?": "2-networks 5-heads",
+        "| two networks, one self-paced head": "2-networks 1-head-self",
         "an ensemble without a shared trunk?": "5-networks 5-heads",
     },
 }
