@@ -8,7 +8,7 @@ import torch
 from children import run
 from conftest import CODES, TINY, full_disk
 
-from spacte.model import checkpoint
+from spacte.model import checkpoint_file
 from spacte.utils import UserError
 
 TRAIN = [
@@ -161,11 +161,11 @@ def test_the_name_of_a_run_is_no_path(script, trained, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(trained, tmp_path):
-    contents = checkpoint.read(trained)
-    checkpoint.save(tmp_path / "x.pth", contents)
+    contents = checkpoint_file.read(trained)
+    checkpoint_file.save(tmp_path / "x.pth", contents)
     before = (tmp_path / "x.pth").read_bytes()
     with full_disk(), pytest.raises(UserError, match=r"cannot write '.*/x.pth': File too large"):
-        checkpoint.save(tmp_path / "x.pth", contents)
+        checkpoint_file.save(tmp_path / "x.pth", contents)
     assert (tmp_path / "x.pth").read_bytes() == before and len(list(tmp_path.glob(".*tmp"))) == 0
 
 

@@ -28,7 +28,7 @@ those like it took, else a guess. A step that fails is reported, the next one is
     O/summary.md                         after each step: machine, seconds, speeds, ACR and certified accuracy
     O/session.json                       settings, steps, the number of epochs
     O/output/<step>.txt                  what each step has printed
-    O/bench/speeds.json                   speeds
+    O/bench/speeds.json                  speeds
     O/logs/                              logs of training and certification, with every vote
     O/release/                           the checkpoints' parts, their SHA-256, and in join.sh what joins them
     O/work/                              checkpoints: what a session needs to resume
@@ -81,9 +81,7 @@ _FREE = ("data_dir", "device", "output", "minutes", "speed_seconds", "training_s
 _CPU = torch.device("cpu")
 _PAPERS_PACE = {("0Gaussian", 0.5): 0.8, ("0Gaussian", 1.0): 0.8}  # --lbdlast, where it is not the defence's default
 _PROCESSES = 12  # of the tests, which are bound by their start
-_START = (
-    30  # seconds that bench_speeds.py may take beyond its own: its start, a last row that is slower than those before
-)
+_START = 30  # seconds that bench_speeds.py may take beyond its own: its start, a last row slower than those before
 _BETWEEN_CHECKPOINTS = 20  # seconds
 _PART = {False: 15 * 2**20, True: 2**17}  # bytes of a part of a released checkpoint; True: --tiny
 

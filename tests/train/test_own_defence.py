@@ -11,7 +11,8 @@ from conftest import TINY, load_module
 
 from spacte.data.sources import open_split
 from spacte.model import build_classifier
-from spacte.model.checkpoint import load_classifier, save
+from spacte.model.checkpoint import load_classifier
+from spacte.model.checkpoint_file import save
 from spacte.train.command import main, parse
 from spacte.train.trainer import Trainer
 from spacte.utils import UserError

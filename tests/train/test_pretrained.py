@@ -8,7 +8,7 @@ from conftest import DEFENCES, TINY
 from objectives import call, objective_of
 
 from spacte.data.spec import data_spec
-from spacte.model import build_classifier, checkpoint
+from spacte.model import build_classifier, checkpoint, checkpoint_file
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
 from spacte.train.teaching import taught_cross_entropy
@@ -28,7 +28,7 @@ def saved(tmp_path, heads, seed=0, **changes):
     classifier = build_classifier("R8", "digits", heads)
     path = tmp_path / f"{heads}-{seed}.pth"
     args = dataclasses.asdict(recipe)
-    checkpoint.save(path, {"state_dict": classifier.state_dict(), "data": data_spec("digits"), "args": args})
+    checkpoint_file.save(path, {"state_dict": classifier.state_dict(), "data": data_spec("digits"), "args": args})
     return str(path)
 
 
@@ -157,7 +157,7 @@ def test_a_frozen_trunk_stays_to_the_bit_and_the_heads_learn(script, tmp_path):
     code, _, err = script("0Gaussian/train.py", *flags)
     assert code == 0, err
     (last,) = tmp_path.rglob("*-frozen-trunk/epoch2.pth")
-    there, here = (checkpoint.read(path)["state_dict"] for path in (base, last))
+    there, here = (checkpoint_file.read(path)["state_dict"] for path in (base, last))
     trunk = [name for name in there if not name.startswith("1.heads")]
     assert len(trunk) > 10 and all(torch.equal(here[name], there[name]) for name in trunk)
     torch.manual_seed(666)
@@ -170,6 +170,6 @@ def test_a_trunk_of_another_network_is_refused(script, tmp_path):
     base = saved(tmp_path, 1)
     code, _, err = script("0Gaussian/train.py", *TINY, "--arch", "R14", "--frozen_trunk", base)
     assert code == 2 and "is of R8, the network here of R14" in err
-    torch.save(checkpoint.read(base)["state_dict"], tmp_path / "weights.pth")
+    torch.save(checkpoint_file.read(base)["state_dict"], tmp_path / "weights.pth")
     code, _, err = script("0Gaussian/train.py", *TINY, "--frozen_trunk", tmp_path / "weights.pth")
     assert code == 2 and "does not say its architecture" in err

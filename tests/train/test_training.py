@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from spacte.data.sources import open_split
 from spacte.files import lock
-from spacte.model import build_classifier, checkpoint
+from spacte.model import build_classifier, checkpoint_file
 from spacte.names import run_name_of_today
 from spacte.train.command import parse
 from spacte.train.meter import LossMeter
@@ -127,13 +127,13 @@ def test_a_resumed_run_ends_as_if_never_interrupted(script, tmp_path, monkeypatc
 
     saves = []
 
-    def killed_after_two(path, contents, save=checkpoint.save):
+    def killed_after_two(path, contents, save=checkpoint_file.save):
         if len(saves) == 2:
             raise KeyboardInterrupt
         saves.append(save(path, contents))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", killed_after_two)
+        patch.setattr(checkpoint_file, "save", killed_after_two)
         code, _, err = script(train, *flags)
         assert code == 130 and "interrupted" in err
     assert script(train, *flags, "--resume")[0] == 0

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from spacte.certify.contract import answers, check_contract
+from spacte.certify.contract import SPOT_CHECK_IMAGES, answers, check_contract
 from spacte.data.splits import Split
 from spacte.device import arithmetic, usual_batch
 from spacte.distributed import broadcast_object, is_main_process
@@ -188,7 +188,7 @@ def of_callable(function: Callable, split: Split, run: str, config: RunConfig, c
         )
     batch_size = computing.batch_size(split)
     classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
-    images, _ = split.some(32)
+    images, _ = split.some(SPOT_CHECK_IMAGES)
     logits = check_contract(classifier, with_fixed_noise(images, config.noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:

@@ -78,8 +78,10 @@ def answers(logits: Tensor) -> tuple[float, ...]:
     return tuple(round(value, 3) for value in found.flatten().tolist())
 
 
+SPOT_CHECK_IMAGES = 32
 SPOT_CHECK = (
-    "spot check passed on 32 noised images: answers did not change when repeated, reordered or batched with others; "
+    f"spot check passed on {SPOT_CHECK_IMAGES} noised images: answers did not change when repeated, reordered or "
+    "batched with others; "
     "that each depends on its image alone everywhere is for you to ensure"
 )
 _DEPENDS = (

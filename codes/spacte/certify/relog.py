@@ -10,7 +10,7 @@ from spacte.certify.run_settings import RunSettings, shard_ending
 from spacte.certify.writer import writing
 from spacte.files import check_ending
 from spacte.logs.certified import check_again
-from spacte.logs.config import Noted, RunConfig
+from spacte.logs.config import Noted, RunConfig, is_integer
 from spacte.logs.counts import Counts, VoteCounts, read_counts
 from spacte.logs.plans import Plan, plan_of
 from spacte.logs.runfiles import CERTIFIED, RunFiles
@@ -166,7 +166,7 @@ def _flags(content: Noted, files: RunFiles) -> dict:
     """The settings that the run was started with."""
     flags, earlier = content.about.get("flags"), content.about.get("earlier", [])
     whole = isinstance(flags, dict) and {"max", "shard"} <= flags.keys() and _are_legal(flags["max"], flags["shard"])
-    whole = whole and _is_up_to(content.about.get("images"), _MOST_IMAGES)
+    whole = whole and is_integer(content.about.get("images"), 1, _MOST_IMAGES)
     if not whole or not isinstance(earlier, list) or not all(isinstance(one, dict) for one in earlier):
         why = "flags and images are missing or wrong"
         raise UserError(f"'{files.json}' does not say which images the run was about: {why}")
@@ -176,21 +176,17 @@ def _flags(content: Noted, files: RunFiles) -> dict:
 def _are_legal(most: object, shard: object) -> bool:
     """Of the flags --max and --shard, as JSON holds them."""
     if shard is not None:
-        if not isinstance(shard, list) or len(shard) != 2 or not _is_up_to(shard[1]):
+        if not isinstance(shard, list) or len(shard) != 2:
             return False
-        if not _is_up_to(shard[0], shard[1]):
+        if not is_integer(shard[1], 1) or not is_integer(shard[0], 1, shard[1]):
             return False
-    return most is None or _is_up_to(most)
-
-
-def _is_up_to(value: object, most: int = 10**15) -> bool:
-    return type(value) is int and 1 <= value <= most
+    return most is None or is_integer(most, 1)
 
 
 def _number_of_images(content: Noted, flags: dict, files: RunFiles) -> int:
     """How many images the run has that was started with these flags: of the split's or, an attack, of a log's."""
     about, attack = content.about, content.config.kind == "attack"
-    if attack and not _is_up_to(about.get("attacked"), _MOST_IMAGES):
+    if attack and not is_integer(about.get("attacked"), 1, _MOST_IMAGES):
         raise UserError(f"'{files.json}' does not say how many images are attacked")
     whole = RunSettings(content.config.skip, flags["max"])
     images = range(about["attacked"]) if attack else whole.chosen(range(about["images"]))

@@ -55,7 +55,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add("--num_heads", type=cli.positive_int, help="L (default: as in the checkpoint)")
     add("--noise_sd", type=cli.image_norm, help=f"sigma, in units of [0, 1], training's or another ({known})")
     add("--head", type=cli.non_negative_int, help="this head alone votes, from 0 (default: the sum of all)")
-    few = "the first K heads (networks, of an ensemble) vote; the others see only noisy copies on which these disagree"
+    few = "the first C heads (networks, of an ensemble) vote; the others see only noisy copies on which these disagree"
     add("--consensus", type=cli.positive_int, metavar="C", help=few)
     add = parser.add_argument_group("how its logits are computed").add_argument
     add(

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard
 
 from spacte.logs.voting import Heads, Stopping
 from spacte.provenance import deciding_versions
@@ -41,20 +41,13 @@ def _is_open_probability(value: object) -> bool:
     return is_number(value) and 0 < value < 1
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**15
-
-
-def _is_seed(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+def is_integer(value: object, least: int = 0, most: int = 10**15) -> TypeGuard[int]:
+    """Whether it is an integer from `least` to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_positive(value: object) -> bool:
-    return _is_count(value) and cast(int, value) >= 1
-
-
-def _is_top_k(value: object) -> bool:
-    return isinstance(value, int) and 2 <= value < 10**7  # classes are no more
+    return is_integer(value, least=1)
 
 
 def _is_stopping(value: object) -> bool:
@@ -102,7 +95,7 @@ class RunConfig:
     # the classifier
     dataset: str = _field("", _is_text, DESCRIBES)
     arch: str = _field("", _is_text, DESCRIBES)
-    num_heads: tuple[int, ...] = _field((), _is_list_of(_is_count), DESCRIBES)
+    num_heads: tuple[int, ...] = _field((), _is_list_of(is_integer), DESCRIBES)
     noise_sd: float = _field(math.nan, lambda value: is_number(value) and value > 0, DESCRIBES, IDENTIFIES)  # sigma
     defence: str | None = _field(None, _or_none(_is_text), DESCRIBES, later=True)
     checkpoint_sha256: tuple[str, ...] = _field((), _is_list_of(_is_text), IDENTIFIES)
@@ -115,30 +108,30 @@ class RunConfig:
     answers: tuple[float, ...] | None = _field(None, _is_list_of(is_number), IDENTIFIES, of=(), later=True)
     # how it is evaluated
     data_sha256: str = _field("", _is_text, IDENTIFIES)
-    head: int | None = _field(None, _or_none(_is_count), DESCRIBES, IDENTIFIES)
-    seed: int = _field(0, _is_seed)
+    head: int | None = _field(None, _or_none(is_integer), DESCRIBES, IDENTIFIES)
+    seed: int = _field(0, lambda value: is_integer(value, most=2**63 - 1))
     compile: bool = _field(False, _is(bool))
     exact_noise: bool = _field(False, _is(bool), IDENTIFIES, ALIKE)
     precision: str = _field("", _is_text, IDENTIFIES, ALIKE)
     noise_slack: float = _field(0.0, lambda value: value == 0 or _is_open_probability(value), CERTIFIES)
     arithmetic: dict[str, Any] = _field({}, _is(dict))
     versions: dict[str, Any] = _field({}, lambda value: isinstance(value, dict) and _is_text(value.get("python")))
-    consensus: int | None = _field(None, _or_none(_is_count), IDENTIFIES, CERTIFIES, of=(), later=True)
+    consensus: int | None = _field(None, _or_none(is_integer), IDENTIFIES, CERTIFIES, of=(), later=True)
     skip: int = _field(1, _is_positive, DECIDES, of=("certify", "predict", "attack"))
     # an attack
     log_sha256: str = _field("", _is_text, of=("attack",))
     radii: tuple[float, ...] = _field((), _is_list_of(is_number), DECIDES, of=("attack",))
-    num_steps: int = _field(0, _is_count, of=("attack",))
-    num_noise_vec: int = _field(0, _is_count, of=("attack",))
+    num_steps: int = _field(0, is_integer, of=("attack",))
+    num_noise_vec: int = _field(0, is_integer, of=("attack",))
     # draws and certificate
-    N0: int = _field(0, _is_count, ALIKE, of=("certify",))
+    N0: int = _field(0, is_integer, ALIKE, of=("certify",))
     N: int = _field(0, _is_positive, DECIDES, ALIKE)
     alpha: float = _field(math.nan, _is_open_probability, CERTIFIES, ALIKE)
     climbs_from: str = _field("", _is_text, of=("attack",))
     certificate: str = _field(
         "cohen", lambda value: value in CERTIFICATES, CERTIFIES, ALIKE, of=("certify",), later=True
     )
-    top_k: int | None = _field(None, _is_top_k, CERTIFIES, ALIKE, of=())  # None: 1
+    top_k: int | None = _field(None, lambda value: is_integer(value, 2, 10**7 - 1), CERTIFIES, ALIKE, of=())  # None: 1
     skip_wrong: bool = _field(False, _is(bool), CERTIFIES, ALIKE, of=("certify",))
     sequential: Stopping | None = _field(None, _or_none(_is_stopping), CERTIFIES, ALIKE, of=("certify",))
 

@@ -1,25 +1,17 @@
-"""Checkpoints: ours, which hold a whole run, the authors', which hold a state dict, and the field's published ones."""
+"""A classifier from a checkpoint: ours, which holds a whole run, the authors' or one of the field's published ones."""
 
-import io
 import math
-import pickle
-import warnings
-from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spacte.data.spec import DataSpec, data_spec
-from spacte.files import replace_file
-from spacte.model import MOST_HEADS, build_classifier, our_name
+from spacte.model import MOST_HEADS, build_classifier, checkpoint_file, our_name
 from spacte.model.classifier import Classifier
-from spacte.model.file_kinds import described, folder_line
 from spacte.model.frozen import scales_of
 from spacte.model.imgnet_resnet_mhead import STAGES
 from spacte.model.normalisation import (
@@ -30,7 +22,7 @@ from spacte.model.normalisation import (
     normalisation,
     parsed,
 )
-from spacte.model.published import CONTAINERS, KNOWN, Weights, field_name, recognised, state_dict_of, way_out
+from spacte.model.published import KNOWN, Weights, field_name, recognised, way_out
 from spacte.model.scales import Scales
 from spacte.names import printable_name
 from spacte.utils import UserError, listed
@@ -81,116 +73,6 @@ class Loaded:
         return replace(self, classifier=classifier, normalize=name_of(constants(name, self.spec), self.spec))
 
 
-def save(path: Path, contents: dict) -> None:
-    """Write a checkpoint so that `path` never holds half of one; its DataSpec under "data" becomes a dict.
-
-    Equal contents make equal files: no name of a temporary file gets into them. UserError if it cannot be written, or
-    could not be read again because it holds more than tensors, numbers, strings and containers of them.
-    """
-    contents = {**contents, "data": asdict(contents["data"])}
-    buffer = _written(contents)
-    if not _is_readable(buffer):
-        strange = _strange(contents)
-        raise UserError(
-            f"'{path}' could not be read again: {strange} is no tensor, number, string, list or dict of them"
-        )
-    replace_file(path, buffer.getbuffer())
-
-
-def _written(contents: Any) -> io.BytesIO:
-    buffer = io.BytesIO()  # not the file: of a full disk torch's writer says only that its position is unexpected
-    torch.save(contents, buffer)
-    return buffer
-
-
-def _is_readable(buffer: io.BytesIO) -> bool:
-    """Whether `read` could load what was written."""
-    buffer.seek(0)
-    try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            torch.load(buffer, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        return False
-    return True
-
-
-def _strange(contents: Any, name: str = "it") -> str:
-    """The name of the innermost value in nested dicts that could not be read again."""
-    for key, value in contents.items() if isinstance(contents, dict) else ():
-        if not _is_readable(_written(value)):
-            return _strange(value, f"{name}[{key!r}]".removeprefix("it"))
-    return name
-
-
-def read(path: Path | str) -> dict:
-    """The contents of a checkpoint on the CPU, with its DataSpec rebuilt; never runs code from the file.
-
-    A state dict may lie under any name that the field gives it, or be the whole file; it is under `state_dict` here,
-    and the names that lead to it in the file under `keys`. Raises UserError that says what the file is if it is
-    missing, truncated or holds no state dict.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(folder_line(path))
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint '{path}'")
-    try:
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused below
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch.load raises whatever the damage happens to trigger
-        raise UserError(
-            f"'{path}' is not a readable checkpoint (truncated or foreign): it {described(path)}"
-        ) from error
-    found = state_dict_of(contents)
-    if found is None:
-        keys = [name for name in contents if state_dict_of(contents[name])] if isinstance(contents, dict) else []
-        raise UserError(
-            f"'{path}' is a foreign file: a checkpoint holds a 'state_dict', this {_summary(contents)}; "
-            f"{way_out(path, tuple(keys[:1]))}"
-        )
-    others = [
-        name for name in CONTAINERS if name in contents and name not in found[1] and state_dict_of(contents[name])
-    ]
-    if others:
-        warnings.warn(
-            f"'{path}' holds networks under {found[1][0]} and {', '.join(others)}: the first is taken", stacklevel=2
-        )
-    contents = dict(contents) if found[1] else {}
-    contents["state_dict"], contents["keys"] = found
-    data = contents.pop("data", None)  # of another code where it is no dict
-    if isinstance(data, dict):
-        try:
-            contents["data"] = DataSpec.from_file(data)
-        except ValueError as error:
-            raise UserError(f"'{path}' is a foreign file: its 'data' does not describe a data set") from error
-    args = contents.setdefault("args", {})
-    contents["args"] = args = vars(args) if isinstance(args, Namespace) else args
-    if not isinstance(args, dict) and "data" not in contents:
-        contents["args"] = {}  # of another code
-    elif not isinstance(args, dict):
-        raise UserError(f"'{path}' is a foreign file: its 'args' are not the settings of a run")
-    return contents
-
-
-# what people save beside the weights: scores as numpy's numbers and arrays, flags, paths
-_NUMPY: Any = np._core.multiarray  # type: ignore[attr-defined]
-_HARMLESS = [
-    np.dtype, np.ndarray, (_NUMPY.scalar, "numpy.core.multiarray.scalar"), _NUMPY.scalar,
-    (_NUMPY._reconstruct, "numpy.core.multiarray._reconstruct"), _NUMPY._reconstruct,
-    *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType") and name != "ObjectDType"),
-    Namespace, PosixPath, defaultdict,
-]  # fmt: skip
-
-
-def _summary(contents: Any) -> str:
-    if not isinstance(contents, dict):
-        return f"a {type(contents).__name__}"
-    return listed(contents, 8) or "nothing"
-
-
 _LEGAL: dict[str, Callable[[Any], bool]] = {
     "arch": lambda value: isinstance(value, str),
     "dataset": lambda value: isinstance(value, str),
@@ -218,7 +100,7 @@ def load_classifier(
     Raises UserError if the file cannot be read, another argument contradicts the checkpoint (both values are named),
     or the weights do not fit the architecture or are not finite.
     """
-    return interpreted(read(path), path, arch, dataset, num_heads, noise_sd, normalize, spec)
+    return interpreted(checkpoint_file.read(path), path, arch, dataset, num_heads, noise_sd, normalize, spec)
 
 
 def interpreted(

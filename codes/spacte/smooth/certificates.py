@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,10 +21,14 @@ ABSTAIN = -1
 CERTIFICATES = ("cohen", "all-votes")
 
 
-def check_kind(kind: str) -> None:
-    """ValueError for an unknown kind of certificate."""
-    if kind not in CERTIFICATES:
-        raise ValueError(f"certificate '{kind}': choose from {', '.join(CERTIFICATES)}")
+def settle(certificate: Any) -> None:
+    """Its numbers become Python's. ValueError for an unknown `kind`, or an `alpha` of 1 or more."""
+    for name in ("alpha", "sigma"):
+        object.__setattr__(certificate, name, float(getattr(certificate, name)))
+    if certificate.kind not in CERTIFICATES:
+        raise ValueError(f"certificate '{certificate.kind}': choose from {', '.join(CERTIFICATES)}")
+    if not certificate.alpha < 1:
+        raise ValueError(f"alpha {certificate.alpha}: it must be below 1")
 
 
 def check_alpha(alpha: float) -> None:
@@ -74,11 +79,7 @@ class Certificate:
 
         Numbers of numpy and torch become Python's: float32 would round a radius up.
         """
-        object.__setattr__(self, "alpha", float(self.alpha))
-        object.__setattr__(self, "sigma", float(self.sigma))
-        check_kind(self.kind)
-        if not self.alpha < 1:
-            raise ValueError(f"alpha {self.alpha}: it must be below 1")
+        settle(self)
 
     @lru_cache(maxsize=2**17)  # noqa: B019 (a value, like what it is computed from)
     def radius(self, n_a: float, n_b: float, n: int, classes: int) -> float | None:

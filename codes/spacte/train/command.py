@@ -20,7 +20,7 @@ from spacte.data.splits import BatchedSplit
 from spacte.device import select_device, select_precision
 from spacte.distributed import broadcast_object, init_distributed, is_main_process, main_process_first
 from spacte.files import gone_on_failure
-from spacte.model import build_classifier, checkpoint
+from spacte.model import build_classifier, checkpoint_file
 from spacte.names import as_recorded_today, unused_settings
 from spacte.provenance import source_state
 from spacte.train.objective import Objective
@@ -130,7 +130,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if is_due(epoch, place.save_freq, recipe.epochs):
             state = trainer.state()  # every process has its part in it
             if log:
-                checkpoint.save(paths.checkpoint(epoch), {**state, **about, "log": log.text})
+                checkpoint_file.save(paths.checkpoint(epoch), {**state, **about, "log": log.text})
     if log:
         print(f"checkpoint: {paths.checkpoint(recipe.epochs)}\nlog: {paths.log}\nTensorBoard: {paths.tensorboard}")
 
@@ -180,7 +180,7 @@ def _resume_point(paths: RunPaths, objective: Objective, settings: dict, resume:
     unreadable = []
     for epoch in found:
         try:
-            contents = checkpoint.read(paths.checkpoint(epoch))
+            contents = checkpoint_file.read(paths.checkpoint(epoch))
         except UserError as error:
             tqdm.write(f"passed over: {error}")
             unreadable.append(epoch)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spacte.data.spec import DataSpec
 from spacte.files import sha256
-from spacte.model import checkpoint
+from spacte.model import checkpoint, checkpoint_file
 from spacte.model.classifier import Classifier
 from spacte.train.settings import Recipe
 from spacte.train.teaching import divergences
@@ -74,7 +74,7 @@ def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
 
 def _loaded(name: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
     """The network of a checkpoint. UserError if it is not of the training's data."""
-    path, contents = Path(name), checkpoint.read(name)
+    path, contents = Path(name), checkpoint_file.read(name)
     if not contents["args"]:
         raise UserError(f"'{path}' is not a checkpoint of train.py: it does not say its architecture")
     loaded = checkpoint.interpreted(contents, path, dataset=recipe.dataset)

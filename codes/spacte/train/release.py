@@ -9,7 +9,7 @@ import torch
 from spacte import cli
 from spacte.data.sources import open_split
 from spacte.files import check_ending, make_folder, sha256
-from spacte.model import checkpoint
+from spacte.model import checkpoint, checkpoint_file
 from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.train.settings import Place
 from spacte.utils import UserError
@@ -40,7 +40,7 @@ def release(path: Path, output: Path, half: bool = False, int8: str | None = Non
     `int8`: with scales from the training images in this folder; a released file, too, gets them.
     """
     check_ending(output, (".pth",))
-    contents = checkpoint.read(path)
+    contents = checkpoint_file.read(path)
     if output.exists():
         raise UserError(f"'{output}' exists: choose another --output")
     if not contents.keys() >= set(_KEPT):
@@ -59,7 +59,7 @@ def release(path: Path, output: Path, half: bool = False, int8: str | None = Non
     if int8 is not None:
         released["int8"] = _scales(released, path, int8).to_file()
     make_folder(output.absolute().parent)
-    checkpoint.save(output, released)
+    checkpoint_file.save(output, released)
 
 
 def _names(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
