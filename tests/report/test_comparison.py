@@ -48,7 +48,8 @@ def test_a_paired_difference_and_its_interval(tmp_path):
     assert found.table.iloc[2]["difference"] == pytest.approx(share[0], abs=1e-12)
     interval = f"{acr['difference']:.3f}, 95 % interval {acr['low']:.3f} to {acr['high']:.3f} (paired t)"
     says = f"The ACR of 'a' is higher than that of 'b': the first less the second is {interval}"
-    assert found.sentences() == f"{says}, on the same 2000 images."
+    alone = "One run each: the interval is for other images, not for other trainings."
+    assert found.sentences() == f"{says}, on the same 2000 images.\n{alone}"
 
 
 def test_a_sentence_and_its_table_have_one_sign(tmp_path):
@@ -121,6 +122,35 @@ def test_two_experiments_are_compared_over_their_seeds(tmp_path, script):
     random_log(tmp_path / "a" / "seed-3" / "other.log", 400, 0)
     code, _, err = script("report.py", "--compare", "a", "b")
     assert code == 2 and "are not two seeds of one experiment: give the folder of one" in err
+
+
+def test_one_classifier_certified_twice_is_no_matter_of_trainings(tmp_path):
+    logs = [with_config(random_log(tmp_path / f"{seed}.log", 300, seed), checkpoint_sha256=["ab"]) for seed in (1, 2)]
+    assert "One run each" not in compare(*runs_of(tmp_path, *logs)).sentences()
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_what_all_seeds_took_from_the_same_files_is_said(tmp_path, script, hashed):
+    """Seeds without teachers, seeds with the same two; by the names where one run has recorded no hash."""
+    for side, teachers in (("a", []), ("b", ["1.pth", "2.pth"])):
+        for seed in range(3):
+            log = random_log(tmp_path / side / f"seed-{seed}" / "run.log", 100, seed)
+            inputs = {"inputs": {"teachers": ["1" * 64, "2" * 64]}} if teachers and (hashed or seed) else {}
+            with_config(log, [{"seed": seed, "teachers": teachers} | inputs])
+    code, out, err = script("report.py", "--compare", "a", "b")
+    assert code == 0, err
+    assert out.count("took the same") == 1
+    assert "All 3 runs of 'b' took the same teachers: what another would change is not in the interval." in out
+
+
+def test_one_network_borrows_no_variance_of_ensembles_unsaid(tmp_path, script):
+    for side, networks, seeds in (("one", [1], 1), ("two", [1, 1], 3), ("five", [1] * 5, 1)):
+        for seed in range(seeds):
+            with_config(random_log(tmp_path / side / f"seed-{seed}" / "run.log", 100, seed), num_heads=networks)
+    says = "'one' has fewer networks than those, and runs of fewer vary more: the interval is too narrow."
+    assert says in script("report.py", "--compare", "one", "two")[1]
+    assert says in script("report.py", "--compare", "two", "one")[1]
+    assert "too narrow" not in script("report.py", "--compare", "five", "two")[1]
 
 
 def test_images_that_do_not_match_are_counted_and_named(tmp_path, script):

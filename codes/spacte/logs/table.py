@@ -8,7 +8,6 @@ import pandas as pd
 
 from spacte.logs.certlog import Radii, acr_standard_error, average_certified_radius, certified_accuracy
 from spacte.logs.description import Description
-from spacte.logs.voting import UNDECIDED
 from spacte.smooth.certificates import ABSTAIN
 
 RADIUS_STEP = 0.25
@@ -157,16 +156,15 @@ def decimals(norm: str) -> int:
 def best(table: pd.DataFrame) -> pd.DataFrame:
     """Which cells of a summary are the best of their column and group, as they are shown, booleans.
 
-    None in a group whose rows are all equal, and none in a row without a group.
+    None in a group whose rows are all equal, none in a row without a group, and no lower bound: what it is less than is
+    not known. To abstain less is no merit, since a wrong answer is no abstention.
     """
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
-    for name in table.columns.drop(list(_NEUTRAL), errors="ignore"):
-        rounded = table[name].astype(float).round(_decimals_of(name, table))
-        if name == "ACR":  # lower bounds of draws that another certificate ended are not ranked
-            rounded = rounded.mask(table["stopping"].fillna("").astype(str).str.endswith(UNDECIDED))
+    bounds = lower_bounds(table)
+    for name in table.columns.drop([*_NEUTRAL, "abstained"], errors="ignore"):
+        rounded = table[name].astype(float).round(_decimals_of(name, table)).mask(bounds[name])
         shown = rounded.groupby(table["group"])
-        top = shown.transform("min" if name == "abstained" else "max")
-        marks[name] = (rounded == top) & (shown.transform("nunique") > 1)
+        marks[name] = (rounded == shown.transform("max")) & (shown.transform("nunique") > 1)
     return marks
 
 

@@ -66,9 +66,6 @@ class Heads:
         return Heads(self.networks, head)
 
 
-UNDECIDED = " of another certificate"  # how a stopping rule ends, as text, that did not decide what is certified
-
-
 @dataclass(frozen=True)
 class Stopping:
     """When an image's estimation draws end early: once each of `radii` is certified or given up (`give_up` is the level
@@ -90,7 +87,7 @@ class Stopping:
         else:
             names = [f"{radius:g}" for radius in self.radii or ()]
             text = "radii " + ", ".join(names if len(names) < 5 else [*names[:2], "...", names[-1]])
-        return text if self.decides else text + UNDECIDED
+        return text if self.decides else f"{text} of another certificate"
 
     def to_json(self) -> dict[str, Any]:
         """{"radii", "give_up"} or {"tolerance"}, and {"decides": false}."""

@@ -28,11 +28,13 @@ Shares are in [0, 1], an ACR stands with its standard error (--over_seeds: with 
 ACRs), a column headed by a radius holds the certified accuracy there, and the best of each column is bold: within the
 rows of one `group`, which certify the same images with the same N0, N, alpha, --sequential, --skip_wrong, --exact_noise
 and --precision. Logs without a configuration are a group of their own; the column is there if there are two groups.
+Lower bounds and `abstained` are not ranked: a wrong answer is no abstention, with --skip_wrong least of all.
 
 A run is named after the folders that tell its log from the others (5-heads/seed-1), or else after its flags. Each
-interval of a comparison is for its row alone; `p_holm` is the p-value of no difference, adjusted for all rows.
-`draws` is the mean number of an image's estimation draws, where runs differ in it. Of a run that stops early
-(--sequential) the ACR is a lower bound, marked ≥, and a radius that its rule did not decide shows "-".
+interval of a comparison is for its row alone; `p_holm` is the p-value of no difference, adjusted for all rows of that
+comparison, not for several comparisons. `draws` is the mean number of an image's estimation draws, where runs differ in
+it. Of a run that stops early (--sequential) the ACR is a lower bound, marked ≥ and not compared, and a radius that its
+rule did not decide shows "-".
 """
 
 

@@ -13,8 +13,9 @@ from spacte.report.labels import experiment_label
 from spacte.report.run import Run
 from spacte.utils import UserError
 
+_INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "pretrained network"}  # of a training
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
-_OF_A_SEED = ("seed", *PLACE_SETTINGS, "pretrained_model", "votes_dir", "teachers", "frozen_trunk")
+_OF_A_SEED = ("seed", *PLACE_SETTINGS, *_INPUTS, "votes_dir")
 
 
 def check_same_images(runs: list[Run]) -> None:
@@ -163,6 +164,26 @@ def check_seeds(runs: list[Run]) -> None:
         if found:
             two = f"'{a.path}' and '{b.path}'"
             raise UserError(f"{two} are not two seeds of one experiment: {found}; leave one of them out")
+
+
+def same_classifier(a: Run, b: Run) -> bool:
+    """Whether two runs are known to certify one classifier."""
+    return bool(_checkpoints(a)) and _checkpoints(a) == _checkpoints(b)
+
+
+def shared_inputs(runs: list[Run]) -> list[str]:
+    """What the trainings of several runs took from the same files, all of them: teachers, trunk, pretrained network.
+
+    By the files' hashes or, where a training has recorded none, by their names.
+    """
+    trainings, found = [one for run in runs for one in run.training or ({},)], []
+    for name, word in _INPUTS.items():
+        hashes = [one["inputs"].get(name) for one in trainings if isinstance(one.get("inputs"), dict)]
+        known = len(hashes) == len(trainings) and all(hashes)
+        taken = hashes if known else [one.get(name) for one in trainings]
+        if len(runs) > 1 and taken[0] and taken.count(taken[0]) == len(taken):
+            found.append(word)
+    return found
 
 
 def _seeds(run: Run) -> set[str]:

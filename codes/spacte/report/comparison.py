@@ -1,5 +1,6 @@
 """Two certification logs compared image by image, or two experiments of several seeds each."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from spacte.logs.certlog import Radii, certified_at, certified_radius
 from spacte.logs.table import decimals, plain, radius_names, records
-from spacte.report.comparable import certification_differences, check_seeds
+from spacte.report.comparable import certification_differences, check_seeds, same_classifier, shared_inputs
 from spacte.report.intervals import (
     FEWEST_DIFFERENT,
     FEWEST_SEEDS,
@@ -34,12 +35,13 @@ class Comparison:
 
     `table` has a row for ACR, clean accuracy and the certified accuracy at each radius: both values on the shared
     images, their difference, its 95 % interval, from `low` to `high`, and the p-value of no difference, by Holm's
-    method adjusted for all rows; NaN for an ACR of which too few images tell, see `acr_interval`, or that the two runs'
-    stopping rules make another thing, and for a radius that a sequential run did not decide. `different` is the number
-    of images whose radii differ, `only_a` and `only_b` are the idx that the other run has not, `settings` is how their
-    certifications differ, as far as their configurations tell, and `certificate` what kind both are ("": two kinds, or
-    nothing tells). `seeds` are the numbers of runs of two experiments; None where two runs are compared. `stopping` are
-    the rules by which the runs end their draws, where one of them is sequential: one rule if it is the same.
+    method adjusted for all rows; NaN for an ACR of which too few images tell, see `acr_interval`, and where a run is
+    sequential for the ACR, since two lower bounds tell nothing of a difference, and for each radius that it did not
+    decide. `different` is the number of images whose radii differ, `only_a` and `only_b` are the idx that the other run
+    has not, `settings` is how their certifications differ, as far as their configurations tell, and `certificate` what
+    kind both are ("": two kinds, or nothing tells). `seeds` are the numbers of runs of two experiments; None where two
+    runs are compared. `stopping` are the rules by which the runs end their draws, where one of them is sequential: one
+    rule if it is the same. `remarks` are sentences on what the intervals do not count.
     """
 
     a: str
@@ -53,6 +55,7 @@ class Comparison:
     certificate: str = ""
     seeds: tuple[int, int] | None = None
     stopping: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     norm: str = "l2"
 
     def sentences(self) -> str:
@@ -61,9 +64,7 @@ class Comparison:
         words = ["from all votes"] * (kind == "all-votes") + [f"for {top}"] * bool(top)
         certificates = f", certificates {' '.join(words)}" if words else ""
         text = f"{self._verdict()}, on the same {self.images} images{certificates}."
-        if len(self.stopping) == 1:
-            text += f"\nBoth ended draws early (--sequential, {self.stopping[0]}): their ACRs are lower bounds."
-        text += self._of_seeds()
+        text += "".join(f"\n{remark}" for remark in (*self._of_seeds(), *self.remarks))
         for name, images in ((self.a, self.only_a), (self.b, self.only_b)):
             if images:
                 text += (
@@ -73,11 +74,11 @@ class Comparison:
             text += f"\nThey were certified differently: {self.settings}."
         return text
 
-    def _of_seeds(self) -> str:
+    def _of_seeds(self) -> list[str]:
         """What is to be known of the runs of two experiments."""
         if not self.seeds:
-            return ""
-        text = "\nThe means over {} and {} runs are compared.".format(*self.seeds)
+            return []
+        remarks = ["The means over {} and {} runs are compared.".format(*self.seeds)]
         fewest = [name for name, runs in zip((self.a, self.b), self.seeds, strict=True) if runs == min(self.seeds)]
         if min(self.seeds) == 1:
             several = self.b if self.seeds[0] == 1 else self.a
@@ -86,13 +87,13 @@ class Comparison:
                 if self._seeds_are_few
                 else f"another is taken to differ as much as those of '{several}' do"
             )
-            text += f"\nOf '{fewest[0]}' there is one run: {another}."
+            remarks.append(f"Of '{fewest[0]}' there is one run: {another}.")
         elif min(self.seeds) == 2:
             two = " and ".join(f"'{name}'" for name in fewest)
-            text += (
-                f"\nTwo runs of {two} tell little of how seeds vary: a 95 % interval may miss in up to 13 % of cases."
+            remarks.append(
+                f"Two runs of {two} tell little of how seeds vary: a 95 % interval may miss in up to 13 % of cases."
             )
-        return text
+        return remarks
 
     @property
     def _seeds_are_few(self) -> bool:
@@ -104,11 +105,12 @@ class Comparison:
         acr, names = self.table.iloc[0], f"'{self.a}' and '{self.b}'"
         acrs = "ACRs" if self.norm == "l2" else f"{self.norm.capitalize()} ACRs"
         difference, low, high = (f"{acr[name]:.{decimals(self.norm)}f}" for name in ("difference", "low", "high"))
-        if len(self.stopping) > 1:
+        if self.stopping:
             rules = " and ".join(self.stopping)
+            how = "both end draws early" if len(self.stopping) == 1 else "they stop by different rules"
             return (
-                f"No verdict on the {acrs} of {names}: they stop by different rules ({rules}), and a run that stops "
-                "early has a lower bound; the radii that both decide are compared"
+                f"No verdict on the {acrs} of {names}: {how} ({rules}), and nothing tells how far below the truth a "
+                "lower bound is; the radii that both decide are compared"
             )
         if self._seeds_are_few:
             return f"No verdict on the {acrs} of {names}: the first less the second is {difference}"
@@ -177,7 +179,9 @@ def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     )
     table, different = _table(a, b, radii, mean_a, mean_b, interval), int(differ(differences).sum())
     (name_a, name_b), settings = labels([[a], [b]]), _settings(a, b)
-    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, **settings)
+    one_run = "One run each: the interval is for other images, not for other trainings."
+    remarks = () if same_classifier(a, b) else (one_run,)
+    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, remarks=remarks, **settings)
 
 
 def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) -> Comparison:
@@ -208,7 +212,29 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
         experiment_label(runs) or label for runs, label in zip((a, b), labels([a[:1], b[:1]]), strict=True)
     )
     seeds, settings = (len(a), len(b)), _settings(a[0], b[0])
-    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, seeds=seeds, **settings)
+    remarks = (*_of_ensembles((name_a, a), (name_b, b)), *_of_inputs((name_a, a), (name_b, b)))
+    return Comparison(
+        name_a, name_b, len(shared), different, table, only_a, only_b, seeds=seeds, remarks=remarks, **settings
+    )
+
+
+def _of_ensembles(*sides: tuple[str, list[Run]]) -> Iterator[str]:
+    """A remark where the one run of a side borrows how runs vary from the other side's, which vary less."""
+    (name, one), (_, several) = sorted(sides, key=lambda side: len(side[1]))
+    sizes = [len(runs[0].heads.networks) if runs[0].heads else 0 for runs in (one, several)]
+    if len(one) == 1 and 0 < sizes[0] < sizes[1]:
+        yield f"'{name}' has fewer networks than those, and runs of fewer vary more: the interval is too narrow."
+
+
+def _of_inputs(*sides: tuple[str, list[Run]]) -> Iterator[str]:
+    """A remark for each side whose seeds all began with the same teachers, say: seeds do not tell what these matter."""
+    for name, runs in sides:
+        shared = shared_inputs(runs)
+        if shared:
+            yield (
+                f"All {len(runs)} runs of '{name}' took the same {' and '.join(shared)}: what another would change is "
+                "not in the interval."
+            )
 
 
 def _settings(a: Run, b: Run) -> dict[str, Any]:
@@ -254,7 +280,7 @@ def _table(a: Run, b: Run, radii: Radii, mean_a: np.ndarray, mean_b: np.ndarray,
         means[1:][~run.tells([0, *radii])] = np.nan
     table = pd.DataFrame({"figure": names, **sides, "difference": sides["a"] - sides["b"], **vars(interval)})
     table.loc[table["difference"].isna(), ["low", "high", "p"]] = np.nan
-    if len(_settings(a, b)["stopping"]) > 1:
+    if _settings(a, b)["stopping"]:
         exact = a.decides([0, *radii]) & b.decides([0, *radii])
         table.loc[[True, *~exact], ["difference", "low", "high", "p"]] = np.nan
     return table.assign(p=holm(table["p"].to_numpy())).rename(columns={"p": "p_holm"})
