@@ -27,9 +27,17 @@ def as_it_was():
     ("auto", CPU, "fp32", False), ("auto", CUDA, "tf32", True), ("fp32", CUDA, "fp32", False),
     ("tf32", CUDA, "tf32", True), ("bf16", CUDA, "bf16", False), ("bf16", CPU, "bf16", False),
 ])  # fmt: skip
-def test_auto_is_the_authors_arithmetic_and_fp32_is_ieee(name, device, settled, tf32):
+def test_auto_is_the_authors_arithmetic_and_fp32_is_ieee(monkeypatch, name, device, settled, tf32):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert select_precision(name, device) == settled
     assert arithmetic()["cudnn_allow_tf32"] is tf32 and arithmetic()["float32_matmul_precision"] == "highest"
+
+
+def test_a_gpu_that_is_too_old_for_tf32_computes_and_records_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert select_precision("auto", CUDA) == "fp32" and arithmetic()["cudnn_allow_tf32"] is False
+    with pytest.raises(UserError, match=r"needs a GPU of compute capability 8\.0 or later"):
+        select_precision("tf32", CUDA)
 
 
 @pytest.mark.parametrize("newer", [torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv])

@@ -95,6 +95,16 @@ def counts(images, counter):
     return images * counter["steps"]
 
 
+def keeps_another_tensor(images, counter):
+    counter["mean"] = 0.9 * counter.get("mean", 0) + images.mean()
+    return images * counter["mean"]
+
+
+def keeps_another_in_a_list(images, counter):
+    counter.setdefault("queue", []).append(images.mean())
+    return images * torch.stack(counter["queue"][-2:]).mean()
+
+
 def fails(images, counter):
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("made to fail\nsecond line")
@@ -105,9 +115,11 @@ def fails(images, counter):
     ("body", "reason"),
     [
         (waits, "something waits for the GPU in line"),
-        (draws_on_the_cpu, "changes torch's generator on the CPU"),
-        (draws_with_numpy, "changes numpy's generator on the CPU"),
-        (counts, "changes steps on the CPU"),
+        (draws_on_the_cpu, "changes torch's generator in Python"),
+        (draws_with_numpy, "changes numpy's generator in Python"),
+        (counts, "changes steps in Python"),
+        (keeps_another_tensor, "changes mean in Python"),
+        (keeps_another_in_a_list, "changes queue in Python"),
         (fails, "made to fail"),
     ],
 )
@@ -117,11 +129,12 @@ def test_a_step_that_cannot_be_captured_stays_eager(capsys, body, reason):
     def step(images, labels, epoch):
         return {"loss": (body(images, counter) + torch.randn_like(images)).mean()}
 
-    graphed, images = GraphedStep(step, 4, device, lambda: counter), torch.rand(4, 3, device=device)
+    graphed, images = GraphedStep(step, {4}, device, lambda: counter), torch.rand(4, 3, device=device)
     found = []
     for run in (graphed, step):
         torch.manual_seed(3)
         np.random.seed(3)
+        counter.clear()
         counter["steps"] = 0
         with graphed.in_stream():
             found.append([float(run(images, images[:, 0], 1)["loss"]) for _ in range(6)])

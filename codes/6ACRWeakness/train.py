@@ -69,7 +69,8 @@ class ACRWeakness(Objective):
         """None before `ds_epoch` epochs are done; then images are left out, once, and the others weighed repeatedly."""
         since = epoch - 1 - self.ds_epoch
         if since >= 0 and since % self.dataset_weight_epoch == 0:
-            batch_size = usual_batch(split.device, split.spec.shape)
+            votes = self.num_noise_ds if since == 0 else self.num_noise_dataset_weight
+            batch_size = usual_batch(split.device, split.spec.shape, votes)
             frozen = freeze(classifier, split.device, self.recipe.precision, batch_size)
             smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
             if since == 0:

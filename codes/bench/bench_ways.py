@@ -128,7 +128,7 @@ class OurStep:
     @property
     def captured(self) -> bool:
         """Whether the last step was a CUDA graph's replay."""
-        return self.trainer.graphed is not None and self.trainer.graphed.graph is not None
+        return self.trainer.graphed is not None and bool(self.trainer.graphed.graphs)
 
 
 # --- how fast ---

@@ -167,18 +167,22 @@ def run(command: Callable[[], None]) -> None:
 
 def _unexpected(error: Exception) -> NoReturn:
     """Print the traceback of an unhandled error, or one line if the GPU ran out of memory."""
-    if "torch" in sys.modules and _memory_is_short(error):  # not every script imports torch
-        _stop("stopped: the GPU's memory is too small for this: give a smaller --batch_size", 1)
+    if "torch" in sys.modules and (line := _of_short_memory(error)):  # not every script imports torch
+        _stop(line, 1)
     if not _is_one_of_several():
         raise error
     traceback.print_exc()
     _leave(1)
 
 
-def _memory_is_short(error: Exception) -> bool:
-    from spacte.device import memory_is_short
+def _of_short_memory(error: Exception) -> str:
+    """What to say where a GPU's memory did not suffice; nothing of another error."""
+    from spacte.device import NO_ENGINE, memory_is_short
 
-    return memory_is_short(error)
+    if not memory_is_short(error):
+        return ""
+    or_else = "; or cuDNN has no kernel for it: choose another --precision" * (NO_ENGINE in str(error))
+    return f"stopped: the GPU's memory is too small for this: give a smaller --batch_size{or_else}"
 
 
 def _stop(message: str, code: int) -> NoReturn:

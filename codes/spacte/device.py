@@ -80,16 +80,19 @@ INFERENCE_PRECISIONS = (*PRECISIONS, "int8")
 def select_precision(name: str, device: torch.device) -> str:
     """fp32, tf32, bf16 or int8; "auto" is torch's default and the authors' arithmetic: tf32 on CUDA, fp32 on the CPU.
 
-    fp32 is IEEE float32; tf32 lets a GPU's convolutions round their float32 inputs to TF32; bf16 computes convolutions
-    and products in bfloat16; int8 is a quantised network's (spacte.model.int8). From here on float32 is computed so,
-    whatever was set before: the precision in a log is the one that ran. A line says where bf16 is slow. Raises
-    UserError for tf32 on the CPU and for int8 on a GPU, which have none.
+    fp32 is IEEE float32, to which "auto" falls back on a GPU that is too old for TF32; tf32 lets a GPU's convolutions
+    round their float32 inputs to TF32; bf16 computes convolutions and products in bfloat16; int8 is a quantised
+    network's (spacte.model.int8). From here on float32 is computed so, whatever was set before: the precision in a log
+    is the one that ran. A line says where bf16 is slow. Raises UserError for tf32 where there is none, and for int8 on
+    a GPU.
     """
     if name == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 needs a GPU: choose fp32 or bf16 on the CPU")
+    if name == "tf32" and not _has_tf32(device):
+        raise UserError("--precision tf32 needs a GPU of compute capability 8.0 or later: choose fp32 here")
     if name == "int8" and device.type != "cpu":
         raise UserError("--precision int8 runs on a CPU only: choose fp32, tf32 or bf16 on a GPU, or --device cpu")
-    precision = name if name != "auto" else "tf32" if device.type == "cuda" else "fp32"
+    precision = name if name != "auto" else "tf32" if _has_tf32(device) else "fp32"
     if precision == "bf16" and device.type == "cpu" and not _multiplies_bf16() and is_main_process():
         print(
             "this CPU has neither AVX512_BF16 nor AMX (see lscpu) and emulates --precision bf16: fp32 is faster here",
@@ -101,6 +104,10 @@ def select_precision(name: str, device: torch.device) -> str:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return precision
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
 
 
 def _multiplies_bf16() -> bool:
@@ -153,12 +160,17 @@ def _cudnn_allow_tf32() -> bool | str:
         return f"{cudnn.conv.fp32_precision} in convolutions, {cudnn.rnn.fp32_precision} in recurrent layers"
 
 
-def usual_batch(device: torch.device, shape: tuple[int, ...]) -> int:
-    """How many noisy images [C, H, W] a batch has where nobody says: 1,000 on the CPU.
+def usual_batch(device: torch.device, shape: tuple[int, ...], draws: int) -> int:
+    """How many noisy images [C, H, W], or inputs of another shape, a batch has where nobody says: 1,000 on the CPU.
 
-    On a GPU as many as keep it busy, 4,096 of CIFAR-10's images, and 256 of ImageNet's.
+    On a GPU as many as keep it busy: up to 4,096 of CIFAR-10's images, and 256 of ImageNet's. The `draws` of an image
+    then fill whole batches, or one batch is filled by whole images: a part of a batch would be computed for nothing.
     """
-    return 1000 if device.type == "cpu" else max(256, min(4096, _GPU_PIXELS // math.prod(shape[1:])))
+    if device.type == "cpu":
+        return 1000
+    pixels, fewest = (math.prod(shape[1:]), 256) if len(shape) > 2 else (math.prod(shape), 1)
+    most = max(fewest, min(4096, _GPU_PIXELS // pixels))
+    return most // draws * draws if draws <= most else math.ceil(draws / math.ceil(draws / most))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -247,10 +247,16 @@ def test_golden_radii_survive_the_log():
 
 
 def test_a_batch_on_a_gpu_has_as_many_images_as_keep_it_busy():
-    def size(asked, device, shape):
+    """Draws fill whole batches; a batch is filled by whole images."""
+
+    def size(asked, device, shape, draws=100_000):
         images = torch.zeros(1, *shape, dtype=torch.uint8)
         split = InMemory(DataSpec("data", shape, 2, (0.0,), (1.0,)), images, torch.zeros(1, dtype=torch.long))
-        return Computing(torch.device(device), "bf16", asked, False, {}).batch_size(split)
+        return Computing(torch.device(device), "bf16", asked, False, draws, {}).batch_size(split)
 
-    assert [size(None, "cuda", (3, side, side)) for side in (8, 32, 64, 224)] == [4096, 4096, 1024, 256]
+    assert [size(None, "cuda", (3, side, side)) for side in (8, 32, 64, 224)] == [4000, 4000, 1021, 256]
+    assert [size(None, "cuda", (3, 32, 32), draws) for draws in (10_000, 4097, 4096, 1000, 16)] == [
+        3334, 2049, 4096, 4000, 4096,
+    ]  # fmt: skip
+    assert size(None, "cuda", (160_000,)) == 26 and size(None, "cuda", (5,)) == 4000
     assert size(None, "cpu", (3, 32, 32)) == 1000 and size(64, "cuda", (3, 32, 32)) == 64

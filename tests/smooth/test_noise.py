@@ -70,9 +70,15 @@ def test_noisy_images_lie_on_the_grid_and_shift_with_the_image():
     assert torch.equal(noisy_x.round() - (x * 255).round(), noisy_y.round() - (y * 255).round())
 
 
-def test_an_image_off_the_grid_is_refused():
+def test_an_image_off_the_grid_is_refused_before_it_is_drawn(monkeypatch):
+    """Each image is looked at once, for that waits for the device, however many portions its draws have."""
+    asked, check = [], GridNoise.check
+    monkeypatch.setattr(GridNoise, "check", lambda noise, x: (asked.append(x), check(noise, x))[1])
+    smooth = Smooth(lambda x: torch.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], 1), 2, 0.5, grid_noise(0.5))
+    smooth.count_votes(torch.full((1, 4, 4), 51 / 255), 100, batch_size=10)
     with pytest.raises(ValueError, match="multiples of 1/255"):
-        grid_noise()(torch.full((1, 4, 4), 0.3), 1)
+        smooth.count_votes(torch.full((1, 4, 4), 0.3), 100, batch_size=10)
+    assert len(asked) == 2
 
 
 def test_the_slack_is_paid_for_by_the_certificate():

@@ -30,19 +30,20 @@ from spacte.utils import UserError
 
 @dataclass(frozen=True)
 class Computing:
-    """Where and how networks run: `asked` is the requested batch size, `arithmetic` the settings that the
-    precision stands for (spacte.device).
+    """Where and how networks run: `batch_size_flag` is the requested batch size, `draws` how many noisy copies of an
+    image estimate its votes, `arithmetic` the settings that the precision stands for (spacte.device).
     """
 
     device: torch.device
     precision: str
     batch_size_flag: int | None
     compiled: bool
+    draws: int
     arithmetic: dict[str, bool | str]
 
     def batch_size(self, split: Split) -> int:
         """How many noisy copies of the split's images a batch has: as many as requested, else `usual_batch`."""
-        return usual_batch(self.device, split.spec.shape) if self.batch_size_flag is None else self.batch_size_flag
+        return self.batch_size_flag or usual_batch(self.device, split.spec.shape, self.draws)
 
 
 @dataclass(frozen=True)

@@ -64,14 +64,14 @@ def certify_dataset(
     own, run, certification = _settings(settings)
     init_distributed()
     check_stopping(certification)
-    computing = computing_of(own)
+    computing = computing_of(own, certification.N)
     with borrowed(classifier):
         base, split = _base(classifier, data, noise_sd, num_classes, levels, dataset, name, computing)
-        evaluation = evaluation_of(base, split, own, computing, certification.N)
+        evaluation = evaluation_of(base, split, own, computing)
         _warn_of_range(split)
         if isinstance(evaluation.smooth.noise, GridNoise):
             for idx in run.chosen(range(len(split))):
-                evaluation.smooth.noise.on_grid(split[idx][0])
+                evaluation.smooth.noise.check(split[idx][0])
         files, _ = certify_images(evaluation, own, run, certification)
     return files.log
 

@@ -35,10 +35,10 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
     UserError if a setting, file or folder is wrong, the checkpoints do not belong together, or the user's own
     classifier does not keep the contract.
     """
-    computing = computing_of(settings)
+    computing = computing_of(settings, draws)
     if settings.classifier is not None:
         base, split = _from_function(settings.classifier, settings, computing, split)
-        return evaluation_of(base, split, settings, computing, draws)
+        return evaluation_of(base, split, settings, computing)
     if settings.classifier_args:
         raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
     known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
@@ -60,12 +60,10 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
         return open_split(config.dataset, settings.data_dir, True, computing.device, spec=spec)
 
     base = of_checkpoints(networks, split, computing, training)
-    return evaluation_of(base, split, settings, computing, draws)
+    return evaluation_of(base, split, settings, computing)
 
 
-def evaluation_of(
-    base: BaseClassifier, split: Split, settings: ClassifierSettings, computing: Computing, draws: int
-) -> Evaluation:
+def evaluation_of(base: BaseClassifier, split: Split, settings: ClassifierSettings, computing: Computing) -> Evaluation:
     """The smoothed classifier over `base`. Raises UserError if the settings ask for heads that are not there."""
     heads = base.config.heads.total
     if settings.head is not None and settings.head >= heads:
@@ -83,7 +81,7 @@ def evaluation_of(
         compile=settings.compile,
         exact_noise=settings.exact_noise,
         precision=computing.precision,
-        noise_slack=noise.slack(split[0][0].numel(), draws),
+        noise_slack=noise.slack(split[0][0].numel(), computing.draws),
         arithmetic=arithmetic(),
         versions=deciding_versions(package_versions()),
         consensus=settings.consensus,
@@ -105,15 +103,18 @@ def _check_consensus(first: int, head: int | None, members: int) -> None:
         raise UserError(f"--consensus {first}: it must lie in 2..{members - 1}, of {members} that vote")
 
 
-def computing_of(settings: ClassifierSettings) -> Computing:
-    """The device and the arithmetic that the settings name. Raises UserError for what is not there."""
+def computing_of(settings: ClassifierSettings, draws: int) -> Computing:
+    """The device and the arithmetic that the settings name, for so many draws an image.
+
+    Raises UserError for what is not there.
+    """
     device = select_device(settings.device, settings.compile)
     precision = select_precision(settings.precision, device)
     if precision == "int8":
         check_exact()
         if settings.compile:
             raise UserError("--compile has nothing to do for --precision int8: leave it out")
-    return Computing(device, precision, settings.batch_size, settings.compile, arithmetic())
+    return Computing(device, precision, settings.batch_size, settings.compile, draws, arithmetic())
 
 
 def _test_split(dataset: str, settings: ClassifierSettings, computing: Computing, spec: DataSpec | None) -> Split:

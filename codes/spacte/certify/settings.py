@@ -61,7 +61,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     add(
         "--batch_size",
         type=cli.positive_int,
-        help="noisy images per batch (default: 1000; on a GPU 4096, fewer if large)",
+        help="noisy images per batch (default: 1000; on a GPU up to 4096, fewer if large)",
     )
     passes = "of a batch, how many go through the network at once on a CPU (default: measured when the run begins)"
     add("--images_per_pass", type=cli.positive_int, help=passes)

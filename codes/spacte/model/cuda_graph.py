@@ -1,6 +1,7 @@
 """What a GPU computes as one CUDA graph, and the parts of a network that run side by side within it."""
 
 import contextlib
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -42,7 +43,7 @@ class Graph:
 
     def __init__(self, function: Callable, *inputs: Tensor, stream: torch.cuda.Stream | None = None):
         self.inputs, self.graph = [one.clone() for one in inputs], torch.cuda.CUDAGraph()
-        with _capture(self.graph, stream):
+        with _capture(self.graph, stream or _capture_stream(inputs[0].device)):
             self.outputs = function(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -53,8 +54,16 @@ class Graph:
         return self.outputs
 
 
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Of this GPU. That of torch.cuda.graph belongs to the one that was current when it was first used: what runs on
+    another would not be captured, and each replay would return the results of the first.
+    """
+    return torch.cuda.Stream(device)
+
+
 @contextlib.contextmanager
-def _capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None) -> Iterator[None]:
+def _capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
     """What is computed within it becomes the graph. An error that is raised within it ends the capture cleanly."""
     # other threads may continue: pinning the memory of the next batches, say, or watching over NCCL
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):

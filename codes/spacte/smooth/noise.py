@@ -19,8 +19,11 @@ class Noise(Protocol):
     def slack(self, pixels: int, draws: int) -> float:
         """What the noise's law costs the alpha of a claim about `draws` noisy copies of that many pixels."""
 
+    def check(self, x: Tensor) -> None:
+        """UserError if an image can have no such noise. Asked once for each image, for it may wait for the device."""
+
     def __call__(self, x: Tensor, n: int, generator: Generator | None = None) -> Tensor:
-        """n independent noisy copies: x [C, H, W] -> [n, C, H, W]."""
+        """n independent noisy copies of an image that passes `check`: x [C, H, W] -> [n, C, H, W]."""
 
 
 class GaussianNoise:
@@ -32,6 +35,9 @@ class GaussianNoise:
     def slack(self, pixels: int, draws: int) -> float:
         """What the noise's law costs a claim's alpha: nothing, where float32 normals are taken for real ones."""
         return 0.0
+
+    def check(self, x: Tensor) -> None:
+        """Every image can have it."""
 
     def __call__(self, x: Tensor, n: int, generator: Generator | None = None) -> Tensor:
         """n independent noisy copies: x [C, H, W] -> [n, C, H, W]."""
@@ -71,21 +77,20 @@ class GridNoise:
         return (2 * self.reach + 1) * pixels * draws / 2**_BITS
 
     def __call__(self, x: Tensor, n: int, generator: Generator | None = None) -> Tensor:
-        """n independent noisy copies on the grid: x [C, H, W] -> [n, C, H, W]. UserError if x is not on it."""
-        levels = self.on_grid(x)
+        """n independent noisy copies on the grid, of an image on it: x [C, H, W] -> [n, C, H, W]; see `check`."""
         uniform = torch.randint(2**_BITS, (n, *x.shape), device=x.device, generator=generator)
         self.thresholds = self.thresholds.to(x.device)
         steps = torch.searchsorted(self.thresholds, uniform, right=True) - self.reach
-        return (levels + steps) / self.levels
+        return ((x * self.levels).round() + steps) / self.levels
 
-    def on_grid(self, x: Tensor) -> Tensor:
-        """The image's pixels in steps of the grid, whole numbers. UserError if they are not.
+    def check(self, x: Tensor) -> None:
+        """UserError if the image's pixels are not on the grid, or are too large.
 
-        Their sums with the noise stay below 2^24, where float32 holds every whole number.
+        In steps of the grid their sums with the noise stay below 2^24, where float32 holds every whole number.
         """
         levels = (x * self.levels).round()
-        if float(levels.abs().max()) + self.reach >= 2**24:
+        largest, off = torch.stack([levels.abs().max(), (x * self.levels - levels).abs().max()]).tolist()
+        if largest + self.reach >= 2**24:
             raise UserError(f"exact noise on a grid of 1/{self.levels} needs values below {2**24 / self.levels:.3g}")
-        if float((x * self.levels - levels).abs().max()) > 1e-3:  # float32's own rounding of k / levels is less
+        if off > 1e-3:  # float32's own rounding of k / levels is less
             raise UserError(f"exact noise needs images whose pixels are multiples of 1/{self.levels}")
-        return levels

@@ -110,7 +110,7 @@ class Smooth:
         batch_size = whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: it must be at least 1")
-        coming, active = iter(samples), list[Tally]()
+        coming, active = self._checked(samples), list[Tally]()
         passes, since = self._pass_sizes(), time.monotonic()
         while batch := _next_batch(active, coming, batch_size):
             sizes = [tally.wanted for tally in batch]
@@ -132,6 +132,12 @@ class Smooth:
                 since += seconds
                 active = [tally for tally in active if tally.wanted]
                 yield from [tally.votes() for tally in finished]
+
+    def _checked(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """The samples, as they are begun. UserError if one's image can have no such noise."""
+        for sample in samples:
+            self.noise.check(sample.x)
+            yield sample
 
     def _pass_sizes(self) -> list[int]:
         return [one.largest_pass for one in in_passes(self.base_classifier)]

@@ -6,7 +6,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,20 +20,20 @@ class GraphedStep:
     """A trainer's step, (images, labels, epoch, *targets) -> losses by name, replayed as a CUDA graph where it can be.
 
     The values are those of eager steps, for the draws are the same. Learning rate, lambda and all else that Python
-    computes are constants of a graph, so each epoch captures its own. Eager are an epoch's first step, batches that are
-    not `full`, and every step where one waits for the GPU, draws or counts on the CPU, or cannot be captured, which is
-    said once. The losses lie on the device; the next step overwrites them. `numbers` returns what a step might count
-    with: the objective's attributes.
+    computes are constants of a graph, so each epoch captures its own, one for each of the `full` sizes of a mini-batch.
+    Eager are an epoch's first step, other sizes, and every step where one waits for the GPU, draws or counts on the
+    CPU, or cannot be captured, which is said once. The losses lie on the device; the next step overwrites them.
+    `attributes` returns what a step might count with or keep: the objective's.
     """
 
     def __init__(
-        self, step: Callable[..., dict[str, Tensor]], full: int, device: torch.device,
-        numbers: Callable[[], dict] = dict,
+        self, step: Callable[..., dict[str, Tensor]], full: set[int], device: torch.device,
+        attributes: Callable[[], dict] = dict,
     ):  # fmt: skip
-        self.step, self.full, self.numbers = step, full, numbers
+        self.step, self.full, self.attributes = step, full, attributes
         self.stream = torch.cuda.Stream(device)
         self.fit: int | None = None  # the epoch whose steps can be captured
-        self.graph: Graph | None = None  # of a step of that epoch
+        self.graphs: dict[int, Graph] = {}  # of steps of that epoch, by their sizes
         self.suspected: int | None = None  # the epoch of which one step could not
         self.stopped = False
         # a head's backward pass is in another stream than its parameters' cosine term; autograd waits where it must
@@ -41,7 +41,7 @@ class GraphedStep:
 
     def __call__(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """See the class."""
-        if len(images) != self.full:
+        if len(images) not in self.full:
             with uncompiled():
                 return self.step(images, labels, epoch, *targets)
         if self.stopped:
@@ -49,11 +49,11 @@ class GraphedStep:
         if self.fit != epoch:
             self.forget()
             return self._watched(images, labels, epoch, *targets)
-        if self.graph is None:
+        if len(images) not in self.graphs:
             self._capture(images, labels, epoch, *targets)
-        if self.graph is None:
+        if self.stopped:
             return self.step(images, labels, epoch, *targets)
-        return self.graph(images, labels, *targets)
+        return self.graphs[len(images)](images, labels, *targets)
 
     @contextlib.contextmanager
     def in_stream(self) -> Iterator[None]:
@@ -67,16 +67,16 @@ class GraphedStep:
             around.wait_stream(self.stream)
 
     def forget(self) -> None:
-        """Give the graph's memory back."""
-        self.graph = None
+        """Give the graphs' memory back."""
+        self.graphs.clear()
 
     def _watched(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
-        """An eager step that shows what a graph could not do: wait for the GPU, of which torch warns here, or draw
-        other numbers and count on in Python at every replay.
+        """An eager step that shows what a graph could not do: wait for the GPU, of which torch warns here, draw other
+        numbers, count on or keep another tensor in Python at every replay.
 
         An epoch's first step may do so while something is compiled or begun; the second must not.
         """
-        before = self._on_cpu()
+        before = self._in_python()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
@@ -88,7 +88,7 @@ class GraphedStep:
         for one in caught:
             if one not in waits and "debug mode is a prototype" not in str(one.message):
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        changed = [name for name, value in self._on_cpu().items() if before.get(name) != value]
+        changed = [name for name, seen in self._in_python().items() if name not in before or before[name] != seen]
         if not waits and not changed:
             self.fit = epoch
         elif self.suspected != epoch:
@@ -96,22 +96,22 @@ class GraphedStep:
         elif waits:
             self._stop(f"something waits for the GPU in line {waits[0].lineno} of '{waits[0].filename}'")
         else:
-            self._stop(f"a step changes {', '.join(changed)} on the CPU")
+            self._stop(f"a step changes {', '.join(changed)} in Python")
         return losses
 
-    def _on_cpu(self) -> dict[str, bytes]:
-        """The states of the CPU's generators, and the numbers."""
-        generators: dict[str, Any] = {"torch's generator": torch.get_rng_state().tolist()}
-        generators |= {"Python's generator": random.getstate(), "numpy's generator": np.random.get_state()}
-        numbers = {name: value for name, value in self.numbers().items() if isinstance(value, int | float | str)}
-        return {name: pickle.dumps(value) for name, value in (generators | numbers).items()}
+    def _in_python(self) -> dict[str, object]:
+        """The states of the CPU's generators, and the attributes."""
+        states: dict[str, object] = {"torch's": torch.get_rng_state().tolist(), "Python's": random.getstate()}
+        states["numpy's"] = np.random.get_state()
+        generators = {f"{whose} generator": pickle.dumps(state) for whose, state in states.items()}
+        return {name: _seen(value) for name, value in (generators | self.attributes()).items()}
 
     def _capture(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> None:
         def step(images: Tensor, labels: Tensor, *targets: Tensor) -> dict[str, Tensor]:
             return self.step(images, labels, epoch, *targets)
 
         try:
-            self.graph = Graph(step, images, labels, *targets, stream=self.stream)
+            self.graphs[len(images)] = Graph(step, images, labels, *targets, stream=self.stream)
         except RuntimeError as error:
             generator = torch.cuda.default_generators[self.stream.device_index]
             generator.graphsafe_set_state(generator.clone_state())  # the old one would wait for the capture's end
@@ -119,7 +119,35 @@ class GraphedStep:
 
     def _stop(self, why: str) -> None:
         self.stopped = True
+        self.forget()
         tqdm.write(f"no step becomes a CUDA graph, which slows training down: {why}", file=sys.stderr)
+
+
+@dataclass(frozen=True, eq=False)
+class _Itself:
+    """A value that equals only itself, if it has not been written to since: the number of writes tells it of tensors.
+
+    Of a tensor on a GPU they do not count, for a graph writes into it at every replay, as a step does.
+    """
+
+    value: object  # kept, so that no other gets its place
+    writes: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value and self.writes == other.writes
+
+
+def _seen(value: object) -> object:
+    """What a value holds now, to be compared with what it holds later: numbers and texts, also those in lists, tuples,
+    sets and dictionaries, by what they are, all else by itself.
+    """
+    if isinstance(value, dict):
+        return [(repr(key), _seen(own)) for key, own in value.items()]
+    if isinstance(value, list | tuple | set):
+        return [_seen(own) for own in value]
+    if isinstance(value, int | float | str | bytes | None):
+        return repr(value)  # NaN differs from itself
+    return _Itself(value, value._version if isinstance(value, Tensor) and value.device.type == "cpu" else 0)
 
 
 def uncompiled() -> contextlib.AbstractContextManager:

@@ -76,7 +76,7 @@ class Trainer:
             classifier.parameters(), recipe.lr_init, momentum=0.9, weight_decay=recipe.wd, foreach=True
         )
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_step_size, recipe.gamma)
-        full = math.ceil(recipe.batch_size / self.mini_batches)
+        full = {math.ceil(recipe.batch_size / self.mini_batches), recipe.batch_size // self.mini_batches}
         graphs = graphs and device.type == "cuda" and get_world_size() == 1
         self.graphed = GraphedStep(self.step, full, device, lambda: vars(objective)) if graphs else None
         self.epoch = 0  # epochs done
