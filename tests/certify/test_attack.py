@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import attack_flags, beside, without_time
 from scipy import stats
 
+from spacte.certify import attack
+from spacte.data.sources import open_split
 from spacte.logs.certlog import read_log
+from spacte.model.checkpoint import load_classifier
 
 
 def test_no_attack_breaks_a_certificate(certify, script, digits_models, tmp_path):
@@ -62,12 +66,36 @@ def test_an_attack_goes_on_and_is_not_mixed(certify, script, digits_models, tmp_
 @pytest.mark.parametrize("flags, message", [
     (("--exact_noise",), "exact_noise (False there, True here)"),
     (("--skip", 7, "--max", 1000, "--head", 0), "head (None there, 0 here)"),
-    (("--skip", 361,), None),
 ])  # fmt: skip
 def test_an_attack_on_another_classifier_is_refused(certify, script, digits_models, flags, message):
     log = certify("logs", skip=30)
     code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], log, "--radii", 1, *flags))
-    assert (code, message) == (0, None) or (code == 2 and message in err)
+    assert code == 2 and message in err
+
+
+def test_an_attack_on_a_head_climbs_that_heads_logits(certify, script, digits_models, monkeypatch):
+    climbed, through_noise = [], attack.through_noise
+
+    def noted(logits_of, image, *args):
+        climbed.append(logits_of(image.unsqueeze(0)).detach())
+        return through_noise(logits_of, image, *args)
+
+    monkeypatch.setattr(attack, "through_noise", noted)
+    log = certify("logs", "--head", 1, skip=90)
+    flags = attack_flags(digits_models[0], log, "--radii", 0.5, "--head", 1)
+    code, _, err = script("0Gaussian/attack_mhead.py", *flags)
+    assert code == 0, err
+    network, split = load_classifier(digits_models[0]).classifier, open_split("digits", "", False)
+    expected = [network(split[idx][0].unsqueeze(0))[1:2] for idx in range(0, 360, 90)]
+    torch.testing.assert_close(torch.stack(climbed), torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_where_no_image_is_left_an_attack_has_nothing_to_do(certify, script, digits_models):
+    log = certify("logs", "--max", 100)
+    code, out, err = script(
+        "0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], log, "--radii", 1, "--skip", 361)
+    )
+    assert code == 0 and "|        1 |" in out, err
 
 
 def test_an_attack_on_other_images_is_refused(script, digits_models, tmp_path):

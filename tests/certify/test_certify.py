@@ -10,6 +10,7 @@ import torch
 from conftest import RUN_FLAGS, beside, golden, without_time
 
 from spacte.certify.base_classifier import Computing
+from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
 from spacte.data.spec import DataSpec
 from spacte.data.splits import InMemory
@@ -244,6 +245,10 @@ def test_golden_radii_survive_the_log():
     for case in golden("losses")["certify_cases"]:
         if case["radius"]:
             assert math.isclose(float(round_down(case["radius"])), case["radius"], rel_tol=1e-5)
+
+
+def test_the_defaults_are_cohens():
+    assert (CertifySettings().N0, CertifySettings().N, CertifySettings().alpha) == (100, 100_000, 0.001)
 
 
 def test_a_batch_on_a_gpu_has_as_many_images_as_keep_it_busy():

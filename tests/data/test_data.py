@@ -118,10 +118,23 @@ def test_a_flip_mirrors_about_half_of_the_images():
     assert 350 < int(flipped.sum()) < 650  # P < 1e-20
 
 
-def test_only_training_splits_are_augmented():
-    spec, images = DataSpec("mine", (1, 8, 8), 2, (0.5,), (0.5,)), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-    splits = [InMemory(spec, images, torch.zeros(4, dtype=torch.int64), train, crop=4, flip=True) for train in (0, 1)]
-    assert [(split.crop, split.flip) for split in splits] == [(0, False), (4, True)]
+@pytest.mark.parametrize("how", [{"flip": True}, {"crop": 4}])
+def test_only_training_splits_are_augmented(how):
+    spec, labels = DataSpec("mine", (1, 8, 8), 2, (0.5,), (0.5,)), torch.zeros(40, dtype=torch.int64)
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(40, 1, 1, 1)
+    test, train = (next(InMemory(spec, images, labels, part, **how).batches(40))[0] for part in (False, True))
+    assert torch.equal(test, images / 255) and not torch.equal(train, test)
+
+
+def test_the_augmentation_of_each_data_set():
+    found = {name: (source.crop, source.flip) for name, source in data.SOURCES.items() if source.crop or source.flip}
+    assert found == {"CIFAR10": (4, True), "CIFAR100": (4, True), "SVHN": (4, False)}
+
+
+def test_the_hash_of_a_split_is_of_its_labels_too():
+    other = numbered(3)
+    other.labels = other.labels.flip(0)
+    assert other.fingerprint() != numbered(3).fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from conftest import CODES
 from stand_ins import JOBS, QUEUE, epochs, said
 
 from spacte.jobs.gpus import visible_gpus
-from spacte.jobs.job import Job, train_command
+from spacte.jobs.job import Job, last_checkpoint, remove_old_checkpoints, train_command
 from spacte.jobs.queue import Queue, Running
 from spacte.jobs.queue_file import read_queue
 
@@ -368,6 +368,15 @@ def test_what_a_job_has_left_is_found_under_its_older_name_and_under_todays(tmp_
     older.mkdir(parents=True)
     (older / "epoch1.pth").touch()
     assert train_command(job)[3] == str(older / "epoch1.pth"), "a queue that an older version began"
+
+
+def test_the_last_checkpoint_is_that_of_the_largest_epoch_and_is_kept(tmp_path):
+    job, folder = Job("0Stub/one/seed-1", CODES, tmp_path, 1, (), None), tmp_path / "0Stub/one/seed-1/save/d/a/n/run"
+    folder.mkdir(parents=True)
+    for epoch in (8, 9, 10):
+        (folder / f"epoch{epoch}.pth").touch()
+    remove_old_checkpoints(job, keep=2)
+    assert last_checkpoint(job).name == "epoch10.pth" and not (folder / "epoch8.pth").exists()
 
 
 # --- the real programs ---

@@ -47,6 +47,17 @@ def test_a_configuration_is_the_same_when_it_is_read_again(config):
     assert again == config and again.differences(config) == "" and not again.lacking
 
 
+def test_what_identifies_a_smoothed_classifier_and_its_images():
+    """An attack is refused on what differs in one of these from what was certified."""
+    found = {one.name for one in fields(RunConfig) if IDENTIFIES in one.metadata.get("needed", ())}
+    assert found == {
+        "noise_sd", "checkpoint_sha256", "normalize", "scales_sha256", "classifier", "classifier_args",
+        "classifier_sha256", "parameters_sha256", "answers", "data_sha256", "head", "exact_noise", "precision",
+        "consensus",
+    }  # fmt: skip
+    assert "data_sha256" in WHOLE.differences(replace(WHOLE, data_sha256="x"), IDENTIFIES)
+
+
 def test_a_kind_writes_its_own_fields_alone():
     attack = replace(WHOLE, kind="attack").to_json()
     assert "radii" in attack and "sequential" not in attack and "consensus" not in attack

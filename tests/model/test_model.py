@@ -78,6 +78,12 @@ def test_every_architecture_runs(arch):
         assert network(torch.rand(3, 1, network.min_size, network.min_size)).shape == (2, 3, 7)
 
 
+def test_convolutions_begin_as_he_et_al_say():
+    """Normal, of variance 2 / fan_out: 16 channels of 3x3."""
+    weight = build_classifier("R8", "digits", 1)[1].conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.25)
+
+
 def test_the_classifier_normalises_inside():
     classifier = build_classifier("R8", "CIFAR10", 2).eval()
     spec, x = data_spec("CIFAR10"), torch.rand(2, 3, 32, 32)

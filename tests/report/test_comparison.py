@@ -98,6 +98,20 @@ def test_fifty_images_that_differ_give_a_verdict(tmp_path):
     )
 
 
+@pytest.mark.parametrize("different", [49, 80])
+def test_experiments_have_the_intervals_conditions_of_single_runs(tmp_path, script, different):
+    """80 images, all right, so that all accuracies at 0 agree; the radii of some differ."""
+    for side in "ab":
+        for seed in range(3):
+            more = [(side == "a") * (0.1 + 1e-3 * idx) * (idx < different) for idx in range(80)]
+            rows = [(idx, 1, 1, 0.5 + 0.01 * seed + more[idx]) for idx in range(80)]
+            make_log(tmp_path / side / f"seed-{seed}" / "run.log", rows)
+    (found,) = json.loads(script("report.py", "--compare", "a", "b", "--format", "json")[1])["comparisons"]
+    acr, clean = found["table"][:2]
+    assert clean["low"] < 0 < clean["high"], "an image more on each side is counted"
+    assert (acr["low"] is None) == ("No verdict" in found["sentences"]) == (different < 50)
+
+
 def test_two_experiments_are_compared_over_their_seeds(tmp_path, script):
     """Three seeds against two: means over all of them, and the sentence says so; an experiment is one kind of run."""
     for side, shift, seeds in (("a", 0.2, 3), ("b", 0.0, 2)):

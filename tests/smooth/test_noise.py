@@ -90,6 +90,8 @@ def test_the_slack_is_paid_for_by_the_certificate():
     wide.slack = lambda *of: asked.append(of) or 0.0009
     _, radius = Smooth(model, 2, 0.25, wide).certify(x, 10, 1000, 0.001, 500)
     assert radius == Certificate(0.001 - 0.0009, 0.25).radius(1000, 0, 1000, 10) and asked == [(16, 1000)]
+    twelve = [Smooth(model, 2, 0.25, noise).predict(x, 12, 0.001, 50) for noise in (wide, grid_noise())]
+    assert twelve == [ABSTAIN, 1], "12 of 12 votes: p is 2^-11, .0005"
 
 
 def test_the_slack_is_paid_in_a_run_too():

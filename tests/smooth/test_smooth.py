@@ -177,6 +177,14 @@ def test_every_head_and_the_sum_of_logits_vote_in_one_pass():
     assert counts.tolist() == [[25, 0, 0], [25, 0, 0], [0, 25, 0], [0, 25, 0]]
 
 
+@pytest.mark.parametrize(("voter", "drawn"), [(0, 50), (-1, 0)])
+def test_the_voters_own_class_decides_whether_estimation_begins(voter, drawn):
+    """Head 0 selects class 0, the ensemble class 1."""
+    sample = Sample(torch.zeros(1, 2, 2), None, Draws(10, 50, voter, only_class=0))
+    (votes,) = Smooth(FixedLogits(), 3, 1.0).sample([sample], 50)
+    assert votes.estimation[-1].sum() == drawn
+
+
 def test_a_plain_classifier_is_one_head():
     counts = Smooth(lambda images: FixedLogits()(images)[2], 3, 1.0).count_votes(torch.zeros(1, 2, 2), 25, 10)
     assert counts.tolist() == [[0, 25, 0]]

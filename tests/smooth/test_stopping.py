@@ -7,11 +7,17 @@ from statsmodels.stats.proportion import proportion_confint
 
 from spacte.smooth.bounds import anytime_lower_bound
 from spacte.smooth.certificates import Certificate
-from spacte.smooth.stopping import AllVotesDecided, RadiusKnown
+from spacte.smooth.stopping import AllVotesDecided, RadiiDecided, RadiusKnown
 
 N, ALPHA, SIGMA, GIVE_UP = 100_000, 0.001, 0.5, 0.01
 TABLE = np.arange(0, 1.8, 0.25)
 ALL_VOTES = Certificate(ALPHA, SIGMA, True, "all-votes")
+
+
+@pytest.mark.parametrize(("give_up", "enough"), [(0.01, False), (0.5, True)])
+def test_a_larger_give_up_gives_a_radius_up_sooner(give_up, enough):
+    """830 votes of 1,000, where .841 are needed: at .01 the upper bound is .856, at .5 the share itself."""
+    assert RadiiDecided([0.5], N, ALPHA, SIGMA, give_up).enough(830, 1000) == enough
 
 
 def votes_of(count, classes=10, seed=0):

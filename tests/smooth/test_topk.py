@@ -1,12 +1,13 @@
 """Top-k certificates where the truth is known: probabilities enumerated, and classifiers that can be moved exactly."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from spacte.smooth.bounds import upper_confidence_bound
+from spacte.smooth.bounds import lower_confidence_bound, upper_confidence_bound
 from spacte.smooth.certificates import ABSTAIN, Certificate
 from spacte.smooth.topk import TopK, robust_radii
 
@@ -53,6 +54,18 @@ def certificate(kind, k):
         return -np.inf if chosen == ABSTAIN else radius
 
     return radius
+
+
+def test_alpha_is_shared_out_among_the_bounds_as_the_proof_says():
+    """Of which outcomes' enumeration sees little, for the bounds rarely fail together: half of alpha is p_A's, the rest
+    is divided by k and by the number of sums of t of the k strongest others.
+    """
+    votes, k, n = np.array([3000, 2500, 2000, 1500, 600, 400]), 3, 10_000
+    low = lower_confidence_bound(3000, n, ALPHA / 2)
+    sums = [(1, 1500), (2, 3500), (3, 6000)]
+    highs = [upper_confidence_bound(together, n, ALPHA / (2 * k * math.comb(k, t))) for t, together in sums]
+    expected = SIGMA * robust_radii(low, np.array(highs), np.array([1, 2, 3])).max()
+    assert TopK(ALPHA, SIGMA, k, kind="all-votes")(0, votes)[1] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["cohen", "all-votes"])

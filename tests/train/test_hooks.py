@@ -22,6 +22,7 @@ from spacte.model.frozen import freeze
 from spacte.smooth.poll import poll
 from spacte.smooth.smooth import Smooth
 from spacte.train.command import parse
+from spacte.train.settings import Recipe
 from spacte.train.trainer import Trainer
 from spacte.utils import RunError, derived_seed
 
@@ -188,6 +189,18 @@ def test_soft_votes_are_counted_once_resumed_and_shared(catrs, tmp_path, digits_
     logs = [next((tmp_path / folder / "logs").rglob("*-train.log")) for folder in ("first", "third")]
     first, third = (pd.read_csv(log, sep="\t").drop(columns="images_per_second") for log in logs)
     pd.testing.assert_frame_equal(first, third)  # the votes that were there or not move no draw of the training
+
+
+def test_soft_votes_are_those_of_all_heads_together(catrs, tmp_path, digits_models):
+    """The shares of the last voter, of a pretrained network of three heads."""
+    recipe = Recipe(dataset="digits", arch="R8", num_heads=2, noise_sd=0.5)
+    split = open_split("digits", "", True)
+    split.keep_first_of_each_class(20)
+    soft_votes = load_module("5CATRS", "soft_votes").soft_votes
+    shares = soft_votes(str(digits_models[0]), 50, str(tmp_path / "votes"), split, recipe)
+    counted = [one.estimation for one in read_counts(votes_file(tmp_path))]
+    assert len(counted[0]) == 4 and any((votes[0] != votes[-1]).any() for votes in counted)
+    assert shares.numpy() == pytest.approx(np.array([votes[-1] / 50 for votes in counted]))
 
 
 def test_votes_that_another_run_counts_are_waited_for(catrs, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from conftest import AffineHeads, golden, load_module
 
+from spacte.model.noisy import pgd
+
 GOLDEN = golden("losses")
 gaussian, consistency, smoothmix = (
     load_module(defence, "circular_teaching") for defence in ("0Gaussian", "1Consistency", "2SmoothMix")
@@ -115,3 +117,17 @@ def test_the_attack_stays_in_its_balls_and_climbs(maxnorm_s, maxnorm):
 
     assert bool((loss(adversary) >= loss(images) - 1e-4).all())
     assert classifier.training
+
+
+def test_an_attack_climbs_the_network_in_eval_mode():
+    """In training mode it would count the attacked images among BatchNorm's statistics."""
+    modes = []
+
+    class Noted(torch.nn.Linear):
+        def forward(self, images):
+            modes.append(self.training)
+            return super().forward(images.flatten(1)).unsqueeze(0)
+
+    noises = torch.randn(2, 2, 1, 2, 2)
+    list(pgd(Noted(4, 3).train(), torch.rand(2, 1, 2, 2), torch.arange(2), lambda: noises, 2, 0.1))
+    assert modes == [False, False]

@@ -111,6 +111,24 @@ def test_smoothmix_warms_the_clean_sides_bound_up(monkeypatch, epoch, bound):
     assert (steps, mix_step, alpha, maxnorm) == (4, 2, 0.7, 3) and maxnorm_s == pytest.approx(bound)
 
 
+@pytest.mark.parametrize(("defence", "function", "epoch", "flags", "expected"), [
+    ("3SmoothAdv", "attack", 3, ("--epsilon", 0.7), (10, 0.3 * 0.7)),  # the third of ten epochs of warm-up
+    ("3SmoothAdv", "attack", 10, ("--epsilon", 0.7), (10, 0.7)),
+    ("4MACER", "ct_loss", 1, ("--noise_sd", 0.5), (0.5, 12, 16, 8)),
+    ("4MACER", "ct_loss", 50, ("--deferred",), (0.25, 0, 16, 8)),  # the learning rate drops after 50
+    ("4MACER", "ct_loss", 51, ("--deferred",), (0.25, 12, 16, 8)),
+    ("5CATRS", "attack", 1, ("--epsilon", 0.7), (4, 0.7)),
+    ("5CATRS", "ct_loss", 1, ("--lbd", 2), (2, False)),
+    ("5CATRS", "ct_loss", 1, ("--confidence_mask",), (0.5, True)),
+])  # fmt: skip
+def test_a_defences_own_settings_reach_its_attack_and_its_loss(monkeypatch, defence, function, epoch, flags, expected):
+    objective, module = objective_of(defence, *flags)
+    calls = recorded(monkeypatch, module, function)
+    targets = (torch.rand(4, 10).softmax(1),) if defence == "5CATRS" else ()
+    objective(build_classifier("R8", "digits", 2), torch.rand(4, 1, 8, 8), torch.arange(4), epoch, *targets)
+    assert calls[0][-len(expected) :] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("flag", "expected"), [("auto", None), ("yes", True), ("no", False)])
 def test_consistency_takes_the_users_word_on_the_means_gradient(monkeypatch, flag, expected):
     objective, module = objective_of("1Consistency", "--mean_grad", flag, "--lbd", 7, "--eta", 0.25)
@@ -174,6 +192,16 @@ def test_a_step_gets_a_mini_batch_and_an_epoch_every_image():
     assert [len(step) for step in steps] == [4, 4, 4, 4, 3, 2]
     seen = [number for step in steps for number in step]
     assert sorted(seen) == list(range(21)) != seen
+
+
+def test_each_epoch_of_each_seed_has_its_own_order_and_draws():
+    orders, draws = [], []
+    for seed in (0, 1):
+        trainer = trainer_on(21, seed=seed, epochs=2)
+        draws.append(float(torch.rand(())))
+        list(trainer.epochs())
+        orders += [str(trainer.objective.seen[:6]), str(trainer.objective.seen[6:])]
+    assert len(set(orders)) == 4 and len(set(draws)) == 2
 
 
 def test_the_learning_rate_drops_and_weights_decay():

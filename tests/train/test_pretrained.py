@@ -1,6 +1,7 @@
 """What a training takes from trained networks: teachers, and a frozen trunk."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from objectives import call, objective_of
 
 from spacte.data.spec import data_spec
 from spacte.model import build_classifier, checkpoint, checkpoint_file
+from spacte.model.noisy import noisy_logits
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
 from spacte.train.teaching import taught_cross_entropy
@@ -71,6 +73,21 @@ def test_every_defence_learns_from_teachers(tmp_path, defence):
     taught, parts = call(objective, classifier)
     assert parts["distil"].item() > 0.001
     torch.testing.assert_close(taught, without + parts["distil"])
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_teachers_see_what_the_heads_have_seen(defence):
+    """Attacked images with their noise, where the heads learn on these."""
+    objective = objective_of(defence, "--num_heads", 2, "--no_cosine")
+    classifier, seen = build_classifier("R8", "digits", 2), []
+
+    def divergences(logits, images, noises):
+        seen.append((logits, noisy_logits(classifier, images, noises)))
+        return logits.mean((1, 3))
+
+    objective.teachers = SimpleNamespace(divergences=divergences)
+    call(objective, classifier)
+    torch.testing.assert_close(*seen[0])
 
 
 def test_a_teacher_helps_with_hard_samples_as_with_easy_ones(tmp_path):

@@ -33,6 +33,12 @@ def log_epochs(log, *epochs):
     return log.text
 
 
+def test_the_newest_checkpoint_is_that_of_the_largest_epoch(tmp_path):
+    for epoch in (9, 10):
+        (tmp_path / f"epoch{epoch}.pth").touch()
+    assert RunPaths(tmp_path, tmp_path / "runs", tmp_path / "x-train.log").epochs() == [10, 9]
+
+
 def test_a_resumed_run_ends_its_own_log(tmp_path):
     """What was logged after its last checkpoint is logged again; a log that is gone or cut is written again."""
     path = tmp_path / "logs" / "x-train.log"

@@ -206,6 +206,19 @@ def test_a_run_is_neither_overwritten_nor_mixed(script, trained):
     assert code == 2 and "already holds epoch1.pth: give --resume" in err and err.count("\n") == 1
     code, _, err = script("0Gaussian/train.py", *flags, "--resume", "--lr_init", 0.2)
     assert code == 2 and "--lr_init 0.2 contradicts" in err and "lr_init 0.1" in err
+    torch.save(torch.load(trained, weights_only=True) | {"data_sha256": "of other images"}, trained)
+    code, _, err = script("0Gaussian/train.py", *flags, "--resume")
+    assert code == 2 and "--data_dir differ from those that the run was started on" in err
+
+
+def test_each_seed_begins_with_its_own_weights(script, tmp_path):
+    weights = []
+    for seed in (1, 2):
+        flags = ("--num_heads", 1, "--epochs", 1, "--train_images", 200, "--lr_init", 1e-30, "--seed", seed)
+        assert script("0Gaussian/train.py", *TINY, *flags, "--save_dir", f"save-{seed}")[0] == 0
+        (path,) = (tmp_path / f"save-{seed}").rglob("epoch1.pth")
+        weights.append(torch.load(path, weights_only=True)["state_dict"]["1.conv1.weight"])
+    assert not torch.allclose(*weights)
 
 
 def test_a_new_run_spares_the_logs_of_another(script, trained, tmp_path):
@@ -296,10 +309,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(script, tmp_p
 
 def test_the_first_step_that_is_not_finite_is_named():
     meter = LossMeter(epoch=7)
-    for value in (1.0, 2.0):
-        meter.add({"loss": torch.tensor(value), "ce": torch.tensor(0.5)}, 4)
+    for value, images in ((1.0, 4), (2.0, 12)):
+        meter.add({"loss": torch.tensor(value), "ce": torch.tensor(0.5)}, images)
     meter.flush()
-    assert meter.means() == {"loss": 1.5, "ce": 0.5} and meter.images == 8
+    assert meter.means() == {"loss": 1.75, "ce": 0.5} and meter.images == 16
     meter.add({"loss": torch.tensor(1.0), "ce": torch.tensor(0.5)}, 4)
     meter.add({"loss": torch.tensor(float("inf")), "ce": torch.tensor(float("nan"))}, 4)
     with pytest.raises(RunError, match="epoch 7, step 4: loss inf, ce nan"):
