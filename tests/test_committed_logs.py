@@ -2,10 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
+from spacte.report import comparison
 from spacte.report.comparison import compare, compare_experiments
+from spacte.report.intervals import holm
 from spacte.report.reading import Reading, read_runs
 from spacte.report.recount import certified_again
 from spacte.smooth.certificates import CERTIFICATES
@@ -42,6 +45,7 @@ VERDICTS = {
     "digits-heads": {
         "does the ring add anything over self-pacing?": "5-heads 5-heads-self",
         "do heads add anything over one head?": "5-heads 1-head",
+        "over one self-paced head": "5-heads 1-head-self",
         "at equal cost?": "2-networks 5-heads",
         "do heads add anything without teaching?": "5-heads-whole 1-head",
         "does teaching add to them?": "5-heads 5-heads-whole",
@@ -77,6 +81,18 @@ def test_a_verdicts_figures_are_what_report_compares(page, row):
         table = (compare(*a, *b) if len(a) == len(b) == 1 else compare_experiments(a, b)).table
         found = table.loc[table["figure"] == "ACR", ["difference", "low", "high"]].to_numpy()[0]
         assert found == pytest.approx([float(number) for number in cell], abs=0.0006), found
+
+
+@pytest.mark.parametrize("page", ["digits-heads", "cifar10-heads"])
+def test_a_verdicts_p_is_adjusted_for_the_rows_of_its_table(page, monkeypatch):
+    monkeypatch.setattr(comparison, "holm", lambda p: p)
+    lines, told, found = (ROOT / "logs_certification" / page / "README.md").read_text().splitlines(), [], []
+    for row, pair in VERDICTS[page].items():
+        (line,) = [line for line in lines if line.startswith(f"| {row}")]
+        told.append(float(line.split(" | ")[3]))
+        a, b = (read_runs([ROOT / "logs_certification" / page / "0Gaussian" / name]) for name in pair.split())
+        found.append(compare_experiments(a, b, [1.0]).table["p_holm"][0])
+    assert told == pytest.approx(holm(np.array(found)), abs=0.0006)
 
 
 def test_no_configuration_names_a_machines_folders():
