@@ -147,7 +147,9 @@ def _seen(value: object) -> object:
         return [_seen(own) for own in value]
     if isinstance(value, int | float | str | bytes | None):
         return repr(value)  # NaN differs from itself
-    return _Itself(value, value._version if isinstance(value, Tensor) and value.device.type == "cpu" else 0)
+    if isinstance(value, Tensor) and value.device.type == "cpu" and not value.is_inference():
+        return _Itself(value, value._version)
+    return _Itself(value, 0)
 
 
 def uncompiled() -> contextlib.AbstractContextManager:
