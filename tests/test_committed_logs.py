@@ -62,11 +62,13 @@ VERDICTS = {
         "do heads add anything over one head?": "5-heads 1-head",
         "over one self-paced head": "5-heads 1-head-self",
         "at equal cost?": "2-networks 5-heads",
+        "| one self-paced R14 (26.6 M), five taught heads": "1-head-R14-self 5-heads",
         "| two networks, one self-paced head": "2-networks 1-head-self",
         "an ensemble without a shared trunk?": "5-networks 5-heads",
         "what does an ensemble inside one network need?": "5-heads-self-teachers 5-heads-self",
         "| the former, one self-paced head": "5-heads-self-teachers 1-head-self",
         "| the former, their five teachers": "5-heads-self-teachers 5-networks-self",
+        "| one self-paced R14, the former": "1-head-R14-self 5-heads-self-teachers",
     },
 }
 
