@@ -13,9 +13,9 @@ from spacte.report.labels import experiment_label
 from spacte.report.run import Run
 from spacte.utils import UserError
 
-_INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "pretrained network"}  # of a training
+INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "pretrained network"}  # of a training
 # what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
-_OF_A_SEED = ("seed", *PLACE_SETTINGS, *_INPUTS, "votes_dir")
+_OF_A_SEED = ("seed", *PLACE_SETTINGS, *INPUTS, "votes_dir")
 
 
 def check_same_images(runs: list[Run]) -> None:
@@ -154,7 +154,7 @@ def check_seeds(runs: list[Run]) -> None:
         if images[0] != images[1]:
             shared = len(images[0] & images[1])
             differences.append(f"{len(images[0])} and {len(images[1])} images, {shared} of them the same")
-        twice = _checkpoints(a) & _checkpoints(b)
+        twice = checkpoints_of(a) & checkpoints_of(b)
         if twice:
             differences.append(f"one checkpoint_sha256, {min(twice)}")
         seeds = _seeds(a) & _seeds(b)
@@ -166,31 +166,12 @@ def check_seeds(runs: list[Run]) -> None:
             raise UserError(f"{two} are not two seeds of one experiment: {found}; leave one of them out")
 
 
-def same_classifier(a: Run, b: Run) -> bool:
-    """Whether two runs are known to certify one classifier."""
-    return bool(_checkpoints(a)) and _checkpoints(a) == _checkpoints(b)
-
-
-def shared_inputs(runs: list[Run]) -> list[str]:
-    """What the trainings of several runs took from the same files, all of them: teachers, trunk, pretrained network.
-
-    By the files' hashes or, where a training has recorded none, by their names.
-    """
-    trainings, found = [one for run in runs for one in run.training or ({},)], []
-    for name, word in _INPUTS.items():
-        hashes = [one["inputs"].get(name) for one in trainings if isinstance(one.get("inputs"), dict)]
-        known = len(hashes) == len(trainings) and all(hashes)
-        taken = hashes if known else [one.get(name) for one in trainings]
-        if len(runs) > 1 and taken[0] and taken.count(taken[0]) == len(taken):
-            found.append(word)
-    return found
-
-
 def _seeds(run: Run) -> set[str]:
     return {str(one["seed"]) for one in run.training if "seed" in one}
 
 
-def _checkpoints(run: Run) -> set[str]:
+def checkpoints_of(run: Run) -> set[str]:
+    """The hashes of what a run's classifier was loaded from; none where nothing tells."""
     if run.config is None:
         return set()
     parameters = run.config.parameters_sha256

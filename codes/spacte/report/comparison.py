@@ -1,6 +1,5 @@
 """Two certification logs compared image by image, or two experiments of several seeds each."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +8,10 @@ import pandas as pd
 
 from spacte.logs.certlog import Radii, certified_at, certified_radius
 from spacte.logs.table import decimals, plain, radius_names, records
-from spacte.report.comparable import certification_differences, check_seeds, same_classifier, shared_inputs
+from spacte.report.caveats import of_experiments, of_runs, seeds_are_few
+from spacte.report.comparable import certification_differences, check_seeds
 from spacte.report.intervals import (
     FEWEST_DIFFERENT,
-    FEWEST_SEEDS,
     Interval,
     accuracy_interval,
     acr_interval,
@@ -64,7 +63,7 @@ class Comparison:
         words = ["from all votes"] * (kind == "all-votes") + [f"for {top}"] * bool(top)
         certificates = f", certificates {' '.join(words)}" if words else ""
         text = f"{self._verdict()}, on the same {self.images} images{certificates}."
-        text += "".join(f"\n{remark}" for remark in (*self._of_seeds(), *self.remarks))
+        text += "".join(f"\n{remark}" for remark in self.remarks)
         for name, images in ((self.a, self.only_a), (self.b, self.only_b)):
             if images:
                 text += (
@@ -73,32 +72,6 @@ class Comparison:
         if self.settings:
             text += f"\nThey were certified differently: {self.settings}."
         return text
-
-    def _of_seeds(self) -> list[str]:
-        """What is to be known of the runs of two experiments."""
-        if not self.seeds:
-            return []
-        remarks = ["The means over {} and {} runs are compared.".format(*self.seeds)]
-        fewest = [name for name, runs in zip((self.a, self.b), self.seeds, strict=True) if runs == min(self.seeds)]
-        if min(self.seeds) == 1:
-            several = self.b if self.seeds[0] == 1 else self.a
-            another = (
-                f"the {max(self.seeds)} of '{several}' are too few to tell how much another would differ"
-                if self._seeds_are_few
-                else f"another is taken to differ as much as those of '{several}' do"
-            )
-            remarks.append(f"Of '{fewest[0]}' there is one run: {another}.")
-        elif min(self.seeds) == 2:
-            two = " and ".join(f"'{name}'" for name in fewest)
-            remarks.append(
-                f"Two runs of {two} tell little of how seeds vary: a 95 % interval may miss in up to 13 % of cases."
-            )
-        return remarks
-
-    @property
-    def _seeds_are_few(self) -> bool:
-        """Whether `experiments_interval` has none, because of the seeds."""
-        return self.seeds is not None and min(self.seeds) == 1 and max(self.seeds) < FEWEST_SEEDS
 
     def _verdict(self) -> str:
         """What is said of the ACRs: a sentence without its end."""
@@ -112,7 +85,7 @@ class Comparison:
                 f"No verdict on the {acrs} of {names}: {how} ({rules}), and nothing tells how far below the truth a "
                 "lower bound is; the radii that both decide are compared"
             )
-        if self._seeds_are_few:
+        if self.seeds is not None and seeds_are_few(self.seeds):
             return f"No verdict on the {acrs} of {names}: the first less the second is {difference}"
         if np.isnan(acr["low"]):
             few = f"fewer than {FEWEST_DIFFERENT}" if self.different < FEWEST_DIFFERENT else "all by the same"
@@ -179,8 +152,7 @@ def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     )
     table, different = _table(a, b, radii, mean_a, mean_b, interval), int(differ(differences).sum())
     (name_a, name_b), settings = labels([[a], [b]]), _settings(a, b)
-    one_run = "One run each: the interval is for other images, not for other trainings."
-    remarks = () if same_classifier(a, b) else (one_run,)
+    remarks = tuple(of_runs(a, b))
     return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, remarks=remarks, **settings)
 
 
@@ -212,29 +184,10 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
         experiment_label(runs) or label for runs, label in zip((a, b), labels([a[:1], b[:1]]), strict=True)
     )
     seeds, settings = (len(a), len(b)), _settings(a[0], b[0])
-    remarks = (*_of_ensembles((name_a, a), (name_b, b)), *_of_inputs((name_a, a), (name_b, b)))
+    remarks = tuple(of_experiments((name_a, a), (name_b, b)))
     return Comparison(
         name_a, name_b, len(shared), different, table, only_a, only_b, seeds=seeds, remarks=remarks, **settings
     )
-
-
-def _of_ensembles(*sides: tuple[str, list[Run]]) -> Iterator[str]:
-    """A remark where the one run of a side borrows how runs vary from the other side's, which vary less."""
-    (name, one), (_, several) = sorted(sides, key=lambda side: len(side[1]))
-    sizes = [len(runs[0].heads.networks) if runs[0].heads else 0 for runs in (one, several)]
-    if len(one) == 1 and 0 < sizes[0] < sizes[1]:
-        yield f"'{name}' has fewer networks than those, and runs of fewer vary more: the interval is too narrow."
-
-
-def _of_inputs(*sides: tuple[str, list[Run]]) -> Iterator[str]:
-    """A remark for each side whose seeds all began with the same teachers, say: seeds do not tell what these matter."""
-    for name, runs in sides:
-        shared = shared_inputs(runs)
-        if shared:
-            yield (
-                f"All {len(runs)} runs of '{name}' took the same {' and '.join(shared)}: what another would change is "
-                "not in the interval."
-            )
 
 
 def _settings(a: Run, b: Run) -> dict[str, Any]:
