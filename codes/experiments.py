@@ -169,7 +169,7 @@ def _parse() -> Namespace:
     add("queue", type=Path, metavar="QUEUE.toml", help="the file of runs")
     add("--work", type=Path, required=True, metavar="DIR", help="checkpoints and logs go there; not in the checkout")
     dealt = (
-        "jobs at a time (1; of an array of SLURM's: no limit); of several visible GPUs each sees one, in turn, unless "
+        "jobs at a time (default: 1; of a SLURM array: no limit); with several GPUs each job gets one in turn, unless "
         "its --device is cuda:<index>"
     )
     add("--processes", type=cli.positive_int, help=dealt)

@@ -35,7 +35,7 @@ class SmoothMix(Objective):
         add = parser.add_argument
         add("--attack_alpha", type=positive_float, help="L2 length of an attack step")
         add("--num_steps", type=positive_int, help="attack steps")
-        add("--mix_step", type=non_negative_int, help="the step before which the clean side is taken")
+        add("--mix_step", type=non_negative_int, help="attack steps before the clean side is taken; 0: the image")
         add("--eta", type=non_negative_float, help="weight of the mixed loss")
         add("--maxnorm_s", type=non_negative_float, help="L2 bound on the clean side (attack_alpha * mix_step)")
         add("--maxnorm", type=non_negative_float, help="L2 bound on the adversary (none)")

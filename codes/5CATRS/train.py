@@ -44,7 +44,7 @@ class CATRS(Objective):
     def add_flags(parser):
         """The flags of this defence alone."""
         add = parser.add_argument
-        add("--pretrained_model", help="checkpoint: its smoothed classifier's votes on the training images are learnt")
+        add("--pretrained_model", help="checkpoint of 0Gaussian: its votes on the training images are the soft labels")
         add("--num_votes", type=positive_int, help=f"its votes per image, at least {_FEWEST_VOTES}")
         add("--votes_dir", help="the votes: <votes_dir>/<dataset>/<arch>/noise-<sd>/votes/; runs share them")
         add("--epsilon", type=image_norm, help="L2 bound on the attack, in units of [0, 1]; the authors' 256 is 1")

@@ -24,5 +24,5 @@ def weights(right: np.ndarray, n: int) -> np.ndarray:
     least = 3 * n // 4
     radii = np.array([ndtri(lower_confidence_bound(count, n, _ALPHA)) for count in range(least, n + 1)])
     if not radii[0] > 0:
-        raise UserError(f"--num_noise_dataset_weight {n} is too few to weigh images: choose 12 or at least 14")
+        raise UserError(f"--num_noise_dataset_weight {n} is too few to weight images: choose 12 or at least 14")
     return radii[np.maximum(right, least) - least]

@@ -44,16 +44,16 @@ class ACRWeakness(Objective):
     def add_flags(parser):
         """The flags of this defence alone."""
         add = parser.add_argument
-        add("--ds_epoch", type=non_negative_int, help="epochs of plain noise, before images are left out and weighed")
+        add("--ds_epoch", type=non_negative_int, help="epochs of plain noise, before images are chosen and weighted")
         add("--ds_threshold", type=probability, help="images with a smaller share of right votes are left out")
-        add("--num_noise_ds", type=positive_int, help="votes per image that decide so")
-        add("--dataset_weight_epoch", type=positive_int, help="epochs after which images are weighed again")
-        add("--num_noise_dataset_weight", type=positive_int, help="votes per image that weigh it")
-        add("--attack_steps", type=non_negative_int, help="most steps that a noise is moved")
+        add("--num_noise_ds", type=positive_int, help="votes per image for leaving it out")
+        add("--dataset_weight_epoch", type=positive_int, help="epochs between two reweightings of the images")
+        add("--num_noise_dataset_weight", type=positive_int, help="votes per image for its weight")
+        add("--attack_steps", type=non_negative_int, help="maximal attack steps on a noise")
         add("--epsilon", type=image_norm, help="L2 length of such a step, in units of [0, 1]")
 
     def __post_init__(self):
-        """UserError if images would never be left out, or too few votes weigh them."""
+        """UserError if images would never be left out, or too few votes weight them."""
         if self.ds_epoch >= self.recipe.epochs:
             last = self.recipe.epochs - 1
             raise UserError(f"--ds_epoch {self.ds_epoch} must lie in 0..{last}, below --epochs")
@@ -66,7 +66,7 @@ class ACRWeakness(Objective):
         return f"-ds-{self.ds_epoch}-{self.ds_threshold}-steps-{self.attack_steps}-epsilon-{self.epsilon}"
 
     def sampling_weights(self, epoch, classifier, split):
-        """None before `ds_epoch` epochs are done; then images are left out, once, and the others weighed repeatedly."""
+        """None before `ds_epoch` epochs are done; then images are left out once and the others weighted repeatedly."""
         since = epoch - 1 - self.ds_epoch
         if since >= 0 and since % self.dataset_weight_epoch == 0:
             votes = self.num_noise_ds if since == 0 else self.num_noise_dataset_weight

@@ -84,7 +84,7 @@ def _flags(given: list[str]) -> argparse.Namespace:
         ("num_heads", cli.positive_int),
         ("noise_sd", cli.positive_float),
     ):
-        add(f"--{name}", type=kind, help="as in the checkpoint; the authors' and the field's do not say")
+        add(f"--{name}", type=kind, help="as in the checkpoint; published ones do not say")
     add("--data_dir", help="where the data set's files are, or are downloaded to")
     add("--skip", type=cli.positive_int, default=100, help="every skip-th test image: 0, skip, 2 skip, ...")
     add("--max", type=cli.positive_int, help="only images whose idx is below this")

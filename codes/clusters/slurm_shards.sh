@@ -5,8 +5,8 @@
 #   sbatch --array=1-8 codes/clusters/slurm_shards.sh 8 codes/0Gaussian --model_path save/<...>/epoch150.pth --skip 20
 #   python codes/merge_logs.py codes/0Gaussian/logs/<...>/<run>-certify-skip-20-shard-*-of-8.log     # once all have ended
 #
-# 8 is given, and not SLURM_ARRAY_TASK_COUNT: that is 1 where shard 3 is submitted again, --array=3. On CPU nodes that differ
-# also give --images_per_pass 500 (any number, the same for all): else each measures its fastest, and the last digits,
+# 8 is given, and not SLURM_ARRAY_TASK_COUNT: that is 1 where shard 3 is submitted again, --array=3. On CPU nodes
+# also give --images_per_pass 500 (any number, the same for all): else each shard measures its fastest, and the last digits,
 # which decide near ties, may differ from shard to shard. merge_logs.py says so where they ran differently. The time limit
 # has to hold some images, or a shard goes back into the queue for ever.
 #

@@ -8,7 +8,7 @@ python certify_mhead.py --classifier ../examples/diffusion_denoised.py:build \\
     classifier=save/digits/R8/noise-0.01/h-1-m-2/epoch20.pth \\
     --dataset digits --noise_sd 0.5 --N 1000
 
-`diffusion` is a folder that diffusers' UNet2DModel and a scheduler of noise predictions save to: one of the field's
+`diffusion` is a folder that diffusers' UNet2DModel and a scheduler of noise predictions save to: a published one
 works, too, with images of its size. The diffusion model was trained on 2x - 1 in [-1, 1], where the noise of sigma on
 [0, 1] is 2 sigma. Its state at time t is sqrt(abar_t) (2x - 1) + sqrt(1 - abar_t) e: a noisy image scaled by
 sqrt(abar_t) is that where (1 - abar_t) / abar_t = (2 sigma)^2. No noise is added, so that the whole is a function.

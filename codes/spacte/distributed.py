@@ -109,7 +109,7 @@ def all_reduce_mean(values: "Tensor") -> "Tensor":
 
 
 def as_part(mean: "Tensor", size: int) -> "Tensor":
-    """A mean over this process's part of a batch, of `size` images, weighed by that size.
+    """A mean over this process's part of a batch, of `size` images, weighted by that size.
 
     The processes' mean of the result is the mean over the whole batch. Itself where there is one process.
     """

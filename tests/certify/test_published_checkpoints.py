@@ -9,7 +9,7 @@ from conftest import DIGITS, RUN_FLAGS, beside, without_time
 
 @pytest.fixture
 def published(digits_models, tmp_path):
-    """The one-head network as the field would have saved it."""
+    """The one-head network as a published file holds it."""
     state = torch.load(digits_models[1], weights_only=True)["state_dict"]
     state = {key.replace("heads.0.0", "layer3").replace("heads.0.1", "fc"): value for key, value in state.items()}
     path = tmp_path / "noise_0.5" / "checkpoint.pth.tar"

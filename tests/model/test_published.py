@@ -49,7 +49,7 @@ def shaken(network):
 
 
 def saved(path, network, layout):
-    """A file as the field writes it; the networks after a normalisation are the second of two layers."""
+    """A published file; the networks after a normalisation are the second of two layers."""
     path.parent.mkdir()
     if layout == "macer":
         torch.save({"net": network.state_dict(), "epoch": 440}, path)
@@ -117,7 +117,7 @@ class LeNet(nn.Module):
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["zip", "macer"])
 def test_lenet_gives_its_own_logits(tmp_path, layout):
-    """It has no BatchNorm to ask, and the field trains it without a normalisation."""
+    """It has no BatchNorm to ask, and is trained without a normalisation."""
     network, images = LeNet(), torch.rand(3, 1, 28, 28)
     path = saved(tmp_path / "a" / "checkpoint.pth.tar", network, layout)
     loaded = load_classifier(path, "lenet", "MNIST", noise_sd=0.5, normalize="none")

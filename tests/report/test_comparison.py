@@ -127,7 +127,7 @@ def test_two_experiments_are_compared_over_their_seeds(tmp_path, script):
     assert acr["low"] < acr["difference"] < acr["high"] and acr["low"] > 0
     assert "(t over images and seeds), on the same 400 images." in found["sentences"]
     assert "The means over 3 and 2 runs are compared." in found["sentences"]
-    assert "' tell little of how seeds vary: a 95 % interval may miss in up to 13 %" in found["sentences"]
+    assert "' tell little of how seeds vary: a 95 % interval may miss in up to 14 %" in found["sentences"]
     code, out, _ = script("report.py", "--compare", "a/seed-0/run.log", "b")
     assert code == 0 and "No verdict on the ACRs of 'a' and 'b'" in out
     assert "Of 'a' there is one run: the 2 of 'b' are too few to tell how much another would differ." in out

@@ -29,7 +29,7 @@ def gradients(classifier, loss):
 
 @pytest.mark.parametrize("defence", DEFENCES)
 def test_every_defence_is_paced_by_whom_the_flag_says(defence):
-    """A head alone learns what its own loss says, with every in-ring term; the paper's ring weighs one head by 1."""
+    """A head alone learns what its own loss says, with every in-ring term; the paper's ring weights one head by 1."""
     torch.manual_seed(1)
     classifier = build_classifier("R8", "digits", 1)
     flags = ("--num_heads", 1, "--lbdlast", 0.1)
@@ -45,7 +45,7 @@ def test_no_teaching_is_the_other_name_of_nobody():
 
 
 def test_a_defences_own_lambda_goes_with_a_pace_share():
-    """The samples of a `pace` that it returns are weighed on plain noise, too."""
+    """The samples of a `pace` that it returns are weighted on plain noise, too."""
     kind = load_module("0Gaussian", "train").Gaussian
     own = type("Own", (kind,), {"pace": lambda self, epoch: Pace(0.7, self.recipe.paced_by)})
     recipe, _, _ = parse(kind, "", 1.0, ["--pace_share", "0.8", "--paced_by", "self"])
@@ -110,7 +110,7 @@ def test_the_share_is_met_by_the_losses_of_a_step(script, tmp_path):
         assert code == 0, err
         (log,) = (tmp_path / label).rglob("*-train.log")
         tables[label] = pd.read_csv(log, sep="\t").drop(columns="images_per_second")
-    assert "lambda" not in tables["plain"], "nothing is weighed by one"
+    assert "lambda" not in tables["plain"], "nothing is weighted by one"
     pd.testing.assert_frame_equal(tables["all"].drop(columns="lambda"), tables["plain"])
     half = tables["half"]
     assert half["easy"].tolist() == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5], abs=0.15)

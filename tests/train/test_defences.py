@@ -104,7 +104,7 @@ def test_acrweakness_attack_and_loss_are_the_authors(case):
 def test_acrweakness_weights_and_dropped_images_are_the_authors():
     published, few = GOLDEN["acrweak_weight_cases"]
     np.testing.assert_allclose(sampling.weights(np.array(published["counts"]), 16), published["weight"], rtol=1e-5)
-    with pytest.raises(UserError, match="--num_noise_dataset_weight 10 is too few to weigh images"):
+    with pytest.raises(UserError, match="--num_noise_dataset_weight 10 is too few to weight images"):
         sampling.weights(np.array(few["counts"]), 10)  # the authors' weights are negative
     for case in GOLDEN["acrweak_drop_cases"]:
         stay = sampling.kept(np.array(case["counts"]), case["num_noise_vec"], case["threshold"])

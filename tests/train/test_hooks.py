@@ -1,4 +1,4 @@
-"""What a defence asks of the training split: votes that choose and weigh images, votes that are learnt."""
+"""What a defence asks of the training split: votes that choose and weight images, votes that are learnt."""
 
 import copy
 import itertools
@@ -283,7 +283,7 @@ def test_votes_that_are_others(catrs, tmp_path, digits_models):
         (
             "6ACRWeakness",
             ("--num_noise_dataset_weight", 13),
-            "13 is too few to weigh images: choose 12 or at least 14",
+            "13 is too few to weight images: choose 12 or at least 14",
         ),
         ("6ACRWeakness", ("--ds_threshold", 1.5), "--ds_threshold: '1.5' must be a number from 0 to 1"),
         ("7Stability", ("--lbd", -1), "--lbd: '-1' must be"),

@@ -39,16 +39,16 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     """The flags of ClassifierSettings."""
     group = parser.add_argument_group("the classifier and its data")
     add, which = group.add_argument, group.add_mutually_exclusive_group(required=True)
-    paths = "checkpoint, one of the field's, too; of several, the logits are summed (an ensemble)"
+    paths = "checkpoint, ours or a published one; the logits of several are summed (an ensemble)"
     which.add_argument("--model_path", nargs="+", help=paths)
     logits = "images [N, C, H, W] in [0, 1] -> logits [N, K], [L, N, K]"
     function = f"a function of yours that returns a module or another callable: {logits}"
     which.add_argument("--classifier", metavar="FILE.py:FUNCTION", help=function)
     literals = "the function's arguments; a value is a literal of Python, else text"
     add("--classifier_args", nargs="+", metavar="KEY=VALUE", help=literals)
-    layer = "what a published checkpoint's training normalised by: mean_std, centre, none or constants m,m,m/s,s,s, as"
-    add("--normalize", type=_normalisation, help=f"{layer} in (x - m) / s; auto asks the data")
-    known = "as in the checkpoint; the authors' and the field's do not say"
+    layer = "a published checkpoint's normalisation: mean_std, centre, none, or m,m,m/s,s,s for (x - m) / s;"
+    add("--normalize", type=_normalisation, help=f"{layer} auto infers it from the data")
+    known = "as in the checkpoint; published ones do not say"
     add("--arch", help=f"one of {LEGAL_ARCHITECTURES} (default: as in the checkpoint; the authors' do not say)")
     add("--dataset", help=f"one of {', '.join(DATASETS)} ({known})")
     add("--data_dir", help="where the data set's files are, or are downloaded to")

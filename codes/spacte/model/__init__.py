@@ -44,7 +44,7 @@ def small_image_resnet(depth: int) -> str | None:
 
 
 def our_name(arch: str) -> str:
-    """The name of an architecture here, where it is one of the field's (resnet50, cifar_resnet110, lenet)."""
+    """The name of an architecture here, where it is a published one's (resnet50, cifar_resnet110, lenet)."""
     named = re.fullmatch(r"(?:(cifar|cifar10|cifar100|imagenet32|svhn)_)?resnet(\d{1,4})", arch)
     if arch == "lenet":
         return "LeNet"

@@ -1,4 +1,4 @@
-"""The layer between the noise and the network: its names, its constants, and those that the field's networks have."""
+"""The layer between the noise and the network: its names, its constants, and those of published networks."""
 
 import math
 

@@ -14,7 +14,7 @@ from spacte.model import LEGAL_ARCHITECTURES, small_image_resnet
 from spacte.model.imgnet_resnet_mhead import STAGES
 
 KNOWN = (
-    "multi-head networks of this project or of the SPACTE authors, the field's ResNets with conv1, bn1, layer1 to "
+    "multi-head networks of this project or of the SPACTE authors, published ResNets with conv1, bn1, layer1 to "
     f"layer3 or layer4, and fc, and LeNet ({LEGAL_ARCHITECTURES})"
 )
 _WRAPPERS = ("module", "_orig_mod", "model", "backbone", "net", "network", "base_model", "classifier", "1")
@@ -28,7 +28,7 @@ _LENET = {"conv1": (20, None, 5, 5), "conv2": (50, 20, 5, 5), "fc1": (500, 800),
 class Weights:
     """A state dict under our names, `names` with those in the file.
 
-    `arch` is None where the file is not one of the field's; `constants` are those of a normalisation in the file.
+    `arch` is None where the file is no published network's; `constants` are those of a normalisation in the file.
     """
 
     tensors: dict[str, Tensor]
@@ -135,7 +135,7 @@ def _architecture(blocks: tuple[int, ...], bottleneck: bool) -> str | None:
 
 
 def state_dict_of(contents: Any, depth: int = 3) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The state dict that a file's contents hold, under the names that the field gives it, and the path of keys to it.
+    """The state dict that a file's contents hold, under the names in use, and the path of keys to it.
 
     None where there is none.
     """

@@ -1,6 +1,6 @@
 """Whether a network is the one that was trained: its BatchNorms' running statistics against those of data.
 
-A file of the field holds weights, not the normalisation before them, nor strides, pooling or the size of the images.
+A published file holds weights, not the normalisation before them, nor strides, pooling or the size of the images.
 Each leaves its trace in the statistics that BatchNorm kept in training: where the network here sees other ones, it is
 another function.
 """
@@ -38,7 +38,7 @@ _LAG = 1.5  # divided by the batches of training: the statistics are an average 
 _CERTAIN = 0.001  # of bn1: no other noise is tried
 _TIMES_NEARER = 4
 _FEWEST_BATCHES = 44  # of training: 0.9^44 = 1 % of bn1's statistics would still be those that it began with
-_SIGMAS = (0.0, 0.12, 0.25, 0.5, 0.75, 1.0)  # of the field's networks
+_SIGMAS = (0.0, 0.12, 0.25, 0.5, 0.75, 1.0)  # of published networks
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def examined(
     """The normalisation that the network was trained with, and a line for the user or None; `name` is their own word.
 
     `images` [N, C, H, W] without noise, of training or test, and `sigma` that of the noise; where it fits none, those
-    that the field trains with are tried. Without a name the nearest of the known normalisations is taken if it is near
+    of published networks are tried. Without a name the nearest of the known normalisations is taken if it is near
     in every layer, clearly nearer than the others. A name stands unless the statistics say that the network is another.
     Raises UserError with the distances if they say so, or cannot tell.
     """
@@ -128,7 +128,7 @@ def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) ->
 
 
 def _other_noises(sigma: float) -> list[tuple[float, float]]:
-    """Of what the field trains with, sigma and the share of the images that have noise: half in stability training."""
+    """Sigma in training and the share of its images that had noise: half of them in stability training."""
     return [(sigma, 0.5), *((other, 1.0) for other in _SIGMAS if other != sigma)]
 
 

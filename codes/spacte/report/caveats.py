@@ -32,7 +32,7 @@ def of_experiments(a: Side, b: Side) -> Iterator[str]:
             yield f"{networks}, and runs of fewer vary more: the interval is too narrow."
     elif runs[0] == 2:
         two = " and ".join(f"'{name}'" for name, some in (a, b) if len(some) == 2)
-        yield f"Two runs of {two} tell little of how seeds vary: a 95 % interval may miss in up to 13 % of cases."
+        yield f"Two runs of {two} tell little of how seeds vary: a 95 % interval may miss in up to 14 % of cases."
     for name, some in (a, b):
         shared = _shared_inputs(some)
         if shared:

@@ -27,7 +27,7 @@ class Noise(Protocol):
 
 
 class GaussianNoise:
-    """x + sigma * N(0, I) in float32, the field's practice: its certificates take float32 normals for real ones."""
+    """x + sigma * N(0, I) in float32, as is usual: its certificates take float32 normals for real ones."""
 
     def __init__(self, sigma: float):
         self.sigma = sigma

@@ -69,7 +69,7 @@ class Recipe:
 
     @property
     def paced(self) -> bool:
-        """Whether a lambda weighs samples: that of a neighbour, which one head has not, or a head's own."""
+        """Whether a lambda weights samples: that of a neighbour, which one head has not, or a head's own."""
         return self.paced_by == "self" or (self.paced_by == "neighbour" and self.num_heads > 1)
 
     @property
@@ -145,7 +145,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--num_noise_vec", type=cli.positive_int, help="m, noise vectors per image; a batch makes m steps (MACER: one)")
     add("--lbdlast", type=cli.pace, help="lambda, the pace of teaching, in the last epoch")
     add("--eps", type=cli.probability, help="the best head weighs 1 - eps, the others share eps; 1 - 1/L: all alike")
-    paced = "whose loss weighs what a head learns: its neighbour's (circular teaching), its own, none (weights are 1)"
+    paced = "whose loss weights what a head learns: its neighbour's (circular teaching), its own, none (weights are 1)"
     either = recipe.add_mutually_exclusive_group().add_argument
     either("--paced_by", choices=PACED_BY, help=paced)
     without = "--paced_by none: the heads do not teach each other"

@@ -4,7 +4,7 @@ Functions on tensors; only the head weights are drawn, and agreed on by the proc
 Source: arXiv 2211.10882, section 3.2. Heads that pace themselves and a lambda for each class are not in the paper.
 
 A hard sample is not dropped, as in self-paced learning (Kumar et al., NeurIPS 2010): at lambda its weight falls from 1
-to (1 + e^-lambda) / 2, and then like e^-loss. Where heads agree, or pace themselves, a loss l weighed so has the
+to (1 + e^-lambda) / 2, and then like e^-loss. Where heads agree, or pace themselves, a loss l weighted so has the
 derivative of a bounded one,
 
     phi(l) = l up to lambda, then lambda + (1 + e^-lambda) (u - ln(1 + e^u) + ln 2) with u = l - lambda,
@@ -59,9 +59,9 @@ PACED_BY = ("neighbour", "self", "none")
 
 @dataclass(frozen=True)
 class Pace:
-    """How samples are weighed: the threshold lambda, of each class where it is a tensor [K], and who weighs them.
+    """How samples are weighted: the threshold lambda, of each class where it is a tensor [K], and who weights them.
 
-    `by` is "neighbour" (head h - 1 weighs what head h learns: the paper's ring; one head has none, its weights are 1),
+    `by` is "neighbour" (head h - 1 weights what head h learns: the paper's ring; one head has none, its weights are 1),
     "self" (each head by its own loss; with one head self-paced learning) or "none" (every weight is 1). `losses` [L, B]
     are the smoothed losses that decide, where they are not those that are learnt.
     """
