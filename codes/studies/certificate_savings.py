@@ -32,7 +32,7 @@ from spacte.smooth.certificates import CERTIFICATES, Certificate
 from spacte.smooth.draws import portion
 from spacte.utils import UserError
 
-_N0, _SIMULATIONS = 100, 20
+_SIMULATIONS = 20
 
 
 def _main() -> None:
@@ -59,12 +59,12 @@ def _main() -> None:
 def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, seed: int) -> list[dict]:
     """A row for each certificate with a fixed N and one for each that stops early."""
     labels = run.log["label"].to_numpy()
-    alpha, sigma = certificate_of(run.required_config).alpha, run.required_config.noise_sd
+    alpha, sigma, n0 = certificate_of(run.required_config).alpha, run.required_config.noise_sd, run.required_config.N0
     limit = largest_radius(replace(run.required_config, N=n, certificate="cohen", sequential=None))
     radii, rows, reached = table_radii(limit, run.dataset), [], {}
     for kind in CERTIFICATES:
         fixed = Certificate(alpha, sigma, False, kind)
-        reached[kind] = _fixed(fixed, probabilities, labels, n, radii, seed)
+        reached[kind] = _fixed(fixed, probabilities, labels, n0, n, radii, seed)
         rows.append({"run": run.name, "certificate": kind, "draws": 1.0, "accuracy": reached[kind]})
         config = replace(run.required_config, N=n, certificate=kind)
         config = replace(config, sequential=table_stopping(config))
@@ -74,17 +74,17 @@ def _simulated(run: Run, probabilities: np.ndarray, n: int, batch_size: int, see
     enough = (
         share
         for share in np.geomspace(0.01, 1, 81)
-        if _fixed(ours, probabilities, labels, max(1, round(share * n)), radii, seed) >= reached["cohen"]
+        if _fixed(ours, probabilities, labels, n0, max(1, round(share * n)), radii, seed) >= reached["cohen"]
     )
     rows[2]["N alike"] = next(enough, math.nan)
     return rows
 
 
-def _fixed(certificate, probabilities, labels, n: int, radii, seed: int) -> float:
-    """Certified accuracy, averaged over the radii and simulations, with n estimation draws."""
+def _fixed(certificate, probabilities, labels, n0: int, n: int, radii, seed: int) -> float:
+    """Certified accuracy, averaged over the radii and simulations, with n0 selection and n estimation draws."""
     rng, hits = np.random.default_rng(seed), 0.0
     for p, label in zip(probabilities, labels, strict=True):
-        selections, estimations = rng.multinomial(_N0, p, _SIMULATIONS), rng.multinomial(n, p, _SIMULATIONS)
+        selections, estimations = rng.multinomial(n0, p, _SIMULATIONS), rng.multinomial(n, p, _SIMULATIONS)
         for selection, estimation in zip(selections, estimations, strict=True):
             hits += _hits(certificate, selection, estimation, label, radii)
     return hits / len(labels) / _SIMULATIONS
@@ -95,7 +95,7 @@ def _early(config: RunConfig, probabilities, labels, batch_size: int, radii, see
     rng, hits, used, n = np.random.default_rng(seed), 0.0, 0, config.N
     certificate, rule = certificate_of(config), stopping_rule(config)
     for p, label in [*zip(probabilities, labels, strict=True)] * _SIMULATIONS:
-        selection, estimation = rng.multinomial(_N0, p), np.zeros(len(p), dtype=int)
+        selection, estimation = rng.multinomial(config.N0, p), np.zeros(len(p), dtype=int)
         while estimation.sum() < n:
             estimation += rng.multinomial(portion(int(estimation.sum()), n, batch_size, looks=True), p)
             if rule(selection, estimation):

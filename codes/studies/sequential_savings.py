@@ -12,7 +12,6 @@ change in any single run; both in points. N and alpha are what the JSON beside a
 if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from scipy import stats
 from spacte import cli
 from spacte.logs.certlog import certified_accuracy, read_log
 from spacte.logs.config import RunConfig
+from spacte.logs.description import description
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.table import RADIUS_STEP, markdown
 from spacte.smooth.bounds import anytime_lower_bound, radius_of
@@ -42,7 +42,9 @@ def _main() -> None:
     args = parser.parse_args()
     rng, rows = np.random.default_rng(args.seed), []
     for path in args.logs:
-        log, sigma, (n, alpha) = read_log(path), _sigma(path), _draws(path)
+        log, sigma, (n, alpha) = read_log(path), description(path).sigma, _draws(path)
+        if sigma is None:
+            raise UserError(f"'{path}' lies in no folder noise-<sd>: its sigma is not known")
         table = np.arange(0, 3.5 * sigma, RADIUS_STEP)
         row = {"log": f"{path.parts[0] if len(path.parts) == 1 else '/'.join(path.parts[-4:-1])}"}
         for name, radii in (("table", table), ("1.5 sigma", np.array([1.5 * sigma]))):
@@ -57,13 +59,6 @@ def _main() -> None:
         draws, mean, single = (result[f"{name}: {figure}"] for figure in ("draws", "mean off", "single off"))
         runs = f"in any of {_REPEATS * len(result)} runs {single.max():.2f}"
         print(f"{name}: mean draws N/{1 / draws.mean():.1f}, off by at most {mean.max():.2f} points, {runs}")
-
-
-def _sigma(path: Path) -> float:
-    match = re.search(r"noise-([0-9.]+)", str(path.absolute()))
-    if not match:
-        raise UserError(f"'{path}' lies in no folder noise-<sd>: its sigma is not known")
-    return float(match[1])
 
 
 def _draws(path: Path) -> tuple[int, float]:
@@ -107,7 +102,8 @@ def _probabilities(log: pd.DataFrame, sigma: float, n: int, alpha: float) -> np.
     """The observed rate n_A / n that gave each radius, 1/2 where the image abstained."""
     votes = np.arange(n // 2, n + 1)
     radii = sigma * stats.norm.ppf(stats.beta.ppf(alpha, votes, n - votes + 1))
-    nearest = votes[np.abs(radii[:, None] - log["radius"].to_numpy()).argmin(0)]
+    above = np.searchsorted(radii, log["radius"]).clip(1, len(radii) - 1)
+    nearest = votes[above - (log["radius"] - radii[above - 1] <= radii[above] - log["radius"])]
     return np.where(log["predict"] == ABSTAIN, 0.5, nearest / n)
 
 

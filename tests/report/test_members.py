@@ -126,8 +126,9 @@ def test_a_log_without_counts_and_a_consensus_are_left_out(script, tmp_path):
     (tmp_path / "1-counts.jsonl").unlink()
     code, out, err = script("report.py", log, other, "--members")
     assert code == 2 and "--members: no log tells what its members voted" in err
-    code, out, err = script("report.py", log, other, "--members", "--format", "json")
-    assert code == 0 and json.loads(out)["members"] == []
+    flags = ("--members", "--format", "json", "--html", tmp_path / "page.html")
+    code, out, err = script("report.py", log, other, *flags)
+    assert code == 0 and json.loads(out)["members"] == [] and (tmp_path / "page.html").exists()
     assert "no vote counts lie beside" in err and "consensus" in err and "members are left out" in err
 
 

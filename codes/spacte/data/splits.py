@@ -107,7 +107,7 @@ class BatchedSplit(Split):
             if len(weights) != len(self) or not weights.isfinite().all() or weights.min() < 0 or weights.max() == 0:
                 raise UserError(f"sampling weights must be {len(self)} finite numbers of at least 0, not all 0")
             indices = torch.multinomial(weights.double().cpu(), len(self), replacement=True, generator=order)
-        chunks = [chunk for chunk in indices.split(batch_size) if len(chunk) >= smallest]
+        chunks = indices.split(batch_size)[: self.num_batches(batch_size, smallest)]
         mine = [chunk for chunk in (chunk[get_rank() :: get_world_size()] for chunk in chunks) if len(chunk)]
         batches = self._load(mine)
         if targets is None:
@@ -123,9 +123,10 @@ class BatchedSplit(Split):
         """
         labels = self._labels()
         per_class, rest = divmod(images, self.spec.num_classes)
-        fewest = int(labels.bincount(minlength=self.spec.num_classes).min())
+        counts = labels.bincount(minlength=self.spec.num_classes)
+        fewest = int(counts.min())
         if not fewest:
-            raise UserError(f"--train_images {images}: class {int(labels.bincount().argmin())} has no image")
+            raise UserError(f"--train_images {images}: class {int(counts.argmin())} has no image")
         if rest or not 1 <= per_class <= fewest:
             raise UserError(
                 f"--train_images {images}: it must be a multiple of the {self.spec.num_classes} classes and at most "

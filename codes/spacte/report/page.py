@@ -45,7 +45,7 @@ def html(rows: list[list[Run]], table: pd.DataFrame, comparisons: list[Compariso
         ],
         "table": _summary(table, rows),
         "comparisons": _comparisons(comparisons),
-        "parts": [_part(part) for part in parts],
+        "parts": [_part(part) for part in parts if not part.table.empty],
         "runs": [
             {"label": label, "name": run.name, "config": run.config and _shareable(run.config.to_json())}
             for label, run in zip(labels([[run] for run in runs]), runs, strict=True)
