@@ -117,7 +117,7 @@ def train(folder, *flags):
     """Train 0Gaussian on TINY in a folder, outside the tests' own."""
     gaussian = load_module("0Gaussian", "train").Gaussian
     with contextlib.chdir(folder):
-        command.train(gaussian, *command.parse(gaussian, "", 1.2, [str(flag) for flag in (*TINY, *flags)]))
+        command.train(gaussian, *command.parse(gaussian, "", [str(flag) for flag in (*TINY, *flags)]))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from spacte.train.command import parse
 def objective_of(defence, *flags):
     """The defence's objective on digits with the flags."""
     kind = getattr(load_module(defence, "train"), defence[1:])
-    recipe, _, own = parse(kind, "", 1.0, [str(flag) for flag in flags])
+    recipe, _, own = parse(kind, "", [str(flag) for flag in flags], lbdlast=1.0)
     return kind(recipe, 10, **own)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
+from spacte.train.teaching import EXPLORE, CircularLoss, Pace, taught_cross_entropy
 
 
 @dataclass
@@ -23,7 +23,7 @@ def ct_loss(
     lbd: float,
     eta: float,
     mean_grad: bool | None = None,
-    explore: float = 0.01,
+    explore: float = EXPLORE,
 ) -> ConsistencyLoss:
     """L_ce + L_con with L_con = sum_h c_h mean_i w[h-1,i] (lbd mean_j KL(p[h,i] || p[h,j,i]) + eta H(p[h,i])).
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spacte.model.noisy import noisy_logits
-from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
+from spacte.train.teaching import EXPLORE, CircularLoss, Pace, taught_cross_entropy
 
 
 @dataclass
@@ -30,7 +30,7 @@ def ct_loss(
     threshold: float | Pace,
     eps: float,
     uniform: Tensor | None = None,
-    explore: float = 0.01,
+    explore: float = EXPLORE,
 ) -> SmoothMixLoss:
     """L_ce on the clean side and L_mix = sum_h c_h mean_i w[h-1,i] mean_j KL(target_i || softmax z_h(x_mix,i + noise)).
 

@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
-from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
+from spacte.train.teaching import EXPLORE, CircularLoss, Pace, taught_cross_entropy
 
 
-def ct_loss(logits: Tensor, labels: Tensor, threshold: float | Pace, eps: float, explore: float = 0.01) -> CircularLoss:
+def ct_loss(
+    logits: Tensor, labels: Tensor, threshold: float | Pace, eps: float, explore: float = EXPLORE
+) -> CircularLoss:
     """L_ce = sum_h c_h mean_i w[h-1,i] l[h,i] at the adversarial images, where the pace is measured, too.
 
     logits [L, m, B, K] of the heads on m noised copies of each adversarial image, labels [B]; `total` is `ce`. The

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.special import ndtri
 
-from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
+from spacte.train.teaching import EXPLORE, CircularLoss, Pace, taught_cross_entropy
 
 
 @dataclass
@@ -26,7 +26,7 @@ def ct_loss(
     lbd: float,
     beta: float,
     margin: float,
-    explore: float = 0.01,
+    explore: float = EXPLORE,
 ) -> MACERLoss:
     """cl + lbd rl with cl = sum_h c_h mean_i w[h-1,i] CL[h,i], and rl the same of RL.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spacte.train.teaching import CircularLoss, Pace, cross_entropies, divergences, taught_cross_entropy
+from spacte.train.teaching import EXPLORE, CircularLoss, Pace, cross_entropies, divergences, taught_cross_entropy
 
 
 @dataclass
@@ -30,7 +30,7 @@ def ct_loss(
     lbd: float,
     confidence_mask: bool = False,
     drawn: Tensor | None = None,
-    explore: float = 0.01,
+    explore: float = EXPLORE,
 ) -> CATRSLoss:
     """low + lbd high with low = sum_h c_h mean_i w[h-1,i] low[h,i], and high the same of mask[h,i] high[h,i].
 

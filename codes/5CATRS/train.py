@@ -10,14 +10,12 @@ if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from catrs import attack
 from circular_teaching import ct_loss
 from soft_votes import soft_votes
 from spacte.cli import image_norm, non_negative_float, positive_int
-from spacte.files import sha256
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
 from spacte.train.objective import Objective, loss_dict, unwrapped
@@ -30,7 +28,8 @@ _FEWEST_VOTES = 100
 class CATRS(Objective):
     """low + lbd * high + L_cos: easy noise where the network is not sure of an image, the worst noise where it is."""
 
-    places: ClassVar = ("pretrained_model", "votes_dir")
+    inputs: ClassVar = ("pretrained_model",)
+    places: ClassVar = ("votes_dir",)
 
     pretrained_model: str | None = None
     num_votes: int = 10_000
@@ -57,7 +56,6 @@ class CATRS(Objective):
         """UserError if the votes are too few."""
         if self.num_votes < _FEWEST_VOTES:
             raise UserError(f"--num_votes {self.num_votes}: soft votes need at least {_FEWEST_VOTES}")
-        self.votes_of = None  # the SHA-256 of the pretrained checkpoint
 
     def run_suffix(self):
         """The attack, the weight of its loss, and who is asked for the confidence."""
@@ -69,19 +67,7 @@ class CATRS(Objective):
         if self.pretrained_model is None:
             raise UserError("CAT-RS needs --pretrained_model: a checkpoint of 0Gaussian, in the paper of sigma 0.25")
         votes = soft_votes(self.pretrained_model, self.num_votes, self.votes_dir, split, self.recipe)
-        self.votes_of = sha256(Path(self.pretrained_model))
         return votes.to(split.device)
-
-    def state(self):
-        """Which pretrained network has voted."""
-        return {"votes_of": self.votes_of}
-
-    def restore(self, state):
-        """See `state`. UserError if --pretrained_model is another network."""
-        self.votes_of = state["votes_of"]
-        path = Path(self.pretrained_model or "")
-        if path.is_file() and sha256(path) != self.votes_of:
-            raise UserError(f"--pretrained_model '{path}' is not the network that the run began with")
 
     def __call__(self, classifier, images, labels, epoch, soft_votes):
         """The loss and its parts; see Objective. `soft_votes` [B, K] are the rows of `targets`."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+import sampling
 from attack import attack
 from circular_teaching import ct_loss
-from sampling import kept, weights
 from spacte.cli import image_norm, non_negative_int, positive_int, probability
 from spacte.device import usual_batch
 from spacte.model.frozen import freeze
@@ -57,9 +57,9 @@ class ACRWeakness(Objective):
         if self.ds_epoch >= self.recipe.epochs:
             last = self.recipe.epochs - 1
             raise UserError(f"--ds_epoch {self.ds_epoch} must lie in 0..{last}, below --epochs")
-        weights(np.zeros(1, dtype=int), self.num_noise_dataset_weight)
+        sampling.weights(np.zeros(1, dtype=int), self.num_noise_dataset_weight)
         self.weights = None  # [n], 0 for an image that is left out
-        self.kept = 1.0  # the share of images that are not
+        self.share_kept = 1.0  # of the images
 
     def run_suffix(self):
         """When and which images are left out, and the attack."""
@@ -75,7 +75,7 @@ class ACRWeakness(Objective):
             smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
             if since == 0:
                 right = self._right_votes("left out", smooth, split, range(len(split)), self.num_noise_ds, epoch)
-                chosen = kept(right, self.num_noise_ds, self.ds_threshold).nonzero()[0].tolist()
+                chosen = sampling.kept(right, self.num_noise_ds, self.ds_threshold).nonzero()[0].tolist()
             else:
                 chosen = self.weights.nonzero().flatten().tolist()
             if not chosen:
@@ -85,10 +85,10 @@ class ACRWeakness(Objective):
                 )
             right = self._right_votes("weighed", smooth, split, chosen, self.num_noise_dataset_weight, epoch)
             self.weights = torch.zeros(len(split), dtype=torch.float64)
-            self.weights[chosen] = torch.from_numpy(weights(right, self.num_noise_dataset_weight))
+            self.weights[chosen] = torch.from_numpy(sampling.weights(right, self.num_noise_dataset_weight))
             frozen.forget_functions()  # a GPU's graphs have memory of their own
         if self.weights is not None:
-            self.kept = float((self.weights > 0).float().mean())  # a number: a step would wait for a tensor's copy
+            self.share_kept = float((self.weights > 0).float().mean())  # no tensor: its copy would wait
         return self.weights
 
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):
@@ -114,7 +114,7 @@ class ACRWeakness(Objective):
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, pace, self.recipe.eps)
         others = self.other_losses(classifier, loss, logits, images, noises)
-        kept = torch.full((), self.kept, device=images.device)
+        kept = torch.full((), self.share_kept, device=images.device)
         return loss.total + sum(others.values()), loss_dict(loss, **others, kept=kept)
 
 

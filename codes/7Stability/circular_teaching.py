@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from spacte.train.teaching import CircularLoss, Pace, taught_cross_entropy
+from spacte.train.teaching import EXPLORE, CircularLoss, Pace, taught_cross_entropy
 
 
 @dataclass
@@ -16,7 +16,13 @@ class StabilityLoss(CircularLoss):
 
 
 def ct_loss(
-    clean: Tensor, noisy: Tensor, labels: Tensor, threshold: float | Pace, eps: float, lbd: float, explore: float = 0.01
+    clean: Tensor,
+    noisy: Tensor,
+    labels: Tensor,
+    threshold: float | Pace,
+    eps: float,
+    lbd: float,
+    explore: float = EXPLORE,
 ) -> StabilityLoss:
     """L_ce on the clean images + lbd sum_h c_h mean_i w[h-1,i] mean_j H(softmax clean[h,i], softmax noisy[h,j,i]).
 

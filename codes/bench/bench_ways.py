@@ -83,7 +83,7 @@ class _Gaussian(Objective):
     def __call__(self, classifier, images, labels, epoch):
         noises = self.draw_noises(images)
         logits = noisy_logits(classifier, images, noises)
-        loss = taught_cross_entropy(logits, labels, self.pace(epoch), self.recipe.eps, explore=0.01)
+        loss = taught_cross_entropy(logits, labels, self.pace(epoch), self.recipe.eps)
         others = self.other_losses(classifier, loss, logits, images, noises)
         return loss.total + sum(others.values()), loss_dict(loss, **others)
 

@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -193,14 +192,9 @@ def restore_rng_state(states: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
-@contextlib.contextmanager
-def draws_kept(device: torch.device) -> Iterator[None]:
+def draws_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """What is drawn within it from torch's default generators moves no draw after it."""
-    states = rng_state(device)
-    try:
-        yield
-    finally:
-        restore_rng_state(states)
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def memory_is_short(error: BaseException) -> bool:

@@ -41,12 +41,12 @@ def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
     digits = read_queue(CODES / "queues" / "digits.toml", CODES, tmp_path, "seeds")[0].settings()
     for job in runs:
         kind = getattr(load_module(job.scripts.name, "train"), job.scripts.name[1:])
-        recipe, place, own = parse(kind, "", 1.0, train_command(job)[2:])
+        recipe, place, own = parse(kind, "", train_command(job)[2:])
         kind(recipe, 10, **own)
         for name in ("dataset", "arch", "noise_sd", "lr_step_size", "lbdlast", "epochs"):
             assert str(getattr(recipe, name)) == digits["train"][f"--{name}"][0]
         assert job.settings()["certify"] == digits["certify"] and place.device == "cpu"
-    recipe, place, _ = parse(Objective, "", 1.0, train_command(first)[2:])
+    recipe, place, _ = parse(Objective, "", train_command(first)[2:])
     asked = {by_name(train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
     assert asked == {str(RunPaths.of(recipe, place, recipe.name).checkpoint(recipe.epochs))}
 
@@ -65,7 +65,7 @@ def test_the_commands_of_the_further_bases_write_what_is_certified():
         (defaults,) = re.findall(r"main\(\w+, __doc__, (.*)\)", (CODES / defence / "train.py").read_text())
         defaults = eval(f"dict({defaults})")
         for flags in re.findall(r"^python train.py (.*)$", part, re.MULTILINE):
-            recipe, place, own = parse(kind, "", flags=flags.split(), **defaults)
+            recipe, place, own = parse(kind, "", flags.split(), **defaults)
             name = recipe.name + kind(recipe, 10, **own).run_suffix()
             checkpoint = str(RunPaths.of(recipe, place, name).checkpoint(150))
             if recipe.num_heads == 5:

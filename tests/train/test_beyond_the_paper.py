@@ -39,7 +39,7 @@ def test_every_defence_is_paced_by_whom_the_flag_says(defence):
 
 
 def test_no_teaching_is_the_other_name_of_nobody():
-    recipes = [parse(load_module("0Gaussian", "train").Gaussian, "", 1.0, flags)[0]
+    recipes = [parse(load_module("0Gaussian", "train").Gaussian, "", flags)[0]
                for flags in (["--no_teaching"], ["--paced_by", "none"])]  # fmt: skip
     assert recipes[0] == recipes[1] and recipes[0].variant == "-no-teaching"
 
@@ -48,7 +48,7 @@ def test_a_defences_own_lambda_goes_with_a_pace_share():
     """The samples of a `pace` that it returns are weighted on plain noise, too."""
     kind = load_module("0Gaussian", "train").Gaussian
     own = type("Own", (kind,), {"pace": lambda self, epoch: Pace(0.7, self.recipe.paced_by)})
-    recipe, _, _ = parse(kind, "", 1.0, ["--pace_share", "0.8", "--paced_by", "self"])
+    recipe, _, _ = parse(kind, "", ["--pace_share", "0.8", "--paced_by", "self"])
     pace = own(recipe, 10).pace_on(1, torch.zeros(1, 2, 3, 10), torch.arange(3))
     assert pace.threshold == 0.7 and pace.by == "self" and pace.losses.shape == (1, 3)
 

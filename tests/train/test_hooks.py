@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from conftest import TINY, load_module
 from test_bad_input import is_one_line, written
 
 from spacte.data.sources import open_split
-from spacte.files import lock
+from spacte.files import lock, sha256
 from spacte.logs.counts import read_counts
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
@@ -32,7 +33,7 @@ SMALL = (*TINY, "--train_images", 200, "--num_noise_vec", 2)
 
 def acrweakness(*flags):
     kind = load_module("6ACRWeakness", "train").ACRWeakness
-    recipe, _, own = parse(kind, "", 1.6, [str(flag) for flag in (*SMALL, "--num_heads", 3, *flags)])
+    recipe, _, own = parse(kind, "", [str(flag) for flag in (*SMALL, "--num_heads", 3, *flags)], lbdlast=1.6)
     return kind(recipe, 10, **own)
 
 
@@ -71,7 +72,7 @@ def test_a_copy_that_a_hook_makes_answers_by_its_own_weights(split, precision):
                 parameter.data.zero_()
             seen.append([one.eval()(split[0][0][None]).abs().sum().item() for one in (other, classifier)])
 
-    recipe, _, own = parse(Copies, "", 1.0, [*map(str, SMALL), "--epochs", "1", "--precision", precision])
+    recipe, _, own = parse(Copies, "", [*map(str, SMALL), "--epochs", "1", "--precision", precision])
     classifier = build_classifier("R8", "digits", recipe.num_heads)
     trainer = Trainer(recipe, Copies(recipe, 10, **own), classifier, CPU, split, split)
     assert len(list(trainer.epochs())) == len(seen) == 1
@@ -244,7 +245,7 @@ def test_a_pretrained_network_that_does_not_fit(catrs, tmp_path, digits_models):
     torch.save(contents | {"args": contents["args"] | {"dataset": "MNIST"}}, other)
     is_one_line(*catrs("x", model=other)[::2], "--dataset digits contradicts checkpoint")
     torch.save(contents | {"data": contents["data"] | {"class_names": ("a", "b")}}, other)
-    is_one_line(*catrs("x", model=other)[::2], "was trained on images of other sizes or classes")
+    is_one_line(*catrs("x", model=other)[::2], "the images' classes differ from those that were trained")
     assert list(tmp_path.rglob("*")) == [other], "nor empty folders"
 
 
@@ -257,14 +258,29 @@ def test_votes_that_are_others(catrs, tmp_path, digits_models):
     torch.save(contents, tmp_path / "other.pth")
     is_one_line(*catrs("x", model=tmp_path / "other.pth")[::2], "are others: checkpoint_sha256 (")
     finished = catrs("first", "--resume", model=tmp_path / "other.pth")
-    is_one_line(*finished[::2], "is not the network that the run began with")
+    is_one_line(*finished[::2], "began with other networks")
     for checkpoint in (tmp_path / "first/save").rglob("epoch1.pth"):
         contents = torch.load(checkpoint, weights_only=True)
         torch.save(contents | {"args": contents["args"] | {"epochs": 2}}, checkpoint)
     flags = ("--resume", "--epochs", 2, "--votes_dir", tmp_path / "elsewhere")
     code, _, err = catrs("first", *flags, model=tmp_path / "other.pth")
-    is_one_line(code, err, "is not the network that the run began with")
+    is_one_line(code, err, "began with other networks")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_released_checkpoint_tells_the_pretrained_network_by_name_and_hash(catrs, script, tmp_path, digits_models):
+    """And one of an older version, which kept the hash elsewhere, is still resumed."""
+    assert catrs("first")[0] == 0
+    (last,) = (tmp_path / "first/save").rglob("epoch1.pth")
+    assert script("release.py", last, "--output", tmp_path / "small.pth")[0] == 0
+    small, contents = (torch.load(path, weights_only=True) for path in (tmp_path / "small.pth", last))
+    assert small["inputs"] == contents["inputs"] == {"pretrained_model": [sha256(Path(digits_models[1]))]}
+    assert small["args"]["pretrained_model"] == Path(digits_models[1]).name and "votes_dir" not in small["args"]
+    (digest,) = contents.pop("inputs")["pretrained_model"]
+    del contents["places"]
+    torch.save(contents | {"objective": {"votes_of": digest}}, last)
+    code, out, err = catrs("first", "--resume")
+    assert code == 0 and "nothing is left to do" in out, err
 
 
 # --- what is refused at once ---

@@ -27,7 +27,7 @@ def objective_of(defence, *flags):
     """The defence's objective on digits with the flags, and its module."""
     module = load_module(defence, "train")
     kind = getattr(module, defence[1:])
-    recipe, _, own = parse(kind, "", 1.0, [str(flag) for flag in flags])
+    recipe, _, own = parse(kind, "", [str(flag) for flag in flags], lbdlast=1.0)
     return kind(recipe, 10, **own), module
 
 

@@ -58,17 +58,17 @@ class WithTheFlagOfAnother(Gaussian):
 ])  # fmt: skip
 def test_settings_that_would_be_ignored_are_refused(kind, defaults, message):
     with pytest.raises(UserError, match=message):
-        parse(kind, "", 1.0, FLAGS, **defaults)
+        parse(kind, "", FLAGS, **defaults)
 
 
 def test_a_default_may_be_made_for_each_run():
-    assert parse(WithAList, "", 1.0, FLAGS)[2] == {"steps": [1, 2]}
+    assert parse(WithAList, "", FLAGS)[2] == {"steps": [1, 2]}
 
 
 def hooked(**hooks):
     """A trainer of a defence with these hooks, on 200 digits."""
     kind = type("Mine", (Gaussian,), hooks)
-    recipe, _, own = parse(kind, "", 1.0, FLAGS)
+    recipe, _, own = parse(kind, "", FLAGS)
     digits = open_split("digits", "", True, CPU)
     digits.keep_first_of_each_class(200)
     classifier = build_classifier("R8", "digits", recipe.num_heads)

@@ -52,10 +52,12 @@ def test_a_run_leaves_checkpoints_logs_and_tensorboard(script, tmp_path, own_fla
     assert saved == ["epoch1.pth", "epoch2.pth", "epoch3.pth"]
 
     contents = torch.load(tmp_path / "save" / TAIL / run / "epoch3.pth", weights_only=True)
-    about = {"args", "data", "data_sha256", "versions", "run", "defence", "source_sha256", "commit", "dirty", "log"}
+    about = {"args", "places", "data", "data_sha256", "versions", "run", "defence"}
+    about |= {"source_sha256", "commit", "dirty", "log"}
     expected = about | {"state_dict", "optimizer", "scheduler", "epoch", "rng"}
-    assert set(contents) - {"objective"} == expected
-    assert ("objective" in contents) == (defence in ("5CATRS", "6ACRWeakness"))
+    assert set(contents) - {"objective", "inputs"} == expected
+    assert ("objective" in contents) == (defence == "6ACRWeakness")
+    assert contents.get("inputs", {}).keys() == ({"pretrained_model"} if defence == "5CATRS" else set())
     assert contents["epoch"] == 3 and contents["args"]["num_heads"] == 3 and contents["data"]["shape"] == (1, 8, 8)
 
     log = pd.read_csv(tmp_path / "logs" / TAIL / "train" / f"{run}-train.log", sep="\t")
@@ -333,7 +335,7 @@ def test_defaults_are_the_papers_cifar10_setting():
     ):  # fmt: skip
         module = load_module(defence, "train")
         objective = getattr(module, defence[1:])
-        recipe, _, own = parse(objective, "", lbdlast, [])
+        recipe, _, own = parse(objective, "", [], lbdlast=lbdlast)
         paper = {
             "arch": "R110", "dataset": "CIFAR10", "num_heads": 5, "num_noise_vec": 2, "eps": 0.8, "epochs": 150,
             "batch_size": 256, "lr_init": 0.1, "lr_step_size": 50, "gamma": 0.1, "wd": 1e-4, "noise_sd": 0.25,
@@ -368,7 +370,7 @@ def test_a_setting_that_a_checkpoint_does_not_know_had_its_default(script, train
 
 def test_flags_default_to_what_the_settings_default_to():
     """But for the precision: the flag's "auto" is settled by the device, older checkpoints had float32."""
-    recipe, place, own = parse(Objective, "", 1.2, [])
+    recipe, place, own = parse(Objective, "", [])
     assert recipe == Recipe(precision="auto") and place == Place() and own == {}
 
 

@@ -21,7 +21,7 @@ from spacte.device import select_device, select_precision
 from spacte.distributed import broadcast_object, init_distributed, is_main_process, main_process_first
 from spacte.files import gone_on_failure
 from spacte.model import build_classifier, checkpoint_file
-from spacte.names import as_recorded_today, unused_settings
+from spacte.names import PLACE_SETTINGS, as_recorded_today, unused_settings
 from spacte.provenance import source_state
 from spacte.train.objective import Objective
 from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
@@ -31,27 +31,25 @@ from spacte.train.trainer import Trainer, is_due
 from spacte.utils import UserError
 
 
-def main(objective_type: type[Objective], description: str, lbdlast: float, **defaults: Any) -> None:
-    """The command line of a defence's train.py; `lbdlast` is its default pace, `defaults` are its other ones that
-    differ from a Recipe's.
-    """
+def main(objective_type: type[Objective], description: str, **defaults: Any) -> None:
+    """The command line of a defence's train.py; `defaults` are those of its flags that differ from a Recipe's."""
 
     def command() -> None:
-        recipe, place, own = parse(objective_type, description, lbdlast, **defaults)
+        recipe, place, own = parse(objective_type, description, **defaults)
         train(objective_type, recipe, place, own)
 
     cli.run(command)
 
 
 def parse(
-    objective_type: type[Objective], description: str, lbdlast: float, flags: list[str] | None = None, **defaults: Any
+    objective_type: type[Objective], description: str, flags: list[str] | None = None, **defaults: Any
 ) -> tuple[Recipe, Place, dict]:
     """The settings that the flags (None: the command line's) name: recipe, place and the defence's own.
 
     Raises UserError if the defence's fields and flags do not belong together, or one has the name of another setting.
     """
     parser, own_defaults = cli.Parser(description), objective_type.own_defaults()
-    add_recipe_flags(parser, lbdlast)
+    add_recipe_flags(parser)
     _check_settings(objective_type, own_defaults, defaults)
     group = parser.add_argument_group("the base defence's own")
     try:
@@ -121,7 +119,8 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     text = resumed.get("log") if resumed else ""
     log = RunLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
-    about |= {"inputs": broadcast_object(lambda: inputs_sha256(recipe))} if recipe.inputs else {}
+    about |= {"places": (*PLACE_SETTINGS, *objective.places)}
+    about |= {"inputs": broadcast_object(lambda: inputs_sha256(objective.files()))} if objective.files() else {}
     about |= source_state(inspect.getfile(objective_type))
     for row in trainer.epochs(place.test_freq):
         if log:
@@ -210,16 +209,16 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
     if there != defence:
         raise UserError(f"the run in '{paths.checkpoints}' was trained by {there}, not by {defence}")
     known = cli.defaults_of(Recipe) | objective.own_defaults() | as_recorded_today(contents["args"])
-    may_change = (*objective.recipe.inputs, *objective.places, *unused_settings(settings))
+    may_change = (*objective.files(), *objective.inputs, *objective.places, *unused_settings(settings))
     for name, value in settings.items():
         if name not in may_change and known[name] != value:
             raise UserError(
                 f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} {known[name]}"
             )
-    files = [Path(path) for paths in objective.recipe.inputs.values() for path in paths]
+    files = [Path(path) for paths in objective.files().values() for path in paths]
     if contents["epoch"] == settings["epochs"] and not all(path.exists() for path in files):
         return  # a finished run's inputs may be gone
     began_with = contents.get("inputs", {})
-    for name, hashes in inputs_sha256(objective.recipe).items():
-        if began_with.get(name) != hashes:
+    for name, hashes in inputs_sha256(objective.files()).items():
+        if began_with.get(name, hashes) != hashes:  # older versions did not record a defence's own
             raise UserError(f"--{name} {settings[name]}: the run in '{paths.checkpoints}' began with other networks")

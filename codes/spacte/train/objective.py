@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from spacte.data.splits import BatchedSplit
 from spacte.model.classifier import Classifier
-from spacte.model.heads import MultiHeadNetwork
 from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
@@ -33,6 +32,8 @@ class Objective:
 
     # the settings that say where something is stored: a resumed run may change them
     places: ClassVar[tuple[str, ...]] = ()
+    # those that name a checkpoint which the training takes something from: a resumed run may find it elsewhere
+    inputs: ClassVar[tuple[str, ...]] = ()
 
     recipe: Recipe
     num_classes: int
@@ -57,6 +58,11 @@ class Objective:
             if one.default is MISSING and one.default_factory is MISSING:
                 raise UserError(f"{cls.__name__}.{one.name} has no default: every setting needs one")
         return {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in own}
+
+    def files(self) -> dict[str, tuple[str, ...]]:
+        """The checkpoints that the training takes something from, by setting: the recipe's and the defence's own."""
+        own = {name: getattr(self, name) for name in self.inputs}
+        return self.recipe.inputs | {name: (path,) for name, path in own.items() if path is not None}
 
     def run_suffix(self) -> str:
         """What the run's name says of this defence's settings, after the recipe's."""
@@ -133,7 +139,7 @@ class Objective:
     def easy_share(self, epoch: int) -> float:
         """q(epoch): the share of each class's samples that is to be easy, from 1 in a straight line to --pace_share."""
         last, epochs = self.recipe.pace_share, self.recipe.epochs
-        if last is None or epochs == 1:
+        if last is None:
             return 1.0
         return 1 - (1 - last) * (epoch - 1) / (epochs - 1)
 
@@ -156,7 +162,7 @@ class Objective:
         """L_cos of the classifier's network, a scalar; 0 with --no_cosine."""
         if self.recipe.no_cosine:
             return torch.zeros((), device=next(classifier.parameters()).device)
-        return cast(MultiHeadNetwork, unwrapped(classifier)[-1]).cosine_loss()
+        return unwrapped(classifier).network.cosine_loss()
 
     def draw_noises(self, images: Tensor) -> Tensor:
         """m Gaussian noise vectors per image, with deviation noise_sd: [B, C, H, W] -> [m, B, C, H, W]."""

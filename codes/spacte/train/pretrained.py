@@ -60,16 +60,16 @@ def take_trunk(classifier: Classifier, path: str, recipe: Recipe, spec: DataSpec
     classifier.network.freeze_trunk()
 
 
-def inputs_sha256(recipe: Recipe) -> dict[str, list[str]]:
-    """The hashes of the files that the training takes something from, by the setting that names them.
+def inputs_sha256(files: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """The hashes of the files that a training takes something from (`Objective.files`), by the setting that names them.
 
     UserError if one cannot be read.
     """
-    for name, paths in recipe.inputs.items():
+    for name, paths in files.items():
         for path in paths:
             if not Path(path).is_file():
                 raise UserError(f"--{name}: there is no checkpoint '{path}'")
-    return {name: [sha256(Path(path)) for path in paths] for name, paths in recipe.inputs.items()}
+    return {name: [sha256(Path(path)) for path in paths] for name, paths in files.items()}
 
 
 def _loaded(name: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:

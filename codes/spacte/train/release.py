@@ -1,6 +1,5 @@
 """Checkpoints made smaller: what certification needs, and files in parts."""
 
-import dataclasses
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +10,7 @@ from spacte.data.sources import open_split
 from spacte.files import check_ending, make_folder, sha256
 from spacte.model import checkpoint, checkpoint_file
 from spacte.model.scales import SCALE_IMAGES, Scales
-from spacte.train.settings import Place
+from spacte.names import PLACE_SETTINGS
 from spacte.utils import UserError
 
 _KEPT = ("state_dict", "data", "data_sha256", "run", "defence", "epoch", "source_sha256", "commit", "versions")
@@ -49,7 +48,7 @@ def release(path: Path, output: Path, half: bool = False, int8: str | None = Non
         what = "; --int8 alone would add its scales" if "int8" not in contents else ", with scales of int8"
         raise UserError(f"'{path}' holds no optimiser: it has been released already{what}")
     released = {name: contents[name] for name in _KEPT}
-    places = {field.name for field in dataclasses.fields(Place)}
+    places = contents.get("places", PLACE_SETTINGS)  # of older versions without the defence's own
     released["args"] = {name: value for name, value in contents["args"].items() if name not in places}
     if "inputs" in contents:  # their hashes stay, the folders in which they lay do not
         released["inputs"] = contents["inputs"]
@@ -57,7 +56,7 @@ def release(path: Path, output: Path, half: bool = False, int8: str | None = Non
     if half:
         released["state_dict"] = {name: _half(name, value) for name, value in contents["state_dict"].items()}
     if int8 is not None:
-        released["int8"] = _scales(released, path, int8).to_file()
+        released["int8"] = _scales(contents | released, path, int8).to_file()
     make_folder(output.absolute().parent)
     checkpoint_file.save(output, released)
 
@@ -68,7 +67,7 @@ def _names(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 def _scales(released: dict, path: Path, data_dir: str) -> Scales:
     """Of int8, for the weights that are released. UserError if the folder does not hold the training images."""
-    loaded = checkpoint.interpreted(released | {"keys": ("state_dict",)}, path)
+    loaded = checkpoint.interpreted(released, path)
     split = open_split(loaded.dataset, data_dir, True, spec=loaded.spec)
     images, _ = split.some(SCALE_IMAGES)
     if released["args"].get("train_images") is not None:

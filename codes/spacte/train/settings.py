@@ -74,7 +74,7 @@ class Recipe:
 
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:
-        """The checkpoints that the training takes something from, by setting; a resumed run may have moved them."""
+        """The checkpoints that the training takes something from, by setting."""
         named = {"teachers": self.teachers, "frozen_trunk": (self.frozen_trunk,) if self.frozen_trunk else ()}
         return {name: paths for name, paths in named.items() if paths}
 
@@ -134,8 +134,8 @@ def available_workers() -> int:
     return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), _MOST_WORKERS))
 
 
-def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
-    """The flags of a Recipe; `lbdlast` is the defence's default."""
+def add_recipe_flags(parser: cli.Parser) -> None:
+    """The flags of a Recipe."""
     recipe = parser.add_argument_group("what is trained")
     add = recipe.add_argument
     add("--dataset", help=f"one of {', '.join(DATASETS)}")
@@ -171,7 +171,7 @@ def add_recipe_flags(parser: cli.Parser, lbdlast: float) -> None:
     add("--seed", type=cli.seed, help="random seed of the weights, the order and the noise")
     add("--precision", choices=PRECISIONS, help="arithmetic precision; auto: tf32 on CUDA, else fp32")
     add("--compile", action="store_true", help="through torch.compile: faster on a GPU, no faster on the CPUs we tried")
-    parser.set_defaults(**cli.defaults_of(Recipe) | {"lbdlast": lbdlast, "precision": "auto"})
+    parser.set_defaults(**cli.defaults_of(Recipe) | {"precision": "auto"})
 
 
 def add_place_flags(parser: cli.Parser) -> None:

@@ -55,6 +55,7 @@ def divergences(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 PACED_BY = ("neighbour", "self", "none")
+EXPLORE = 0.01  # the probability that the favoured head is drawn
 
 
 @dataclass(frozen=True)
@@ -75,39 +76,28 @@ class Pace:
         return self.threshold[labels] if isinstance(self.threshold, Tensor) else self.threshold
 
 
-def teaching_weights(losses: Tensor, threshold: float | Tensor) -> Tensor:
-    """What each head teaches of each sample: [L, B] smoothed losses -> [L, B] weights in [0, 1], without gradient.
+def received_weights(losses: Tensor, threshold: float | Tensor, by: str = "neighbour") -> Tensor:
+    """The weight that head h learns sample i with: [L, B] smoothed losses -> [L, B] in [0, 1], without gradient.
 
-    Row h holds the weights that head h gives its neighbour h + 1: 1 where head h finds the sample easy (loss <=
-    threshold), otherwise (1 + e^-lambda) / (1 + e^(loss of h+1 - lambda)). The second is computed as a sigmoid, so
-    that no loss, however large, overflows. A single head has no neighbour: its weights are 1. `threshold` is lambda,
-    [B] where each sample has its own.
+    1 where the head that weights the sample finds it easy (loss <= lambda), otherwise (1 + e^-lambda) / (1 + e^(l -
+    lambda)) with the loss l of head h. `by`, one of PACED_BY, says who weights it: in the ring head h - 1, so that row
+    h is w[h-1], and head 0 learns from the last; a single head has no neighbour, its weights are 1. `threshold` is
+    lambda, [B] where each sample has its own.
     """
     losses = losses.detach()
-    if len(losses) == 1:
+    if by == "none" or (by == "neighbour" and len(losses) == 1):
         return torch.ones_like(losses)
-    return _weights(losses, losses.roll(-1, dims=0), threshold)
-
-
-def _weights(teachers: Tensor, pupils: Tensor, threshold: float | Tensor) -> Tensor:
-    """1 where the teacher finds a sample easy, else by the pupil's loss; losses [L, B] of both."""
+    judges = losses.roll(1, dims=0) if by == "neighbour" else losses
     # A hard sample's weight is 1 at a loss of 0 and falls like e^-loss: what stays hard loses its pull, and where heads
-    # agree no sample costs more than a bound (see above).
+    # agree no sample costs more than a bound (see above). As a sigmoid no loss, however large, overflows.
     scale = 1 + (torch.exp(-threshold) if isinstance(threshold, Tensor) else math.exp(-threshold))
-    hard = (scale * torch.sigmoid(threshold - pupils)).clamp(max=1)
-    return torch.where(teachers <= threshold, 1.0, hard)
+    hard = (scale * torch.sigmoid(threshold - losses)).clamp(max=1)
+    return torch.where(judges <= threshold, 1.0, hard)
 
 
-def received_weights(losses: Tensor, threshold: float | Tensor, by: str = "neighbour") -> Tensor:
-    """The weight that head h learns sample i with, w[h-1, i] in the ring: [L, B] -> [L, B], without gradient.
-
-    `by` is one of PACED_BY, see Pace.
-    """
-    if by == "none":
-        return torch.ones_like(losses.detach())
-    if by == "self":
-        return _weights(losses.detach(), losses.detach(), threshold)
-    return teaching_weights(losses, threshold).roll(1, dims=0)  # head 0 learns from the last head: the ring closes
+def teaching_weights(losses: Tensor, threshold: float | Tensor) -> Tensor:
+    """The ring's weights by the head that gives them: row h is w[h], what head h gives its neighbour h + 1, [L, B]."""
+    return received_weights(losses, threshold).roll(-1, dims=0)
 
 
 def class_quantiles(losses: Tensor, labels: Tensor, share: float, num_classes: int) -> Tensor:
@@ -123,7 +113,9 @@ def class_quantiles(losses: Tensor, labels: Tensor, share: float, num_classes: i
     return found
 
 
-def head_weights(head_losses: Tensor, eps: float, explore: float = 0.01, generator: Generator | None = None) -> Tensor:
+def head_weights(
+    head_losses: Tensor, eps: float, explore: float = EXPLORE, generator: Generator | None = None
+) -> Tensor:
     """The heads' weights c in the loss: [L] losses -> [L] weights that sum to 1, without gradient.
 
     The head with the smallest loss gets 1 - eps, each other one eps / (L - 1); with probability `explore` the
@@ -163,7 +155,7 @@ class CircularLoss:
 
 
 def taught_cross_entropy(
-    logits: Tensor, labels: Tensor, threshold: float | Pace, eps: float, explore: float
+    logits: Tensor, labels: Tensor, threshold: float | Pace, eps: float, explore: float = EXPLORE
 ) -> CircularLoss:
     """L_ce = sum_h c_h CE_h with CE_h = mean_i w[h-1,i] l[h,i]: logits [L, m, B, K], labels [B]; `total` is `ce`.
 

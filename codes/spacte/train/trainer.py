@@ -155,10 +155,12 @@ class Trainer:
         self.classifier.train()
         share = self.objective.easy_share(epoch)
         self.objective.class_thresholds = self._class_thresholds(epoch, share, weights) if share < 1 else None
-        learning_rate, pace = self.scheduler.get_last_lr()[0], _mean_threshold(self.objective.pace(epoch))
+        rates = {"lr": self.scheduler.get_last_lr()[0]}
+        if recipe.paced:
+            rates["lambda"] = _mean_threshold(self.objective.pace(epoch))
+        shown = {name: f"{value:.3g}" for name, value in rates.items()}
         order = torch.Generator().manual_seed(derived_seed("order", recipe.seed, epoch))  # the same in every process
-        lam = {"lambda": pace} if recipe.paced else {}
-        meter, rates = LossMeter(epoch), {"lr": learning_rate} | {name: f"{value:.3f}" for name, value in lam.items()}
+        meter = LossMeter(epoch)
         batches = self.train_split.batches(recipe.batch_size, order, self.smallest, weights, self.targets)
         step = self.graphed or self.step
         for images, labels, *targets in batches:
@@ -166,7 +168,7 @@ class Trainer:
                 meter.add(step(some, their_labels, epoch, *theirs), len(their_labels))
                 if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
                     meter.flush()
-                    bar.set_postfix({"loss": f"{meter.means()['loss']:.3f}"} | rates)
+                    bar.set_postfix({"loss": f"{meter.means()['loss']:.3f}"} | shown)
                 bar.update()
         meter.flush()
         meter.join_processes()
@@ -175,15 +177,9 @@ class Trainer:
             broadcast(buffer)
         self.epoch = epoch
         means = meter.means()
-        bar.set_postfix({"loss": f"{means['loss']:.3f}"} | rates)
+        bar.set_postfix({"loss": f"{means['loss']:.3f}"} | shown)
         seconds = time.monotonic() - started
-        return {
-            "epoch": epoch,
-            "lr": learning_rate,
-            **lam,
-            **means,
-            "images_per_second": meter.images / seconds,
-        }
+        return {"epoch": epoch, **rates, **means, "images_per_second": meter.images / seconds}
 
     def _split(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """A batch's mini-batches: of each tensor the rows that are theirs."""
