@@ -1,7 +1,6 @@
 """Two certification logs compared image by image, or two experiments of several seeds each."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -118,21 +117,8 @@ class Comparison:
 
     def record(self) -> dict:
         """The comparison as JSON."""
-        return {
-            "a": self.a,
-            "b": self.b,
-            "images": self.images,
-            "seeds": self.seeds,
-            "certificate": self.certificate,
-            "norm": self.norm,
-            "stopping": self.stopping,
-            "different": self.different,
-            "sentences": self.sentences(),
-            "table": records(self.table),
-            "only_a": self.only_a,
-            "only_b": self.only_b,
-            "settings": self.settings,
-        }
+        fields = {name: value for name, value in vars(self).items() if name != "remarks"}
+        return fields | {"sentences": self.sentences(), "table": records(self.table)}
 
 
 def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
@@ -141,19 +127,7 @@ def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     Raises UserError if they share fewer than two images.
     The interval of the ACRs is `acr_interval`'s, those of the accuracies are `accuracy_interval`'s.
     """
-    radii = reached_radii([a, b]) if radii is None else radii
-    shared, (only_a, only_b) = _shared_images(a, b)
-    (radius_a, certified_a), (radius_b, certified_b) = (_figures(run, shared, radii) for run in (a, b))
-    differences = radius_a - radius_b
-    interval = joined(acr_interval(differences[None]), accuracy_interval(certified_a, certified_b))
-    mean_a, mean_b = (
-        np.array([radius.mean(), *certified.mean(axis=1)])
-        for radius, certified in ((radius_a, certified_a), (radius_b, certified_b))
-    )
-    table, different = _table(a, b, radii, mean_a, mean_b, interval), int(differ(differences).sum())
-    (name_a, name_b), settings = labels([[a], [b]]), _settings(a, b)
-    remarks = tuple(of_runs(a, b))
-    return Comparison(name_a, name_b, len(shared), different, table, only_a, only_b, remarks=remarks, **settings)
+    return _compared([a], [b], radii, over_seeds=False)
 
 
 def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) -> Comparison:
@@ -168,40 +142,54 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
                 two = f"'{runs[0].path}' and '{run.path}'"
                 raise UserError(f"{two} are not two seeds of one experiment: give the folder of one")
         check_seeds(runs)
+    return _compared(a, b, radii, over_seeds=True)
+
+
+def _compared(a: list[Run], b: list[Run], radii: Radii | None, over_seeds: bool) -> Comparison:
     radii = reached_radii([*a, *b]) if radii is None else radii
     shared, (only_a, only_b) = _shared_images(a[0], b[0])
-    figures_a, figures_b = (_figures_over_seeds(runs, shared, radii) for runs in (a, b))
-    interval = joined(
-        experiments_interval(figures_a[:1], figures_b[:1]),
-        experiments_interval(figures_a[1:], figures_b[1:], proportions=True),
-    )
+    figures_a, figures_b = (_figures(runs, shared, radii) for runs in (a, b))
     differences = figures_a[0].mean(axis=0) - figures_b[0].mean(axis=0)
-    different = int(differ(differences).sum())
-    if different < FEWEST_DIFFERENT:
-        interval.low[0] = interval.high[0] = interval.p[0] = np.nan
-    table = _table(a[0], b[0], radii, figures_a.mean(axis=(1, 2)), figures_b.mean(axis=(1, 2)), interval)
-    name_a, name_b = (
-        experiment_label(runs) or label for runs, label in zip((a, b), labels([a[:1], b[:1]]), strict=True)
-    )
-    seeds, settings = (len(a), len(b)), _settings(a[0], b[0])
-    remarks = tuple(of_experiments((name_a, a), (name_b, b)))
+    different, names = int(differ(differences).sum()), labels([a[:1], b[:1]])
+    if over_seeds:
+        interval = joined(
+            experiments_interval(figures_a[:1], figures_b[:1]),
+            experiments_interval(figures_a[1:], figures_b[1:], proportions=True),
+        )
+        if different < FEWEST_DIFFERENT:
+            interval.low[0] = interval.high[0] = interval.p[0] = np.nan
+        names = [experiment_label(runs) or label for runs, label in zip((a, b), names, strict=True)]
+        remarks = of_experiments((names[0], a), (names[1], b))
+    else:
+        certified = (figures[1:, 0].astype(bool) for figures in (figures_a, figures_b))
+        interval = joined(acr_interval(differences[None]), accuracy_interval(*certified))
+        remarks = of_runs(a[0], b[0])
+    stopping = _stopping_rules(a[0], b[0])
+    mean_a, mean_b = (figures.mean(axis=(1, 2)) for figures in (figures_a, figures_b))
     return Comparison(
-        name_a, name_b, len(shared), different, table, only_a, only_b, seeds=seeds, remarks=remarks, **settings
+        a=names[0],
+        b=names[1],
+        images=len(shared),
+        different=different,
+        table=_table(a[0], b[0], radii, mean_a, mean_b, interval, early=bool(stopping)),
+        only_a=only_a,
+        only_b=only_b,
+        settings=certification_differences(a[0], b[0]),
+        certificate=(a[0].certificate or "") if a[0].certificate == b[0].certificate else "",
+        seeds=(len(a), len(b)) if over_seeds else None,
+        stopping=stopping,
+        remarks=tuple(remarks),
+        norm=a[0].norm,
     )
 
 
-def _settings(a: Run, b: Run) -> dict[str, Any]:
-    """How the certifications differ, what both are, and how the runs end draws."""
+def _stopping_rules(a: Run, b: Run) -> tuple[str, ...]:
+    """The rules by which the runs end their draws, one if they are the same; none where N is fixed."""
     one, other = (run.config.sequential if run.config else None for run in (a, b))
     rules = tuple(run.stopping or ("a fixed N" if run.config else "an unknown one") for run in (a, b))
     if one == other and (one is None or one.decides):
-        rules = () if one is None else rules[:1]
-    return {
-        "settings": certification_differences(a, b),
-        "certificate": (a.certificate or "") if a.certificate == b.certificate else "",
-        "norm": a.norm,
-        "stopping": rules,
-    }
+        return () if one is None else rules[:1]
+    return rules
 
 
 def _shared_images(a: Run, b: Run) -> tuple[pd.Index, list[list[int]]]:
@@ -213,27 +201,25 @@ def _shared_images(a: Run, b: Run) -> tuple[pd.Index, list[list[int]]]:
     return shared, [one.difference(shared).tolist() for one in images]
 
 
-def _figures(run: Run, images: pd.Index, radii: Radii) -> tuple[np.ndarray, np.ndarray]:
-    """The certified radii [images], and whether each is certified at 0 and at the radii, [1 + radii, images]."""
-    log = run.log.set_index("idx").loc[images]
-    return certified_radius(log), certified_at(log, [0, *radii])
+def _figures(runs: list[Run], images: pd.Index, radii: Radii) -> np.ndarray:
+    """What the rows of a comparison's table are means of, [2 + radii, runs, images]: the certified radii, and whether
+    each image is certified at 0 and at the radii.
+    """
+    logs = [run.log.set_index("idx").loc[images] for run in runs]
+    return np.stack([np.stack([certified_radius(log), *certified_at(log, [0, *radii])]) for log in logs], axis=1)
 
 
-def _figures_over_seeds(runs: list[Run], images: pd.Index, radii: Radii) -> np.ndarray:
-    """[2 + radii, seeds, images]: what the rows of a comparison's table are means of."""
-    figures = [_figures(run, images, radii) for run in runs]
-    return np.stack([np.stack([radius, *certified.astype(float)]) for radius, certified in figures], axis=1)
-
-
-def _table(a: Run, b: Run, radii: Radii, mean_a: np.ndarray, mean_b: np.ndarray, interval: Interval) -> pd.DataFrame:
-    """The figures of a comparison, NaN where a run does not tell."""
+def _table(
+    a: Run, b: Run, radii: Radii, mean_a: np.ndarray, mean_b: np.ndarray, interval: Interval, early: bool
+) -> pd.DataFrame:
+    """The figures of a comparison, NaN where a run does not tell; `early`: draws end early."""
     names = ["ACR", "clean", *radius_names(radii, a.norm)]
     sides = {"a": mean_a.copy(), "b": mean_b.copy()}
     for run, means in zip((a, b), sides.values(), strict=True):
         means[1:][~run.tells([0, *radii])] = np.nan
     table = pd.DataFrame({"figure": names, **sides, "difference": sides["a"] - sides["b"], **vars(interval)})
     table.loc[table["difference"].isna(), ["low", "high", "p"]] = np.nan
-    if _settings(a, b)["stopping"]:
+    if early:
         exact = a.decides([0, *radii]) & b.decides([0, *radii])
         table.loc[[True, *~exact], ["difference", "low", "high", "p"]] = np.nan
     return table.assign(p=holm(table["p"].to_numpy())).rename(columns={"p": "p_holm"})
