@@ -22,7 +22,7 @@ from spacte.model.normalisation import (
     normalisation,
     parsed,
 )
-from spacte.model.published import KNOWN, Weights, field_name, recognised, way_out
+from spacte.model.published import KNOWN, Weights, published_name, recognised, way_out
 from spacte.model.scales import Scales
 from spacte.names import printable_name
 from spacte.utils import UserError, listed
@@ -69,7 +69,7 @@ class Loaded:
 
     def normalised_by(self, name: str) -> "Loaded":
         """The same with the normalisation `name` before the network."""
-        classifier = Classifier(normalisation(name, self.spec), self.classifier[1]).eval()
+        classifier = Classifier(normalisation(name, self.spec), self.classifier.network).eval()
         return replace(self, classifier=classifier, normalize=name_of(constants(name, self.spec), self.spec))
 
 
@@ -211,7 +211,9 @@ def _fill(classifier: nn.Module, weights: Weights, path: Path, wanted: str, othe
     for key in [*expected, *weights.tensors]:
         if key not in weights.tensors or key not in expected:
             where = "lacks" if key not in weights.tensors else "has an unexpected"
-            raise UserError(f"{misfit}: it {where} '{weights.names.get(key, _field_name(key, weights))}'; {otherwise}")
+            raise UserError(
+                f"{misfit}: it {where} '{weights.names.get(key, _published_name(key, weights))}'; {otherwise}"
+            )
         here, there = tuple(expected[key].shape), tuple(weights.tensors[key].shape)
         name = weights.names.get(key, key)
         if here != there:
@@ -221,11 +223,11 @@ def _fill(classifier: nn.Module, weights: Weights, path: Path, wanted: str, othe
     classifier.load_state_dict(weights.tensors)
 
 
-def _field_name(key: str, weights: Weights) -> str:
+def _published_name(key: str, weights: Weights) -> str:
     """The name that a weight which the file lacks would have there."""
     if weights.arch is None:
         return key
-    return field_name(key, 4 if weights.arch in STAGES else 3)
+    return published_name(key, 4 if weights.arch in STAGES else 3)
 
 
 def _why(key: str, here: tuple[int, ...], there: tuple[int, ...]) -> str:

@@ -41,8 +41,9 @@ def freeze(
     if precision == "int8":
         if scales is None:
             raise ValueError("int8 needs scales")
-        int8.quantise(network, scales.peaks, scales.shifts)
-        return Frozen(normalise, network, device, batch_size, compiled)
+        quantised = copy.deepcopy(network)
+        int8.quantise(quantised, scales.peaks, scales.shifts)
+        return Frozen(normalise, quantised, device, batch_size, compiled, for_gradients=network)
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.float()  # 8 bits of a logit would make ties
@@ -95,19 +96,30 @@ def _probe(network: MultiHeadNetwork) -> Tensor:
 
 
 class Frozen(FixedPasses):
-    """The network that `freeze` returns. Its members (spacte.model.members) are its heads, which read the trunk."""
+    """The network that `freeze` returns. Its members (spacte.model.members) are its heads, which read the trunk.
+
+    `for_gradients` takes the place of a network of integers, which have none, where images require a gradient.
+    """
 
     def __init__(
-        self, normalise: nn.Module, network: MultiHeadNetwork, device: torch.device, batch_size: int, compiled: bool
+        self,
+        normalise: nn.Module,
+        network: MultiHeadNetwork,
+        device: torch.device,
+        batch_size: int,
+        compiled: bool,
+        for_gradients: MultiHeadNetwork | None = None,
     ):
         super().__init__(device, batch_size, compiled)
         self.is_graph = device.type == "cuda" and not compiled
-        self.normalise, self.network = normalise, network
-        self.dtype = next(network.parameters()).dtype  # of the images behind the normalisation
+        self.normalise, self.network, self.for_gradients = normalise, network, for_gradients
+        self.dtype = next((for_gradients or network).parameters()).dtype  # of the images behind the normalisation
 
     def logits(self, images: Tensor) -> Tensor:
         """See FixedPasses."""
-        return self.network(self._normalised(images))
+        climbs = torch.is_grad_enabled() and images.requires_grad
+        network = self.for_gradients if climbs and self.for_gradients is not None else self.network
+        return network(self._normalised(images))
 
     @property
     def members(self) -> int:

@@ -45,8 +45,8 @@ def quantise(
 ) -> MultiHeadNetwork:
     """The network, its BatchNorm folded, with its layers quantised by its scales; float32 goes from layer to layer.
 
-    Where its images require a gradient it runs as before. With `means` of the convolutions' outputs it measures: the
-    images that it sees enter `peaks` and `shifts`. Raises UserError if these are of another network.
+    It has no gradients. With `means` of the convolutions' outputs it measures: the images that it sees enter `peaks`
+    and `shifts`. Raises UserError if these are of another network.
     """
     quantiser = _Quantiser(peaks, shifts, means)
     quantiser.replace(network, "")
@@ -154,17 +154,12 @@ class _Activations:
         self.peaks[self.name] = max(peak, self.peaks.get(self.name, 0.0))
 
 
-def _needs_gradient(x: Tensor) -> bool:
-    """Whether a gradient is wanted, which integers do not have."""
-    return torch.is_grad_enabled() and x.requires_grad
-
-
 class _Convolution(nn.Module):
     """A convolution of quantised activations with quantised weights."""
 
     def __init__(self, convolution: nn.Conv2d, name: str, source: _Activations, quantiser: _Quantiser):
         super().__init__()
-        self.convolution, self.name, self.source, self.shifts = convolution, name, source, quantiser.shifts
+        self.name, self.source, self.shifts = name, source, quantiser.shifts
         self.geometry: Any = (
             list(convolution.stride), list(convolution.padding), list(convolution.dilation), convolution.groups,
         )  # fmt: skip
@@ -189,7 +184,7 @@ class _Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W'], float32."""
-        return self.convolution(x) if _needs_gradient(x) else self.raw(self.source.quantised(x))
+        return self.raw(self.source.quantised(x))
 
     def raw(self, x: Tensor) -> Tensor:
         """convolution(x) + bias: uint8 -> float32."""
@@ -241,7 +236,7 @@ class _Block(nn.Module):
 
     def __init__(self, block: BasicBlock | Bottleneck, path: str, quantiser: _Quantiser):
         super().__init__()
-        self.block, self.source = block, quantiser.activations(_HEADS if re.fullmatch(_INTO_HEADS, path) else path)
+        self.source = quantiser.activations(_HEADS if re.fullmatch(_INTO_HEADS, path) else path)
         names = [name for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
         sources = [self.source, *(quantiser.activations(f"{path}.{name}") for name in names[1:])]
         self.convolutions = nn.ModuleList(
@@ -258,8 +253,6 @@ class _Block(nn.Module):
 
         Its input is overwritten where it is the shortcut: the stem's output or a block's, which nothing else reads.
         """
-        if _needs_gradient(x):
-            return self.block(x)
         q = self.source.quantised(x)
         if self.shortcut is not None:
             x = self.shortcut.raw(q)
@@ -278,7 +271,7 @@ class _Quantise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return x if _needs_gradient(x) else self.target.quantised(x)
+        return self.target.quantised(x)
 
 
 class _ToFloat(nn.Module):
@@ -294,14 +287,12 @@ class _Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear, source: _Activations):
         super().__init__()
-        self.linear, self.source = linear, source
+        self.source = source
         weight = linear.weight.detach().double()
         self.step = float(weight.abs().max().clamp(min=1e-12)) / _LINEAR_WEIGHT
         self.weight, self.bias = (weight / self.step).round(), linear.bias.detach().double()
 
     def forward(self, x: Tensor) -> Tensor:
         """Means [N, C] -> logits [N, K], float32."""
-        if _needs_gradient(x):
-            return self.linear(x.float())
         sums = (x.double() * _POOLED).round() @ self.weight.T
         return (sums * (self.step / _POOLED * self.source.step) + self.bias).float()

@@ -1,4 +1,4 @@
-"""The field's published checkpoints: which of our networks one holds, and its weights under our names."""
+"""Published checkpoints: which of our networks one holds, and its weights under our names."""
 
 import re
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ class Weights:
 def recognised(state_dict: dict[str, Tensor]) -> Weights | None:
     """What a state dict holds, without the names of what wraps the network; None where it is no network known here.
 
-    Ours and the authors' keep their names. The field's become networks of one head: the last stage and fc are head 0.
+    Ours and the authors' keep their names. Others become networks of one head: the last stage and fc are head 0.
     `1.`, which stands for the layer after the normalisation, may be there (the family of Cohen et al., ICML 2019) or
     not (MACER, torchvision). Files of before torch 0.4 lack BatchNorm's num_batches_tracked, which no logit depends on.
     """
@@ -115,8 +115,8 @@ def _resnet(weights: dict[str, Tensor]) -> tuple[str | None, dict[str, str]]:
     return arch, ours
 
 
-def field_name(key: str, stages: int) -> str:
-    """The field's name of a weight or layer of a ResNet of one head with that many stages."""
+def published_name(key: str, stages: int) -> str:
+    """The published name of a weight or layer of a ResNet of one head with that many stages."""
     return key.removeprefix("1.").replace("heads.0.0.", f"layer{stages}.").replace("heads.0.1.", "fc.")
 
 

@@ -27,13 +27,13 @@ from spacte.model.normalisation import (
     known,
     name_of,
 )
-from spacte.model.published import field_name
+from spacte.model.published import published_name
 from spacte.utils import UserError
 
 # Nats. tests/model/test_recognition.py says what right and wrong networks measured: architectures, lengths of training,
 # sigmas, augmentations and defences.
-_FIRST_NEAR, _NEAR = 0.0025, 0.003  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
-_FIRST_SAMPLED, _SAMPLED = 0.35, 10.0  # divided by the number of images, of their pixels in a layer: what so few add
+_BN1_NEAR, _NEAR = 0.0025, 0.003  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
+_BN1_SAMPLED, _SAMPLED = 0.35, 10.0  # divided by the number of images, of their pixels in a layer: what so few add
 _LAG = 1.5  # divided by the batches of training: the statistics are an average over weights that still moved
 _CERTAIN = 0.001  # of bn1: no other noise is tried
 _TIMES_NEARER = 4
@@ -46,13 +46,14 @@ class Fit:
     """How far the statistics of training lie from those after a normalisation, in nats, with noise of `sigma` on this
     `share` of the images.
 
-    Of the first BatchNorm and, where the others were asked, of the one that lies farthest beyond its `limit`, `layer`.
+    `bn1` is that of the first BatchNorm, `worst`, where the others were asked, that of the `layer` that lies farthest
+    beyond its `limit`.
     """
 
     values: Constants
     sigma: float
     share: float
-    first: float
+    bn1: float
     worst: float = 0.0
     limit: float = math.inf
     layer: str = "bn1"
@@ -86,20 +87,20 @@ def examined(
 
 
 def _recognised(search: "_Search", sigma: float) -> tuple[str, str]:
-    best, *others = search.known_anywhere(sigma)
+    best, *others = search.nearest_under_any_noise(sigma)
     if not search.is_near(best):
         raise UserError(f"--normalize auto cannot tell: {search.what_would_fit(best)}")
     name = search.name(best)
-    rivals = [fit for fit in others if fit.first < _TIMES_NEARER * best.first]
+    rivals = [fit for fit in others if fit.bn1 < _TIMES_NEARER * best.bn1]
     twins = [fit for fit in rivals if are_the_same(fit.values, best.values)]
     rivals = [fit for fit in rivals if fit not in twins]
     if rivals:
         raise UserError(
             f"--normalize auto cannot tell: {name} and {search.name(rivals[0])} fit alike, bn1's inputs lie "
-            f"{best.first:.2g} and {rivals[0].first:.2g} nats (KL) from training's; give --normalize with either"
+            f"{best.bn1:.2g} and {rivals[0].bn1:.2g} nats (KL) from training's; give --normalize with either"
         )
-    line = f"--normalize auto takes {name}: bn1's inputs lie {best.first:.2g} nats (KL) from training's"
-    line += f", {others[0].first:.2g} with {search.name(others[0])}" if others else ""
+    line = f"--normalize auto takes {name}: bn1's inputs lie {best.bn1:.2g} nats (KL) from training's"
+    line += f", {others[0].bn1:.2g} with {search.name(others[0])}" if others else ""
     line += f"; farthest: {best.worst:.2g} in {best.layer}"
     if best.sigma != sigma:
         line += f"; it was trained with noise {best.sigma:g}, and is evaluated with {sigma:g}"
@@ -110,20 +111,20 @@ def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) ->
     own = search.fit(values, sigma, 1.0)
     for noise in _other_noises(sigma):
         if not search.is_near(own):
-            own = min(own, search.fit(values, *noise), key=lambda fit: (not search.is_near(fit), fit.first))
-    best = search.known_anywhere(sigma)[0]
-    if best.first <= search.first_near and own.first > max(_FIRST_NEAR, _TIMES_NEARER * best.first):
+            own = min(own, search.fit(values, *noise), key=lambda fit: (not search.is_near(fit), fit.bn1))
+    best = search.nearest_under_any_noise(sigma)[0]
+    if best.bn1 <= search.bn1_near and own.bn1 > max(_BN1_NEAR, _TIMES_NEARER * best.bn1):
         raise UserError(
-            f"--normalize {name} contradicts the checkpoint: bn1's inputs then lie {own.first:.2g} nats (KL) "
-            f"from training's, {best.first:.2g} with {search.name(best)}"
+            f"--normalize {name} contradicts the checkpoint: bn1's inputs then lie {own.bn1:.2g} nats (KL) "
+            f"from training's, {best.bn1:.2g} with {search.name(best)}"
         )
     if search.is_near(own):
         return None
-    if own.first <= search.first_near and own.worst > own.limit:
+    if own.bn1 <= search.bn1_near and own.worst > own.limit:
         raise UserError(_another_network(own))
     return (
-        f"with --normalize {name} bn1's inputs lie {own.first:.2g} nats (KL) from training's, where a right one "
-        f"lies below {search.first_near:.2g}: are normalisation, --noise_sd and images those of training?"
+        f"with --normalize {name} bn1's inputs lie {own.bn1:.2g} nats (KL) from training's, where a right one "
+        f"lies below {search.bn1_near:.2g}: are normalisation, --noise_sd and images those of training?"
     )
 
 
@@ -134,7 +135,7 @@ def _other_noises(sigma: float) -> list[tuple[float, float]]:
 
 def _another_network(fit: Fit) -> str:
     return (
-        f"the network here is not the one that was trained: bn1's statistics fit ({fit.first:.2g} nats), those of "
+        f"the network here is not the one that was trained: bn1's statistics fit ({fit.bn1:.2g} nats), those of "
         f"{fit.layer} lie {fit.worst:.2g} nats away (limit {fit.limit:.2g}); another stride, pooling, dilation or "
         "image size has the same keys. Build it as it was trained: --classifier FILE.py:function"
     )
@@ -145,7 +146,7 @@ class _Search:
 
     def __init__(self, network: MultiHeadNetwork, spec: DataSpec, images: Tensor):
         self.network, self.spec = copy.deepcopy(network).to(images.device), spec
-        self.first_near = _FIRST_NEAR + _FIRST_SAMPLED / len(images)
+        self.bn1_near = _BN1_NEAR + _BN1_SAMPLED / len(images)
         batches = batches_seen(cast(nn.BatchNorm2d, network.bn1))
         self.near = _NEAR + (_LAG / batches if batches else 0)
         with torch.random.fork_rng(devices=[]):
@@ -157,7 +158,7 @@ class _Search:
                 views.append(torch.stack([zoom(image) for image in whole]))
             self.noise = torch.randn(images.shape).to(images.device)
         self.views = [view.to(images.device) for view in views]
-        self._first: dict[tuple[float, float], list[FirstLayer]] = {}
+        self._layers: dict[tuple[float, float], list[FirstLayer]] = {}
 
     def name(self, fit: Fit) -> str:
         """Of its normalisation."""
@@ -165,25 +166,25 @@ class _Search:
 
     def is_near(self, fit: Fit) -> bool:
         """Whether the network is the one that was trained, as far as statistics tell."""
-        return fit.first <= self.first_near and fit.worst <= fit.limit
+        return fit.bn1 <= self.bn1_near and fit.worst <= fit.limit
 
-    def known(self, sigma: float, share: float = 1.0) -> list[Fit]:
+    def nearest_known(self, sigma: float, share: float = 1.0) -> list[Fit]:
         """The known normalisations, the nearest to bn1 first; it alone is followed through all layers."""
         fits = []
         for values in known(self.spec).values():
-            first = min(layer.distance(values) for layer in self.first(sigma, share))
-            fits.append(Fit(values, sigma, share, first))
-        best, *others = sorted(fits, key=lambda fit: fit.first)
+            bn1 = min(layer.distance(values) for layer in self.first_layers(sigma, share))
+            fits.append(Fit(values, sigma, share, bn1))
+        best, *others = sorted(fits, key=lambda fit: fit.bn1)
         return [self.fit(best.values, sigma, share), *others]
 
-    def known_anywhere(self, sigma: float) -> list[Fit]:
+    def nearest_under_any_noise(self, sigma: float) -> list[Fit]:
         """The same for this noise or, where none is surely near, for another with which one is nearer."""
-        found = self.known(sigma)
-        if self.is_near(found[0]) and found[0].first <= _CERTAIN:
+        found = self.nearest_known(sigma)
+        if self.is_near(found[0]) and found[0].bn1 <= _CERTAIN:
             return found
-        everywhere = [found, *(self.known(*noise) for noise in _other_noises(sigma))]
+        everywhere = [found, *(self.nearest_known(*noise) for noise in _other_noises(sigma))]
         near = [fits for fits in everywhere if self.is_near(fits[0])]
-        return min(near, key=lambda fits: fits[0].first) if near else found
+        return min(near, key=lambda fits: fits[0].bn1) if near else found
 
     def noised(self, view: Tensor, sigma: float, share: float) -> Tensor:
         """The images of a view with noise, the last ones if not all."""
@@ -191,44 +192,44 @@ class _Search:
         noise[: round((1 - share) * len(noise))] = 0
         return view + noise
 
-    def first(self, sigma: float, share: float) -> list["FirstLayer"]:
+    def first_layers(self, sigma: float, share: float) -> list["FirstLayer"]:
         """The first layer under noise, of each view."""
-        if (sigma, share) not in self._first:
+        if (sigma, share) not in self._layers:
             layers = [FirstLayer(self.network, self.noised(view, sigma, share)) for view in self.views]
-            self._first[sigma, share] = layers
-        return self._first[sigma, share]
+            self._layers[sigma, share] = layers
+        return self._layers[sigma, share]
 
     def fit(self, values: Constants, sigma: float, share: float) -> Fit:
         """Of the view that is nearest in bn1; where that is not near, the other layers are not asked."""
-        firsts = [layer.distance(values) for layer in self.first(sigma, share)]
-        first = min(firsts)
-        if first > self.first_near:
-            return Fit(values, sigma, share, first)
-        view = self.noised(self.views[firsts.index(first)], sigma, share)
+        of_views = [layer.distance(values) for layer in self.first_layers(sigma, share)]
+        bn1 = min(of_views)
+        if bn1 > self.bn1_near:
+            return Fit(values, sigma, share, bn1)
+        view = self.noised(self.views[of_views.index(bn1)], sigma, share)
         found = distances(nn.Sequential(Normalize(*values).to(view.device), self.network), view)
         limits = {name: self.near + _SAMPLED / (len(view) * pixels) for name, (_, pixels) in found.items()}
-        limits["1.bn1"] = self.first_near
+        limits["1.bn1"] = self.bn1_near
         layer = max(found, key=lambda name: found[name][0] / limits[name])
-        return Fit(values, sigma, share, first, found[layer][0], limits[layer], self.in_file(layer))
+        return Fit(values, sigma, share, bn1, found[layer][0], limits[layer], self.in_file(layer))
 
     def in_file(self, layer: str) -> str:
-        """The field's name of a layer."""
+        """A layer's name in published files."""
         stages = sum(1 for name, _ in self.network.named_children() if name.startswith("layer"))
-        return field_name(layer, stages + 1)
+        return published_name(layer, stages + 1)
 
     def what_would_fit(self, nearest: Fit) -> str:
         """What the user is told where no known normalisation fits."""
-        if nearest.first <= self.first_near:
+        if nearest.bn1 <= self.bn1_near:
             return _another_network(nearest)
-        layers = self.first(nearest.sigma, nearest.share)
+        layers = self.first_layers(nearest.sigma, nearest.share)
         fits = [self.fit(layer.fitted(nearest.values), nearest.sigma, nearest.share) for layer in layers]
-        fitted = min(fits, key=lambda fit: fit.first)
-        far = f"with {self.name(nearest)}, the nearest known, bn1's inputs lie {nearest.first:.2g} nats (KL) from "
-        far += f"training's, where a right one lies below {self.first_near:.2g}"
+        fitted = min(fits, key=lambda fit: fit.bn1)
+        far = f"with {self.name(nearest)}, the nearest known, bn1's inputs lie {nearest.bn1:.2g} nats (KL) from "
+        far += f"training's, where a right one lies below {self.bn1_near:.2g}"
         if self.is_near(fitted):
             name = self.name(fitted)
-            return f"{far}; {name} would fit to {fitted.first:.2g}: give --normalize {name} if it can be that"
-        if fitted.first <= self.first_near:
+            return f"{far}; {name} would fit to {fitted.bn1:.2g}: give --normalize {name} if it can be that"
+        if fitted.bn1 <= self.bn1_near:
             return f"{far}; {_another_network(fitted)}"
-        known = f"{LEGAL_NORMALISATIONS} (estimated: {self.name(fitted)})"
-        return f"{far}; is --noise_sd the one of training? Give --normalize {known}"
+        legal = f"{LEGAL_NORMALISATIONS} (estimated: {self.name(fitted)})"
+        return f"{far}; is --noise_sd the one of training? Give --normalize {legal}"

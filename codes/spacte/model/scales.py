@@ -69,8 +69,9 @@ def measured(network: MultiHeadNetwork, images: Tensor, noise_sd: float) -> Scal
     left of rounding is rounded off. A CPU that rounds a product once less may find another digit, which the hash tells.
     """
     images = images.to(memory_format=torch.channels_last)
-    few, scales = images[:: max(1, len(images) // _AT_ONCE)][:_AT_ONCE], Scales(noise_sd, len(images))
-    few, means = few.contiguous(memory_format=torch.channels_last), _means(network, few)
+    few = images[:: max(1, len(images) // _AT_ONCE)][:_AT_ONCE].contiguous(memory_format=torch.channels_last)
+    means = _means(network, few)
+    scales = Scales(noise_sd, len(images))
     first = quantise(copy.deepcopy(network), scales.peaks, scales.shifts, means)
     for part in (few, *images.split(_AT_ONCE)):
         first(part)  # each layer measures its input, then quantises it
