@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, seconds_of, speed
+from gpu_plan import read_speeds, rows_of
 from spacte import cli
 from spacte.device import arithmetic, select_device, select_precision
 from spacte.files import make_folder, replace_file
@@ -158,16 +159,8 @@ class _Speeds:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.head = {"device_name": name, "torch": torch.__version__, "cuda": torch.version.cuda}
         self.head |= {"cudnn": torch.backends.cudnn.version(), "tiny": tiny}
-        self.rows: list[dict] = [row for row in self._before() if "speed" in row]
-
-    def _before(self) -> list[dict]:
-        """The rows of a file that was measured here with these versions."""
-        try:
-            content = json.loads(self.path.read_text())
-            before = content.pop("rows")
-            return before if content == self.head else []
-        except (OSError, ValueError, KeyError, AttributeError):
-            return []
+        head, before = read_speeds(path)  # what was measured here with these versions stands
+        self.rows = rows_of(before) if head == self.head else []
 
     def measure(self, row: Row) -> None:
         """Add the row, with its figures or why it has none, unless it has been measured before."""

@@ -133,6 +133,7 @@ class Queue:
     def __init__(self, jobs: list[Job], processes: int, start: Callable[[Job, int], Running]):
         self.jobs, self.processes, self.start = jobs, processes, start
         self.done = {job.name for job in jobs if is_finished(job)}
+        self.took = {job.name: read_record(job).get("seconds") for job in jobs}
         self.failed: set[str] = set()
         self.waiting = [job for job in jobs if job.name not in self.done]
         self.running: list[Running] = []
@@ -183,6 +184,7 @@ class Queue:
             self._fail(one.job, str(error))
         else:
             self.done.add(one.job.name)
+            self.took[one.job.name] = read_record(one.job).get("seconds")
             self._say(f"finished {one.job.name} in {timedelta(seconds=round(one.seconds()))}")
         self.running.remove(one)
 
@@ -214,7 +216,7 @@ class Queue:
         """A job takes what others of its run took, or else the mean of all runs that are known."""
         seconds: dict[str, list[float]] = {}
         for job in self.jobs:
-            took = read_record(job).get("seconds")
+            took = self.took[job.name]
             if isinstance(took, int | float):
                 seconds.setdefault(job.run_name, []).append(took)
         left = [one.seconds_left() for one in self.running]
