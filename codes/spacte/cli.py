@@ -56,12 +56,10 @@ def _number(kind: Callable[[str], float], legal: str, accept: Callable[[float], 
 def checked(parser: Parser, given: dict) -> dict:
     """Settings by name, each as the parser's flag of that name would hold it, for those who call from Python.
 
-    Raises UserError with the legal names or values where one is not legal.
+    Raises UserError with the legal values where one is not legal.
     """
     actions, values = {action.dest: action for action in parser._actions}, {}
     for name, value in given.items():
-        if name not in actions:
-            raise UserError(f"unknown setting '{name}': choose from {', '.join(sorted(actions))}")
         action = actions[name]
         if value is None and action.default is not None:
             raise UserError(f"{name}: None is not a value; leave it out for {action.default}")
@@ -84,14 +82,15 @@ def checked(parser: Parser, given: dict) -> dict:
     return values
 
 
-def settings_of(kind: type[T], args: argparse.Namespace) -> T:
+def settings_of(kind: Callable[..., T], args: argparse.Namespace) -> T:
     """The settings (a dataclass) whose fields are flags of the same names."""
-    return kind(**{name: getattr(args, name) for name in defaults_of(kind)})
+    fields = dataclasses.fields(cast(Any, kind))
+    return kind(**{field.name: getattr(args, field.name) for field in fields})
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:
-    """The defaults of a settings dataclass by name: the flags' too, so that they stand once."""
-    return {field.name: field.default for field in dataclasses.fields(kind)}
+    """A settings dataclass's defaults by name, of the fields that have one: the flags' too, so that they stand once."""
+    return {field.name: field.default for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
 
 
 def _fraction(text: str) -> float:

@@ -58,7 +58,7 @@ def report() -> None:
 
 
 def relog() -> None:
-    """Certify the same votes at another alpha, or for one head alone, in seconds: a log from the counts beside a log.
+    """Certify the same votes otherwise, in seconds: at another alpha, for one head alone, for top k.
 
     spacte-relog logs/<...>-certify-skip-20.log --alpha 0.01
     """

@@ -31,6 +31,8 @@ PLACE_SETTINGS = (
     "resume",
 )  # fmt: skip
 
+CERTIFICATIONS = "certify-mhead"  # the folder of certification logs
+
 _LATER_SETTINGS = {  # of a training run, with what runs did before they were recorded
     "paced_by": "neighbour",
     "pace_share": None,

@@ -1,4 +1,4 @@
-"""The field's published checkpoints, certified as the one-head networks that they are."""
+"""Published checkpoints, certified as the one-head networks that they are."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The field's checkpoints give their own logits here, whatever wraps them; what is none is told so."""
+"""Published checkpoints give their own logits here, whatever wraps them; what is none is told so."""
 
 from argparse import Namespace
 from pathlib import Path

@@ -134,7 +134,8 @@ def attacked(
                 levels = evaluation.split.spec.levels
                 moved = ((image * levels).round() + ((moved - image) * levels).trunc()) / levels
             sample = Sample(moved, generator, Draws(0, config.N), idx)
-            votes += [drawn.estimation for drawn in evaluation.smooth.sample([sample], evaluation.batch_size)]
+            (drawn,) = evaluation.smooth.sample([sample], evaluation.batch_size)
+            votes.append(drawn.estimation)
             norms.append(float((moved - image).norm()))
             seconds.append(time.monotonic() - started)
         yield AttackCounts(idx, label, predict, float(claim["radius"]), norms, votes, seconds)
@@ -169,8 +170,7 @@ def _parser(description: str) -> cli.Parser:
     add("--num_noise_vec", type=cli.positive_int, help="noise vectors a gradient is averaged over")
     add("--N", type=cli.positive_int, help="draws of the prediction under attack")
     add("--alpha", type=cli.open_probability, help="probability of a wrong prediction under attack")
-    defaults = cli.defaults_of(AttackSettings)
-    parser.set_defaults(**{name: defaults[name] for name in ("num_steps", "num_noise_vec", "N", "alpha")})
+    parser.set_defaults(**cli.defaults_of(AttackSettings))
     return parser
 
 

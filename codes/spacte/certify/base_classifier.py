@@ -88,15 +88,18 @@ def joint_config(networks: list[Loaded]) -> RunConfig:
 
 
 def of_checkpoints(
-    networks: list[Loaded], split: Split, computing: Computing, open_training: Callable[[], Split] | None = None
+    networks: list[Loaded],
+    config: RunConfig,
+    split: Split,
+    computing: Computing,
+    open_training: Callable[[], Split] | None = None,
 ) -> BaseClassifier:
-    """One checkpoint's network or the ensemble of several, folded and fast.
+    """One checkpoint's network or the ensemble of several, folded and fast; `config` is their `joint_config`.
 
-    `open_training` is asked for the training images where int8 needs them. Raises UserError if the networks do not
-    belong together, a published one, after the images of the split, is not the network that was trained, or int8 has no
-    images to measure its scales on.
+    `open_training` is asked for the training images where int8 needs them. Raises UserError if a published
+    network, after the images of the split, is not the one that was trained, or int8 has no images to measure its scales
+    on.
     """
-    config = joint_config(networks)
     networks = [_examined(network, split, config.noise_sd) for network in networks]
     batch_size = computing.batch_size(split)
     scales = list[Scales | None]([None] * len(networks))

@@ -16,8 +16,9 @@ from spacte.distributed import init_distributed, is_main_process
 from spacte.logs.certified import check_certificate, largest_radius
 from spacte.logs.config import RunConfig
 from spacte.logs.plans import CertifyPlan, table_stopping
-from spacte.logs.runfiles import RunFiles, certificate_ending
+from spacte.logs.runfiles import RunFiles
 from spacte.logs.voting import Stopping
+from spacte.names import CERTIFICATIONS
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.smooth.stopping import GIVE_UP
 from spacte.utils import UserError
@@ -91,9 +92,10 @@ def certify_images(
 
 def _files(name: str, config: RunConfig, run: RunSettings) -> RunFiles:
     """The run's files: those of an older run without -sequential in its name, where it is this one and has begun."""
-    files = run.files(config, "certify-mhead", name + certificate_ending(config))
+    kind = "" if config.certificate == "cohen" else f"-{config.certificate}"
+    files = run.files(config, CERTIFICATIONS, name + "-sequential" * (config.sequential is not None) + kind)
     if config.sequential is not None and not files.json.exists():
-        older = run.files(config, "certify-mhead", name + certificate_ending(replace(config, sequential=None)))
+        older = run.files(config, CERTIFICATIONS, name + kind)
         if older.json.exists() and not older.read_json().config.differences(config):
             return older
     return files
@@ -116,7 +118,7 @@ def parser_of(description: str) -> cli.Parser:
     add("--radii", type=cli.radius, nargs="+", help=radii)
     known = "--sequential: stop when the radius is known to within this, in units of [0, 1]"
     add("--tolerance", type=cli.positive_float, help=known)
-    give_up = "--sequential: level of the bound by which a radius is given up (default: 0.01)"
+    give_up = f"--sequential: level of the bound by which a radius is given up (default: {GIVE_UP:g})"
     add("--give_up", type=cli.open_probability, help=give_up)
     parser.set_defaults(**cli.defaults_of(CertifySettings))
     return parser

@@ -18,7 +18,6 @@ from spacte.certify.run_settings import RunSettings
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.indexed import Indexed, read_item
 from spacte.data.spec import DataSpec
-from spacte.data.splits import Split
 from spacte.distributed import init_distributed
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
@@ -30,7 +29,9 @@ from spacte.utils import UserError
 
 _KINDS = (ClassifierSettings, RunSettings, CertifySettings)
 # what the call's own arguments say, or a checkpoint
-_NOT_BY_NAME = {"model_path", "classifier", "classifier_args", "normalize", "arch", "dataset", "num_heads", "noise_sd"}
+_NOT_BY_NAME = {
+    "model_path", "classifier", "classifier_args", "normalize", "arch", "dataset", "data_dir", "num_heads", "noise_sd",
+}  # fmt: skip
 
 
 def certify_dataset(
@@ -61,12 +62,13 @@ def certify_dataset(
 
     Raises UserError, before anything is written, with what is legal.
     """
-    own, run, certification = _settings(settings)
+    own, run, certification = _settings(settings, noise_sd)
     init_distributed()
     check_stopping(certification)
     computing = computing_of(own, certification.N)
     with borrowed(classifier):
-        base, split = _base(classifier, data, noise_sd, num_classes, levels, dataset, name, computing)
+        base, split = _base(classifier, data, own.noise_sd, num_classes, levels, dataset, computing)
+        base = replace(base, run_name=printable_name(name or base.run_name))
         evaluation = evaluation_of(base, split, own, computing)
         _warn_of_range(split)
         if isinstance(evaluation.smooth.noise, GridNoise):
@@ -76,9 +78,9 @@ def certify_dataset(
     return files.log
 
 
-def _warn_of_range(split: Split) -> None:
+def _warn_of_range(split: Indexed) -> None:
     """Warn where pictures, all of which have been read, lie outside [0, 1]."""
-    low, high = split.range if isinstance(split, Indexed) else (0.0, 1.0)
+    low, high = split.range
     if len(split.spec.shape) == 3 and not 0 <= low <= high <= 1:
         warnings.warn(
             f"the images have values from {low:.3g} to {high:.3g}: sigma and radii are in these units; where they are "
@@ -105,13 +107,13 @@ def _dataset(data: Any) -> Any:
     return data
 
 
-def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySettings]:
-    legal = {field.name for kind in _KINDS for field in fields(kind)} - _NOT_BY_NAME - {"data_dir"}
+def _settings(given: dict, noise_sd: float | None) -> tuple[ClassifierSettings, RunSettings, CertifySettings]:
+    legal = {field.name for kind in _KINDS for field in fields(kind)} - _NOT_BY_NAME
     strange = sorted(set(given) - legal)
     if strange:
         raise UserError(f"unknown setting '{strange[0]}': choose from {', '.join(sorted(legal))}")
     given = {name: str(value) if isinstance(value, Path | torch.device) else value for name, value in given.items()}
-    values = cli.checked(parser_of(""), given)
+    values = cli.checked(parser_of(""), given if noise_sd is None else given | {"noise_sd": noise_sd})
     own, run, certification = (
         {one.name: values[one.name] for one in fields(kind) if one.name in values} for kind in _KINDS
     )
@@ -120,17 +122,15 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
 
 def _base(
     classifier: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
-    dataset: str | None, name: str | None, computing: Computing,
-) -> tuple[BaseClassifier, Split]:  # fmt: skip
+    dataset: str | None, computing: Computing,
+) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
     """The classifier under the noise, and the images, as the arguments of `certify_dataset` say."""
     data = _dataset(data)
-    if noise_sd is not None:
-        noise_sd = cli.checked(parser_of(""), {"noise_sd": noise_sd})["noise_sd"]
     networks = [classifier] if isinstance(classifier, Loaded) else classifier
     if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
         if noise_sd is not None:  # else each is evaluated at training's
             networks = [replace(one, noise_sd=noise_sd) for one in networks]
-        return _of_checkpoints(networks, data, num_classes, levels, dataset, name, computing)
+        return _of_checkpoints(networks, data, num_classes, levels, dataset, computing)
     if not callable(classifier):
         raise UserError(
             f"the classifier is a {type(classifier).__name__}: it must be a module, another callable, or what "
@@ -138,29 +138,28 @@ def _base(
         )
     if noise_sd is None or num_classes is None:
         raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
-    return _of_function(classifier, data, noise_sd, num_classes, levels, dataset, name, computing)
+    return _of_function(classifier, data, noise_sd, num_classes, levels, dataset, computing)
 
 
 def _of_checkpoints(
     networks: list[Loaded], data: Any, num_classes: int | None, levels: int | None, dataset: str | None,
-    name: str | None, computing: Computing,
-) -> tuple[BaseClassifier, Split]:  # fmt: skip
+    computing: Computing,
+) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
     """UserError if the networks do not belong together, or know another number of classes or levels."""
-    joint_config(networks)
-    spec = networks[0].spec
+    config, spec = joint_config(networks), networks[0].spec
+    if dataset is not None:
+        config = replace(config, dataset=printable_name(dataset))
     for what, value, own in (("num_classes", num_classes, spec.num_classes), ("levels", levels, spec.levels)):
         if value not in (None, own):
             raise UserError(f"{what} {value} contradicts the checkpoint, which has {own}")
     split = Indexed(spec, data, computing.device)
-    base = of_checkpoints(networks, split, computing)
-    config = base.config if dataset is None else replace(base.config, dataset=printable_name(dataset))
-    return replace(base, run_name=printable_name(name or base.run_name), config=config), split
+    return of_checkpoints(networks, config, split, computing), split
 
 
 def _of_function(
     function: Callable, data: Any, noise_sd: float, num_classes: int, levels: int | None, dataset: str | None,
-    name: str | None, computing: Computing,
-) -> tuple[BaseClassifier, Split]:  # fmt: skip
+    computing: Computing,
+) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
     levels = 255 if levels is None else levels
     for what, value in (("num_classes", num_classes), ("levels", levels)):
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
@@ -173,4 +172,4 @@ def _of_function(
     if isinstance(function, Classifier):  # of a checkpoint: what it was called before it had a class of its own
         kind = "Sequential"
     config = RunConfig(dataset=printable_name(dataset), arch=printable_name(kind), noise_sd=noise_sd, classifier=kind)
-    return of_callable(function, split, printable_name(name or "classifier"), config, computing), split
+    return of_callable(function, split, "classifier", config, computing), split

@@ -42,24 +42,18 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
     if settings.classifier_args:
         raise UserError("--classifier_args are a function's: they need --classifier FILE.py:function")
     known = (settings.arch, settings.dataset, settings.num_heads, settings.noise_sd, settings.normalize)
-    measured = None
     if split is None and settings.dataset == "ImageFolder":  # a published checkpoint does not know its images
-        measured = _test_split("ImageFolder", settings, computing, None)
-    measured_spec = None if measured is None else measured.spec
-    networks = [load_classifier(Path(path), *known, measured_spec) for path in settings.model_path]
+        split = _test_split("ImageFolder", settings, computing, None)
+    images_spec = None if split is None else split.spec
+    networks = [load_classifier(Path(path), *known, images_spec) for path in settings.model_path]
     config, spec = joint_config(networks), networks[0].spec
-    if measured is not None:
-        split = measured.described_as(spec)
-    elif split is None:
-        split = _test_split(config.dataset, settings, computing, spec)
-    elif (split.spec.shape, split.spec.class_names) != (spec.shape, spec.class_names):
-        raise UserError(f"checkpoint '{settings.model_path[0]}' was trained on images of other sizes or classes")
+    split = _test_split(config.dataset, settings, computing, spec) if split is None else split.described_as(spec)
 
     def training() -> Split:
         """The images that int8 is measured on."""
         return open_split(config.dataset, settings.data_dir, True, computing.device, spec=spec)
 
-    base = of_checkpoints(networks, split, computing, training)
+    base = of_checkpoints(networks, config, split, computing, training)
     return evaluation_of(base, split, settings, computing)
 
 

@@ -3,14 +3,12 @@
 from dataclasses import dataclass, replace
 
 from spacte import cli
-from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
 from spacte.certify.record import about, decide_passes
 from spacte.certify.run_settings import RunSettings, add_run_flags
 from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
 from spacte.distributed import init_distributed, is_main_process
-from spacte.logs.config import RunConfig
 from spacte.logs.plans import PredictPlan
 
 
@@ -34,8 +32,9 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
     """
     init_distributed()
     evaluation = load(classifier, settings.N)
-    plan = PredictPlan(_config(evaluation, run, settings))
-    files = run.files(plan.config, "predict-mhead", f"{evaluation.run_name}-predict-skip-{run.skip}")
+    config = replace(evaluation.config, kind="predict", skip=run.skip, N=settings.N, alpha=settings.alpha)
+    plan = PredictPlan(config)
+    files = run.files(config, "predict-mhead", f"{evaluation.run_name}-predict-skip-{run.skip}")
     indices = run.chosen(range(len(evaluation.split)))
     decide_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
 
@@ -44,11 +43,6 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
             writer.write(counts)
     if is_main_process():
         print(f"{writer.summary()}\nlog: {files.log}")
-
-
-def _config(evaluation: Evaluation, run: RunSettings, settings: PredictSettings) -> RunConfig:
-    """What the log's rows depend on."""
-    return replace(evaluation.config, kind="predict", skip=run.skip, N=settings.N, alpha=settings.alpha)
 
 
 def _parser(description: str) -> cli.Parser:

@@ -1,9 +1,8 @@
 """Logs from logs: the shards of a run merged, or the same votes at another level. No network runs."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from spacte import cli
 from spacte.certify.run_settings import RunSettings, shard_ending
@@ -11,7 +10,7 @@ from spacte.certify.writer import writing
 from spacte.files import check_ending
 from spacte.logs.certified import check_again
 from spacte.logs.config import Noted, RunConfig, is_integer
-from spacte.logs.counts import Counts, VoteCounts, read_counts
+from spacte.logs.counts import Counts, VoteCounts, heads_of, read_counts
 from spacte.logs.plans import Plan, plan_of
 from spacte.logs.runfiles import CERTIFIED, RunFiles
 from spacte.smooth.certificates import CERTIFICATES
@@ -39,29 +38,30 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
         _check_log(log)
     shards = [RunFiles(log) for log in logs]
     contents = [shard.read_json() for shard in shards]
-    first, flags = contents[0], [_flags(content, shard) for content, shard in zip(contents, shards, strict=True)]
+    first, runs = contents[0], [_settings(content, shard) for content, shard in zip(contents, shards, strict=True)]
     for log, content in zip(logs[1:], contents[1:], strict=True):
         differences = first.config.differences(content.config)
         if differences:
             raise UserError(f"'{logs[0]}' (there) and '{log}' (here) have different configurations: {differences}")
-    if len({flag["max"] for flag in flags}) > 1:
+    if len({run.max for run in runs}) > 1:
         raise UserError("the shards were run with different --max")
-    _check_shards([flag["shard"] for flag in flags])
+    _check_shards([run.shard for run in runs])
     plan = plan_of(first.config, shards[0].json)
     counts: dict[int, Counts] = {}
-    for shard, content, flag in zip(shards, contents, flags, strict=True):
-        part, planned = read_counts(shard.counts, plan.from_line), _number_of_images(content, flag, shard)
+    for shard, content, run in zip(shards, contents, runs, strict=True):
+        part, planned = read_counts(shard.counts, plan.from_line), _number_of_images(content, run, shard)
         if len(part) != planned:
             raise UserError(f"'{shard.log}' is not whole: it holds {len(part)} of {planned} images")
         counts |= {one.idx: one for one in part}
-    if len(counts) != _number_of_images(first, flags[0] | {"shard": None}, shards[0]):
+    if len(counts) != _number_of_images(first, replace(runs[0], shard=None), shards[0]):
         raise UserError("the shards hold an image twice")
-    before, _, after = logs[0].name.rpartition(shard_ending(flags[0]["shard"]))  # an attacked shard's is there twice
+    ending = shard_ending(runs[0].shard)
+    before, _, after = logs[0].name.rpartition(ending)  # an attacked shard's is there twice
     output = logs[0].with_name(before + after)
     if output.resolve() in [log.resolve() for log in logs]:
-        raise UserError(f"'{logs[0]}' was renamed: its name must hold '{shard_ending(flags[0]['shard'])}'")
+        raise UserError(f"'{logs[0]}' was renamed: its name must hold '{ending}'")
     _say_where_made_otherwise(contents)
-    about = first.about | {"flags": flags[0] | {"shard": None}}
+    about = first.about | {"flags": first.about["flags"] | {"shard": None}}
     about["merged"] = {str(log): content.about for log, content in zip(logs, contents, strict=True)}
     _write(RunFiles(output), plan, about, counts, overwrite)
 
@@ -110,7 +110,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
     _check_log(log)
     source = RunFiles(log)
     content = source.read_json()
-    flags, config = _flags(content, source), content.config
+    run, config = _settings(content, source), content.config
     changes = {name: getattr(settings, name) for name in ("alpha", "certificate", "top_k")}
     config = config.certified_again(**{name: value for name, value in changes.items() if value is not None})
     if settings.head is not None:
@@ -120,7 +120,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
     counts = {one.idx: one for one in read_counts(source.counts, plan_of(content.config, source.json).from_line)}
     if not counts:
         raise UserError(f"'{source.counts}' holds no votes")
-    planned = _number_of_images(content, flags, source)
+    planned = _number_of_images(content, run, source)
     if len(counts) < planned:
         warnings.warn(f"'{log}' is unfinished: {len(counts)} of {planned} images", stacklevel=1)
     if settings.head is not None:
@@ -155,55 +155,56 @@ def _check_certificate(counts: Counts, config: RunConfig, source: RunFiles) -> N
 def _check_head(head: int, counts: Counts, config: RunConfig, log: Path) -> None:
     if not isinstance(counts, VoteCounts):
         raise UserError(f"'{log}' is an attack on the ensemble: its heads were not attacked")
-    heads = max(len(counts.selection) - 1, 1)
+    heads = heads_of(len(counts.selection))
     if head >= heads:
         raise UserError(f"--head {head}: the counts' heads are 0..{heads - 1}")
     if config.skip_wrong:  # where the ensemble is wrong, a head may be right, but was not counted
         raise UserError(f"'{log}' was made with --skip_wrong: its heads were not counted on every image")
 
 
-def _flags(content: Noted, files: RunFiles) -> dict:
-    """The settings that the run was started with."""
+def _settings(content: Noted, files: RunFiles) -> RunSettings:
+    """Which images the run was about, by the flags that it was started with."""
     flags, earlier = content.about.get("flags"), content.about.get("earlier", [])
-    whole = isinstance(flags, dict) and {"max", "shard"} <= flags.keys() and _are_legal(flags["max"], flags["shard"])
-    whole = whole and is_integer(content.about.get("images"), 1, _MOST_IMAGES)
-    if not whole or not isinstance(earlier, list) or not all(isinstance(one, dict) for one in earlier):
+    whole = is_integer(content.about.get("images"), 1, _MOST_IMAGES)
+    whole = whole and isinstance(earlier, list) and all(isinstance(one, dict) for one in earlier)
+    if not (whole and isinstance(flags, dict) and _say_which(flags)):
         why = "flags and images are missing or wrong"
         raise UserError(f"'{files.json}' does not say which images the run was about: {why}")
-    return cast(dict, flags)
+    return RunSettings(content.config.skip, flags["max"], flags["shard"] and tuple(flags["shard"]))
 
 
-def _are_legal(most: object, shard: object) -> bool:
-    """Of the flags --max and --shard, as JSON holds them."""
-    if shard is not None:
-        if not isinstance(shard, list) or len(shard) != 2:
-            return False
-        if not is_integer(shard[1], 1) or not is_integer(shard[0], 1, shard[1]):
-            return False
-    return most is None or is_integer(most, 1)
+def _say_which(flags: dict) -> bool:
+    """Whether --max and --shard are there and legal, as JSON holds them."""
+    if not {"max", "shard"} <= flags.keys() or not (flags["max"] is None or is_integer(flags["max"], 1)):
+        return False
+    shard = flags["shard"]
+    if shard is None:
+        return True
+    return isinstance(shard, list) and len(shard) == 2 and is_integer(shard[1], 1) and is_integer(shard[0], 1, shard[1])
 
 
-def _number_of_images(content: Noted, flags: dict, files: RunFiles) -> int:
-    """How many images the run has that was started with these flags: of the split's or, an attack, of a log's."""
-    about, attack = content.about, content.config.kind == "attack"
-    if attack and not is_integer(about.get("attacked"), 1, _MOST_IMAGES):
+def _number_of_images(content: Noted, run: RunSettings, files: RunFiles) -> int:
+    """How many images the run has: of the split's or, an attack, of a log's."""
+    if content.config.kind != "attack":
+        return len(run.chosen(range(content.about["images"])))
+    attacked = content.about.get("attacked")
+    if not is_integer(attacked, 1, _MOST_IMAGES):
         raise UserError(f"'{files.json}' does not say how many images are attacked")
-    whole = RunSettings(content.config.skip, flags["max"])
-    images = range(about["attacked"]) if attack else whole.chosen(range(about["images"]))
-    return len(images if flags["shard"] is None else images[flags["shard"][0] - 1 :: flags["shard"][1]])
+    return len(RunSettings(shard=run.shard).chosen(range(attacked)))
 
 
-def _check_shards(shards: list) -> None:
+def _check_shards(shards: list[tuple[int, int] | None]) -> None:
     """UserError if these are not all shards of one run, each once."""
-    if None in shards:
+    known = [shard for shard in shards if shard is not None]
+    if len(known) < len(shards):
         raise UserError("these are not the logs of shards: run certify_mhead.py with --shard")
-    number = shards[0][1]
-    for shard in shards:
-        if shard[1] != number:
-            raise UserError(f"shards of {number} and of {shard[1]} do not make one run")
+    number = known[0][1]
+    for _, of in known:
+        if of != number:
+            raise UserError(f"shards of {number} and of {of} do not make one run")
     for k in range(1, number + 1):
-        if shards.count([k, number]) != 1:
-            raise UserError(f"shard {k}/{number} is {'missing' if [k, number] not in shards else 'there twice'}")
+        if known.count((k, number)) != 1:
+            raise UserError(f"shard {k}/{number} is {'missing' if (k, number) not in known else 'there twice'}")
 
 
 def _check_log(log: Path) -> None:

@@ -17,9 +17,8 @@ from tqdm import tqdm
 from spacte.distributed import barrier, broadcast_object, get_rank, get_world_size
 from spacte.files import lock, make_folder, replace_file
 from spacte.logs.counts import C, disagreement, read_counts
-from spacte.logs.description import description, parts_of
 from spacte.logs.plans import Plan
-from spacte.logs.runfiles import RunFiles, run_name
+from spacte.logs.runfiles import RunFiles
 from spacte.utils import UserError
 
 _SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
@@ -50,8 +49,7 @@ class RunWriter(Generic[C]):
         if self._kept is None:
             return ""
         plan, files = self._kept.plan, self.files
-        name = run_name(parts_of(files.log)[-1], configured=True)
-        text = plan.summary(self._kept.counts, name, description(files.log))
+        text = plan.summary(self._kept.counts, files.log)
         if plan.keeps_summary:
             replace_file(files.summary, text + "\n")
         return text

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spacte.files import replace_file
-from spacte.names import PLACE_SETTINGS, run_name_of_today
+from spacte.names import CERTIFICATIONS, PLACE_SETTINGS, run_name_of_today
 from spacte.utils import RunError, listed
 
 _FREE_FLAGS = {  # a resumed run may change them
@@ -98,7 +98,7 @@ def is_finished(job: Job) -> bool:
     note, settings = read_record(job), job.settings()
     if not note.get("finished") or {name: note.get(name) for name in settings} != settings:
         return False
-    return job.certify is None or any(job.folder.glob("logs/*/*/*/certify-mhead/*-ACR.log"))
+    return job.certify is None or any(job.folder.glob(f"logs/*/*/*/{CERTIFICATIONS}/*-ACR.log"))
 
 
 def read_record(job: Job) -> dict:
@@ -120,7 +120,7 @@ def write_record(job: Job, finished: bool, seconds: float | None = None) -> None
 
 def check_unchanged(job: Job) -> None:
     """RunError if the job has checkpoints or logs that were made with flags that compute something else."""
-    before, now, logs = read_record(job), job.settings(), list(job.folder.glob("logs/*/*/*/certify-mhead/*.json"))
+    before, now, logs = read_record(job), job.settings(), list(job.folder.glob(f"logs/*/*/*/{CERTIFICATIONS}/*.json"))
     for step, made in (("train", _checkpoints(job)), ("certify", logs)):
         if made:
             _check_same_flags(f"its {step} flags have", step, before.get(step), now[step], job.folder)

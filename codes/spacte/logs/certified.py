@@ -5,7 +5,7 @@ import pandas as pd
 
 from spacte.logs.certlog import COLUMNS, Radii, format_row, round_down
 from spacte.logs.config import ALIKE, CERTIFIES, RunConfig
-from spacte.logs.counts import VoteCounts
+from spacte.logs.counts import VoteCounts, heads_of
 from spacte.smooth.certificates import Certificate
 from spacte.smooth.topk import TopK
 from spacte.utils import UserError
@@ -15,12 +15,7 @@ SAME_RADIUS = 1e-9  # below it two radii are one that was computed in two ways
 
 def certificate_of(config: RunConfig) -> Certificate:
     """How the votes of a run with this configuration become certificates of one class."""
-    return Certificate(_level(config), config.noise_sd, config.sequential is not None, config.certificate)
-
-
-def _level(config: RunConfig) -> float:
-    # the exact noise's law is off by at most `noise_slack`: bounds at alpha - slack fail with at most alpha under it
-    return config.alpha - config.noise_slack
+    return Certificate(config.level, config.noise_sd, config.sequential is not None, config.certificate)
 
 
 def certified(counts: VoteCounts, config: RunConfig) -> tuple[int, float]:
@@ -35,7 +30,7 @@ def certified(counts: VoteCounts, config: RunConfig) -> tuple[int, float]:
 
 
 def _top_k(config: RunConfig, k: int) -> TopK:
-    return TopK(_level(config), config.noise_sd, k, config.sequential is not None, config.certificate)
+    return TopK(config.level, config.noise_sd, k, config.sequential is not None, config.certificate)
 
 
 def check_certificate(certificate: str, classes: int, top_k: int | None = None) -> None:
@@ -82,10 +77,11 @@ def largest_radius(config: RunConfig, classes: int = 2) -> float:
 
     Of two classes it is both certificates'; of more, that from all the votes is smaller.
     """
-    n, alpha, slack = config.N, config.alpha, config.noise_slack
-    if alpha <= slack:
+    n, alpha = config.N, config.alpha
+    if config.level <= 0:
         raise UserError(
-            f"--alpha {alpha} is below what --exact_noise costs at --N {n}, {slack:.3g}: take a larger alpha"
+            f"--alpha {alpha} is below what --exact_noise costs at --N {n}, {config.noise_slack:.3g}: "
+            "take a larger alpha"
         )
     radius = _of_unanimous_votes(config, n, classes)
     if radius is None:
@@ -123,7 +119,7 @@ def check_draws(counts: VoteCounts, config: RunConfig) -> None:
 
 def check_voter(config: RunConfig, voters: int) -> None:
     """UserError if the head that votes alone is not among the voters."""
-    heads = max(voters - 1, 1)
+    heads = heads_of(voters)
     if config.head is not None and config.head >= heads:
         raise UserError(f"not a vote count of this run: head {config.head} votes, and there are 0..{heads - 1}")
 

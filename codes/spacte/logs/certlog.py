@@ -44,8 +44,8 @@ def elapsed(seconds: float) -> str:
     return str(timedelta(seconds=seconds))
 
 
-def read_log(path: Path | str, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """A log as a table with `columns`, one row per image, any writer's (the authors', Cohen's, ours).
+def read_log(path: Path | str) -> pd.DataFrame:
+    """A log as a table with COLUMNS, one row per image, any writer's (the authors', Cohen's, ours).
 
     Copies by other programs are read as well: separated by commas, or in UTF-16. Only `time` may be missing. A last
     line that was cut short is dropped with a warning. Raises UserError that names the file and the line where a value
@@ -64,7 +64,7 @@ def read_log(path: Path | str, columns: Sequence[str] = COLUMNS) -> pd.DataFrame
     except (pd.errors.ParserError, UnicodeError) as error:
         reason = str(error).removeprefix("Error tokenizing data. C error: ").strip()
         raise UserError(f"'{path}' is not a certification log: {reason}") from error
-    columns = [name for name in columns if name != "time"]
+    columns = list(_LEGAL)
     missing = [name for name in columns if name not in table]
     if missing:
         raise UserError(f"'{path}', line 1: this is not a certification log: it has no column {', '.join(missing)}")

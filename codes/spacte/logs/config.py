@@ -139,6 +139,13 @@ class RunConfig:
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def level(self) -> float:
+        """The alpha at which bounds are computed: the exact noise's law is off by at most `noise_slack`, so that they
+        fail with probability at most `alpha` under it.
+        """
+        return self.alpha - self.noise_slack
+
+    @property
     def heads(self) -> Heads:
         """Who votes."""
         return Heads(self.num_heads, self.head, self.consensus)

@@ -109,6 +109,11 @@ class AttackCounts:
         return cls(fields["idx"], fields["label"], predict, radius, norms, votes, took)
 
 
+def heads_of(voters: int) -> int:
+    """How many heads are among the voters of a count: one head is its own ensemble."""
+    return max(voters - 1, 1)
+
+
 def mean_draws(counts: list[VoteCounts]) -> float:
     """How many draws estimated an image's radius, on average over all images."""
     return float(np.mean([one.estimation[-1].sum() for one in counts]))

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,20 +92,20 @@ class Description:
 
 _ARCH = r"(?:.*[-_])?(?:R|resnet|ResNet-?)(\d+)"  # R110, CIFAR10-R110; resnet110, cifar_resnet110 of other projects
 _SIGMA = r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)(?:_\d+)?"  # noise-0.50; sigma_0.5; noise_0.50_7483 with a seed
-_NICKNAMES = {"fmnist": "FashionMNIST", "fashion_mnist": "FashionMNIST"}  # of data sets
+_DATASETS = {"fmnist": "FashionMNIST", "fashion_mnist": "FashionMNIST"} | {name.lower(): name for name in DATASETS}
 
 
 def description(path: Path) -> Description:
     """What is known of a log's classifier."""
-    heads = _part(path, r"h-(\d+)-.*", int)
+    heads, dataset = _part(path, r"h-(\d+)-.*", int), _dataset(path)
     from_path = Description(
         defence=_part(path, r"\d([A-Z]\w+)", str),
-        dataset=_known(path, DATASETS),
+        dataset=dataset,
         arch=_part(path, _ARCH, lambda depth: f"R{depth}"),
         heads=None if heads is None else Heads((heads,)),
         sigma=_part(path, _SIGMA, float),
         config=None,
-        dimension=_dimension(None, _known(path, DATASETS)),
+        dimension=_dimension(None, dataset),
     )
     noted = _noted(RunFiles(path))
     if noted is None:
@@ -162,13 +162,12 @@ def parts_of(path: Path) -> tuple[str, ...]:
     return tuple(map(printable, (*path.absolute().parts[1:-1], name)))
 
 
-def _known(path: Path, names: Iterable[str]) -> str | None:
-    """The one of the names that is a part of the path, or a part of a part between hyphens (CIFAR10-R110)."""
-    known = _NICKNAMES | {name.lower(): name for name in names}
+def _dataset(path: Path) -> str | None:
+    """The data set whose name is a part of the path, or a part of a part between hyphens (CIFAR10-R110)."""
     for part in reversed(parts_of(path)[:-1]):
         for word in part.lower().split("-"):
-            if word in known:
-                return known[word]
+            if word in _DATASETS:
+                return _DATASETS[word]
     return None
 
 
@@ -191,8 +190,7 @@ def is_seed(part: str) -> bool:
 
 def is_fact(part: str) -> bool:
     """Whether a folder's name says a sigma, an architecture or a data set."""
-    known = {*_NICKNAMES, *(name.lower() for name in DATASETS)}
-    return re.fullmatch(f"{_ARCH}|{_SIGMA}", part) is not None or part.lower() in known
+    return re.fullmatch(f"{_ARCH}|{_SIGMA}", part) is not None or part.lower() in _DATASETS
 
 
 _OTHER_KINDS = {"attack": "an attack log", "predict": "a prediction log"}

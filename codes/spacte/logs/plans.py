@@ -25,7 +25,8 @@ from spacte.logs.certified import (
 from spacte.logs.certlog import elapsed
 from spacte.logs.config import CERTIFIES, DECIDES, DESCRIBES, RunConfig
 from spacte.logs.counts import AttackCounts, C, VoteCounts, mean_draws
-from spacte.logs.description import Description
+from spacte.logs.description import description, parts_of
+from spacte.logs.runfiles import run_name
 from spacte.logs.table import markdown, render, summary_row, summary_table, table_radii
 from spacte.logs.voting import Stopping
 from spacte.smooth.certificates import ABSTAIN, CERTIFICATES, fewest_deciding_votes, prediction
@@ -51,8 +52,8 @@ class Plan(Protocol[C]):
     def score(self, counts: C) -> float:
         """What the image adds to the metric."""
 
-    def summary(self, counts: list[C], run: str, known: Description) -> str:
-        """What is said of all images together; `run` is the run's name, `known` what is known of the classifier."""
+    def summary(self, counts: list[C], log: Path) -> str:
+        """What is said of all images of the log together."""
 
 
 class CertifyPlan:
@@ -88,17 +89,18 @@ class CertifyPlan:
         predict, radius = certified(counts, self.config)
         return radius if predict == counts.label else 0.0
 
-    def summary(self, counts: list[VoteCounts], run: str, known: Description) -> str:
+    def summary(self, counts: list[VoteCounts], log: Path) -> str:
         """ACR and certified accuracy at the radii that N draws can reach, as markdown.
 
         It has a row for each certificate, both from the same votes.
         """
         radii = table_radii(self.largest_radius, self.config.dataset)[1:]
+        run, known, draws = run_name(parts_of(log)[-1], configured=True), description(log), mean_draws(counts)
         rows = []
         for group, kind in enumerate(CERTIFICATES, start=1):
             config = self.config.certified_again(certificate=kind)
-            log, draws = log_table(counts, config), mean_draws(counts)
-            rows.append(summary_row(replace(known, config=config), log, radii, group, run, draws))
+            table = log_table(counts, config)
+            rows.append(summary_row(replace(known, config=config), table, radii, group, run, draws))
         return render(summary_table(rows), "markdown")
 
 
@@ -135,15 +137,14 @@ class PredictPlan:
         """See Plan: 1 where the label is predicted."""
         return float(self._predicted(counts) == counts.label)
 
-    def summary(self, counts: list[VoteCounts], run: str, known: Description) -> str:
+    def summary(self, counts: list[VoteCounts], log: Path) -> str:
         """Images, accuracy and abstentions, in a line."""
-        log = _table(self, counts)
-        abstained = (log["predict"] == ABSTAIN).mean()
-        return f"{len(log)} images  accuracy {log['correct'].mean():.3f}  abstained {abstained:.3f}"
+        table = _table(self, counts)
+        abstained = (table["predict"] == ABSTAIN).mean()
+        return f"{len(table)} images  accuracy {table['correct'].mean():.3f}  abstained {abstained:.3f}"
 
     def _predicted(self, counts: VoteCounts) -> int:
-        config = self.config
-        return prediction(counts.estimation[config.heads.voter], config.alpha - config.noise_slack)
+        return prediction(counts.estimation[self.config.heads.voter], self.config.level)
 
 
 class AttackPlan:
@@ -184,7 +185,7 @@ class AttackPlan:
         """See Plan: whether it is right at the largest radius."""
         return float(_is_right(self._predicted(counts)[-1], counts))
 
-    def summary(self, counts: list[AttackCounts], run: str, known: Description) -> str:
+    def summary(self, counts: list[AttackCounts], log: Path) -> str:
         """The broken certificates by name, and the table of `accuracies`."""
         table = _table(self, counts)
         broken = [
@@ -194,8 +195,7 @@ class AttackPlan:
         return "".join(broken) + markdown(accuracies(table))
 
     def _predicted(self, counts: AttackCounts) -> list[int]:
-        voter, alpha = self.config.heads.voter, self.config.alpha - self.config.noise_slack
-        return [prediction(votes[voter], alpha) for votes in counts.votes]
+        return [prediction(votes[self.config.heads.voter], self.config.level) for votes in counts.votes]
 
 
 _PLANS: dict[str, Any] = {"certify": CertifyPlan, "predict": PredictPlan, "attack": AttackPlan}
@@ -238,7 +238,7 @@ def _check_sum(votes: np.ndarray, config: RunConfig) -> None:
 def _check_deciding(config: RunConfig) -> None:
     """UserError if N draws can never decide a prediction at the configuration's alpha."""
     n, alpha = config.N, config.alpha
-    fewest = fewest_deciding_votes(alpha - config.noise_slack)
+    fewest = fewest_deciding_votes(config.level)
     if fewest is None:
         raise UserError(f"--alpha {alpha} is below what --exact_noise costs at --N {n}: take a larger alpha")
     if n < fewest:

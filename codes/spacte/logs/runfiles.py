@@ -130,14 +130,6 @@ def folder_of(config: RunConfig, logs_dir: str, script: str) -> Path:
 CERTIFIED = re.compile(r"(?:-alpha-[\de.-]*\d)?(?:-cohen|-all-votes)?(?:-top-\d+)?(?P<head>-head-\d+)?$")
 
 
-def certificate_ending(config: RunConfig) -> str:
-    """What a log's name ends in where its certificates are not Cohen's from a fixed N: -sequential-all-votes-top-3."""
-    endings = ["sequential"] * (config.sequential is not None)
-    endings += [config.certificate] * (config.certificate != "cohen")
-    endings += [f"top-{config.top_k}"] * (config.top_k is not None)
-    return "".join(f"-{ending}" for ending in endings)
-
-
 def run_name(log_name: str, configured: bool) -> str:
     """The training run's name, of a log's name without .log; what a configuration says of certificates is cut off.
 

@@ -14,7 +14,6 @@ RADIUS_STEP = 0.25
 _RADIUS_STEPS = {"ImageNet": 0.5}
 _LEVELS = 255  # of a pixel: what Linf radii are counted in
 _MOST_RADII, _MOST_LINF_RADII = 32, 12  # that a table has without being asked for them
-FORMATS = ("markdown", "csv", "latex", "json")
 # the columns of a summary that hold no number
 TEXTS = ("defence", "dataset", "arch", "heads", "certificate", "norm", "name", "stopping", "run")
 _NEUTRAL = (*TEXTS, "sigma", "trained", "images", "draws", "group", "SE", "SD")  # nor is one of these better

@@ -13,7 +13,7 @@ import pandas as pd
 from spacte import cli
 from spacte.files import check_ending, replace_file
 from spacte.logs.description import NORMS
-from spacte.logs.table import FORMATS, csv, decimals, records, render
+from spacte.logs.table import csv, decimals, records, render
 from spacte.report import classes, members, page, plots
 from spacte.report.comparable import check_same_images, rows_of
 from spacte.report.comparison import Comparison, compare, compare_experiments
@@ -81,7 +81,7 @@ def _parser(description: str) -> cli.Parser:
     )
     add("--norm", choices=NORMS, help="of all radii: what an L2 certificate is worth in Linf and L1")
     formats = "of the tables; csv: one table, that of the comparisons, members or classes where they are requested"
-    add("--format", choices=FORMATS, help=formats)
+    add("--format", choices=("markdown", "csv", "latex", "json"), help=formats)
     again = "recompute certificates from the counts; both: two rows per log (default: the log's own)"
     add("--certificate", choices=(*CERTIFICATES, "both"), help=again)
     again = "certify again from the counts, that the label is among the K classes of most votes"

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spacte.logs.description import is_fact, is_seed, parts_of
-from spacte.names import run_tail
+from spacte.names import CERTIFICATIONS, run_tail
 from spacte.report.run import Run
-
-_SCRIPT = "certify-mhead"  # the folder of its logs
 
 
 def user_labels(runs: list[Run]) -> list[str]:
@@ -22,7 +20,7 @@ def user_labels(runs: list[Run]) -> list[str]:
 
 
 def _own_folders(run: Run) -> list[str]:
-    said = rf"\d?{re.escape(run.defence)}|{_SCRIPT}" if run.defence else _SCRIPT
+    said = rf"\d?{re.escape(run.defence)}|{CERTIFICATIONS}" if run.defence else CERTIFICATIONS
     folders = [part for part in parts_of(run.path)[:-1] if not re.fullmatch(said, part)]
     if run.config is None:
         return [part for part in folders if not is_fact(part)]

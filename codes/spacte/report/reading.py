@@ -49,7 +49,7 @@ def read_runs(paths: list[Path], reading: Reading = Reading()) -> list[Run]:
     check_same_images(runs)
     runs = _with_methods(labelled(runs))
     of_path = {run.path: run for run in reversed(runs)}  # each log's own run, which stands before its heads
-    return sorted(runs, key=lambda run: (*_order(of_path[run.path]), run is not of_path[run.path], _head(run)))
+    return sorted(runs, key=lambda run: (*_order(of_path[run.path]), run is not of_path[run.path], *_order(run)))
 
 
 def labelled(runs: list[Run]) -> list[Run]:
@@ -122,9 +122,5 @@ def _is_merged(log: Path) -> bool:
 def _order(run: Run) -> tuple:
     """Like runs together, seeds by number."""
     texts = (run.dataset or "", run.arch or "", run.sigma or 0.0, run.defence or "")
-    heads = (run.heads.total, run.heads.networks, run.heads.consensus or 0, _head(run)) if run.heads else ()
+    heads = (run.heads.total, run.heads.networks, run.heads.consensus or 0, run.heads.voter) if run.heads else ()
     return (*texts, heads, natural(run.title), run.certificate or "", str(run.path))
-
-
-def _head(run: Run) -> int:
-    return -1 if run.heads is None or run.heads.head is None else run.heads.head

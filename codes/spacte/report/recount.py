@@ -84,11 +84,7 @@ def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
 
     Raises UserError if they or the configuration are not this log's.
     """
-    lacking = None
-    if not RunFiles(run.path).counts.exists():
-        lacking = "no vote counts lie"
-    elif run.config is None:
-        lacking = "no configuration lies"
+    lacking = _lacking(run)
     if lacking:
         warnings.warn(f"{lacking} beside '{run.path}': {otherwise}", stacklevel=3)
         return None
@@ -97,9 +93,17 @@ def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
 
 def needed_counts(run: Run, otherwise: str) -> list[VoteCounts]:
     """The vote counts beside a log, in its order. UserError, which says so, where they do not tell."""
-    if run.config is None or not RunFiles(run.path).counts.exists():
-        raise UserError(f"'{run.path}' has no vote counts or no configuration beside it: {otherwise}")
+    lacking = _lacking(run)
+    if lacking:
+        raise UserError(f"{lacking} beside '{run.path}': {otherwise}")
     return _counts_behind(run)
+
+
+def _lacking(run: Run) -> str:
+    """What of vote counts and configuration is not there; "" where both are."""
+    if not RunFiles(run.path).counts.exists():
+        return "no vote counts lie"
+    return "" if run.config else "no configuration lies"
 
 
 @functools.lru_cache(maxsize=1)  # a page asks for those of a run again and again
@@ -112,9 +116,9 @@ def votes_of(run: Run, or_selection: bool = False) -> list[np.ndarray] | None:
 
     `or_selection`: of an image that --skip_wrong drew none for, its selection votes.
     """
-    if run.config is None or run.config.lacks(CERTIFIES) or not RunFiles(run.path).counts.exists():
+    if _lacking(run) or run.required_config.lacks(CERTIFIES):
         return None
-    voter, counts = run.config.heads.voter, _counts_behind(run)
+    voter, counts = run.required_config.heads.voter, _counts_behind(run)
     return [(one.selection if or_selection and not one.estimation.any() else one.estimation)[voter] for one in counts]
 
 
