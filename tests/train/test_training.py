@@ -157,10 +157,25 @@ def test_a_resumed_run_ends_as_if_never_interrupted(script, tmp_path, monkeypatc
 ])  # fmt: skip
 def test_every_pass_of_a_last_batch_has_two_images_to_compare(defence, vectors, fewest):
     """Stability training's clean images pass alone, an image of the others beside its noisy copies."""
-    objective = objective_of(defence, "--num_noise_vec", vectors, "--dataset", "digits", "--arch", "R8")
+    assert trainer_of(defence, 1437, "--num_noise_vec", vectors, "--batch_size", 8).smallest == fewest
+
+
+@pytest.mark.parametrize(("images", "batch_size", "steps"), [
+    (1437, 100, 15), (1390, 125, 11), (1390, 256, 6), (1340, 256, 5), (1350, 256, 6), (30, 256, 1),
+])  # fmt: skip
+def test_a_last_batch_of_less_than_a_quarter_is_left_out(images, batch_size, steps):
+    """Else it would be m whole steps on few images. One that is all of an epoch stays."""
+    assert trainer_of("0Gaussian", images, "--batch_size", batch_size).steps == steps * 2
+
+
+def trainer_of(defence, images, *flags):
+    """A trainer of R8 on the first images of digits."""
+    objective = objective_of(defence, *flags, "--dataset", "digits", "--arch", "R8")
     digits = open_split("digits", "", True)
+    if images < len(digits):
+        digits.keep_first_of_each_class(images)
     network = build_classifier("R8", "digits", objective.recipe.num_heads)
-    assert Trainer(objective.recipe, objective, network, torch.device("cpu"), digits, digits).smallest == fewest
+    return Trainer(objective.recipe, objective, network, torch.device("cpu"), digits, digits)
 
 
 def test_how_often_accuracy_is_looked_at_changes_no_draw(monkeypatch):
