@@ -17,7 +17,8 @@ from spacte.logs.table import csv, decimals, records, render
 from spacte.report import classes, members, page, plots
 from spacte.report.comparable import check_same_images, rows_of
 from spacte.report.comparison import Comparison, compare, compare_experiments
-from spacte.report.reading import Reading, labelled, read_runs
+from spacte.report.labels import labelled
+from spacte.report.reading import Reading, read_runs
 from spacte.report.run import Run
 from spacte.report.table import Part, envelope, over_seeds, reached_radii, summary
 from spacte.smooth.certificates import CERTIFICATES

@@ -1,16 +1,56 @@
-"""Names for runs: what the user called them, what is known of them, what tells their paths apart."""
+"""Names for runs: what the user called them, what is known of them, what tells their paths apart.
+
+A run's `label` are the folders by which its log differs from the others'. Where two runs look alike nevertheless, each
+is told `apart` by its name, which holds flags, or else by its path. One whose defence is not known has its `method`
+from folders. Pictures and sentences take a short name of all this: `labels`.
+"""
 
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from spacte.logs.description import is_fact, is_seed, parts_of
+from spacte.logs.description import is_fact, is_seed, method_parts, parts_of
 from spacte.names import CERTIFICATIONS, run_tail
 from spacte.report.run import Run
 
 
-def user_labels(runs: list[Run]) -> list[str]:
+def labelled(runs: list[Run]) -> list[Run]:
+    """The runs with what the user called them.
+
+    Where two look alike nevertheless, their names by their flags stand there, too, or what tells their paths apart.
+    """
+    runs = [replace(run, label=label, apart="") for run, label in zip(runs, _user_labels(runs), strict=True)]
+    runs = _told_apart(runs, [run.name for run in runs])
+    return _told_apart(runs, _places([_seen(run) for run in runs], runs))
+
+
+def _told_apart(runs: list[Run], by: list[str]) -> list[Run]:
+    """The runs, of those that look alike with a text of theirs where it tells them apart."""
+    texts: dict[tuple, set[str]] = {}
+    for run, text in zip(runs, by, strict=True):
+        texts.setdefault(_seen(run), set()).add(text)
+    return [
+        replace(run, apart=text) if text and len(texts[_seen(run)]) > 1 else run
+        for run, text in zip(runs, by, strict=True)
+    ]
+
+
+def _seen(run: Run) -> tuple:
+    """What a table shows of a run."""
+    return (run.title, *run.facts.values())
+
+
+def with_methods(runs: list[Run]) -> list[Run]:
+    """The runs, those of an unknown defence with the folders in which they differ: cat-rs/noise_0.25, cohen/..."""
+    unknown = [run for run in runs if run.defence is None]
+    methods = map(method_parts, _differing_parts([run.path.parent for run in unknown]) if unknown else ())
+    named = {id(run): method for run, method in zip(unknown, methods, strict=True)}
+    return [replace(run, method=named.get(id(run), "")) for run in runs]
+
+
+def _user_labels(runs: list[Run]) -> list[str]:
     """What the user called each run: the folders by which its log differs from the others', 5-heads/seed-1.
 
     Folders that say what the report says elsewhere, data set, architecture, sigma and defence, are no part of it; ""
@@ -48,7 +88,7 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
             if len({getattr(other, name) for other in runs}) > 1:
                 parts.append(getattr(run, name))
         short.append(", ".join(part for part in parts if part))
-    ties = places(short, runs)
+    ties = _places(short, runs)
     for number, (text, place) in enumerate(zip(short, ties, strict=True)):
         short[number] = f"{text} ({place})" if text and place else text or place or runs[number].title
     return [_counted(label, some) for label, some in zip(short, rows, strict=True)]
@@ -81,7 +121,7 @@ def experiment_label(runs: list[Run]) -> str:
     return "/".join(part for part in shared if not is_seed(part))
 
 
-def places(names: list, runs: list[Run]) -> list[str]:
+def _places(names: list, runs: list[Run]) -> list[str]:
     """For each run whose name another has too, in what the paths of their logs differ; "" for the others.
 
     Of logs in one folder it is how their names end.
@@ -89,7 +129,7 @@ def places(names: list, runs: list[Run]) -> list[str]:
     found = [""] * len(runs)
     for name in set(names):
         tied = [number for number, other in enumerate(names) if other == name]
-        for number, place in zip(tied, _endings(differing_parts([runs[number].path for number in tied])), strict=True):
+        for number, place in zip(tied, _endings(_differing_parts([runs[number].path for number in tied])), strict=True):
             found[number] = place
     return found
 
@@ -103,7 +143,7 @@ def _endings(places: list[str]) -> list[str]:
     return ["-".join(one[shared:]) for one in words]
 
 
-def differing_parts(paths: list[Path]) -> list[str]:
+def _differing_parts(paths: list[Path]) -> list[str]:
     """What tells each path from the others: its parts without those that all share, from the outside and the inside."""
     return ["/".join(rest) for rest in _differing([list(parts_of(path)) for path in paths])]
 

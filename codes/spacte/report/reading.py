@@ -3,14 +3,14 @@
 import os
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from spacte.logs.certlog import COLUMNS, read_log
-from spacte.logs.description import check_certification_log, columns_of, description, kind_of, method_parts, parts_of
+from spacte.logs.description import check_certification_log, columns_of, description, kind_of, parts_of
 from spacte.logs.runfiles import run_name
 from spacte.report.comparable import check_same_images
-from spacte.report.labels import differing_parts, natural, places, user_labels
+from spacte.report.labels import labelled, natural, with_methods
 from spacte.report.recount import certified_again, heads_alone
 from spacte.report.run import Run
 from spacte.utils import UserError
@@ -47,43 +47,9 @@ def read_runs(paths: list[Path], reading: Reading = Reading()) -> list[Run]:
         some = [run, *(heads_alone(run) if reading.heads else ())]
         runs += [one.in_norm(reading.norm) for one in some]
     check_same_images(runs)
-    runs = _with_methods(labelled(runs))
+    runs = with_methods(labelled(runs))
     of_path = {run.path: run for run in reversed(runs)}  # each log's own run, which stands before its heads
     return sorted(runs, key=lambda run: (*_order(of_path[run.path]), run is not of_path[run.path], *_order(run)))
-
-
-def labelled(runs: list[Run]) -> list[Run]:
-    """The runs with what the user called them.
-
-    Where two look alike nevertheless, their names by their flags stand there, too, or what tells their paths apart.
-    """
-    runs = [replace(run, label=label, apart="") for run, label in zip(runs, user_labels(runs), strict=True)]
-    runs = _told_apart(runs, [run.name for run in runs])
-    return _told_apart(runs, places([_seen(run) for run in runs], runs))
-
-
-def _told_apart(runs: list[Run], by: list[str]) -> list[Run]:
-    """The runs, of those that look alike with a text of theirs where it tells them apart."""
-    texts: dict[tuple, set[str]] = {}
-    for run, text in zip(runs, by, strict=True):
-        texts.setdefault(_seen(run), set()).add(text)
-    return [
-        replace(run, apart=text) if text and len(texts[_seen(run)]) > 1 else run
-        for run, text in zip(runs, by, strict=True)
-    ]
-
-
-def _seen(run: Run) -> tuple:
-    """What a table shows of a run."""
-    return (run.title, *run.facts.values())
-
-
-def _with_methods(runs: list[Run]) -> list[Run]:
-    """The runs, those of an unknown defence with the folders in which they differ: cat-rs/noise_0.25, cohen/..."""
-    unknown = [run for run in runs if run.defence is None]
-    methods = map(method_parts, differing_parts([run.path.parent for run in unknown]) if unknown else ())
-    named = {id(run): method for run, method in zip(unknown, methods, strict=True)}
-    return [replace(run, method=named.get(id(run), "")) for run in runs]
 
 
 def _logs_in(path: Path) -> list[Path]:
