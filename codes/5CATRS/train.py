@@ -10,12 +10,14 @@ if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from catrs import attack
 from circular_teaching import ct_loss
 from soft_votes import soft_votes
 from spacte.cli import image_norm, non_negative_float, positive_int
+from spacte.files import sha256
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
 from spacte.train.objective import Objective, loss_dict, unwrapped
@@ -68,6 +70,12 @@ class CATRS(Objective):
             raise UserError("CAT-RS needs --pretrained_model: a checkpoint of 0Gaussian, in the paper of sigma 0.25")
         votes = soft_votes(self.pretrained_model, self.num_votes, self.votes_dir, split, self.recipe)
         return votes.to(split.device)
+
+    def restore(self, state):
+        """UserError if an older version's run, whose network's hash is here, began with another one."""
+        path, began_with = Path(self.pretrained_model or ""), state.get("votes_of")
+        if began_with and path.is_file() and sha256(path) != began_with:
+            raise UserError(f"--pretrained_model '{path}' is not the network that the run began with")
 
     def __call__(self, classifier, images, labels, epoch, soft_votes):
         """The loss and its parts; see Objective. `soft_votes` [B, K] are the rows of `targets`."""

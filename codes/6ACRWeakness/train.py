@@ -46,7 +46,7 @@ class ACRWeakness(Objective):
         add = parser.add_argument
         add("--ds_epoch", type=non_negative_int, help="epochs of plain noise, before images are chosen and weighted")
         add("--ds_threshold", type=probability, help="images with a smaller share of right votes are left out")
-        add("--num_noise_ds", type=positive_int, help="votes per image for leaving it out")
+        add("--num_noise_ds", type=positive_int, help="votes per image that decide whether it is left out")
         add("--dataset_weight_epoch", type=positive_int, help="epochs between two reweightings of the images")
         add("--num_noise_dataset_weight", type=positive_int, help="votes per image for its weight")
         add("--attack_steps", type=non_negative_int, help="maximal attack steps on a noise")
@@ -88,7 +88,7 @@ class ACRWeakness(Objective):
             self.weights[chosen] = torch.from_numpy(sampling.weights(right, self.num_noise_dataset_weight))
             frozen.forget_functions()  # a GPU's graphs have memory of their own
         if self.weights is not None:
-            self.share_kept = float((self.weights > 0).float().mean())  # no tensor: its copy would wait
+            self.share_kept = float((self.weights > 0).float().mean())  # a step would wait for a tensor
         return self.weights
 
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):

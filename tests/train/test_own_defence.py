@@ -13,7 +13,9 @@ from spacte.data.sources import open_split
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
 from spacte.model.checkpoint_file import save
+from spacte.train import command
 from spacte.train.command import main, parse
+from spacte.train.release import release
 from spacte.train.trainer import Trainer
 from spacte.utils import UserError
 
@@ -125,6 +127,51 @@ def test_a_setting_may_be_a_path(script, tmp_path, monkeypatch):
     assert load_classifier(str(checkpoint)).training["weights"] == Path("x.pt")
     code, out, err = script("certify_mhead.py", "--model_path", checkpoint, "--N", 100, "--max", 4, "--device", "cpu")
     assert code == 0, out + err
+
+
+@dataclass
+class WithAPrior(Gaussian):
+    inputs = ("prior",)
+    prior: Path | None = None
+
+    @staticmethod
+    def add_flags(parser):
+        parser.add_argument("--prior", type=Path)
+
+
+@pytest.mark.parametrize(("begun_with", "resumed_with"), [
+    ("", ""), ("a", "a"), ("a", "moved"), ("", "a"), ("a", ""), ("a", "b"),
+])  # fmt: skip
+def test_a_run_is_resumed_with_the_inputs_that_it_began_with(tmp_path, monkeypatch, begun_with, resumed_with):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        Path(name).write_text(name)
+    Path("moved").write_text("a")
+
+    def train(prior, epochs):
+        flags = (*FLAGS[:-1], str(epochs), "--resume", *(("--prior", prior) if prior else ()))
+        recipe, place, own = parse(WithAPrior, "", list(flags))
+        command.train(WithAPrior, recipe, place, own)
+
+    train(begun_with, 2)
+    (last,) = tmp_path.rglob("epoch2.pth")
+    last.unlink()
+    if (begun_with, resumed_with) in (("", ""), ("a", "a"), ("a", "moved")):
+        train(resumed_with, 2)
+        release(last, tmp_path / "small.pth")
+        contents = torch.load(tmp_path / "small.pth", weights_only=True)
+        assert contents["args"]["prior"] == (resumed_with or None)
+        assert list(contents.get("inputs", {})) == ["prior"] * bool(begun_with)
+    else:
+        with pytest.raises(UserError, match=r"--prior .*: the run in .* began with other networks"):
+            train(resumed_with, 2)
+
+
+def test_an_input_that_is_not_there_is_known_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--prior: there is no checkpoint 'gone\.pth'"):
+        command.train(WithAPrior, *parse(WithAPrior, "", [*FLAGS, "--prior", "gone.pth"]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_which_no_checkpoint_can_be_read_is_not_begun_again(script, tmp_path):

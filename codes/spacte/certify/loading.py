@@ -47,7 +47,13 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
     images_spec = None if split is None else split.spec
     networks = [load_classifier(Path(path), *known, images_spec) for path in settings.model_path]
     config, spec = joint_config(networks), networks[0].spec
-    split = _test_split(config.dataset, settings, computing, spec) if split is None else split.described_as(spec)
+    if split is None:
+        split = _test_split(config.dataset, settings, computing, spec)
+    else:
+        try:
+            split = split.described_as(spec)
+        except UserError as error:
+            raise UserError(f"checkpoint '{settings.model_path[0]}': {error}") from error
 
     def training() -> Split:
         """The images that int8 is measured on."""

@@ -14,7 +14,7 @@ from spacte.report.run import Run
 from spacte.utils import UserError
 
 INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "pretrained network"}  # of a training
-# what two seeds of one experiment may be trained with that differs: the seed, the place, what the base began with
+# what two seeds of one experiment may be trained with that differs: the seed, the place, the paths of its inputs
 _OF_A_SEED = ("seed", *PLACE_SETTINGS, *INPUTS, "votes_dir")
 
 
@@ -103,11 +103,17 @@ def _recipe(run: Run) -> dict[str, str]:
     0.1+0.3.
     """
     trained = [
-        {name: value for name, value in one.items() if name not in (*_OF_A_SEED, *unused_settings(one))}
+        {name: value for name, value in one.items() if name not in (*_OF_A_SEED, *_inputs(one), *unused_settings(one))}
         for one in run.training
     ]
     names = {name: None for one in trained for name in one}
     return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in trained)) for name in names}
+
+
+def _inputs(training: dict) -> dict:
+    """The hashes of what a training took from files, by the setting that names them."""
+    inputs = training.get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
 
 
 def _short(value: object) -> str:

@@ -1,6 +1,6 @@
 """Names for runs: what the user called them, what is known of them, what tells their paths apart.
 
-A run's `label` are the folders by which its log differs from the others'. Where two runs look alike nevertheless, each
+A run's `label` is the folders by which its log differs from the others'. Where two runs look alike nevertheless, each
 is told `apart` by its name, which holds flags, or else by its path. One whose defence is not known has its `method`
 from folders. Pictures and sentences take a short name of all this: `labels`.
 """
@@ -45,7 +45,7 @@ def _seen(run: Run) -> tuple:
 def with_methods(runs: list[Run]) -> list[Run]:
     """The runs, those of an unknown defence with the folders in which they differ: cat-rs/noise_0.25, cohen/..."""
     unknown = [run for run in runs if run.defence is None]
-    methods = map(method_parts, _differing_parts([run.path.parent for run in unknown]) if unknown else ())
+    methods = map(method_parts, differing_parts([run.path.parent for run in unknown]) if unknown else ())
     named = {id(run): method for run, method in zip(unknown, methods, strict=True)}
     return [replace(run, method=named.get(id(run), "")) for run in runs]
 
@@ -129,7 +129,7 @@ def _places(names: list, runs: list[Run]) -> list[str]:
     found = [""] * len(runs)
     for name in set(names):
         tied = [number for number, other in enumerate(names) if other == name]
-        for number, place in zip(tied, _endings(_differing_parts([runs[number].path for number in tied])), strict=True):
+        for number, place in zip(tied, _endings(differing_parts([runs[number].path for number in tied])), strict=True):
             found[number] = place
     return found
 
@@ -143,7 +143,7 @@ def _endings(places: list[str]) -> list[str]:
     return ["-".join(one[shared:]) for one in words]
 
 
-def _differing_parts(paths: list[Path]) -> list[str]:
+def differing_parts(paths: list[Path]) -> list[str]:
     """What tells each path from the others: its parts without those that all share, from the outside and the inside."""
     return ["/".join(rest) for rest in _differing([list(parts_of(path)) for path in paths])]
 

@@ -113,14 +113,14 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if is_main_process():
             print(f"{paths.checkpoint(recipe.epochs)} is the last epoch: nothing is left to do")
         return
+    inputs = broadcast_object(lambda: inputs_sha256(objective.files()))
     with gone_on_failure(*paths.folders):  # made first: what a defence prepares may take hours
         broadcast_object(paths.make_folders)
         trainer.prepare()
     text = resumed.get("log") if resumed else ""
     log = RunLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
-    about |= {"places": (*PLACE_SETTINGS, *objective.places)}
-    about |= {"inputs": broadcast_object(lambda: inputs_sha256(objective.files()))} if objective.files() else {}
+    about |= {"places": (*PLACE_SETTINGS, *objective.places)} | ({"inputs": inputs} if inputs else {})
     about |= source_state(inspect.getfile(objective_type))
     for row in trainer.epochs(place.test_freq):
         if log:
@@ -218,7 +218,8 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
     files = [Path(path) for paths in objective.files().values() for path in paths]
     if contents["epoch"] == settings["epochs"] and not all(path.exists() for path in files):
         return  # a finished run's inputs may be gone
-    began_with = contents.get("inputs", {})
-    for name, hashes in inputs_sha256(objective.files()).items():
-        if began_with.get(name, hashes) != hashes:  # older versions did not record a defence's own
+    there, here = contents.get("inputs", {}), inputs_sha256(objective.files())
+    unknown = () if "places" in contents else objective.inputs  # to older versions
+    for name in {**there, **here}:
+        if name not in unknown and there.get(name) != here.get(name):
             raise UserError(f"--{name} {settings[name]}: the run in '{paths.checkpoints}' began with other networks")

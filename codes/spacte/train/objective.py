@@ -3,6 +3,7 @@
 import math
 from argparse import _ArgumentGroup
 from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
 from typing import ClassVar, cast
 
 import torch
@@ -59,10 +60,13 @@ class Objective:
                 raise UserError(f"{cls.__name__}.{one.name} has no default: every setting needs one")
         return {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in own}
 
-    def files(self) -> dict[str, tuple[str, ...]]:
+    def files(self) -> dict[str, tuple[str | Path, ...]]:
         """The checkpoints that the training takes something from, by setting: the recipe's and the defence's own."""
-        own = {name: getattr(self, name) for name in self.inputs}
-        return self.recipe.inputs | {name: (path,) for name, path in own.items() if path is not None}
+        found: dict[str, tuple[str | Path, ...]] = {**self.recipe.inputs}
+        for name in self.inputs:
+            paths = getattr(self, name) or ()
+            found[name] = (paths,) if isinstance(paths, str | Path) else tuple(paths)
+        return {name: paths for name, paths in found.items() if paths}
 
     def run_suffix(self) -> str:
         """What the run's name says of this defence's settings, after the recipe's."""

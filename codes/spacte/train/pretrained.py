@@ -1,5 +1,6 @@
 """Trained networks that a training takes something from: what teachers predict, and a trunk."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def take_trunk(classifier: Classifier, path: str, recipe: Recipe, spec: DataSpec
     classifier.network.freeze_trunk()
 
 
-def inputs_sha256(files: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+def inputs_sha256(files: Mapping[str, Sequence[str | Path]]) -> dict[str, list[str]]:
     """The hashes of the files that a training takes something from (`Objective.files`), by the setting that names them.
 
     UserError if one cannot be read.

@@ -1,5 +1,6 @@
 """Checkpoints made smaller: what certification needs, and files in parts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -61,8 +62,8 @@ def release(path: Path, output: Path, half: bool = False, int8: str | None = Non
     checkpoint_file.save(output, released)
 
 
-def _names(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    return Path(paths).name if isinstance(paths, str) else tuple(Path(path).name for path in paths)
+def _names(paths: str | Path | Sequence[str | Path]) -> str | tuple[str, ...]:
+    return Path(paths).name if isinstance(paths, str | Path) else tuple(Path(path).name for path in paths)
 
 
 def _scales(released: dict, path: Path, data_dir: str) -> Scales:

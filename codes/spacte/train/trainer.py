@@ -35,7 +35,7 @@ from spacte.train.teaching import Pace, class_quantiles, smoothed_cross_entropy
 from spacte.utils import UserError, derived_seed
 
 _IMAGES_OF_A_PACE = 200  # for each class: a share measured on them has a standard error of at most .035
-_PART_OF_A_BATCH = 4  # a last batch of less than a quarter is left out of its epoch
+_PART_OF_A_BATCH = 8  # a last batch of less than an eighth is left out of its epoch
 _STEPS_BETWEEN_CHECKS = 50  # losses wait on the device this long, so that no step waits for it
 _PIXELS_OF_A_LOOK = 2**21  # of a batch of test images on a GPU: 2,048 of CIFAR-10's
 
@@ -64,7 +64,7 @@ class Trainer:
                 f"{fewest}, for {self.mini_batches} mini-batches in each of {get_world_size()} processes"
             )
         # a last batch of few images would be m whole steps, too, after which BatchNorm's statistics are mostly theirs
-        self.smallest = min(max(fewest, recipe.batch_size // _PART_OF_A_BATCH), len(train_split))
+        self.smallest = min(max(fewest, math.ceil(recipe.batch_size / _PART_OF_A_BATCH)), len(train_split))
         self.steps = train_split.num_batches(recipe.batch_size, self.smallest) * self.mini_batches
         classifier.to(device).to(memory_format=torch.channels_last)
         classifier.precision = recipe.precision
