@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from spacte.data.sources import open_split
 from spacte.logs import certlog
 from spacte.train import command
 
@@ -111,6 +112,15 @@ def script(tmp_path, monkeypatch, capsys):
 
 
 TINY = ("--dataset", "digits", "--arch", "R8", "--noise_sd", 0.5, "--batch_size", 256, "--device", "cpu")
+SMALL = (*TINY, "--train_images", 200, "--num_noise_vec", 2)
+
+
+@pytest.fixture
+def split():
+    """The training images of SMALL."""
+    digits = open_split("digits", "", True, torch.device("cpu"))
+    digits.keep_first_of_each_class(200)
+    return digits
 
 
 def train(folder, *flags):

@@ -82,10 +82,9 @@ def checked(parser: Parser, given: dict) -> dict:
     return values
 
 
-def settings_of(kind: Callable[..., T], args: argparse.Namespace) -> T:
+def settings_of(kind: type[T], args: argparse.Namespace) -> T:
     """The settings (a dataclass) whose fields are flags of the same names."""
-    fields = dataclasses.fields(cast(Any, kind))
-    return kind(**{field.name: getattr(args, field.name) for field in fields})
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cast(Any, kind))})
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:

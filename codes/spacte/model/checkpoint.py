@@ -93,9 +93,9 @@ def load_classifier(
     """The classifier of a checkpoint, on the CPU; what the checkpoint knows need not be given.
 
     A checkpoint of the authors' code, `module.` in its keys or not, knows only its heads: give the rest. A published
-    one (spacte.model.published) becomes a network of one head; it knows its architecture, not its
-    normalisation, which `normalize` names (mean_std, centre, none, or constants m,m,m/s,s,s) or, with "auto", leaves to
-    the data. For an ImageFolder, of which it knows nothing, `spec` is that of the split.
+    one (spacte.model.published) becomes a network of one head; it knows its architecture, not its normalisation, which
+    `normalize` names (mean_std, centre, none, or constants m,m,m/s,s,s) or, with "auto", leaves to the data. For an
+    ImageFolder, of which it knows nothing, `spec` is that of the split.
     `noise_sd` may be another than training's: the smoothed classifier is then evaluated there.
     Raises UserError if the file cannot be read, another argument contradicts the checkpoint (both values are named),
     or the weights do not fit the architecture or are not finite.

@@ -67,9 +67,9 @@ def _strange(contents: Any, name: str = "it") -> str:
 def read(path: Path | str) -> dict:
     """The contents of a checkpoint on the CPU, with its DataSpec rebuilt; never runs code from the file.
 
-    A state dict may lie under any name in use, or be the whole file; it is under `state_dict` here,
-    and the names that lead to it in the file under `keys`. Raises UserError that says what the file is if it is
-    missing, truncated or holds no state dict.
+    A state dict may lie under any name in use, or be the whole file; it is under `state_dict` here, and the names that
+    lead to it in the file under `keys`. Raises UserError that says what the file is if it is missing, truncated or
+    holds no state dict.
     """
     path = Path(path)
     if path.is_dir():

@@ -209,7 +209,7 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
     if there != defence:
         raise UserError(f"the run in '{paths.checkpoints}' was trained by {there}, not by {defence}")
     known = cli.defaults_of(Recipe) | objective.own_defaults() | as_recorded_today(contents["args"])
-    may_change = (*objective.files(), *objective.inputs, *objective.places, *unused_settings(settings))
+    may_change = (*objective.recipe.inputs, *objective.inputs, *objective.places, *unused_settings(settings))
     for name, value in settings.items():
         if name not in may_change and known[name] != value:
             raise UserError(
