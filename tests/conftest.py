@@ -228,3 +228,16 @@ def random_log(path: Path, images: int, seed: int, shift=0.0) -> Path:
     predict = np.where(rng.random(images) < 0.1, -1, predict)
     radius = np.where(predict < 0, 0, rng.uniform(0, 1, images) + shift)
     return make_log(path, zip(range(images), labels.tolist(), predict.tolist(), radius.tolist(), strict=True))
+
+
+CONFIG = {
+    "kind": "certify", "dataset": "digits", "arch": "R8", "num_heads": [5], "noise_sd": 0.5, "head": None, "N0": 100,
+    "N": 1000, "alpha": 0.001, "sequential": None, "skip_wrong": False, "exact_noise": False, "precision": "fp32",
+}  # fmt: skip
+
+
+def with_config(log, training=(), **fields):
+    """The log, with a configuration beside it, and what the classifier's checkpoints were trained with."""
+    about = {"training": [*training]}
+    log.with_suffix(".json").write_text(json.dumps({"config": CONFIG | fields, "about": about}))
+    return log

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import EXCERPTS, make_log, random_log
-from test_report import with_config
+from conftest import EXCERPTS, make_log, random_log, with_config
 
 from spacte.logs import certlog
 from spacte.report import comparison

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import beside, make_log, random_log
-from test_report import with_config
+from conftest import beside, make_log, random_log, with_config
 
 from spacte.logs.counts import read_counts
 from spacte.logs.table import radius_names, table_radii

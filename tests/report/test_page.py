@@ -7,8 +7,7 @@ import shutil
 
 import pytest
 from children import run
-from conftest import EXCERPTS, beside, random_log
-from test_report import with_config
+from conftest import EXCERPTS, beside, random_log, with_config
 
 from spacte.logs.counts import read_counts
 from spacte.logs.table import markdown

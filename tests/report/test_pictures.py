@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import EXCERPTS, TINY, beside, full_disk, make_log, random_log
+from conftest import EXCERPTS, TINY, beside, full_disk, make_log, random_log, with_config
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from test_report import with_config
 from torch.utils.tensorboard import SummaryWriter
 
 from spacte.logs.certlog import certified_accuracy

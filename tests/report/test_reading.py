@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import EXCERPTS, random_log
-from test_report import with_config
+from conftest import EXCERPTS, random_log, with_config
 
 from spacte.report.labels import _differing, labels
 from spacte.report.reading import read_runs

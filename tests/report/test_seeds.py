@@ -5,8 +5,7 @@ import io
 
 import pandas as pd
 import pytest
-from conftest import random_log
-from test_report import with_config
+from conftest import random_log, with_config
 
 from spacte.logs import certlog
 from spacte.names import PLACE_SETTINGS

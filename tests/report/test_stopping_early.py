@@ -6,9 +6,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import beside, make_log
+from conftest import beside, make_log, with_config
 from scipy import stats
-from test_report import with_config
 
 from spacte.logs.certified import certificate_of, certified, decided
 from spacte.logs.certlog import read_log
