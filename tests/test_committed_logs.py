@@ -1,5 +1,6 @@
 """What lies in logs_certification: rows that their votes give, and README's picture made from them."""
 
+import functools
 import re
 
 import numpy as np
@@ -79,6 +80,12 @@ VERDICTS = {
 }
 
 
+@functools.cache
+def runs(page, name, certificate):
+    """The runs of an experiment, read once for all the rows that it is in."""
+    return read_runs([ROOT / "logs_certification" / page / "0Gaussian" / name], Reading(certificate=certificate))
+
+
 @pytest.mark.parametrize(("page", "row"), [(page, row) for page, rows in VERDICTS.items() for row in rows])
 def test_a_verdicts_figures_are_what_report_compares(page, row):
     """The ACR's difference and interval under each certificate that the row has a cell of."""
@@ -86,9 +93,8 @@ def test_a_verdicts_figures_are_what_report_compares(page, row):
     (line,) = [line for line in lines if line.startswith(f"| {row}")]
     told = re.findall(r"([+-]?0\.\d{3}) \((-?0\.\d{3}) to (-?0\.\d{3})\)", line)
     assert 1 <= len(told) <= 2
-    folders = [ROOT / "logs_certification" / page / "0Gaussian" / name for name in VERDICTS[page][row].split()]
     for certificate, cell in zip(CERTIFICATES, told, strict=False):
-        a, b = (read_runs([folder], Reading(certificate=certificate)) for folder in folders)
+        a, b = (runs(page, name, certificate) for name in VERDICTS[page][row].split())
         table = (compare(*a, *b) if len(a) == len(b) == 1 else compare_experiments(a, b)).table
         found = table.loc[table["figure"] == "ACR", ["difference", "low", "high"]].to_numpy()[0]
         assert found == pytest.approx([float(number) for number in cell], abs=0.0006), found
@@ -101,7 +107,7 @@ def test_a_verdicts_p_is_adjusted_for_the_rows_of_its_table(page, monkeypatch):
     for row, pair in VERDICTS[page].items():
         (line,) = [line for line in lines if line.startswith(f"| {row}")]
         told.append(float(line.split(" | ")[3].replace("< 0.001", "0.0005")))
-        a, b = (read_runs([ROOT / "logs_certification" / page / "0Gaussian" / name]) for name in pair.split())
+        a, b = (runs(page, name, "cohen") for name in pair.split())
         found.append(compare_experiments(a, b, [1.0]).table["p_holm"][0])
     assert told == pytest.approx(holm(np.array(found)), abs=0.0006)
 
