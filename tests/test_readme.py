@@ -103,6 +103,27 @@ def test_a_queues_table_is_what_report_prints(script, page):
         assert code == 0 and out.strip() in TEXTS[page], err
 
 
+MEASURED = {
+    "one head": "1-head",
+    "one self-paced head": "1-head-self",
+    "five heads in the paper's ring": "5-heads",
+    "five self-paced heads, `--whole_gradient`": "5-heads-self-whole",
+    "one self-paced head, R14": "1-head-R14-self",
+    "two self-paced networks": "2-networks-self",
+    "five networks": "5-networks/seeds-666-1-2-3-4",
+}
+
+
+def test_the_front_pages_figures_are_those_of_the_queue():
+    lines = TEXTS["logs_certification/cifar10-heads/README.md"].splitlines()
+    rows = [
+        [cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line.startswith("| Gaussian")
+    ]
+    found = {row[-1].split(", ")[0]: [row[9], row[10][:5], row[14]] for row in rows}  # clean, ACR, at radius 1
+    shown = re.findall(r"^\| ([^|]+) \| [\d.]+ \| (0.\d+) \| (0.\d+) \| (0.\d+) \|$", README, re.MULTILINE)
+    assert {name: figures for name, *figures in shown} == {name: found[run] for name, run in MEASURED.items()}
+
+
 def test_a_defence_of_ones_own(script, tmp_path):
     folder = tmp_path / "8Mine"
     folder.mkdir()
