@@ -3,7 +3,6 @@
 import importlib
 import re
 import shutil
-import warnings
 
 import pytest
 import torch
@@ -85,7 +84,9 @@ def test_a_gpus_fused_convolutions_are_the_plain_ones(monkeypatch, arch, dataset
     images = torch.rand(9, *shape, requires_grad=True)
     before = frozen(images)
     (wanted,) = torch.autograd.grad(before.sum(), images)
-    fuse(frozen.network, widen)
+    fuse(frozen.network, widen, torch.rand(2, *shape).to(memory_format=torch.channels_last))
+    assert widths, "they ran on the probe"
+    widths.clear()
     (gradient,) = torch.autograd.grad(frozen(images).sum(), images)
     assert torch.equal(gradient, wanted) and not widths, "an attack's gradients are those of the plain convolutions"
     with torch.inference_mode():
@@ -97,7 +98,7 @@ def test_a_gpus_fused_convolutions_are_the_plain_ones(monkeypatch, arch, dataset
 
 @torch.inference_mode()
 @pytest.mark.parametrize("free", [2**10, 2**30])
-def test_where_cudnn_has_no_fused_kernel_and_memory_enough_blocks_run_unfused(monkeypatch, free):
+def test_where_cudnn_has_no_fused_kernel_and_memory_enough_blocks_run_unfused(monkeypatch, recwarn, free):
     """Of short memory it says the same: then smaller passes are to be tried, and the error goes on."""
 
     def no_engine(*args):
@@ -110,16 +111,58 @@ def test_where_cudnn_has_no_fused_kernel_and_memory_enough_blocks_run_unfused(mo
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     frozen, images = freeze(warmed_up("R8", "digits", (1, 8, 8)), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
     expected = frozen(images)
-    fuse(frozen.network, widen=True)
+    fuse(frozen.network, widen=True, probe=images)
     if free < 2**20:
         with pytest.raises(RuntimeError, match="unable to find an engine"):
             frozen.logits(images)
         return
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        assert torch.equal(frozen(images), expected)
-    (one,) = caught
-    assert "they run unfused, slower" in str(one.message)
+    assert torch.equal(frozen(images), expected)
+    assert {str(one.message) for one in recwarn} == {
+        "cuDNN has no fused kernel for some convolutions: they run unfused, slower"
+    }
+
+
+def without_bias(x, weight, bias, *geometry):
+    return F.conv2d(x, weight, None, *geometry).relu()
+
+
+def without_relu(x, weight, bias, *geometry):
+    return F.conv2d(x, weight, bias, *geometry)
+
+
+def of_memory_that_nobody_has_written(x, weight, bias, *geometry):
+    return F.conv2d(x, weight, bias, *geometry) * torch.nan
+
+
+def not_there(*args):
+    raise NotImplementedError("Could not run 'aten::cudnn_convolution_relu'\nfurther lines")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("operator", "reason"),
+    [
+        (without_bias, "compute something else: logits differ by "),
+        (without_relu, "compute something else: logits differ by "),
+        (of_memory_that_nobody_has_written, "compute something else: logits differ by nan"),
+        (not_there, "fail: Could not run 'aten::cudnn_convolution_relu'"),
+    ],
+)
+def test_where_fused_convolutions_are_not_the_plain_ones_all_run_unfused(monkeypatch, recwarn, operator, reason):
+    """One of cuDNN's two operators is wrong here."""
+
+    def add_relu(x, weight, z, alpha, bias, *geometry):
+        return (F.conv2d(x, weight, bias, *geometry) + z).relu()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", operator)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
+    frozen, images = freeze(warmed_up("R20", "CIFAR10", (3, 32, 32)), CPU, batch_size=4), torch.rand(9, 3, 32, 32)
+    expected = frozen(images)
+    fuse(frozen.network, widen=True, probe=images[:2])
+    assert torch.equal(frozen(images), expected)
+    (line,) = {str(one.message) for one in recwarn}
+    assert line.startswith(f"all convolutions run unfused, slower, because cuDNN's fused ones {reason}")
+    assert "\n" not in line
 
 
 @torch.inference_mode()

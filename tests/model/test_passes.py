@@ -67,6 +67,23 @@ def test_the_fastest_pass_is_measured_and_fixed(clock):
 
 
 @torch.inference_mode()
+def test_a_pass_that_cannot_be_captured_runs_as_it_is(monkeypatch, recwarn):
+    """Which is said once, however many shapes of passes there are."""
+
+    def fails(stage, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nfurther lines")
+
+    monkeypatch.setattr(passes_module, "Graph", fails)
+    frozen, images = freeze(build_classifier("R8", "digits", 2), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
+    expected, classes = frozen(images), frozen.classes(images, 10)
+    frozen.forget_functions()
+    frozen.is_graph = True
+    assert torch.equal(frozen(images), expected) and torch.equal(frozen.classes(images, 10), classes)
+    (line,) = {str(one.message) for one in recwarn}
+    assert line.startswith("no pass becomes a CUDA graph") and line.endswith("when stream is capturing")
+
+
+@torch.inference_mode()
 def test_passes_are_halved_while_memory_is_short(capsys):
     frozen, images = freeze(build_classifier("R8", "digits", 2), CPU, batch_size=64), torch.rand(64, 1, 8, 8)
     expected, limit = frozen(images), 10

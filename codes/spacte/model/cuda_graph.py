@@ -43,8 +43,14 @@ class Graph:
 
     def __init__(self, function: Callable, *inputs: Tensor, stream: torch.cuda.Stream | None = None):
         self.inputs, self.graph = [one.clone() for one in inputs], torch.cuda.CUDAGraph()
-        with _capture(self.graph, stream or _capture_stream(inputs[0].device)):
-            self.outputs = function(*self.inputs)
+        device = inputs[0].device
+        try:
+            with _capture(self.graph, stream or _capture_stream(device)):
+                self.outputs = function(*self.inputs)
+        except BaseException:
+            generator = torch.cuda.default_generators[device.index]
+            generator.graphsafe_set_state(generator.clone_state())  # the old one would wait for the capture's end
+            raise
 
     def __call__(self, *inputs: Tensor) -> Any:
         """What the function returns for the inputs."""

@@ -49,7 +49,7 @@ def freeze(
             module.float()  # 8 bits of a logit would make ties
     frozen = Frozen(normalise.to(device), network, device, batch_size, compiled)
     if frozen.is_graph:
-        fuse(network, widen=precision != "fp32")
+        fuse(network, widen=precision != "fp32", probe=_probe(network))
     return frozen
 
 
@@ -92,7 +92,8 @@ def _probe(network: MultiHeadNetwork) -> Tensor:
     """Two images of noise of the smallest size, always the same ones."""
     first = next(one for one in network.modules() if isinstance(one, nn.Conv2d))
     shape = (2, first.in_channels, network.min_size, network.min_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.weight)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.weight)
+    return images.to(memory_format=torch.channels_last)
 
 
 class Frozen(FixedPasses):

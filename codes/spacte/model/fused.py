@@ -14,24 +14,45 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from spacte.device import NO_ENGINE
+from spacte.device import NO_ENGINE, memory_is_short
 from spacte.model.heads import MultiHeadNetwork
 
 _CHANNELS = 32  # what a convolution with fewer is widened to
+_APART = 0.1  # of the logits' range: in bf16 an R110's lie .02 apart by rounding
 
 
-def fuse(network: MultiHeadNetwork, widen: bool) -> None:
+@torch.no_grad()
+def fuse(network: MultiHeadNetwork, widen: bool, probe: Tensor) -> None:
     """Let the stem and the blocks of a network on a GPU, its BatchNorm folded, run as the module says.
 
-    Where gradients are enabled they run as before. `widen` only where matrix units compute: without them the products
-    with zeros cost what they save.
+    Where gradients are enabled they run as before. They always do if the fused network fails on the images `probe` [N,
+    C, H, W] or computes something else, which a warning says: versions of cuDNN and cards differ. `widen` only where
+    matrix units compute: without them the products with zeros cost what they save.
     """
+    expected = network(probe)
     stem = cast(nn.Conv2d, network.conv1)
     network.conv1 = _FusedConvolution(stem, widen)  # the ReLU that follows it changes nothing any more
     for parent in list(network.modules()):
         for name, module in parent.named_children():
             if isinstance(module, BasicBlock | Bottleneck):
                 setattr(parent, name, _FusedBlock(module, widen))
+    wrong = _what_is_wrong(network, probe, expected)
+    if wrong:
+        for module in network.modules():
+            if isinstance(module, _FusedConvolution):
+                module.has_kernel = False
+        warnings.warn(f"all convolutions run unfused, slower, because cuDNN's fused ones {wrong}", stacklevel=2)
+
+
+def _what_is_wrong(network: nn.Module, probe: Tensor, expected: Tensor) -> str | None:
+    """What a fused network does that the plain one, whose logits are `expected`, does not."""
+    try:
+        apart = (network(probe) - expected).abs().max()
+    except RuntimeError as error:  # where memory is short, smaller passes are tried later
+        return None if memory_is_short(error) else "fail: " + str(error).partition("\n")[0]
+    if apart <= _APART * (expected.max() - expected.min()):
+        return None
+    return f"compute something else: logits differ by {float(apart):.2g}"
 
 
 class _FusedBlock(nn.Module):

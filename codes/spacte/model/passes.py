@@ -7,6 +7,7 @@ memory is bounded. The fastest size of a pass on a CPU is measured: spacte.model
 import functools
 import math
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -149,16 +150,27 @@ def _call(stage: Callable, settings: tuple, inputs: Tensor) -> tuple[Tensor, ...
 
 
 def _replayed(stage: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """`stage`, which needs no gradients, as a CUDA graph, captured when it is called first."""
+    """`stage`, which needs no gradients, as a CUDA graph, captured when it is called first; as it is if that fails."""
     graph: Graph | None = None
+    eager = False
 
     def run(inputs: Tensor) -> tuple[Tensor, ...]:
         """What the stage returns, in memory of its own: the next pass writes to the same place."""
-        nonlocal graph
+        nonlocal graph, eager
         with torch.inference_mode():
+            if eager:
+                return stage(inputs)
             if graph is None:
-                stage(inputs)  # loads the libraries' kernels, and shows whether the memory suffices
-                graph = Graph(stage, inputs)
+                found = stage(inputs)  # loads the libraries' kernels, and shows whether the memory suffices
+                try:
+                    graph = Graph(stage, inputs)
+                except RuntimeError as error:
+                    if memory_is_short(error):
+                        raise
+                    eager = True
+                    why = str(error).partition("\n")[0]
+                    warnings.warn(f"no pass becomes a CUDA graph, which slows certification down: {why}", stacklevel=2)
+                    return found
             return tuple(one.clone() for one in graph(inputs))
 
     return run

@@ -113,9 +113,7 @@ class GraphedStep:
         try:
             self.graphs[len(images)] = Graph(step, images, labels, *targets, stream=self.stream)
         except RuntimeError as error:
-            generator = torch.cuda.default_generators[self.stream.device_index]
-            generator.graphsafe_set_state(generator.clone_state())  # the old one would wait for the capture's end
-            self._stop(str(error).splitlines()[0])
+            self._stop(str(error).partition("\n")[0])
 
     def _stop(self, why: str) -> None:
         self.stopped = True
