@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from spacte import certify_dataset, load_classifier, open_split, read_log
+from spacte.files import sha256
 from spacte.utils import UserError
 
 LAST_OFF_THE_GRID = torch.cat([torch.zeros(3, 1, 8, 8), torch.rand(1, 1, 8, 8)])
@@ -62,15 +64,43 @@ def test_a_log_is_not_another_functions_with_the_same_parameters(digits, tmp_pat
     """Code is not seen, but its answers are. Rounding is no difference, and older logs do not tell."""
     network, own = linear().eval(), {"noise_sd": 0.5, "num_classes": 10, "dataset": "d", "name": "n", **SETTINGS}
     log = certify_dataset(lambda x: network(x), digits, max=100, **own)
-    for other in (lambda x: -network(x), lambda x: network(2 * x - 0.5)):
+    for other in (lambda x: -network(x), lambda x: network(2 * x - 0.5), lambda x: network(x.clamp(-0.7, 1.7))):
         with pytest.raises(UserError, match=r"answers \(other logits there than here on the same noisy images\)"):
             certify_dataset(other, digits, max=100, **own)
     certify_dataset(lambda x: network(x + 1e-4), digits, max=100, **own)
     written = log.with_suffix(".json")
     noted = json.loads(written.read_text())
-    assert len(noted["config"].pop("answers")) == 32
+    assert len(noted["config"].pop("answers")) == 64
     written.write_text(json.dumps(noted))
     certify_dataset(lambda x: -network(x), digits, max=100, **own)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_module_votes_by_the_weights_that_it_has_now(digits):
+    """They are constants of what is compiled."""
+    network, own = linear(), {"noise_sd": 0.5, "num_classes": 10, "dataset": "d", **SETTINGS}
+    for name in ("first", "second"):
+        compiled, plain = (
+            certify_dataset(network, digits, name=f"{name}-{kind}", compile=kind == "compiled", **own)
+            for kind in ("compiled", "plain")
+        )
+        assert without_time(compiled) == without_time(plain), name
+        network[2].weight.data = network[2].weight.data.roll(1, 0)
+
+
+def test_a_checkpoints_network_is_the_one_that_its_file_held(digits, digits_models, tmp_path):
+    """The hash in the log is of what was read, although the file is another by now; a changed network is refused."""
+    path = tmp_path / "x.pth"
+    shutil.copy(digits_models[1], path)
+    loaded, before = load_classifier(path), sha256(path)
+    shutil.copy(digits_models[0], path)
+    log = certify_dataset(loaded, digits, **SETTINGS)
+    assert json.loads(beside(log, ".json").read_text())["config"]["checkpoint_sha256"] == [before] != [sha256(path)]
+    with torch.no_grad():
+        loaded.classifier.network.conv1.weight[0] *= 1.01
+    with pytest.raises(UserError, match=r"x.pth': the network has changed since it was loaded; load it again, or"):
+        certify_dataset(loaded, digits, **SETTINGS)
+    certify_dataset(loaded.classifier, digits, noise_sd=0.5, num_classes=10, name="changed", **SETTINGS)
 
 
 def test_a_checkpoint_takes_the_fast_path_and_gives_its_scripts_log(digits, digits_models, script, tmp_path):
@@ -175,6 +205,23 @@ def test_what_is_wrong_is_one_line_before_anything_is_written(digits, tmp_path, 
     with pytest.raises(ValueError, match=message):
         certify_dataset(call.pop("classifier"), call.pop("data"), **call)
     assert not (tmp_path / "logs").exists()
+
+
+def test_an_image_that_changes_when_it_is_read_again_ends_the_run(digits, tmp_path):
+    """Although none of the first ones does: here the 200th is mirrored at each second time."""
+    times = []
+
+    class Mirrored(TensorDataset):
+        def __getitem__(self, idx):
+            image, label = super().__getitem__(idx)
+            times.extend([idx] * (idx == 210))
+            return (image.flip(-1) if idx == 210 and len(times) % 2 == 0 else image), label
+
+    with pytest.raises(UserError, match="image 210 differs each time it is read: switch the data's augmentation off"):
+        certify_dataset(linear(), Mirrored(*digits), noise_sd=0.5, num_classes=10, **SETTINGS)
+    (log,) = tmp_path.rglob("*skip-30.log")
+    rows = read_log(log)["idx"].tolist()
+    assert rows == [*range(0, 30 * len(rows), 30)] and len(rows) >= 5, "the last ones shared its batch"
 
 
 def test_pictures_outside_the_unit_range_get_a_warning_whichever_they_are(digits, tmp_path):

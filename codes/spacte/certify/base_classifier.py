@@ -15,7 +15,6 @@ from spacte.certify.contract import SPOT_CHECK_IMAGES, answers, check_contract
 from spacte.data.splits import Split
 from spacte.device import arithmetic, usual_batch
 from spacte.distributed import broadcast_object, is_main_process
-from spacte.files import sha256
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import Foreign, parameters_sha256
@@ -96,10 +95,16 @@ def of_checkpoints(
 ) -> BaseClassifier:
     """One checkpoint's network or the ensemble of several, folded and fast; `config` is their `joint_config`.
 
-    `open_training` is asked for the training images where int8 needs them. Raises UserError if a published
-    network, after the images of the split, is not the one that was trained, or int8 has no images to measure its scales
-    on.
+    `open_training` is asked for the training images where int8 needs them. Raises UserError if a network is no longer
+    the one that was loaded, a published one, after the images of the split, not the one that was trained, or int8 has
+    no images to measure its scales on.
     """
+    for network in networks:
+        if parameters_sha256(network.classifier.network) != network.network_sha256:
+            raise UserError(
+                f"'{network.path}': the network has changed since it was loaded; load it again, or certify what it is "
+                "now as a module of your own, its .classifier"
+            )
     networks = [_examined(network, split, config.noise_sd) for network in networks]
     batch_size = computing.batch_size(split)
     scales = list[Scales | None]([None] * len(networks))
@@ -111,7 +116,7 @@ def of_checkpoints(
         freeze(network.classifier, computing.device, computing.precision, batch_size, computing.compiled, own)
         for network, own in zip(networks, scales, strict=True)
     ]
-    config = replace(config, checkpoint_sha256=tuple(sha256(network.path) for network in networks))
+    config = replace(config, checkpoint_sha256=tuple(network.file_sha256 for network in networks))
     if any(network.published for network in networks):
         config = replace(config, normalize=tuple(network.normalize for network in networks))
     run = _joint_name([network.run for network in networks])

@@ -168,7 +168,7 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lower_bounds(table: pd.DataFrame) -> pd.DataFrame:
-    """Which cells of a summary more draws could only raise, booleans.
+    """Which cells of a summary are lower bounds, booleans.
 
     They are the ACRs of sequential runs, and the accuracies of those that know each radius to within a tolerance.
     """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spacte.data.spec import DataSpec, data_spec
 from spacte.model import MOST_HEADS, build_classifier, checkpoint_file, our_name
 from spacte.model.classifier import Classifier
+from spacte.model.foreign import parameters_sha256
 from spacte.model.frozen import scales_of
 from spacte.model.imgnet_resnet_mhead import STAGES
 from spacte.model.normalisation import (
@@ -37,10 +38,13 @@ class Loaded:
     of what it took something from.
     `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
     classifier then runs only after `normalised_by`. `scales` are those of int8, where the file holds them.
+    `file_sha256` is the hash of the file that was read, `network_sha256` that of the network that it held.
     """
 
     path: Path
+    file_sha256: str
     classifier: Classifier
+    network_sha256: str | None
     spec: DataSpec
     arch: str
     dataset: str
@@ -127,7 +131,10 @@ def interpreted(
     run = printable_name(run or path.resolve().parent.name)  # it names files
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
-    loaded = Loaded(path, classifier.eval(), spec, **settings, run=run, defence=defence, training=training or None)
+    loaded = Loaded(
+        path, contents["file_sha256"], classifier.eval(), parameters_sha256(classifier.network), spec, **settings,
+        run=run, defence=defence, training=training or None,
+    )  # fmt: skip
     if published:
         return replace(_with_normalisation(loaded, normalize), published=True)
     return replace(loaded, scales=_scales_in(contents, path))

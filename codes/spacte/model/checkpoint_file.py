@@ -1,5 +1,6 @@
 """The file of a checkpoint: written whole, read without running its code, whoever wrote it."""
 
+import hashlib
 import io
 import pickle
 import warnings
@@ -67,9 +68,9 @@ def _strange(contents: Any, name: str = "it") -> str:
 def read(path: Path | str) -> dict:
     """The contents of a checkpoint on the CPU, with its DataSpec rebuilt; never runs code from the file.
 
-    A state dict may lie under any name in use, or be the whole file; it is under `state_dict` here, and the names that
-    lead to it in the file under `keys`. Raises UserError that says what the file is if it is missing, truncated or
-    holds no state dict.
+    A state dict may lie under any name in use, or be the whole file; it is under `state_dict` here, the names that lead
+    to it in the file under `keys`, and the hash of what was read under `file_sha256`. Raises UserError that says what
+    the file is if it is missing, truncated or holds no state dict.
     """
     path = Path(path)
     if path.is_dir():
@@ -77,9 +78,11 @@ def read(path: Path | str) -> dict:
     if not path.is_file():
         raise UserError(f"there is no checkpoint '{path}'")
     try:
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+        with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused below
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # of this file, whatever takes its place meanwhile
+            file.seek(0)
+            contents = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch.load raises whatever the damage happens to trigger
@@ -102,6 +105,7 @@ def read(path: Path | str) -> dict:
         )
     contents = dict(contents) if found[1] else {}
     contents["state_dict"], contents["keys"] = found
+    contents["file_sha256"] = digest
     data = contents.pop("data", None)  # of another code where it is no dict
     if isinstance(data, dict):
         try:

@@ -38,6 +38,8 @@ class Foreign(FixedPasses):
         super().__init__(device, batch_size, compiled)
         if isinstance(function, nn.Module):
             _prepare(function, device)
+        if compiled:
+            torch.compiler.reset()  # its weights are constants of what was compiled of it before they changed
         self._function = (function,)  # no submodule: an exported program has no eval() for it
         self.precision = precision
         self.copies = False

@@ -19,9 +19,10 @@ class Smooth:
     """g(x) = the class that the heads' summed logits choose most often on x + N(0, sigma^2 I).
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
-    on its own: a module is put into eval mode. `noise` draws the noisy copies (spacte.smooth.noise; default: float32
-    normals). With a `consensus` of K, the base classifier's class is the one that the first K heads agree on, else that
-    of the heads' summed logits: see spacte.smooth.voters.Consensus; of the heads the first K alone then vote, too.
+    on its own: a module is put into eval mode whenever it is asked for votes. `noise` draws the noisy copies
+    (spacte.smooth.noise; default: float32 normals). With a `consensus` of K, the base classifier's class is the one
+    that the first K heads agree on, else that of the heads' summed logits: see spacte.smooth.voters.Consensus; of the
+    heads the first K alone then vote, too.
     Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
 
     What `certify` computes, for one image and in batches that hold n copies:
@@ -46,8 +47,6 @@ class Smooth:
         if not callable(base_classifier):
             kind = type(base_classifier).__name__
             raise ValueError(f"the base classifier is a {kind}: give a callable, of load_classifier's the .classifier")
-        if isinstance(base_classifier, nn.Module):
-            base_classifier.eval()
         self.base_classifier = base_classifier
         self.num_classes = num_classes
         self.sigma = sigma = float(sigma)
@@ -107,6 +106,8 @@ class Smooth:
         halved because memory is short, it rounds differently: images in progress are drawn again, with the same noise,
         for a certificate is about one function.
         """
+        if isinstance(self.base_classifier, nn.Module):
+            self.base_classifier.eval()
         batch_size = whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: it must be at least 1")
