@@ -78,6 +78,7 @@ def checked(parser: Parser, given: dict) -> dict:
         legal = (True, False) if action.nargs == 0 else action.choices
         if legal and any(part not in legal for part in parts):
             raise UserError(f"{name}: '{value}' must be one of {', '.join(map(str, legal))}")
+        parts = [bool(part) for part in parts] if action.nargs == 0 else parts
         values[name] = parts if isinstance(value, list | tuple) else parts[0]
     return values
 

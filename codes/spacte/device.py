@@ -7,7 +7,8 @@ import os
 import platform
 import sys
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 
@@ -175,6 +176,38 @@ def usual_batch(device: torch.device, shape: tuple[int, ...], draws: int) -> int
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which networks run: bfloat16 convolutions and products for "bf16", none otherwise."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextlib.contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Within it new tensors are float32 and on the CPU where nothing else is said, whatever the process has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def arithmetic_kept() -> Iterator[None]:
+    """At its end torch's settings that `select_device` and `select_precision` change are as they were."""
+    backends: Any = torch.backends
+    newer = backends, backends.cudnn, backends.mkldnn.conv
+    before, kept = arithmetic(), [one.fp32_precision for one in newer]
+    try:
+        yield
+    finally:
+        if before["float32_matmul_precision"] in ("highest", "high", "medium"):  # else set by the newer ones
+            torch.set_float32_matmul_precision(cast(str, before["float32_matmul_precision"]))
+        if isinstance(before["cudnn_allow_tf32"], bool):
+            torch.backends.cudnn.allow_tf32 = before["cudnn_allow_tf32"]
+        torch.backends.cudnn.deterministic = cast(bool, before["cudnn_deterministic"])
+        torch.backends.cudnn.benchmark = cast(bool, before["cudnn_benchmark"])
+        for one, value in zip(newer, kept, strict=True):
+            if one.fp32_precision != value:
+                one.fp32_precision = value
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

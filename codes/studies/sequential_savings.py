@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from spacte import cli
-from spacte.logs.certlog import certified_accuracy, read_log
+from spacte.logs.certlog import certified_accuracy, read_table
 from spacte.logs.config import RunConfig
 from spacte.logs.description import description
 from spacte.logs.runfiles import RunFiles
@@ -42,7 +42,7 @@ def _main() -> None:
     args = parser.parse_args()
     rng, rows = np.random.default_rng(args.seed), []
     for path in args.logs:
-        log, sigma, (n, alpha) = read_log(path), description(path).sigma, _draws(path)
+        log, sigma, (n, alpha) = read_table(path), description(path).sigma, _draws(path)
         if sigma is None:
             raise UserError(f"'{path}' lies in no folder noise-<sd>: its sigma is not known")
         table = np.arange(0, 3.5 * sigma, RADIUS_STEP)

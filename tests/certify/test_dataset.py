@@ -96,11 +96,41 @@ def test_a_checkpoints_network_is_the_one_that_its_file_held(digits, digits_mode
     shutil.copy(digits_models[0], path)
     log = certify_dataset(loaded, digits, **SETTINGS)
     assert json.loads(beside(log, ".json").read_text())["config"]["checkpoint_sha256"] == [before] != [sha256(path)]
-    with torch.no_grad():
-        loaded.classifier.network.conv1.weight[0] *= 1.01
-    with pytest.raises(UserError, match=r"x.pth': the network has changed since it was loaded; load it again, or"):
-        certify_dataset(loaded, digits, **SETTINGS)
-    certify_dataset(loaded.classifier, digits, noise_sd=0.5, num_classes=10, name="changed", **SETTINGS)
+    changes = {
+        "weights": lambda one: one.network.conv1.weight.data[0].mul_(1.01),
+        "normalisation": lambda one: one[0].mean.mul_(0.5),
+        "stride": lambda one: setattr(one.network.conv1, "stride", (2, 2)),
+        "hook": lambda one: one.network.register_forward_hook(lambda module, inputs, logits: -logits),
+    }
+    for name, change in changes.items():
+        loaded = load_classifier(path)
+        change(loaded.classifier)
+        with pytest.raises(
+            UserError, match=r"x.pth': the classifier has changed since it was loaded; load it again, o"
+        ):
+            certify_dataset(loaded, digits, **SETTINGS)
+        certify_dataset(loaded.classifier, digits, noise_sd=0.5, num_classes=10, name=name, **SETTINGS)
+
+
+def test_what_a_process_has_set_changes_no_log_and_stays_set(digits, digits_models):
+    """Default dtype, autocast, random numbers, torch's arithmetic."""
+    log = certify_dataset(load_classifier(digits_models[0]), digits, **SETTINGS)
+    expected, state = without_time(log), torch.get_rng_state()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("medium")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        loaded = load_classifier(digits_models[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            again = certify_dataset(loaded, digits, overwrite=True, **SETTINGS)
+        assert torch.get_default_dtype() == torch.bfloat16
+        assert torch.backends.cudnn.benchmark and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.backends.cudnn.benchmark = False
+        torch.set_float32_matmul_precision("highest")
+        torch.set_default_dtype(torch.float32)
+    assert again == log and without_time(log) == expected
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_checkpoint_takes_the_fast_path_and_gives_its_scripts_log(digits, digits_models, script, tmp_path):

@@ -322,6 +322,31 @@ class PreActivation(torch.nn.Module):
         return self.conv1(self.bn1(images).relu())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one.register_forward_pre_hook(lambda module, inputs: (1 - inputs[0],)), "take hooks off it"),
+        (lambda one: one.network, "a CifarResNetMultiHead cannot be frozen: give Sequential"),
+        (lambda one: freeze(one, CPU), "a Frozen cannot be frozen"),
+    ],
+)
+def test_what_would_be_left_out_of_a_frozen_classifier_is_refused(change, message):
+    classifier = warmed_up("R8", "digits", (1, 8, 8))
+    changed = change(classifier)
+    with pytest.raises(UserError, match=message):
+        freeze(changed if isinstance(changed, torch.nn.Module) else classifier, CPU)
+    with pytest.raises(UserError, match="precision 'bfloat16': choose from fp32, tf32, bf16, int8"):
+        freeze(classifier, CPU, "bfloat16")
+
+
+@torch.inference_mode()
+def test_an_autocast_around_it_does_not_change_the_fast_path():
+    frozen, images = freeze(warmed_up("R8", "digits", (1, 8, 8)), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
+    expected = frozen(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(frozen(images), expected)
+
+
 def test_a_network_that_folding_would_change_is_refused():
     classifier = warmed_up("R8", "digits", (1, 8, 8))
     freeze(classifier, "cpu")

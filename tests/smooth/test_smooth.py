@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ class HalfSpace(torch.nn.Module):
 @pytest.mark.parametrize(("change", "message"), [
     ({"alpha": 1.0}, "alpha 1.0: it must be above 0 and below 1"), ({"alpha": 0}, "alpha 0"),
     ({"alpha": float("nan")}, "alpha nan"), ({"n": 0}, "n0 10 and n 0"), ({"n0": -1}, "n0 -1"),
+    ({"n0": 0}, "n0 0: a certificate is of the class"), ({"generator": 3}, "a int: it must be a torch.Generator"),
     ({"n": float("nan")}, "n nan: it must be an integer"), ({"batch_size": 0}, "batch_size 0"),
     ({"batch_size": 9.5}, "batch_size 9.5: it must be an integer"), ({"x": np.zeros((1, 8, 8))}, "must be a tensor"),
     ({"x": torch.zeros(1, 8, 8).byte()}, "floating point"), ({"x": torch.zeros(1, 8, 8).half()}, "float32 or float64"),
@@ -47,18 +49,54 @@ def test_what_cannot_be_certified_is_refused_at_once(change, message):
         Smooth(lambda images: images.flatten(1)[:, :10], 10, 0.5).certify(**call)
     with pytest.raises(ValueError, match="sigma -1"):
         Smooth(lambda images: images.flatten(1)[:, :10], 10, -1.0)
+    with pytest.raises(ValueError, match="num_classes '10': it must be an integer"):
+        Smooth(lambda images: images.flatten(1)[:, :10], "10", 1.0)
     with pytest.raises(ValueError, match="alpha 2: it must be above 0 and below 1"):
         Smooth(lambda images: images.flatten(1)[:, :10], 10, 0.5).predict(torch.zeros(1, 8, 8), 10, 2, 50)
 
 
-def test_a_module_that_was_trained_on_votes_in_eval_mode():
+@pytest.mark.parametrize("name", ["sigma", "noise", "base_classifier", "num_classes", "consensus", "voter"])
+def test_what_a_smoothed_classifier_was_made_of_does_not_change(name):
+    """The noise would keep the sigma that the radius no longer has."""
+    smooth = Smooth(lambda images: images.flatten(1)[:, :10], 10, 0.5)
+    with pytest.raises(AttributeError, match=f"a Smooth's {name} does not change: make another Smooth"):
+        setattr(smooth, name, 1.0)
+
+
+def test_a_module_votes_in_eval_mode_and_gets_its_own_back():
     """Else BatchNorm would make its answers depend on their batch, and keep what it has seen."""
     module = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.5), torch.nn.Flatten())
     smooth, x = Smooth(module, 64, 0.5), torch.full((1, 8, 8), 0.5)
     expected = smooth.count_votes(x, 200, 50, torch.Generator().manual_seed(0))
     module.train()
     assert (smooth.count_votes(x, 200, 50, torch.Generator().manual_seed(0)) == expected).all()
-    assert not module.training and not module[0].num_batches_tracked
+    assert module.training and not module[0].num_batches_tracked
+
+
+def test_a_module_that_keeps_what_it_makes_at_its_first_call_can_be_trained_on():
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))
+    Smooth(module, 10, 0.5).certify(torch.rand(1, 8, 8), 20, 100, 0.001, 100)
+    module(torch.rand(4, 1, 8, 8)).sum().backward()
+    assert module[1].weight.grad is not None
+
+
+def test_two_threads_do_not_change_a_modules_mode_under_each_other():
+    started, go_on, module = threading.Event(), threading.Event(), torch.nn.Sequential(torch.nn.Flatten())
+
+    def hold(module, inputs):
+        started.set()
+        assert go_on.wait(60)
+
+    module.register_forward_pre_hook(hold)
+    smooth, x = Smooth(module, 64, 0.5), torch.rand(1, 8, 8)
+    first = threading.Thread(target=smooth.count_votes, args=(x, 10, 10))
+    first.start()
+    assert started.wait(60)
+    with pytest.raises(UserError, match="another thread certifies this module, which was in train mode"):
+        smooth.count_votes(x, 10, 10)
+    go_on.set()
+    first.join()
+    assert module.training and smooth.count_votes(x, 10, 10).sum() == 10
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ CPU = torch.device("cpu")
 
 def acrweakness(*flags):
     kind = load_module("6ACRWeakness", "train").ACRWeakness
-    recipe, _, own = parse(kind, "", [str(flag) for flag in (*SMALL, "--num_heads", 3, *flags)], lbdlast=1.6)
+    recipe, _, own = parse(
+        kind, "", [str(flag) for flag in (*SMALL, "--num_heads", 3, "--precision", "fp32", *flags)], lbdlast=1.6
+    )
     return kind(recipe, 10, **own)
 
 

@@ -22,7 +22,7 @@ from spacte.certify.writer import writing
 from spacte.data.splits import Split
 from spacte.distributed import init_distributed, is_main_process
 from spacte.files import sha256
-from spacte.logs.certlog import read_log
+from spacte.logs.certlog import read_table
 from spacte.logs.config import IDENTIFIES, RunConfig
 from spacte.logs.counts import AttackCounts
 from spacte.logs.description import check_certification_log, description
@@ -66,7 +66,7 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     check_certification_log(source.log)
     if source.json.exists() and source.read_json().config.top_k is not None:
         raise UserError(f"'{source.log}' certifies more than one class (--top_k): give the log that it was made from")
-    certified = read_log(source.log).set_index("idx")
+    certified = read_table(source.log).set_index("idx")
     evaluation = load(classifier, settings.N)
     _check_same_classifier(source.log, evaluation.config)
     indices = run.chosen(sorted(certified.index))

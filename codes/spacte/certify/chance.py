@@ -19,7 +19,7 @@ def enough_images(split: Split) -> int:
     return 256 if math.prod(split.spec.shape[1:]) <= 64**2 else 64
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def warn_at_chance(smooth: Smooth, split: Split) -> None:
     """Warn where the base classifier is right on no more noised images, from the whole split, than by guessing.
 

@@ -33,7 +33,7 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Ten
     size, count = classifier.pass_size(images), len(images)
     images = images[torch.arange(size * math.ceil(len(images) / size)) % len(images)]  # whole passes: no padding
     elsewhere, there = _FINE if classifier.precision == "fp32" else _COARSE
-    with torch.inference_mode():  # as when votes are counted
+    with torch.no_grad():  # as when votes are counted
         given = images.clone()
         logits = classifier(given)
         if not torch.equal(given, images):
@@ -72,7 +72,8 @@ def answers(logits: Tensor) -> tuple[float, ...]:
     function's differ by as much.
     """
     of_each = logits.transpose(0, 1).flatten(1).double().cpu()  # [N, L K]
-    signs = torch.randint(0, 2, (of_each.shape[1], 2), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    drawn = torch.randint(0, 2, (of_each.shape[1], 2), device="cpu", generator=torch.Generator().manual_seed(0))
+    signs = drawn.double() * 2 - 1
     found = of_each @ signs / of_each.norm(dim=1, keepdim=True).clamp(min=1e-30)
     return tuple(round(value, 4) for value in found.flatten().tolist())
 

@@ -18,6 +18,7 @@ from spacte.certify.run_settings import RunSettings
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.indexed import Indexed, read_item
 from spacte.data.spec import DataSpec
+from spacte.device import arithmetic_kept
 from spacte.distributed import init_distributed
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
@@ -65,8 +66,8 @@ def certify_dataset(
     own, run, certification = _settings(settings, noise_sd)
     init_distributed()
     check_stopping(certification)
-    computing = computing_of(own, certification.N)
-    with borrowed(classifier):
+    with borrowed(classifier), arithmetic_kept():
+        computing = computing_of(own, certification.N)
         base, split = _base(classifier, data, own.noise_sd, num_classes, levels, dataset, computing)
         base = replace(base, run_name=printable_name(name or base.run_name))
         evaluation = evaluation_of(base, split, own, computing)
@@ -94,6 +95,7 @@ def _dataset(data: Any) -> Any:
     legal = "it must be (images, labels), two tensors or arrays of one length; other items are given as a list of pairs"
     if isinstance(data, tuple):
         try:
+            data = tuple(one.to_numpy() if hasattr(one, "to_numpy") else one for one in data)  # pandas' have an index
             data = TensorDataset(*map(torch.as_tensor, data))
         except (TypeError, ValueError, RuntimeError, AssertionError, IndexError):
             raise UserError(f"the data are a tuple: {legal}") from None

@@ -178,6 +178,8 @@ def open_split(
     Raises UserError for an unknown name, missing or unreadable files, an empty split, data outside [0, 1], images or
     classes that are not those of the `spec` given.
     """
+    if train not in (True, False):
+        raise UserError(f"train: '{train}' must be True, the training split, or False, the test split")
     split = _opened(name, Path(data_dir), train, torch.device(device), workers)
     return split if spec is None else split.described_as(spec)
 

@@ -70,7 +70,7 @@ class Split(ABC):
         """`count` images [n, C, H, W], evenly spaced over the split (all, if there are fewer), and their labels [n];
         always the same ones.
         """
-        indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
+        indices = torch.linspace(0, len(self) - 1, min(count, len(self)), dtype=torch.float32).long().tolist()
         images, labels = zip(*(self[idx] for idx in indices), strict=True)
         return torch.stack(images), torch.tensor(labels)
 

@@ -4,6 +4,7 @@ Tab separated, header `idx label predict radius correct time`, one row per image
 """
 
 import codecs
+import contextlib
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from spacte.logs.runfiles import RunFiles
 from spacte.utils import UserError
 
 Radii = Sequence[float] | np.ndarray
@@ -45,6 +47,23 @@ def elapsed(seconds: float) -> str:
 
 
 def read_log(path: Path | str) -> pd.DataFrame:
+    """A log as a table with COLUMNS, one row per image; see `read_table`.
+
+    A warning says where figures of the table are lower bounds, because the configuration beside the log says that draws
+    ended early.
+    """
+    table = read_table(path)
+    with contextlib.suppress(UserError):
+        if RunFiles(Path(path)).read_json().config.sequential is not None:
+            warnings.warn(
+                f"'{path}' is a --sequential run's: its ACR is a lower bound, and so is certified accuracy at radii "
+                "that its stopping rule did not decide; report.py tells which",
+                stacklevel=2,
+            )
+    return table
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
     """A log as a table with COLUMNS, one row per image, any writer's (the authors', Cohen's, ours).
 
     Copies by other programs are read as well: separated by commas, or in UTF-16. Only `time` may be missing. A last
@@ -110,12 +129,12 @@ def _checked(column: pd.Series, path: Path | str) -> pd.Series:
 
 def certified_radius(table: pd.DataFrame) -> np.ndarray:
     """Each image's certified radius, 0 where it is wrong or abstained: [images]."""
-    return (table["correct"] * table["radius"]).to_numpy(float)
+    return table["correct"].to_numpy(float) * table["radius"].to_numpy(float)
 
 
 def certified_at(table: pd.DataFrame, radii: Radii) -> np.ndarray:
     """Whether each image is correct with at least each of the radii: [len(radii), images]."""
-    radius, correct = table["radius"].to_numpy(float), table["correct"].to_numpy(bool)
+    radius, correct = table["radius"].to_numpy(float), table["correct"].to_numpy(float) == 1
     return correct & (radius >= np.atleast_1d(np.asarray(radii, dtype=float))[:, None])
 
 

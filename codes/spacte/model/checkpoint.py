@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from spacte.data.spec import DataSpec, data_spec
+from spacte.device import draws_kept, usual_defaults
 from spacte.model import MOST_HEADS, build_classifier, checkpoint_file, our_name
 from spacte.model.classifier import Classifier
-from spacte.model.foreign import parameters_sha256
+from spacte.model.foreign import structure_sha256
 from spacte.model.frozen import scales_of
 from spacte.model.imgnet_resnet_mhead import STAGES
 from spacte.model.normalisation import (
@@ -38,13 +39,13 @@ class Loaded:
     of what it took something from.
     `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
     classifier then runs only after `normalised_by`. `scales` are those of int8, where the file holds them.
-    `file_sha256` is the hash of the file that was read, `network_sha256` that of the network that it held.
+    `file_sha256` is the hash of the file that was read, `classifier_sha256` says what the classifier was then.
     """
 
     path: Path
     file_sha256: str
     classifier: Classifier
-    network_sha256: str | None
+    classifier_sha256: str
     spec: DataSpec
     arch: str
     dataset: str
@@ -73,8 +74,10 @@ class Loaded:
 
     def normalised_by(self, name: str) -> "Loaded":
         """The same with the normalisation `name` before the network."""
-        classifier = Classifier(normalisation(name, self.spec), self.classifier.network).eval()
-        return replace(self, classifier=classifier, normalize=name_of(constants(name, self.spec), self.spec))
+        with usual_defaults():
+            classifier = Classifier(normalisation(name, self.spec), self.classifier.network).eval()
+        known = name_of(constants(name, self.spec), self.spec)
+        return replace(self, classifier=classifier, classifier_sha256=structure_sha256(classifier), normalize=known)
 
 
 _LEGAL: dict[str, Callable[[Any], bool]] = {
@@ -123,7 +126,8 @@ def interpreted(
     normalize = _checked_normalize(path, normalize, published, weights.constants)
     settings = _settings(contents, weights, path, arch, dataset, num_heads, noise_sd)
     spec = _spec(contents, settings["dataset"], path, spec)
-    classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
+    with usual_defaults(), draws_kept(torch.device("cpu")):  # its first weights are drawn, and replaced
+        classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     heads = f"{settings['num_heads']} head{'s' * (settings['num_heads'] > 1)}"
     wanted = f"{settings['arch']} with {heads} on {spec.name}"
     _fill(classifier, weights, path, wanted, way_out(path, contents["keys"]))
@@ -132,7 +136,7 @@ def interpreted(
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
     loaded = Loaded(
-        path, contents["file_sha256"], classifier.eval(), parameters_sha256(classifier.network), spec, **settings,
+        path, contents["file_sha256"], classifier.eval(), structure_sha256(classifier), spec, **settings,
         run=run, defence=defence, training=training or None,
     )  # fmt: skip
     if published:
@@ -180,7 +184,8 @@ def _spec(contents: dict, dataset: str, path: Path, given: DataSpec | None) -> D
 def _with_normalisation(loaded: Loaded, normalize: str) -> Loaded:
     """A published network with the normalisation in front of it; with "auto" one that is still to be told."""
     if normalize == "auto":
-        return replace(loaded, classifier=Classifier(UnknownNormalisation(), loaded.classifier.network), normalize=None)
+        classifier = Classifier(UnknownNormalisation(), loaded.classifier.network).eval()
+        return replace(loaded, classifier=classifier, classifier_sha256=structure_sha256(classifier), normalize=None)
     if loaded.spec.name == "ImageFolder" and normalize in ("mean_std", "centre"):
         raise UserError(
             f"--normalize {normalize}: '{loaded.path}' does not say the mean and deviation of its training images; "

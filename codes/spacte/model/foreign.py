@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -85,24 +86,45 @@ def _prepare(module: nn.Module, device: torch.device) -> None:
         raise UserError("the classifier's parameters have no values, they are on the meta device: load its weights")
     if len({tensor.device for tensor in tensors}) == 1 and tensors[0].device != device:  # not one on several devices
         module.to(device)
+    switch_to_eval(module)
+
+
+def switch_to_eval(module: nn.Module) -> None:
+    """Put a module into eval mode where it is not there already."""
     if any(getattr(one, "training", False) for one in module.modules()):
         with contextlib.suppress(NotImplementedError):  # an exported program's mode was fixed when it was exported
             module.eval()
 
 
+_LENT: dict[int, int] = {}  # modules that get another mode back, by id: the thread that uses them
+
+
 @contextlib.contextmanager
 def borrowed(function: object) -> Iterator[None]:
-    """A module of the caller's gets back its mode and its device at the end; another callable is left alone."""
+    """A module of the caller's gets back its mode and its device at the end; another callable is left alone.
+
+    Raises UserError where another thread will give it a mode back meanwhile.
+    """
     if not isinstance(function, nn.Module):
         yield
         return
     modes = [(one, one.training) for one in function.modules() if hasattr(one, "training")]
     devices = {tensor.device for tensor in (*function.parameters(), *function.buffers())}
+    this = threading.get_ident()
+    if _LENT.get(id(function), this) != this:
+        raise UserError("another thread certifies this module, which was in train mode: give each a copy of its own")
+    lent = id(function) not in _LENT and any(mode for _, mode in modes)
+    if lent:
+        _LENT[id(function)] = this
     try:
         yield
     finally:
-        for one, mode in modes:
+        if lent:
+            del _LENT[id(function)]
+        for one, mode in modes:  # a module before its parts: some merge weights when the mode changes
             if one.training != mode:
+                with contextlib.suppress(NotImplementedError):
+                    one.train(mode)
                 one.training = mode
         if len(devices) == 1 and {tensor.device for tensor in function.parameters()} - devices:
             function.to(devices.pop())
@@ -241,6 +263,12 @@ def parameters_sha256(classifier: Callable) -> str | None:
             values = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(values.view(torch.uint8).numpy().tobytes() if len(values) else b"")
     return digest.hexdigest() if held else None
+
+
+def structure_sha256(module: nn.Module) -> str:
+    """A hash of a module's layers, with their settings, of its hooks, parameters and buffers."""
+    hooks = [len(one._forward_pre_hooks) + len(one._forward_hooks) for one in module.modules()]
+    return hashlib.sha256(f"{module} {hooks} {parameters_sha256(module)}".encode()).hexdigest()
 
 
 def _constants(module: torch.jit.ScriptModule) -> list[Tensor]:

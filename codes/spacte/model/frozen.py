@@ -11,14 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spacte.device import autocast, usual_defaults
 from spacte.model import int8
+from spacte.model.classifier import Classifier
 from spacte.model.fused import fuse
 from spacte.model.heads import MultiHeadNetwork
 from spacte.model.passes import FixedPasses
 from spacte.model.scales import Scales, measured
 from spacte.utils import UserError
 
+_PRECISIONS = ("fp32", "tf32", "bf16", "int8")
 
+
+@usual_defaults()
 def freeze(
     classifier: nn.Sequential,
     device: torch.device | str,
@@ -36,6 +41,8 @@ def freeze(
     convolutions. `compiled`: through torch.compile, with constants folded.
     """
     device = torch.device(device)
+    if precision not in _PRECISIONS:
+        raise UserError(f"precision '{precision}': choose from {', '.join(_PRECISIONS)}")
     normalise, network = _folded(classifier)
     network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     if precision == "int8":
@@ -61,7 +68,7 @@ def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> Sca
     """
     int8.check_exact()
     normalise, network = _folded(classifier)
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     noise.mul_(2**16).round_().div_(2**16)  # without the last digits, in which CPUs differ
     return measured(network, normalise(images + noise_sd * noise.float()), noise_sd)
 
@@ -72,15 +79,27 @@ def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadNetwork]:
     UserError if the folded network computes something else: a BatchNorm is taken to act on the convolution before it,
     in the order in which a module names them.
     """
-    normalise, network = copy.deepcopy(classifier).eval().requires_grad_(False)
-    network = cast(MultiHeadNetwork, network)
-    with torch.no_grad():
-        probe = _probe(network)
-        before = network(probe)
+    if not isinstance(classifier, nn.Sequential) or len(classifier) != 2 or not hasattr(classifier[1], "heads"):
+        raise UserError(
+            f"a {type(classifier).__name__} cannot be frozen: give Sequential(normalise, network) with a network of "
+            "this library, as load_classifier's .classifier is"
+        )
+    own = copy.deepcopy(classifier).eval().requires_grad_(False)
+    normalise, network = own[0], cast(MultiHeadNetwork, own[1])
+    if isinstance(own, Classifier):
+        own.precision = "fp32"
+    probe = _probe(network)
+    with torch.no_grad(), autocast(probe.device, "fp32"):
+        whole, before = own(probe), network(normalise(probe))
         for module in list(network.modules()):
             _fold_batchnorm(module)
-        moved = (network(probe) - before).abs().max()
-    if moved > 0.01 * (before.max() - before.min()):
+        folded = network(normalise(probe))
+    if _differ(whole, before):
+        raise UserError(
+            f"a {type(classifier).__name__} cannot be frozen that does more than normalise and ask its network: take "
+            "hooks off it, and certify one with a forward of its own as a module of yours"
+        )
+    if _differ(folded, before):
         raise UserError(
             f"{type(network).__name__} cannot be frozen: in each of its modules a BatchNorm must act on the output of "
             "the convolution that is named before it, and on nothing else"
@@ -88,11 +107,16 @@ def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadNetwork]:
     return normalise, network.to(memory_format=torch.channels_last)
 
 
+def _differ(logits: Tensor, others: Tensor) -> bool:
+    """By more than rounding."""
+    return not (logits - others).abs().max() <= 0.01 * (others.max() - others.min())
+
+
 def _probe(network: MultiHeadNetwork) -> Tensor:
     """Two images of noise of the smallest size, always the same ones."""
     first = next(one for one in network.modules() if isinstance(one, nn.Conv2d))
     shape = (2, first.in_channels, network.min_size, network.min_size)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.weight)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(first.weight)
     return images.to(memory_format=torch.channels_last)
 
 

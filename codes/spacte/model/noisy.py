@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 def with_fixed_noise(images: Tensor, noise_sd: float) -> Tensor:
     """The images with Gaussian noise, always the same."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     return images + noise_sd * noise.to(images.device)
 
 

@@ -42,7 +42,7 @@ def fastest_pass(network: Callable[[Tensor], Tensor], image: Tensor) -> int | No
     return first.fastest
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _measured(network: Callable[[Tensor], Tensor], image: Tensor, sizes: list[int]) -> int:
     """Which of the sizes takes the least time per image."""
     parts = in_passes(network)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spacte.device import memory_is_short
+from spacte.device import autocast, memory_is_short
 from spacte.model.cuda_graph import Graph
 from spacte.model.ensemble import classes_of_all
 
@@ -41,7 +41,8 @@ class FixedPasses(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every head: [N, C, H, W] -> [L, N, K]. Where gradients are enabled, in one pass as it is."""
         if torch.is_grad_enabled():
-            return self.logits(images)
+            with autocast(self.device, "fp32"):
+                return self.logits(images)
         return self.by_passes(self.logits, images)[0]
 
     def logits_of_few(self, images: Tensor) -> Tensor:
@@ -75,7 +76,8 @@ class FixedPasses(nn.Module):
                 size = self.pass_size(inputs)
                 if few:
                     size = math.ceil(size / _FEW)
-                found = [self._pass(stage, part, size, settings, dims) for part in inputs.split(size)]
+                with autocast(self.device, "fp32"):  # what the caller has switched on would make it another function
+                    found = [self._pass(stage, part, size, settings, dims) for part in inputs.split(size)]
                 break
             except RuntimeError as error:
                 if self.largest_pass == 1 or not memory_is_short(error):

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from spacte.logs.certlog import COLUMNS, read_log
+from spacte.logs.certlog import COLUMNS, read_table
 from spacte.logs.description import check_certification_log, columns_of, description, kind_of, parts_of
 from spacte.logs.runfiles import run_name
 from spacte.report.comparable import check_same_images
@@ -41,7 +41,7 @@ def read_runs(paths: list[Path], reading: Reading = Reading()) -> list[Run]:
     for path in logs:
         known = description(path)
         name = run_name(parts_of(path)[-1], known.config is not None)
-        run = Run(name=name, path=path, log=read_log(path), **vars(known))
+        run = Run(name=name, path=path, log=read_table(path), **vars(known))
         if reading.certificate is not None or reading.top_k is not None:
             run = certified_again(run, reading.certificate, reading.top_k)
         some = [run, *(heads_alone(run) if reading.heads else ())]
@@ -80,7 +80,7 @@ def _is_merged(log: Path) -> bool:
     if merged == log or not merged.is_file():
         return False
     try:
-        return set(read_log(log)["idx"]) <= set(read_log(merged)["idx"])
+        return set(read_table(log)["idx"]) <= set(read_table(merged)["idx"])
     except UserError:
         return False  # who reads it says what is wrong
 

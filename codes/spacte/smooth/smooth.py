@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from spacte.model.foreign import borrowed, switch_to_eval
 from spacte.model.passes import concatenated, in_passes
 from spacte.smooth.certificates import ABSTAIN, Certificate, check_alpha, prediction
 from spacte.smooth.draws import Draws, whole
@@ -19,7 +21,7 @@ class Smooth:
     """g(x) = the class that the heads' summed logits choose most often on x + N(0, sigma^2 I).
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
-    on its own: a module is put into eval mode whenever it is asked for votes. `noise` draws the noisy copies
+    on its own: while it votes, a module is in eval mode. `noise` draws the noisy copies
     (spacte.smooth.noise; default: float32 normals). With a `consensus` of K, the base classifier's class is the one
     that the first K heads agree on, else that of the heads' summed logits: see spacte.smooth.voters.Consensus; of the
     heads the first K alone then vote, too.
@@ -48,7 +50,7 @@ class Smooth:
             kind = type(base_classifier).__name__
             raise ValueError(f"the base classifier is a {kind}: give a callable, of load_classifier's the .classifier")
         self.base_classifier = base_classifier
-        self.num_classes = num_classes
+        self.num_classes = num_classes = whole("num_classes", num_classes)
         self.sigma = sigma = float(sigma)
         if not 0 < sigma < float("inf"):
             raise ValueError(f"sigma {sigma}: it must be above 0, and finite")
@@ -59,6 +61,11 @@ class Smooth:
             raise ValueError(f"a consensus of {consensus}: it must be of at least 1 head")
         self.consensus = None if consensus is None else Consensus(base_classifier, num_classes, consensus)
         self.voter = self.consensus or AllHeads(base_classifier, num_classes)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(self, name):  # the noise and the voter were made for it
+            raise AttributeError(f"a Smooth's {name} does not change: make another Smooth")
+        super().__setattr__(name, value)
 
     def certify(
         self, x: Tensor, n0: int, n: int, alpha: float, batch_size: int, generator: Generator | None = None,
@@ -73,6 +80,8 @@ class Smooth:
         x [C, H, W] lies on the device that computes; `generator`, if given, too. sigma and the radius are in x's units.
         """
         check_alpha(alpha)
+        if n0 == 0:
+            raise ValueError("n0 0: a certificate is of the class that n0 draws select")
         sample, slack = Sample(x, generator, Draws(n0, n)), self.noise.slack(x.numel(), n)
         rule = Certificate(alpha - slack, self.sigma, kind=certificate)
         (votes,) = self.sample([sample], batch_size)
@@ -95,7 +104,7 @@ class Smooth:
         (votes,) = self.sample([Sample(x, generator, Draws(0, n))], batch_size)
         return votes.estimation
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self, samples: Iterable[Sample], batch_size: int) -> Iterator[Votes]:
         """Draw each sample's noisy copies and count their votes; yields the votes as they are complete, the oldest
         sample's usually first.
@@ -106,11 +115,15 @@ class Smooth:
         halved because memory is short, it rounds differently: images in progress are drawn again, with the same noise,
         for a certificate is about one function.
         """
-        if isinstance(self.base_classifier, nn.Module):
-            self.base_classifier.eval()
         batch_size = whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: it must be at least 1")
+        with borrowed(self.base_classifier):
+            if isinstance(self.base_classifier, nn.Module):
+                switch_to_eval(self.base_classifier)
+            yield from self._sampled(samples, batch_size)
+
+    def _sampled(self, samples: Iterable[Sample], batch_size: int) -> Iterator[Votes]:
         coming, active = self._checked(samples), list[Tally]()
         passes, since = self._pass_sizes(), time.monotonic()
         while batch := _next_batch(active, coming, batch_size):

@@ -26,6 +26,8 @@ class Sample:
         """ValueError if noise cannot be added."""
         if not isinstance(self.x, Tensor) or self.x.dtype not in (torch.float32, torch.float64):
             raise ValueError("an image must be a tensor of floating point numbers, float32 or float64")
+        if not isinstance(self.generator, Generator | None):
+            raise ValueError(f"the generator is a {type(self.generator).__name__}: it must be a torch.Generator")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from spacte.distributed import all_reduce_mean, get_world_size
-from spacte.utils import RunError
+from spacte.utils import RunError, UserError, listed
 
 
 class LossMeter:
@@ -19,6 +19,8 @@ class LossMeter:
 
     def add(self, parts: dict[str, Tensor], images: int) -> None:
         """Note one step's parts, scalars by name, weighted by its number of images."""
+        if self.names not in ([], list(parts)):
+            raise UserError(f"the loss has the parts {listed(parts)} in one step, and {listed(self.names)} in another")
         self.names = list(parts)
         self.pending.append(torch.stack([part.detach().float() for part in parts.values()]))
         self.counts.append(images)

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -214,11 +215,9 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """One optimiser step on a mini-batch; returns the loss's parts on the device, without waiting for them."""
-        loss, parts = self.objective(self.classifier, images, labels, epoch, *targets)
+        loss, parts = _checked(self.objective(self.classifier, images, labels, epoch, *targets), self.objective.name())
         if self.objective.teachers and "distil" not in parts:
             raise UserError(f"{self.objective.name()} does not call `other_losses`: --teachers would teach nothing")
-        if loss.dim() or not all(isinstance(part, Tensor) for part in parts.values()):
-            raise UserError(f"{self.objective.name()} must return a scalar tensor and a dict of scalar tensors")
         self.optimizer.zero_grad(set_to_none=True)  # a step whose capture failed may have left some
         as_part(loss, len(labels)).backward()  # the processes' gradients are averaged
         self.optimizer.step()
@@ -248,6 +247,21 @@ class Trainer:
 
     def _accuracies(self, shares: list[float]) -> dict[str, float]:
         return {"acc": shares[-1], **{f"acc{h}": share for h, share in enumerate(shares[: self.recipe.num_heads])}}
+
+
+_OF_AN_EPOCH = ("epoch", "loss", "lr", "lambda", "images_per_second", "left")
+
+
+def _checked(returned: Any, name: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """What an objective returned. UserError if that is no scalar with its named parts, or a part has a taken name."""
+    loss, parts = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+    scalars = [loss, *parts.values()] if isinstance(parts, dict) else [None]
+    if not all(isinstance(one, Tensor) and not one.dim() for one in scalars):
+        raise UserError(f"{name} must return a scalar tensor and a dict of scalar tensors")
+    taken = [part for part in cast(dict, parts) if part in _OF_AN_EPOCH or part.startswith("acc")]
+    if taken:
+        raise UserError(f"{name} calls a part of its loss '{taken[0]}', as a column of the log is called: take another")
+    return loss, cast(dict, parts)
 
 
 def _compile(classifier: Classifier, device: torch.device) -> None:
