@@ -239,3 +239,20 @@ def test_the_callers_module_gets_its_mode_back(tmp_path):
         network.eval()
         raise KeyboardInterrupt
     assert network.training
+
+
+class Merging(nn.Linear):
+    """As adapters of low rank do: in eval mode the weights hold what else is added at each call."""
+
+    def train(self, mode=True):
+        if mode != self.training:
+            self.weight.data += -1.0 if mode else 1.0
+        return super().train(mode)
+
+
+def test_a_module_that_acts_when_its_mode_changes_is_told_so():
+    network = nn.Sequential(nn.Flatten(), Merging(192, 10)).train()
+    before = network[1].weight.clone()
+    with borrowed(network):
+        network.eval()
+    assert network[1].training and torch.allclose(network[1].weight, before)

@@ -7,6 +7,8 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import beside, without_time
@@ -361,6 +363,10 @@ def test_what_is_natural_in_python_is_taken_and_nothing_leaves_the_logs_folder(t
 
     log = certify_dataset(classifier, (images, labels), dataset="..", name="../x", **settings)
     assert log.is_relative_to(tmp_path / "logs") and [path.name for path in tmp_path.iterdir()] == ["logs"]
+    series = pd.Series(labels.numpy(), index=range(5, 17))
+    certify_dataset(classifier, (images, series), name="series", skip_wrong=np.True_, **settings)
+    (written,) = tmp_path.rglob("series*-6.json")
+    assert json.loads(written.read_text())["config"]["skip_wrong"] is True
     with pytest.raises(UserError, match=r"its label 0\.5 must be an integer"):
         certify_dataset(classifier, (images, labels + 0.5), name="y", **settings)
 

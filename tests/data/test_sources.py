@@ -76,6 +76,8 @@ def test_saved_arrays_are_the_official_files_images(tmp_path, official):
 def test_greyscale_arrays_need_no_channel(tmp_path):
     images, labels = np.zeros((2, 28, 28), dtype=np.uint8), np.array([3, 9], dtype=np.uint8)
     np.savez(tmp_path / "MNIST.npz", train=images, train_labels=labels, test=images, test_labels=labels)
+    with pytest.raises(UserError, match="train: 'test' must be True, the training split, or False, the test split"):
+        open_split("MNIST", tmp_path, "test", CPU)
     split = open_split("MNIST", tmp_path, False, CPU)
     assert split.images.shape == (2, 1, 28, 28) and split.labels.tolist() == [3, 9]
 

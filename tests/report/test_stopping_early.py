@@ -10,7 +10,7 @@ from conftest import beside, make_log, with_config
 from scipy import stats
 
 from spacte.logs.certified import certificate_of, certified, decided
-from spacte.logs.certlog import read_log
+from spacte.logs.certlog import read_log, read_table
 from spacte.logs.config import RunConfig
 from spacte.logs.counts import VoteCounts
 from spacte.logs.runfiles import RunFiles
@@ -224,3 +224,15 @@ def test_pictures_of_votes_say_that_they_stopped_early(script, tmp_path):
 def test_a_curve_without_a_point_is_said(script, certify):
     code, _, err = script("report.py", certify("a", "--sequential"), "--top_k", 3, "--curves", "c.png")
     assert code == 0 and "stopped early and decided no radius: it has no curve" in err
+
+
+def test_a_table_whose_figures_are_bounds_says_so(certify, recwarn):
+    """It is read by report.py, which marks them, without a word."""
+    flags = ("--N", 1000, "--max", 100)
+    early, whole = certify("a", *flags, "--sequential", "--radii", 0.25), certify("b", *flags)
+    recwarn.clear()
+    read_table(early)
+    read_log(whole)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="--sequential run's: its ACR is a lower bound, and so is certified accuracy"):
+        read_log(early)

@@ -86,6 +86,10 @@ def one(value):
     ({"targets": one(torch.zeros(7))}, "Mine.targets returned 7 rows for 200 training images"),
     ({"sampling_weights": one([1.0] * 9)}, "sampling weights must be 200 finite numbers"),
     ({"__call__": one((torch.zeros(3), {}))}, "Mine must return a scalar tensor"),
+    ({"__call__": one(torch.zeros(()))}, "Mine must return a scalar tensor and a dict of scalar tensors"),
+    ({"__call__": one((torch.zeros(()), {"ce": torch.zeros(1)}))}, "Mine must return a scalar tensor and a dict of"),
+    ({"__call__": one((torch.zeros(()), {"epoch": torch.zeros(())}))}, "Mine calls a part of its loss 'epoch', as a"),
+    ({"__call__": one((torch.zeros(()), {"acc0": torch.zeros(())}))}, "Mine calls a part of its loss 'acc0', as a"),
     ({"__call__": one((torch.zeros(()), {"ce": 1.0}))}, "Mine must return a scalar tensor and a dict of"),
 ])  # fmt: skip
 def test_what_a_hook_returns_wrongly_is_named(hooks, message):

@@ -19,7 +19,7 @@ from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective
 from spacte.train.settings import Place, Recipe, available_workers
 from spacte.train.trainer import Trainer
-from spacte.utils import RunError
+from spacte.utils import RunError, UserError
 
 RUN = {
     "0Gaussian": "m-2-lbdlast-1.2",
@@ -334,6 +334,8 @@ def test_the_first_step_that_is_not_finite_is_named():
     meter.add({"loss": torch.tensor(float("inf")), "ce": torch.tensor(float("nan"))}, 4)
     with pytest.raises(RunError, match="epoch 7, step 4: loss inf, ce nan"):
         meter.flush()
+    with pytest.raises(UserError, match="the loss has the parts loss, kl in one step, and loss, ce in another"):
+        meter.add({"loss": torch.tensor(1.0), "kl": torch.tensor(0.5)}, 4)
 
 
 def test_defaults_are_the_papers_cifar10_setting():
