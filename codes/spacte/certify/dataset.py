@@ -47,7 +47,7 @@ def certify_dataset(
 
     `classifier`: a module or callable, images [N, C, H, W] -> logits [N, K] or [L, N, K], each image on its own (a spot
     check comes first), or what `load_classifier` returned, or a list of these: their ensemble. A module gets its mode
-    and device back.
+    and device back, and torch's settings of precision stay the caller's.
     `data`: a torch Dataset whose items are an image and its label, or (images, labels). Images are uint8, which become
     value / `levels` (255, or what the checkpoint says), or floating point; those of a checkpoint are [C, H, W] in
     [0, 1]. Another classifier's may have any shape and range (signals [S], embeddings, rows of a table): sigma and
