@@ -1,12 +1,16 @@
 """Which GPU a process takes, what a precision's name stands for, when memory is short; no GPU is needed for any."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from children import Children
+from conftest import CODES
 
 from spacte import cli
 from spacte.device import arithmetic, memory_is_short, select_device, select_precision
@@ -49,6 +53,34 @@ def test_what_was_set_before_by_newer_names_does_not_hold_beside_a_precision(new
     }  # fmt: skip
     assert arithmetic()["cudnn_allow_tf32"] is False and arithmetic()["float32_matmul_precision"] == "highest"
     assert "tf32" not in (torch.backends.cudnn.conv.fp32_precision, torch.backends.mkldnn.conv.fp32_precision)
+
+
+SET_BEFORE = """
+import torch
+from spacte.device import arithmetic_kept, select_device, select_precision
+
+backends = torch.backends
+{}
+every = [backends, backends.cudnn, backends.mkldnn, backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+every += [backends.mkldnn.conv, backends.mkldnn.matmul, backends.mkldnn.rnn]
+before = [one.fp32_precision for one in every], backends.cudnn.benchmark
+with arithmetic_kept():
+    select_precision("fp32", select_device("cpu"))
+assert ([one.fp32_precision for one in every], backends.cudnn.benchmark) == before
+"""
+
+
+@pytest.mark.parametrize("setting", [
+    "", "backends.cudnn.benchmark = True", "torch.set_float32_matmul_precision('high')",
+    "backends.cudnn.allow_tf32 = False", "backends.fp32_precision = 'tf32'",
+    "backends.cuda.matmul.fp32_precision = 'tf32'", "backends.cudnn.conv.fp32_precision = 'ieee'",
+    "backends.mkldnn.matmul.fp32_precision = 'bf16'",
+])  # fmt: skip
+def test_a_callers_arithmetic_is_kept(setting):
+    """In a process of its own, whose settings they are."""
+    environment = os.environ | {"PYTHONPATH": str(CODES)}
+    done = subprocess.run([sys.executable, "-c", SET_BEFORE.format(setting)], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_tf32_is_a_gpus():

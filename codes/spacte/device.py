@@ -192,9 +192,18 @@ def usual_defaults() -> Iterator[None]:
 
 @contextlib.contextmanager
 def arithmetic_kept() -> Iterator[None]:
-    """At its end torch's settings that `select_device` and `select_precision` change are as they were."""
+    """At its end torch's settings of precision and of cuDNN, which `select_device` and `select_precision` change, are
+    as they were.
+    """
     backends: Any = torch.backends
-    newer = backends, backends.cudnn, backends.mkldnn.conv
+    newer = [backends, backends.cudnn, backends.mkldnn, backends.cuda.matmul]  # each before those that follow it
+    newer += [
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.conv,
+        backends.mkldnn.matmul,
+        backends.mkldnn.rnn,
+    ]
     before, kept = arithmetic(), [one.fp32_precision for one in newer]
     try:
         yield

@@ -72,7 +72,7 @@ def test_a_log_is_not_another_functions_with_the_same_parameters(digits, tmp_pat
     certify_dataset(lambda x: network(x + 1e-4), digits, max=100, **own)
     written = log.with_suffix(".json")
     noted = json.loads(written.read_text())
-    assert len(noted["config"].pop("answers")) == 64
+    assert len(noted["config"].pop("answers")) == 96
     written.write_text(json.dumps(noted))
     certify_dataset(lambda x: -network(x), digits, max=100, **own)
 
@@ -200,7 +200,7 @@ def stops(images):
         ({"data": (torch.full((4, 1, 8, 8), torch.inf), torch.arange(4))}, "image 0 has values that are not finite"),
         ({"data": (torch.rand(4), torch.arange(4))}, r"its image is a Tensor of shape \[\], not real values of one"),
         ({"levels": 0}, "levels: 0 must be an integer of at least 1"),
-        ({"data": Augmented()}, "image 0 differs each time it is read: switch the data's augmentation off"),
+        ({"data": Augmented()}, "item 0 differs each time it is read: switch the data's augmentation off"),
         ({"data": []}, "the data are empty"),
         (
             {"data": (torch.full((4, 1, 8, 8), 17, dtype=torch.uint8), torch.arange(4)), "levels": 16},
@@ -249,7 +249,7 @@ def test_an_image_that_changes_when_it_is_read_again_ends_the_run(digits, tmp_pa
             times.extend([idx] * (idx == 210))
             return (image.flip(-1) if idx == 210 and len(times) % 2 == 0 else image), label
 
-    with pytest.raises(UserError, match="image 210 differs each time it is read: switch the data's augmentation off"):
+    with pytest.raises(UserError, match="item 210 differs each time it is read: switch the data's augmentation off"):
         certify_dataset(linear(), Mirrored(*digits), noise_sd=0.5, num_classes=10, **SETTINGS)
     (log,) = tmp_path.rglob("*skip-30.log")
     rows = read_log(log)["idx"].tolist()

@@ -325,7 +325,7 @@ class PreActivation(torch.nn.Module):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda one: one.register_forward_pre_hook(lambda module, inputs: (1 - inputs[0],)), "take hooks off it"),
+        (lambda one: one.register_forward_pre_hook(lambda module, inputs: (1 - inputs[0],)), "remove its hooks"),
         (lambda one: one.network, "a CifarResNetMultiHead cannot be frozen: give Sequential"),
         (lambda one: freeze(one, CPU), "a Frozen cannot be frozen"),
     ],

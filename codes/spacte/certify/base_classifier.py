@@ -17,7 +17,7 @@ from spacte.device import arithmetic, usual_batch
 from spacte.distributed import broadcast_object, is_main_process
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
-from spacte.model.foreign import Foreign, parameters_sha256, structure_sha256
+from spacte.model.foreign import Foreign, parameters_sha256
 from spacte.model.frozen import freeze, scales_of
 from spacte.model.members import NetworkEnsemble
 from spacte.model.noisy import with_fixed_noise
@@ -100,11 +100,7 @@ def of_checkpoints(
     no images to measure its scales on.
     """
     for network in networks:
-        if structure_sha256(network.classifier) != network.classifier_sha256:
-            raise UserError(
-                f"'{network.path}': the classifier has changed since it was loaded; load it again, or certify what it "
-                "is now as a module of your own, its .classifier"
-            )
+        network.check_unchanged()
     networks = [_examined(network, split, config.noise_sd) for network in networks]
     batch_size = computing.batch_size(split)
     scales = list[Scales | None]([None] * len(networks))

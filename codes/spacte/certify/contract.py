@@ -66,15 +66,15 @@ def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Ten
 
 
 def answers(logits: Tensor) -> tuple[float, ...]:
-    """What tells the classifier from another one with the same parameters: two numbers for each image.
+    """What tells the classifier from another one with the same parameters: three numbers for each image.
 
-    Each is the sum of the logits [L, N, K] of an image with fixed signs, over their norm: about 1 in size, and another
-    function's differ by as much.
+    Each is the sum of the logits [L, N, K] of an image with fixed signs, over their norm in the mean over the images:
+    about 1 in size.
     """
     of_each = logits.transpose(0, 1).flatten(1).double().cpu()  # [N, L K]
-    drawn = torch.randint(0, 2, (of_each.shape[1], 2), device="cpu", generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(0, 2, (of_each.shape[1], 3), device="cpu", generator=torch.Generator().manual_seed(0))
     signs = drawn.double() * 2 - 1
-    found = of_each @ signs / of_each.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    found = of_each @ signs / of_each.square().sum(1).mean().sqrt().clamp(min=1e-30)
     return tuple(round(value, 4) for value in found.flatten().tolist())
 
 

@@ -18,7 +18,7 @@ from spacte.certify.run_settings import RunSettings
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.indexed import Indexed, read_item
 from spacte.data.spec import DataSpec
-from spacte.device import arithmetic_kept
+from spacte.device import arithmetic_kept, usual_defaults
 from spacte.distributed import init_distributed
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
@@ -90,6 +90,7 @@ def _warn_of_range(split: Indexed) -> None:
         )
 
 
+@usual_defaults()
 def _dataset(data: Any) -> Any:
     """The data as something that is indexed, item by item. UserError if they are not."""
     legal = "it must be (images, labels), two tensors or arrays of one length; other items are given as a list of pairs"

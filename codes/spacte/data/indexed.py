@@ -37,6 +37,11 @@ class Indexed(Split):
         return len(self.dataset)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, int]:
+        image, label, _ = self._item(idx)
+        return image.to(self.device), label
+
+    def _item(self, idx: int) -> tuple[Tensor, int, bytes]:
+        """An item as it is to be, and its bytes."""
         image, label = read_item(self.dataset, idx)
         if image.dtype == torch.uint8 and int(image.max()) > self.spec.levels:
             raise UserError(
@@ -60,23 +65,20 @@ class Indexed(Split):
             raise UserError(
                 f"{self.spec.name}: image {idx} has label {label}: it must lie in 0..{self.spec.num_classes - 1}"
             )
-        content = hashlib.sha256(_bytes(image, label)).digest()
-        if self._read.setdefault(idx, content) != content:
+        content = image.cpu().numpy().tobytes() + f" {label}\n".encode()
+        digest = hashlib.sha256(content).digest()
+        if self._read.setdefault(idx, digest) != digest:
             raise UserError(
-                f"{self.spec.name}: image {idx} differs each time it is read: switch the data's augmentation off"
+                f"{self.spec.name}: item {idx} differs each time it is read: switch the data's augmentation off"
             )
-        return image.to(self.device), label
+        return image, label, content
 
     def fingerprint(self) -> str:
-        """See Split; every image is read once."""
+        """See Split; every item is read."""
         content = hashlib.sha256()
         for idx in range(len(self)):
-            content.update(_bytes(*self[idx]))
+            content.update(self._item(idx)[2])
         return content.hexdigest()
-
-
-def _bytes(image: Tensor, label: int) -> bytes:
-    return image.cpu().numpy().tobytes() + f" {label}\n".encode()
 
 
 def read_item(dataset: Any, idx: int) -> tuple[Tensor, int]:

@@ -218,7 +218,7 @@ class RunConfig:
             names = [name for name in names if name in _needed_for(needed)]
         differing = [name for name in names if name != "answers" and there.get(name) != here.get(name)]
         said = [f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in differing]
-        if "answers" in names and not _are_alike(self.answers, other.answers, _ROUNDING.get(self.precision, 0.03)):
+        if "answers" in names and not _are_alike(self.answers, other.answers, _ROUNDING.get(self.precision, 0.05)):
             said.append("answers (other logits there than here on the same noisy images)")
         return ", ".join(said)
 
@@ -229,11 +229,11 @@ class RunConfig:
         return values
 
 
-_ROUNDING = {"fp32": 0.003, "tf32": 0.01}  # what devices and batches of other sizes may change in answers; else bf16
+_ROUNDING = {"fp32": 0.01}  # what devices and batches of other sizes may change in answers; a bf16 network's by .015
 
 
 def _are_alike(answers: tuple[float, ...] | None, others: tuple[float, ...] | None, rounding: float) -> bool:
-    """Whether they are one function's; unknown ones, and those of older versions, which are fewer, are taken to be."""
+    """Whether they are one function's. Unknown ones are taken to be, and another number, as older versions had."""
     if answers is None or others is None or len(answers) != len(others):
         return True
     return all(abs(a - b) <= rounding for a, b in zip(answers, others, strict=True))

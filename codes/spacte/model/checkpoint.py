@@ -72,8 +72,17 @@ class Loaded:
             raise UserError("scales are measured on images in [0, 1], floating point")
         return replace(self, scales=scales_of(self.classifier, images.float(), noise_sd))
 
+    def check_unchanged(self) -> None:
+        """UserError if the classifier is not the one that was loaded."""
+        if structure_sha256(self.classifier) != self.classifier_sha256:
+            raise UserError(
+                f"'{self.path}': the classifier has changed since it was loaded; load it again, or certify what it is "
+                "now as a module of your own, its .classifier"
+            )
+
     def normalised_by(self, name: str) -> "Loaded":
         """The same with the normalisation `name` before the network."""
+        self.check_unchanged()
         with usual_defaults():
             classifier = Classifier(normalisation(name, self.spec), self.classifier.network).eval()
         known = name_of(constants(name, self.spec), self.spec)

@@ -12,6 +12,7 @@ import inspect
 import json
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -32,7 +33,7 @@ class Foreign(FixedPasses):
 
     A module is moved to the device and put into eval mode if it is not there already; another callable has its networks
     where it wants, and finds its images on the device. `precision` "bf16" is torch.autocast. With `copies` it gets
-    images of its own, in which it may compute.
+    images of its own, in which it may compute. `compiled` makes torch forget all that the process has compiled.
     """
 
     def __init__(self, function: Callable, device: torch.device, precision: str, batch_size: int, compiled: bool):
@@ -96,38 +97,52 @@ def switch_to_eval(module: nn.Module) -> None:
             module.eval()
 
 
-_LENT: dict[int, int] = {}  # modules that get another mode back, by id: the thread that uses them
+class _Lent:
+    """How a module was before it was borrowed first, and by how many it is."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.borrowers = module, 0
+        self.modes = [(one, one.training) for one in module.modules() if hasattr(one, "training")]
+        self.devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+
+    def give_back(self) -> None:
+        """Its mode and its device."""
+        for one, mode in self.modes:  # a module before its parts: some merge weights when the mode changes
+            if one.training != mode:
+                try:
+                    one.train(mode)
+                except Exception as error:  # a user's, or an exported program's
+                    warnings.warn(f"a module did not go back into its mode: {failure(error)}", stacklevel=2)
+                one.training = mode
+        if len(self.devices) == 1 and {tensor.device for tensor in self.module.parameters()} - self.devices:
+            self.module.to(self.devices.pop())
+
+
+_LENT: dict[int, _Lent] = {}
+_LENDING = threading.Lock()
 
 
 @contextlib.contextmanager
 def borrowed(function: object) -> Iterator[None]:
     """A module of the caller's gets back its mode and its device at the end; another callable is left alone.
 
-    Raises UserError where another thread will give it a mode back meanwhile.
+    Of several calls that overlap, in threads say, the last gives them back. A module within another one counts as its
+    own: two that share it may change it under each other.
     """
     if not isinstance(function, nn.Module):
         yield
         return
-    modes = [(one, one.training) for one in function.modules() if hasattr(one, "training")]
-    devices = {tensor.device for tensor in (*function.parameters(), *function.buffers())}
-    this = threading.get_ident()
-    if _LENT.get(id(function), this) != this:
-        raise UserError("another thread certifies this module, which was in train mode: give each a copy of its own")
-    lent = id(function) not in _LENT and any(mode for _, mode in modes)
-    if lent:
-        _LENT[id(function)] = this
+    with _LENDING:
+        lent = _LENT.setdefault(id(function), _Lent(function))
+        lent.borrowers += 1
     try:
         yield
     finally:
-        if lent:
-            del _LENT[id(function)]
-        for one, mode in modes:  # a module before its parts: some merge weights when the mode changes
-            if one.training != mode:
-                with contextlib.suppress(NotImplementedError):
-                    one.train(mode)
-                one.training = mode
-        if len(devices) == 1 and {tensor.device for tensor in function.parameters()} - devices:
-            function.to(devices.pop())
+        with _LENDING:
+            lent.borrowers -= 1
+            if not lent.borrowers:
+                del _LENT[id(function)]
+                lent.give_back()
 
 
 _LEGAL = "logits, floating point, [N, K] or [L, N, K] for N images"
@@ -266,8 +281,10 @@ def parameters_sha256(classifier: Callable) -> str | None:
 
 
 def structure_sha256(module: nn.Module) -> str:
-    """A hash of a module's layers, with their settings, of its hooks, parameters and buffers."""
-    hooks = [len(one._forward_pre_hooks) + len(one._forward_hooks) for one in module.modules()]
+    """A hash of a module's layers, with their settings, of how many hooks they have, of parameters and buffers."""
+    hooks = [
+        len(one._forward_pre_hooks) + len(one._forward_hooks) + ("forward" in vars(one)) for one in module.modules()
+    ]
     return hashlib.sha256(f"{module} {hooks} {parameters_sha256(module)}".encode()).hexdigest()
 
 

@@ -94,10 +94,12 @@ def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadNetwork]:
         for module in list(network.modules()):
             _fold_batchnorm(module)
         folded = network(normalise(probe))
+    if not whole.isfinite().all():
+        raise UserError("the network's logits are not finite on noise: has its training diverged?")
     if _differ(whole, before):
         raise UserError(
-            f"a {type(classifier).__name__} cannot be frozen that does more than normalise and ask its network: take "
-            "hooks off it, and certify one with a forward of its own as a module of yours"
+            f"a {type(classifier).__name__} cannot be frozen if it does more than normalise and call its network: "
+            "remove its hooks; one with a forward of its own is certified as a module of your own"
         )
     if _differ(folded, before):
         raise UserError(
@@ -109,7 +111,7 @@ def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadNetwork]:
 
 def _differ(logits: Tensor, others: Tensor) -> bool:
     """By more than rounding."""
-    return not (logits - others).abs().max() <= 0.01 * (others.max() - others.min())
+    return bool((logits - others).abs().max() > 0.01 * (others.max() - others.min()))
 
 
 def _probe(network: MultiHeadNetwork) -> Tensor:

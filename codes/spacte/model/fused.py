@@ -37,10 +37,10 @@ def fuse(network: MultiHeadNetwork, widen: bool, probe: Tensor) -> None:
             if isinstance(module, BasicBlock | Bottleneck):
                 setattr(parent, name, _FusedBlock(module, widen))
     wrong = _what_is_wrong(network, probe, expected)
+    for module in network.modules():
+        if isinstance(module, _FusedConvolution):
+            module.has_kernel = wrong is None  # whatever cuDNN has for the probe's shape
     if wrong:
-        for module in network.modules():
-            if isinstance(module, _FusedConvolution):
-                module.has_kernel = False
         warnings.warn(f"all convolutions run unfused, slower, because cuDNN's fused ones {wrong}", stacklevel=2)
 
 

@@ -171,7 +171,7 @@ def _replayed(stage: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor
                         raise
                     eager = True
                     why = str(error).partition("\n")[0]
-                    warnings.warn(f"no pass becomes a CUDA graph, which slows certification down: {why}", stacklevel=2)
+                    warnings.warn(f"a pass that cannot become a CUDA graph runs as it is, slower: {why}", stacklevel=2)
                     return found
             return tuple(one.clone() for one in graph(inputs))
 

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from spacte.model.foreign import borrowed, switch_to_eval
+from spacte.model.foreign import switch_to_eval
 from spacte.model.passes import concatenated, in_passes
 from spacte.smooth.certificates import ABSTAIN, Certificate, check_alpha, prediction
 from spacte.smooth.draws import Draws, whole
@@ -21,7 +21,7 @@ class Smooth:
     """g(x) = the class that the heads' summed logits choose most often on x + N(0, sigma^2 I).
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
-    on its own: while it votes, a module is in eval mode. `noise` draws the noisy copies
+    on its own: a module is put into eval mode when it votes. `noise` draws the noisy copies
     (spacte.smooth.noise; default: float32 normals). With a `consensus` of K, the base classifier's class is the one
     that the first K heads agree on, else that of the heads' summed logits: see spacte.smooth.voters.Consensus; of the
     heads the first K alone then vote, too.
@@ -61,9 +61,11 @@ class Smooth:
             raise ValueError(f"a consensus of {consensus}: it must be of at least 1 head")
         self.consensus = None if consensus is None else Consensus(base_classifier, num_classes, consensus)
         self.voter = self.consensus or AllHeads(base_classifier, num_classes)
+        own = isinstance(base_classifier, nn.Module) and not in_passes(base_classifier)  # of the caller's
+        self._module = cast(nn.Module, base_classifier) if own else None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if hasattr(self, name):  # the noise and the voter were made for it
+        if name in vars(self):  # the noise and the voter were made for it
             raise AttributeError(f"a Smooth's {name} does not change: make another Smooth")
         super().__setattr__(name, value)
 
@@ -118,16 +120,14 @@ class Smooth:
         batch_size = whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: it must be at least 1")
-        with borrowed(self.base_classifier):
-            if isinstance(self.base_classifier, nn.Module):
-                switch_to_eval(self.base_classifier)
-            yield from self._sampled(samples, batch_size)
-
-    def _sampled(self, samples: Iterable[Sample], batch_size: int) -> Iterator[Votes]:
+        if self._module is not None:
+            switch_to_eval(self._module)
         coming, active = self._checked(samples), list[Tally]()
         passes, since = self._pass_sizes(), time.monotonic()
         while batch := _next_batch(active, coming, batch_size):
             sizes = [tally.wanted for tally in batch]
+            if self._module is not None and self._module.training:  # the caller has trained it on meanwhile
+                switch_to_eval(self._module)
             copies = [self.noise(tally.sample.x, tally.wanted, tally.sample.generator) for tally in batch]
             classes = self.voter(concatenated(copies, 0))
             for tally, counts in zip(batch, count(classes, sizes, self.num_classes), strict=True):
