@@ -9,6 +9,8 @@ import torch
 from conftest import golden
 from scipy import special, stats
 
+from spacte.model import build_classifier
+from spacte.model.frozen import freeze
 from spacte.model.passes import FixedPasses
 from spacte.smooth import certificates
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
@@ -62,10 +64,13 @@ def test_what_a_smoothed_classifier_was_made_of_does_not_change(name):
         setattr(smooth, name, 1.0)
 
 
-def test_a_module_votes_in_eval_mode_although_it_is_trained_on():
+@pytest.mark.parametrize(
+    ("behind", "classes"), [(torch.nn.Flatten(), 64), (freeze(build_classifier("R8", "digits", 1), "cpu"), 10)]
+)
+def test_a_module_votes_in_eval_mode_although_it_is_trained_on(behind, classes):
     """Else BatchNorm would make its answers depend on their batch, and keep what it has seen."""
-    module = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.5), torch.nn.Flatten())
-    smooth, x = Smooth(module, 64, 0.5), torch.full((1, 8, 8), 0.5)
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.5), behind)
+    smooth, x = Smooth(module, classes, 0.5), torch.full((1, 8, 8), 0.5)
     expected = smooth.count_votes(x, 200, 50, torch.Generator().manual_seed(0))
     module.train()
     (votes,) = smooth.sample([Sample(x, torch.Generator().manual_seed(0), Draws(0, 200))], 50)

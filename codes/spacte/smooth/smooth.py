@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from spacte.model.foreign import switch_to_eval
-from spacte.model.passes import concatenated, in_passes
+from spacte.model.members import NetworkEnsemble
+from spacte.model.passes import FixedPasses, concatenated, in_passes
 from spacte.smooth.certificates import ABSTAIN, Certificate, check_alpha, prediction
 from spacte.smooth.draws import Draws, whole
 from spacte.smooth.noise import GaussianNoise, Noise
@@ -61,8 +62,8 @@ class Smooth:
             raise ValueError(f"a consensus of {consensus}: it must be of at least 1 head")
         self.consensus = None if consensus is None else Consensus(base_classifier, num_classes, consensus)
         self.voter = self.consensus or AllHeads(base_classifier, num_classes)
-        own = isinstance(base_classifier, nn.Module) and not in_passes(base_classifier)  # of the caller's
-        self._module = cast(nn.Module, base_classifier) if own else None
+        ours = isinstance(base_classifier, FixedPasses | NetworkEnsemble)  # the same in either mode
+        self._module = base_classifier if isinstance(base_classifier, nn.Module) and not ours else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self):  # the noise and the voter were made for it
