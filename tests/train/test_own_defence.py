@@ -84,7 +84,9 @@ def one(value):
 @pytest.mark.parametrize(("hooks", "message"), [
     ({"mini_batches": one(0)}, "Mine.mini_batches returned 0"),
     ({"targets": one(torch.zeros(7))}, "Mine.targets returned 7 rows for 200 training images"),
+    ({"targets": one([0.0] * 200)}, "Mine.targets returned a list, not a tensor"),
     ({"sampling_weights": one([1.0] * 9)}, "sampling weights must be 200 finite numbers"),
+    ({"sampling_weights": one(torch.ones(200, 1))}, "sampling weights must be 200 finite numbers"),
     ({"__call__": one((torch.zeros(3), {}))}, "Mine must return a scalar tensor"),
     ({"__call__": one(torch.zeros(()))}, "Mine must return a scalar tensor and a dict of scalar tensors"),
     ({"__call__": one((torch.zeros(()), {"ce": torch.zeros(1)}))}, "Mine must return a scalar tensor and a dict of"),

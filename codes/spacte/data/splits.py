@@ -104,7 +104,7 @@ class BatchedSplit(Split):
             indices = torch.randperm(len(self), generator=order)
         else:
             weights = torch.as_tensor(weights)
-            if len(weights) != len(self) or not weights.isfinite().all() or weights.min() < 0 or weights.max() == 0:
+            if weights.shape != (len(self),) or not weights.isfinite().all() or weights.min() < 0 or weights.max() == 0:
                 raise UserError(f"sampling weights must be {len(self)} finite numbers of at least 0, not all 0")
             indices = torch.multinomial(weights.double().cpu(), len(self), replacement=True, generator=order)
         chunks = indices.split(batch_size)[: self.num_batches(batch_size, smallest)]

@@ -121,6 +121,8 @@ class Trainer:
         """Ask the objective for its targets; nothing that this draws moves the training's draws."""
         with draws_kept(self.device):
             self.targets = self.objective.targets(self.train_split)
+        if self.targets is not None and not isinstance(self.targets, Tensor):
+            raise UserError(f"{self.objective.name()}.targets returned a {type(self.targets).__name__}, not a tensor")
         if self.targets is not None and len(self.targets) != len(self.train_split):
             found, images = len(self.targets), len(self.train_split)
             raise UserError(f"{self.objective.name()}.targets returned {found} rows for {images} training images")
