@@ -197,13 +197,8 @@ def arithmetic_kept() -> Iterator[None]:
     """
     backends: Any = torch.backends
     newer = [backends, backends.cudnn, backends.mkldnn, backends.cuda.matmul]  # each before those that follow it
-    newer += [
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.mkldnn.conv,
-        backends.mkldnn.matmul,
-        backends.mkldnn.rnn,
-    ]
+    newer += [backends.cudnn.conv, backends.cudnn.rnn]
+    newer += [backends.mkldnn.conv, backends.mkldnn.matmul, backends.mkldnn.rnn]
     before, kept = arithmetic(), [one.fp32_precision for one in newer]
     try:
         yield

@@ -9,7 +9,9 @@ from torch.nn.utils import weight_norm
 from spacte import certify_dataset
 from spacte.certify.contract import answers, check_contract
 from spacte.logs.certlog import read_log
-from spacte.model.foreign import Foreign, borrowed, parameters_sha256
+from spacte.model.foreign import Foreign
+from spacte.model.identity import parameters_sha256
+from spacte.model.modes import borrowed
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")

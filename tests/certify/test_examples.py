@@ -12,6 +12,7 @@ from spacte import certify_dataset, open_split
 from spacte.certify.contract import check_contract
 from spacte.logs.certlog import read_log
 from spacte.model import foreign
+from spacte.model.identity import parameters_sha256
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -139,7 +140,7 @@ def test_onnx_runtime(tmp_path, batch):
         return
     classifier = built("onnx_runtime.py", path=str(tmp_path / "a.onnx"))
     torch.testing.assert_close(classifier(IMAGES), IMAGES.flatten(1) @ weight.T, rtol=1e-4, atol=1e-4)
-    assert foreign.parameters_sha256(classifier) is not None
+    assert parameters_sha256(classifier) is not None
     is_certified(classifier, tmp_path)
 
 

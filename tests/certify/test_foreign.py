@@ -16,7 +16,7 @@ from spacte.device import select_precision
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
 from spacte.model import foreign
-from spacte.model.foreign import parameters_sha256
+from spacte.model.identity import parameters_sha256
 
 MODELS = """
 import torch

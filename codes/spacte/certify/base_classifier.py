@@ -17,8 +17,9 @@ from spacte.device import arithmetic, usual_batch
 from spacte.distributed import broadcast_object, is_main_process
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
-from spacte.model.foreign import Foreign, parameters_sha256
+from spacte.model.foreign import Foreign
 from spacte.model.frozen import freeze, scales_of
+from spacte.model.identity import parameters_sha256
 from spacte.model.members import NetworkEnsemble
 from spacte.model.noisy import with_fixed_noise
 from spacte.model.recognition import examined

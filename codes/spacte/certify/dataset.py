@@ -23,7 +23,7 @@ from spacte.distributed import init_distributed
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
 from spacte.model.classifier import Classifier
-from spacte.model.foreign import borrowed
+from spacte.model.modes import borrowed
 from spacte.names import printable_name
 from spacte.smooth.noise import GridNoise
 from spacte.utils import UserError

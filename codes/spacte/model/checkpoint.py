@@ -13,8 +13,9 @@ from spacte.data.spec import DataSpec, data_spec
 from spacte.device import draws_kept, usual_defaults
 from spacte.model import MOST_HEADS, build_classifier, checkpoint_file, our_name
 from spacte.model.classifier import Classifier
-from spacte.model.foreign import structure_sha256
 from spacte.model.frozen import scales_of
+from spacte.model.heads import MultiHeadNetwork
+from spacte.model.identity import structure_sha256
 from spacte.model.imgnet_resnet_mhead import STAGES
 from spacte.model.normalisation import (
     NORMALISATIONS,
@@ -83,10 +84,15 @@ class Loaded:
     def normalised_by(self, name: str) -> "Loaded":
         """The same with the normalisation `name` before the network."""
         self.check_unchanged()
-        with usual_defaults():
-            classifier = Classifier(normalisation(name, self.spec), self.classifier.network).eval()
-        known = name_of(constants(name, self.spec), self.spec)
+        classifier, known = _normalised(self.classifier.network, name, self.spec)
         return replace(self, classifier=classifier, classifier_sha256=structure_sha256(classifier), normalize=known)
+
+
+def _normalised(network: MultiHeadNetwork, name: str, spec: DataSpec) -> tuple[Classifier, str]:
+    """The network behind the normalisation `name`, and what that is called."""
+    with usual_defaults():
+        classifier = Classifier(normalisation(name, spec), network).eval()
+    return classifier, name_of(constants(name, spec), spec)
 
 
 _LEGAL: dict[str, Callable[[Any], bool]] = {
@@ -144,13 +150,14 @@ def interpreted(
     run = printable_name(run or path.resolve().parent.name)  # it names files
     training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
     training = {} if published else training  # another code's flags say nothing here
-    loaded = Loaded(
-        path, contents["file_sha256"], classifier.eval(), structure_sha256(classifier), spec, **settings,
-        run=run, defence=defence, training=training or None,
-    )  # fmt: skip
+    known: str | None = "mean_std"
     if published:
-        return replace(_with_normalisation(loaded, normalize), published=True)
-    return replace(loaded, scales=_scales_in(contents, path))
+        classifier, known = _published_classifier(classifier.network, normalize, spec, path)
+    return Loaded(
+        path, contents["file_sha256"], classifier.eval(), structure_sha256(classifier), spec, **settings, run=run,
+        defence=defence, training=training or None, normalize=known, published=published,
+        scales=None if published else _scales_in(contents, path),
+    )  # fmt: skip
 
 
 def _settings(
@@ -190,17 +197,18 @@ def _spec(contents: dict, dataset: str, path: Path, given: DataSpec | None) -> D
     return spec
 
 
-def _with_normalisation(loaded: Loaded, normalize: str) -> Loaded:
-    """A published network with the normalisation in front of it; with "auto" one that is still to be told."""
+def _published_classifier(
+    network: MultiHeadNetwork, normalize: str, spec: DataSpec, path: Path
+) -> tuple[Classifier, str | None]:
+    """A published network behind the normalisation, and its name; with "auto" behind one that is still to be told."""
     if normalize == "auto":
-        classifier = Classifier(UnknownNormalisation(), loaded.classifier.network).eval()
-        return replace(loaded, classifier=classifier, classifier_sha256=structure_sha256(classifier), normalize=None)
-    if loaded.spec.name == "ImageFolder" and normalize in ("mean_std", "centre"):
+        return Classifier(UnknownNormalisation(), network), None
+    if spec.name == "ImageFolder" and normalize in ("mean_std", "centre"):
         raise UserError(
-            f"--normalize {normalize}: '{loaded.path}' does not say the mean and deviation of its training images; "
+            f"--normalize {normalize}: '{path}' does not say the mean and deviation of its training images; "
             "give them, --normalize m,m,m/s,s,s"
         )
-    return loaded.normalised_by(normalize)
+    return _normalised(network, normalize, spec)
 
 
 def _scales_in(contents: dict, path: Path) -> Scales | None:

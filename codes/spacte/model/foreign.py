@@ -1,28 +1,23 @@
-"""A classifier of the user's own: the function in a file that builds it, and what identifies it.
+"""A classifier of the user's own, and the function in a file that builds it.
 
 FILE.py:function -> module or callable -> Foreign: images [N, C, H, W] in [0, 1] -> logits [L, N, K]
 """
 
 import ast
-import contextlib
-import functools
-import hashlib
 import importlib.util
 import inspect
 import json
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spacte.device import autocast, memory_is_short
+from spacte.model.modes import switch_to_eval
 from spacte.model.passes import FixedPasses
 from spacte.names import printable_name
 from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure, listed
@@ -88,61 +83,6 @@ def _prepare(module: nn.Module, device: torch.device) -> None:
     if len({tensor.device for tensor in tensors}) == 1 and tensors[0].device != device:  # not one on several devices
         module.to(device)
     switch_to_eval(module)
-
-
-def switch_to_eval(module: nn.Module) -> None:
-    """Put a module into eval mode where it is not there already."""
-    if any(getattr(one, "training", False) for one in module.modules()):
-        with contextlib.suppress(NotImplementedError):  # an exported program's mode was fixed when it was exported
-            module.eval()
-
-
-class _Lent:
-    """How a module was before it was borrowed first, and by how many it is."""
-
-    def __init__(self, module: nn.Module):
-        self.module, self.borrowers = module, 0
-        self.modes = [(one, one.training) for one in module.modules() if hasattr(one, "training")]
-        self.devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-
-    def give_back(self) -> None:
-        """Its mode and its device."""
-        for one, mode in self.modes:  # a module before its parts: some merge weights when the mode changes
-            if one.training != mode:
-                try:
-                    one.train(mode)
-                except Exception as error:  # a user's, or an exported program's
-                    warnings.warn(f"a module did not go back into its mode: {failure(error)}", stacklevel=2)
-                one.training = mode
-        if len(self.devices) == 1 and {tensor.device for tensor in self.module.parameters()} - self.devices:
-            self.module.to(self.devices.pop())
-
-
-_LENT: dict[int, _Lent] = {}
-_LENDING = threading.Lock()
-
-
-@contextlib.contextmanager
-def borrowed(function: object) -> Iterator[None]:
-    """A module of the caller's gets back its mode and its device at the end; another callable is left alone.
-
-    Of several calls that overlap, in threads say, the last gives them back. A module within another one counts as its
-    own: two that share it may change it under each other.
-    """
-    if not isinstance(function, nn.Module):
-        yield
-        return
-    with _LENDING:
-        lent = _LENT.setdefault(id(function), _Lent(function))
-        lent.borrowers += 1
-    try:
-        yield
-    finally:
-        with _LENDING:
-            lent.borrowers -= 1
-            if not lent.borrowers:
-                del _LENT[id(function)]
-                lent.give_back()
 
 
 _LEGAL = "logits, floating point, [N, K] or [L, N, K] for N images"
@@ -262,62 +202,3 @@ def _literal(text: str) -> Any:
         return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-
-
-def parameters_sha256(classifier: Callable) -> str | None:
-    """A hash of all parameters and buffers of the modules and tensors that a classifier holds; None where none is seen.
-
-    Seen are a module, and what another callable has in its attributes, its closure, the global variables that it names
-    (functions of its file, lists and dicts too) and its arguments bound by functools.partial.
-    """
-    digest, held = hashlib.sha256(), list(_held(classifier))
-    for one in held:
-        named = [("", one)] if isinstance(one, Tensor) else [*one.named_parameters(), *one.named_buffers()]
-        for name, tensor in named:
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            values = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(values.view(torch.uint8).numpy().tobytes() if len(values) else b"")
-    return digest.hexdigest() if held else None
-
-
-def structure_sha256(module: nn.Module) -> str:
-    """A hash of a module's layers, with their settings, of how many hooks they have, of parameters and buffers."""
-    hooks = [
-        len(one._forward_pre_hooks) + len(one._forward_hooks) + ("forward" in vars(one)) for one in module.modules()
-    ]
-    return hashlib.sha256(f"{module} {hooks} {parameters_sha256(module)}".encode()).hexdigest()
-
-
-def _constants(module: torch.jit.ScriptModule) -> list[Tensor]:
-    """The tensors in a scripted module's code, where a frozen one has its weights."""
-    graph: Any = module.inlined_graph  # held while its nodes are read
-    nodes = graph.findAllNodes("prim::Constant")
-    return [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]
-
-
-def _held(value: Any, depth: int = 4) -> Iterator[nn.Module | Tensor]:
-    """The modules and tensors that a value is or reaches within `depth` steps."""
-    if isinstance(value, nn.Module | Tensor):
-        yield value
-        if isinstance(value, torch.jit.ScriptModule):
-            yield from _constants(value)
-        return
-    parts: Iterable[Any] = ()
-    if isinstance(value, list | tuple | dict):
-        parts = value.values() if isinstance(value, dict) else value
-    elif isinstance(value, functools.partial):
-        parts = [value.func, *value.args, *value.keywords.values()]
-    elif inspect.ismethod(value):
-        parts = [value.__self__, value.__func__]
-    elif inspect.isfunction(value):
-        around = inspect.getclosurevars(value)
-        near = [one for one in around.globals.values() if not inspect.isfunction(one) or _same_file(one, value)]
-        parts = [*around.nonlocals.values(), *near, *vars(value).values()]
-    elif not isinstance(value, type | ModuleType):
-        parts = getattr(value, "__dict__", {}).values()
-    for part in parts if depth else ():
-        yield from _held(part, depth - 1)
-
-
-def _same_file(one: Callable, other: Callable) -> bool:
-    return one.__code__.co_filename == other.__code__.co_filename

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from spacte.model.foreign import switch_to_eval
 from spacte.model.members import NetworkEnsemble
+from spacte.model.modes import switch_to_eval
 from spacte.model.passes import FixedPasses, concatenated, in_passes
 from spacte.smooth.certificates import ABSTAIN, Certificate, check_alpha, prediction
 from spacte.smooth.draws import Draws, whole
