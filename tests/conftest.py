@@ -241,3 +241,19 @@ def with_config(log, training=(), **fields):
     about = {"training": [*training]}
     log.with_suffix(".json").write_text(json.dumps({"config": CONFIG | fields, "about": about}))
     return log
+
+
+# of certify_dataset
+SETTINGS = {"N0": 20, "N": 200, "skip": 30, "device": "cpu", "batch_size": 100}
+
+
+@pytest.fixture
+def digits():
+    """The test images of digits, and their labels."""
+    split = open_split("digits", ".", False, torch.device("cpu"))
+    return next(split.batches(len(split)))
+
+
+def linear():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,32 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import beside, without_time
+from conftest import SETTINGS, beside, linear, without_time
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2.functional import to_pil_image
 
-from spacte import certify_dataset, load_classifier, open_split, read_log
-from spacte.files import sha256
+from spacte import certify_dataset, load_classifier, read_log
 from spacte.utils import UserError
 
 LAST_OFF_THE_GRID = torch.cat([torch.zeros(3, 1, 8, 8), torch.rand(1, 1, 8, 8)])
-SETTINGS = {"N0": 20, "N": 200, "skip": 30, "device": "cpu", "batch_size": 100}
 
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def digits():
-    split = open_split("digits", ".", False, torch.device("cpu"))
-    return next(split.batches(len(split)))
-
-
-def linear():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10))
 
 
 def test_a_module_and_tensors_leave_a_log_that_is_gone_on_with(digits, tmp_path, script):
@@ -60,79 +46,6 @@ def test_a_module_and_tensors_leave_a_log_that_is_gone_on_with(digits, tmp_path,
     shards = [str(certify_dataset(linear(), digits, shard=f"{i}/2", **own | {"name": "shards"})) for i in (1, 2)]
     assert script("merge_logs.py", *shards)[0] == 0
     assert without_time(log.with_name("shards-certify-skip-30.log")) == without_time(log)
-
-
-def test_a_log_is_not_another_functions_with_the_same_parameters(digits, tmp_path):
-    """Code is not seen, but its answers are. Rounding is no difference, and older logs do not tell."""
-    network, own = linear().eval(), {"noise_sd": 0.5, "num_classes": 10, "dataset": "d", "name": "n", **SETTINGS}
-    log = certify_dataset(lambda x: network(x), digits, max=100, **own)
-    for other in (lambda x: -network(x), lambda x: network(2 * x - 0.5), lambda x: network(x.clamp(-0.7, 1.7))):
-        with pytest.raises(UserError, match=r"answers \(other logits there than here on the same noisy images\)"):
-            certify_dataset(other, digits, max=100, **own)
-    certify_dataset(lambda x: network(x + 1e-4), digits, max=100, **own)
-    written = log.with_suffix(".json")
-    noted = json.loads(written.read_text())
-    assert len(noted["config"].pop("answers")) == 96
-    written.write_text(json.dumps(noted))
-    certify_dataset(lambda x: -network(x), digits, max=100, **own)
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_module_votes_by_the_weights_that_it_has_now(digits):
-    """They are constants of what is compiled."""
-    network, own = linear(), {"noise_sd": 0.5, "num_classes": 10, "dataset": "d", **SETTINGS}
-    for name in ("first", "second"):
-        compiled, plain = (
-            certify_dataset(network, digits, name=f"{name}-{kind}", compile=kind == "compiled", **own)
-            for kind in ("compiled", "plain")
-        )
-        assert without_time(compiled) == without_time(plain), name
-        network[2].weight.data = network[2].weight.data.roll(1, 0)
-
-
-def test_a_checkpoints_network_is_the_one_that_its_file_held(digits, digits_models, tmp_path):
-    """The hash in the log is of what was read, although the file is another by now; a changed network is refused."""
-    path = tmp_path / "x.pth"
-    shutil.copy(digits_models[1], path)
-    loaded, before = load_classifier(path), sha256(path)
-    shutil.copy(digits_models[0], path)
-    log = certify_dataset(loaded, digits, **SETTINGS)
-    assert json.loads(beside(log, ".json").read_text())["config"]["checkpoint_sha256"] == [before] != [sha256(path)]
-    changes = {
-        "weights": lambda one: one.network.conv1.weight.data[0].mul_(1.01),
-        "normalisation": lambda one: one[0].mean.mul_(0.5),
-        "stride": lambda one: setattr(one.network.conv1, "stride", (2, 2)),
-        "hook": lambda one: one.network.register_forward_hook(lambda module, inputs, logits: -logits),
-    }
-    for name, change in changes.items():
-        loaded = load_classifier(path)
-        change(loaded.classifier)
-        with pytest.raises(
-            UserError, match=r"x.pth': the classifier has changed since it was loaded; load it again, o"
-        ):
-            certify_dataset(loaded, digits, **SETTINGS)
-        certify_dataset(loaded.classifier, digits, noise_sd=0.5, num_classes=10, name=name, **SETTINGS)
-
-
-def test_what_a_process_has_set_changes_no_log_and_stays_set(digits, digits_models):
-    """Default dtype, autocast, random numbers, torch's arithmetic."""
-    log = certify_dataset(load_classifier(digits_models[0]), digits, **SETTINGS)
-    expected, state = without_time(log), torch.get_rng_state()
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("medium")
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        loaded = load_classifier(digits_models[0])
-        with torch.autocast("cpu", torch.bfloat16):
-            again = certify_dataset(loaded, digits, overwrite=True, **SETTINGS)
-        assert torch.get_default_dtype() == torch.bfloat16
-        assert torch.backends.cudnn.benchmark and torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.backends.cudnn.benchmark = False
-        torch.set_float32_matmul_precision("highest")
-        torch.set_default_dtype(torch.float32)
-    assert again == log and without_time(log) == expected
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_checkpoint_takes_the_fast_path_and_gives_its_scripts_log(digits, digits_models, script, tmp_path):
@@ -237,23 +150,6 @@ def test_what_is_wrong_is_one_line_before_anything_is_written(digits, tmp_path, 
     with pytest.raises(ValueError, match=message):
         certify_dataset(call.pop("classifier"), call.pop("data"), **call)
     assert not (tmp_path / "logs").exists()
-
-
-def test_an_image_that_changes_when_it_is_read_again_ends_the_run(digits, tmp_path):
-    """Although none of the first ones does: here the 200th is mirrored at each second time."""
-    times = []
-
-    class Mirrored(TensorDataset):
-        def __getitem__(self, idx):
-            image, label = super().__getitem__(idx)
-            times.extend([idx] * (idx == 210))
-            return (image.flip(-1) if idx == 210 and len(times) % 2 == 0 else image), label
-
-    with pytest.raises(UserError, match="item 210 differs each time it is read: switch the data's augmentation off"):
-        certify_dataset(linear(), Mirrored(*digits), noise_sd=0.5, num_classes=10, **SETTINGS)
-    (log,) = tmp_path.rglob("*skip-30.log")
-    rows = read_log(log)["idx"].tolist()
-    assert rows == [*range(0, 30 * len(rows), 30)] and len(rows) >= 5, "the last ones shared its batch"
 
 
 def test_pictures_outside_the_unit_range_get_a_warning_whichever_they_are(digits, tmp_path):

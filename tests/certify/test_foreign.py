@@ -16,7 +16,6 @@ from spacte.device import select_precision
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
 from spacte.model import foreign
-from spacte.model.identity import parameters_sha256
 
 MODELS = """
 import torch
@@ -303,32 +302,6 @@ def test_wrong_flags(script, models, tmp_path, flags, message):
 def test_a_function_does_not_say_data_and_noise(script, models, given, message):
     code, _, err = script("certify_mhead.py", "--classifier", "my_models.py:build", *given, *RUN_FLAGS)
     assert code == 2 and message in err
-
-
-NETWORKS = {}
-
-
-def by_name(images):
-    return NETWORKS["net"](images)
-
-
-def test_the_hash_sees_the_parameters_that_a_callable_holds():
-    network, tensor = torch.nn.BatchNorm1d(3), torch.ones(3)
-
-    class Held:
-        def __init__(self):
-            self.parts = {"a": [network]}
-
-        def __call__(self, images):
-            return images
-
-    hashes = [parameters_sha256(one) for one in (network, lambda x: network(x), Held(), Held().__call__)]
-    assert len(set(hashes)) == 1 and parameters_sha256(lambda x: x + tensor) is not None
-    NETWORKS["net"] = network
-    assert parameters_sha256(lambda x: by_name(x)) == hashes[0]
-    network.running_mean += 1
-    assert parameters_sha256(network) != hashes[0]
-    assert parameters_sha256(lambda x: x) is None
 
 
 def test_a_timm_model_on_image_files(script, tmp_path):

@@ -6,17 +6,12 @@ import shutil
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import TINY, without_time
 
 from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
 from spacte.model.ensemble import named_classes, with_ensemble
 from spacte.model.frozen import freeze
-from spacte.model.fused import fuse
-from spacte.smooth.draws import Draws
-from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")
@@ -52,117 +47,6 @@ def test_fast_logits_are_the_plain_ones(arch, dataset, shape):
     expected, logits = plain(images), freeze(plain, CPU, batch_size=4)(images)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * max(1, float(expected.abs().max())))
-
-
-@pytest.mark.parametrize("widen", [False, True])
-@pytest.mark.parametrize(
-    ("arch", "dataset", "shape"),
-    [
-        ("R20", "CIFAR10", (3, 32, 32)),
-        ("R20", "CIFAR10", (3, 30, 21)),  # such a row is not made of pairs of pixels
-        ("R8", "digits", (1, 8, 8)),
-        ("R18", "ImageNet", (3, 64, 64)),
-        ("R50", "ImageNet", (3, 64, 64)),
-    ],
-)
-def test_a_gpus_fused_convolutions_are_the_plain_ones(monkeypatch, arch, dataset, shape, widen):
-    """With cuDNN's two operators as their definition says."""
-
-    def convolution_relu(x, weight, bias, *geometry):
-        assert x.is_contiguous(memory_format=torch.channels_last), "cuDNN would copy"
-        widths.add(weight.shape[0])
-        return F.conv2d(x, weight, bias, *geometry).relu().to(memory_format=torch.channels_last)
-
-    def convolution_add_relu(x, weight, z, alpha, bias, *geometry):
-        assert x.shape[-1] == z.shape[-1] and z.is_contiguous(memory_format=torch.channels_last)
-        widths.add(weight.shape[0])
-        return (F.conv2d(x, weight, bias, *geometry) + alpha * z).relu().to(memory_format=torch.channels_last)
-
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", convolution_relu)
-    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", convolution_add_relu)
-    widths, frozen = set(), freeze(warmed_up(arch, dataset, shape), CPU, batch_size=4)
-    images = torch.rand(9, *shape, requires_grad=True)
-    before = frozen(images)
-    (wanted,) = torch.autograd.grad(before.sum(), images)
-    fuse(frozen.network, widen, torch.rand(2, *shape).to(memory_format=torch.channels_last))
-    assert widths, "they ran on the probe"
-    widths.clear()
-    (gradient,) = torch.autograd.grad(frozen(images).sum(), images)
-    assert torch.equal(gradient, wanted) and not widths, "an attack's gradients are those of the plain convolutions"
-    with torch.inference_mode():
-        logits = frozen(images)
-    expected = before.detach()
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * max(1, float(expected.abs().max())))
-    assert (16 in widths) == (arch in ("R8", "R20") and not (widen and shape[-1] % 2 == 0))
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("free", [2**10, 2**30])
-def test_where_cudnn_has_no_fused_kernel_and_memory_enough_blocks_run_unfused(monkeypatch, recwarn, free):
-    """Of short memory it says the same: then smaller passes are to be tried, and the error goes on."""
-
-    def no_engine(*args):
-        raise RuntimeError("GET was unable to find an engine to execute this computation")
-
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", no_engine)
-    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", no_engine)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**36))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-    frozen, images = freeze(warmed_up("R8", "digits", (1, 8, 8)), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
-    expected = frozen(images)
-    fuse(frozen.network, widen=True, probe=images)
-    if free < 2**20:
-        with pytest.raises(RuntimeError, match="unable to find an engine"):
-            frozen.logits(images)
-        return
-    assert torch.equal(frozen(images), expected)
-    assert {str(one.message) for one in recwarn} == {
-        "cuDNN has no fused kernel for some convolutions: they run unfused, slower"
-    }
-
-
-def without_bias(x, weight, bias, *geometry):
-    return F.conv2d(x, weight, None, *geometry).relu()
-
-
-def without_relu(x, weight, bias, *geometry):
-    return F.conv2d(x, weight, bias, *geometry)
-
-
-def of_memory_that_nobody_has_written(x, weight, bias, *geometry):
-    return F.conv2d(x, weight, bias, *geometry) * torch.nan
-
-
-def not_there(*args):
-    raise NotImplementedError("Could not run 'aten::cudnn_convolution_relu'\nfurther lines")
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(
-    ("operator", "reason"),
-    [
-        (without_bias, "compute something else: logits differ by "),
-        (without_relu, "compute something else: logits differ by "),
-        (of_memory_that_nobody_has_written, "compute something else: logits differ by nan"),
-        (not_there, "fail: Could not run 'aten::cudnn_convolution_relu'"),
-    ],
-)
-def test_where_fused_convolutions_are_not_the_plain_ones_all_run_unfused(monkeypatch, recwarn, operator, reason):
-    """One of cuDNN's two operators is wrong here."""
-
-    def add_relu(x, weight, z, alpha, bias, *geometry):
-        return (F.conv2d(x, weight, bias, *geometry) + z).relu()
-
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", operator)
-    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
-    frozen, images = freeze(warmed_up("R20", "CIFAR10", (3, 32, 32)), CPU, batch_size=4), torch.rand(9, 3, 32, 32)
-    expected = frozen(images)
-    fuse(frozen.network, widen=True, probe=images[:2])
-    assert torch.equal(frozen(images), expected)
-    (line,) = {str(one.message) for one in recwarn}
-    assert line.startswith(f"all convolutions run unfused, slower, because cuDNN's fused ones {reason}")
-    assert "\n" not in line
 
 
 @torch.inference_mode()
@@ -254,61 +138,6 @@ def test_compiling_folds_the_weights(monkeypatch):
     with torch.inference_mode():
         frozen(torch.rand(8, 1, 8, 8))
     assert kept == [1]
-
-
-class Means(torch.nn.Module):
-    """Two heads that vote by the noisy image's mean and by its first pixel; notes the sizes of its batches."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes = []
-
-    def forward(self, images):
-        self.sizes.append(len(images))
-        scores = torch.stack([images.flatten(1).mean(1), images.flatten(1)[:, 0]])  # [2, N]
-        return torch.stack([-scores, scores], dim=-1)
-
-
-def samples(ns):
-    """One image for each n, each with its own generator."""
-    for seed, n in enumerate(ns):
-        yield Sample(torch.full((1, 2, 2), 0.1 * (seed - 3)), torch.Generator().manual_seed(seed), Draws(0, n), seed)
-
-
-def test_votes_do_not_depend_on_the_company():
-    ns, model = [250, 30, 100, 700, 5, 333], Means()
-    smooth = Smooth(model, 2, 0.5)
-    together = {one.idx: one.estimation for one in smooth.sample(samples(ns), 100)}
-    assert sum(model.sizes) == sum(ns) and max(model.sizes) <= 100
-    alone = [smooth.count_votes(one.x, n, 100, one.generator) for one, n in zip(samples(ns), ns, strict=True)]
-    for seed, votes in enumerate(alone):
-        assert votes.sum(1).tolist() == [ns[seed]] * 3
-        assert (together[seed] == votes).all()
-
-
-def test_batches_stay_full_where_images_stop_early():
-    """A rule that stops 400 images after 100 to 3,000 draws: the batches are nearly full, the oldest goes first."""
-    model, stops = Means(), torch.randint(100, 3000, (400,), generator=torch.Generator().manual_seed(1)).tolist()
-
-    def images():
-        for seed, stop in enumerate(stops):
-            draws = Draws(0, 10_000, should_stop=lambda _, estimation, stop=stop: int(estimation.sum()) >= stop)
-            yield Sample(torch.zeros(1, 2, 2), torch.Generator().manual_seed(seed), draws, seed)
-
-    done = [(one.idx, int(one.estimation[-1].sum())) for one in Smooth(model, 2, 0.5).sample(images(), 1000)]
-    assert sorted(key for key, _ in done) == list(range(400))
-    assert all(used >= stops[key] for key, used in done)
-    assert sum(model.sizes) / len(model.sizes) > 900
-    assert all(abs(key - place) < 40 for place, (key, _) in enumerate(done))
-
-
-def test_the_seconds_of_the_images_are_those_of_the_run(monkeypatch):
-    """Also where the device is waited for only at the end: shared by copies since the last wait."""
-    clock = iter(range(10_000))
-    monkeypatch.setattr("spacte.smooth.smooth.time.monotonic", lambda: float(next(clock)))
-    done = {one.idx: one.seconds for one in Smooth(Means(), 2, 0.5).sample(samples([250, 30, 700]), 100)}
-    # images 0 and 1 are finished with the same batch: the first tick; image 2 alone takes the second
-    assert done == pytest.approx({0: 250 / 280, 1: 30 / 280, 2: 1})
 
 
 class PreActivation(torch.nn.Module):
