@@ -14,7 +14,7 @@ from children import is_running, run, wait_for
 from conftest import CODES
 from stand_ins import JOBS, QUEUE, epochs, said
 
-from spacte.jobs.job import Job, last_checkpoint, remove_old_checkpoints, train_command
+from spacte.jobs.job import Job, last_checkpoint, left_on_disk, remove_old_checkpoints, train_command
 from spacte.jobs.queue import Running
 
 # --- a queue that runs through ---
@@ -137,6 +137,30 @@ def test_an_ensemble_is_not_finished_once_its_members_are_trained_otherwise(queu
     assert "the train flags of 1Stub/one/seed-1 have changed (--wd: not given before, 0.1 now)" in out
     shutil.rmtree(work / "1Stub/both")
     assert said(queue(other)[1], "finished") == ["1Stub/both"]
+
+
+def test_a_job_is_not_finished_once_what_it_comes_after_is_trained_otherwise(queue, work):
+    """What it took from the older training is not taken for the newer one's, through any number of jobs."""
+    chain = QUEUE.replace('label = "five"', 'label = "five"\nafter = "one"')
+    chain += '[[run]]\nlabel = "last"\ndefence = "0Stub"\nafter = "five"\n'
+    assert queue(chain)[0] == 0
+    shutil.rmtree(work / "1Stub")
+    code, out, _ = queue(chain.replace('defence = "1Stub"', 'defence = "1Stub"\ntrain = "--wd 0.1"'))
+    assert code == 1 and said(out, "finished") == ["1Stub/one/seed-1", "1Stub/one/seed-2", "1Stub/both"]
+    assert out.count("five/seed-1: the train flags of 1Stub/one/seed-1 have changed (--wd: not given before") == 1
+    shutil.rmtree(work / "0Stub/five")
+    code, out, _ = queue(chain.replace('defence = "1Stub"', 'defence = "1Stub"\ntrain = "--wd 0.1"'))
+    assert code == 1 and said(out, "finished") == ["0Stub/five/seed-1", "0Stub/five/seed-2"]
+    assert "0Stub/last/seed-2: the train flags of 1Stub/one/seed-1 have changed" in out, "through another job"
+
+
+def test_votes_in_the_usual_folder_are_progress_too(tmp_path):
+    """CAT-RS counts its base classifier's votes before its first checkpoint, without --votes_dir in ./votes."""
+    job = Job("5CATRS/catrs/seed-1", tmp_path, tmp_path / "work", 1, ("--epochs", "3"), None)
+    counts = tmp_path / "5CATRS" / "votes" / "counts.jsonl"
+    counts.parent.mkdir(parents=True)
+    counts.write_text("one line\n")
+    assert left_on_disk(job) == {counts: 9}
 
 
 # --- what fails ---

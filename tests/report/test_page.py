@@ -56,18 +56,22 @@ seen.problems = problems;
 document.body.append(Object.assign(document.createElement("pre"), {id: "probe", textContent: JSON.stringify(seen)}));
 </script></body>
 """
+ROWS = """
+<script>
+const rows = table => document.querySelectorAll(`#${table} tbody tr`).length;
+const seen = {problems, summary: rows("summary"), images: rows("images")};
+document.body.append(Object.assign(document.createElement("pre"), {id: "probe", textContent: JSON.stringify(seen)}));
+</script></body>
+"""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-@pytest.mark.parametrize("width", [1400, 500])  # headless Chromium is no narrower
-def test_the_page_sorts_filters_and_opens_in_a_browser(tmp_path, width):
-    runs = read_runs([EXCERPTS])
-    table, comparisons = summary(runs, reached_radii(runs)), [compare(runs[0], runs[1]), compare(runs[2], runs[1])]
-    text = page.html([[run] for run in runs], table, comparisons)
-    assert not re.search(r"""(src|href)=["'](?!#)""", text.replace('xlink:href="#', ""))  # nothing from elsewhere
-    probed = text.replace("<head>", "<head>" + PROBE).replace("</body>", CLICKS)
-    (tmp_path / "probed.html").write_text(probed)
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+
+
+def seen_in_a_browser(tmp_path, text, script, width=1400):
+    """What a script at the end of a page has written into #probe."""
+    (tmp_path / "probed.html").write_text(text.replace("<head>", "<head>" + PROBE).replace("</body>", script))
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
     command = [
         CHROMIUM,
@@ -80,7 +84,17 @@ def test_the_page_sorts_filters_and_opens_in_a_browser(tmp_path, width):
     ]
     command += ["--dump-dom", f"file://{tmp_path / 'probed.html'}"]
     dom = run(command, timeout=120).stdout
-    seen = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1]))
+    return json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1]))
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1400, 500])  # headless Chromium is no narrower
+def test_the_page_sorts_filters_and_opens_in_a_browser(tmp_path, width):
+    runs = read_runs([EXCERPTS])
+    table, comparisons = summary(runs, reached_radii(runs)), [compare(runs[0], runs[1]), compare(runs[2], runs[1])]
+    text = page.html([[run] for run in runs], table, comparisons)
+    assert not re.search(r"""(src|href)=["'](?!#)""", text.replace('xlink:href="#', ""))  # nothing from elsewhere
+    seen = seen_in_a_browser(tmp_path, text, CLICKS, width)
 
     logs = [run.log.set_index("idx") for run in runs]
     idx = logs[0].index.tolist()
@@ -103,6 +117,14 @@ def test_the_page_sorts_filters_and_opens_in_a_browser(tmp_path, width):
     assert seen["expanded"] == "true" and seen["closed"] == "opens" and seen["wide"] <= width
     last = logs[0].index.max()  # idx falls at that time
     assert f"{logs[0].loc[last, 'radius']:.3f}" in seen["opened"]
+
+
+@in_a_browser
+def test_a_page_without_standard_errors_is_whole_in_a_browser(tmp_path):
+    """Of a run that has certified one image."""
+    text = page_of(read_runs([random_log(tmp_path / "a.log", 1, 0)]))
+    assert "SE" not in data_of(text)["table"]["columns"]
+    assert seen_in_a_browser(tmp_path, text, ROWS) == {"problems": [], "summary": 1, "images": 1}
 
 
 def page_of(runs):

@@ -73,6 +73,18 @@ def test_hashes_that_an_older_run_has_not_recorded_make_no_other_row(script, tmp
     }
 
 
+def test_the_places_of_a_defence_of_ones_own_make_no_other_row(script, tmp_path):
+    """Where a training's features lie differs from seed to seed; that all began with one prior is said."""
+    for side in ("a", "b"):
+        for seed in range(3):
+            log, where = random_log(tmp_path / side / f"seed-{seed}" / "run.log", 50, seed), f"/{seed}"
+            own = {"features_dir": where, "places": ["features_dir"], "prior": where, "inputs": {"prior": ["1" * 64]}}
+            with_config(log, [{"seed": seed} | own])
+    code, out, err = script("report.py", "a", "b", "--over_seeds", "--compare", "a", "b")
+    assert code == 0, err
+    assert "a, 3 runs" in out and "All 3 runs of 'a' took the same prior: what another would change" in out
+
+
 def test_an_older_name_of_one_head_is_no_other_experiment(script, tmp_path):
     """One head depends neither on eps nor, unless it paces itself, on lbdlast: other values are no other recipe."""
     names = ("h-1-eps-0.8-m-2-lbdlast-0.8", "h-1-eps-0.5-m-2-lbdlast-1.6", "h-1-m-2")

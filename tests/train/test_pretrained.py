@@ -144,7 +144,9 @@ def test_a_run_with_teachers_resumes_with_the_same_ones_wherever_they_lie(script
     assert script("release.py", last, "--output", released)[0] == 0
     contents = torch.load(released, weights_only=True)
     assert contents["args"]["teachers"] == ("moved-1.pth", "moved-2.pth"), "no folders"
-    assert checkpoint.load_classifier(released).training["inputs"] == contents["inputs"]
+    training = checkpoint.load_classifier(released).training
+    assert training["inputs"] == contents["inputs"] and "places" not in training
+    assert "data_dir" in checkpoint.load_classifier(last).training["places"]
     assert len(contents["inputs"]["teachers"]) == 2
 
 

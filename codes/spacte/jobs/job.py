@@ -6,6 +6,7 @@ job -> commands
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +57,16 @@ class Job:
         return "/".join(self.name.split("/")[:2])
 
     def settings(self) -> dict:
-        """What the queue file says of it, as job.json records it."""
+        """What the queue file says of it and of the trainings that it takes something from, as job.json records it."""
         flags = {"train": self.train, "certify": self.certify}
         settings = {step: None if own is None else by_name(own) for step, own in flags.items()}
-        return settings | {"members": {member.name: member.settings()["train"] for member in self.members}}
+        return settings | {"needs": {one.name: by_name(one.train or ()) for one in self._all_needed()}}
+
+    def _all_needed(self) -> Iterator["Job"]:
+        """What it needs, and what those need."""
+        for one in self.needs:
+            yield one
+            yield from one._all_needed()
 
 
 def by_name(flags: tuple[str, ...] | list[str]) -> dict[str, list[str]]:
@@ -95,8 +102,8 @@ def state(job: Job) -> str:
 
 def is_finished(job: Job) -> bool:
     """Whether its commands have all ended well with today's settings, and its certification's summary is there."""
-    note, settings = read_record(job), job.settings()
-    if not note.get("finished") or {name: note.get(name) for name in settings} != settings:
+    record, settings = read_record(job), job.settings()
+    if not record.get("finished") or {name: record.get(name) for name in settings} != settings:
         return False
     return job.certify is None or any(job.folder.glob(f"logs/*/*/*/{CERTIFICATIONS}/*-ACR.log"))
 
@@ -107,7 +114,9 @@ def read_record(job: Job) -> dict:
         found = json.loads((job.folder / "job.json").read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {"needs": found.get("members")} | found  # older versions recorded an ensemble's alone
 
 
 def write_record(job: Job, finished: bool, seconds: float | None = None) -> None:
@@ -124,10 +133,10 @@ def check_unchanged(job: Job) -> None:
     for step, made in (("train", _checkpoints(job)), ("certify", logs)):
         if made:
             _check_same_flags(f"its {step} flags have", step, before.get(step), now[step], job.folder)
-    members = before.get("members")
-    for name, flags in now["members"].items():
-        if logs and isinstance(members, dict):
-            _check_same_flags(f"the train flags of {name} have", "train", members.get(name), flags, job.folder)
+    needs = before.get("needs")
+    for name, flags in now["needs"].items():
+        if (logs or _checkpoints(job)) and isinstance(needs, dict):
+            _check_same_flags(f"the train flags of {name} have", "train", needs.get(name), flags, job.folder)
 
 
 def _check_same_flags(which: str, step: str, before: dict | None, now: dict | None, folder: Path) -> None:
@@ -158,7 +167,7 @@ def last_line(output: Path) -> str:
 
 def left_on_disk(job: Job) -> dict[Path, int]:
     """The checkpoints and counts with which it would resume, and their sizes."""
-    votes = [_in_work(job, part) for part in by_name(job.train or ()).get("--votes_dir", [])]
+    votes = [_in_work(job, part) for part in by_name(job.train or ()).get("--votes_dir", ["votes"])]
     folders = [job.folder, *(job.scripts / folder for folder in votes)]
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".pth", ".jsonl")]
     return {path: path.stat().st_size for path in found}
@@ -178,7 +187,7 @@ def _epoch(checkpoint: Path) -> int:
 
 
 def last_checkpoint(job: Job) -> Path:
-    """That of its last epoch. RunError if there is none, or checkpoints of several runs."""
+    """Its newest on disk. RunError if there is none, or checkpoints of several runs."""
     found = _checkpoints(job)
     if not found:
         raise RunError(f"there is no checkpoint in '{job.folder / 'save'}'")

@@ -36,8 +36,8 @@ class Loaded:
     """A classifier from a checkpoint, the data set it was made for, and what the checkpoint says of its training.
 
     `arch`, `dataset`, `num_heads` and `noise_sd` are the caller's or else the checkpoint's (`noise_sd` may be None: not
-    known), `run` and `defence` the names of the run and of its base defence, and `training` its flags and the hashes
-    of what it took something from.
+    known), `run` and `defence` the names of the run and of its base defence, and `training` its flags, the hashes of
+    what it took something from (`inputs`) and which flags say where it ran (`places`).
     `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
     classifier then runs only after `normalised_by`. `scales` are those of int8, where the file holds them.
     `file_sha256` is the hash of the file that was read, `classifier_sha256` says what the classifier was then.
@@ -148,7 +148,7 @@ def interpreted(
     _fill(classifier, weights, path, wanted, way_out(path, contents["keys"]))
     run, defence = (contents[name] if isinstance(contents.get(name), str) else None for name in ("run", "defence"))
     run = printable_name(run or path.resolve().parent.name)  # it names files
-    training = contents["args"] | ({"inputs": contents["inputs"]} if "inputs" in contents else {})
+    training = contents["args"] | {name: contents[name] for name in ("inputs", "places") if name in contents}
     training = {} if published else training  # another code's flags say nothing here
     known: str | None = "mean_std"
     if published:

@@ -63,10 +63,10 @@ def _shared_inputs(runs: list[Run]) -> list[str]:
     By the files' hashes or, where a training has recorded none, by their names.
     """
     trainings, found = [one for run in runs for one in run.training or ({},)], []
-    for name, word in INPUTS.items():
+    for name in dict.fromkeys([*INPUTS, *(name for one in trainings for name in one.get("inputs") or ())]):
         hashes = [one["inputs"].get(name) for one in trainings if isinstance(one.get("inputs"), dict)]
         known = len(hashes) == len(trainings) and all(hashes)
         taken = hashes if known else [one.get(name) for one in trainings]
         if len(runs) > 1 and taken[0] and taken.count(taken[0]) == len(taken):
-            found.append(word)
+            found.append(INPUTS.get(name, name))
     return found

@@ -14,8 +14,9 @@ from spacte.report.run import Run
 from spacte.utils import UserError
 
 INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "pretrained network"}  # of a training
-# what two seeds of one experiment may be trained with that differs: the seed, the place, the paths of its inputs
-_OF_A_SEED = ("seed", *PLACE_SETTINGS, *INPUTS, "votes_dir")
+# what two seeds of one experiment may be trained with that differs: the seed, the place, the paths of its inputs. A
+# training names its defence's own `inputs` and `places`; older ones did not
+_OF_A_SEED = ("seed", *PLACE_SETTINGS, "places", *INPUTS, "votes_dir")
 
 
 def check_same_images(runs: list[Run]) -> None:
@@ -102,10 +103,10 @@ def _recipe(run: Run) -> dict[str, str]:
     """What the classifier was trained with, except seed, place and what was not used; of an ensemble all values,
     0.1+0.3.
     """
-    trained = [
-        {name: value for name, value in one.items() if name not in (*_OF_A_SEED, *_inputs(one), *unused_settings(one))}
-        for one in run.training
-    ]
+    trained = []
+    for one in run.training:
+        left_out = (*_OF_A_SEED, *one.get("places", ()), *_inputs(one), *unused_settings(one))
+        trained.append({name: value for name, value in one.items() if name not in left_out})
     names = {name: None for one in trained for name in one}
     return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in trained)) for name in names}
 

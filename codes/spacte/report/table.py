@@ -11,24 +11,18 @@ import pandas as pd
 from spacte.logs.certified import SAME_RADIUS
 from spacte.logs.certlog import Radii, certified_radius
 from spacte.logs.description import DESCRIPTION
-from spacte.logs.table import RADIUS_STEP, TEXTS, plain, radius_names, summary_row, summary_table, table_radii
+from spacte.logs.table import TEXTS, plain, radius_names, summary_row, summary_table, table_radii
 from spacte.report.comparable import comparable_groups, rows_of
 from spacte.report.recount import draws_of
 from spacte.report.run import Run
 from spacte.utils import UserError
 
-_MOST_RADII = 100
 _MOST_CLASSES = 20  # that a table has a column each for
 
 
 def reached_radii(runs: list[Run]) -> np.ndarray:
-    """Those of `table_radii` above 0 that some image of some run reaches, and those that sequential runs decided.
-
-    UserError if they are more than 100.
-    """
+    """Those of `table_radii` above 0 that some image of some run reaches, and those that sequential runs decided."""
     limit = max(float(certified_radius(run.log).max()) for run in runs)
-    if runs[0].norm != "linf" and limit > _MOST_RADII * RADIUS_STEP:
-        raise UserError(f"a radius of {limit:g} would make a table of more than {_MOST_RADII} columns: give --radii")
     usual = table_radii(limit, runs[0].dataset, runs[0].norm)[1:]
     decided = np.concatenate([run.decided_radii for run in runs])
     beside = decided[(decided > 0) & (np.abs(decided[:, None] - usual) > SAME_RADIUS).all(axis=1) & (decided <= limit)]
