@@ -38,7 +38,8 @@ def run_with(path, images, seed=0, **config):
     path.parent.mkdir(parents=True, exist_ok=True)
     config, rows, lines = CONFIG | config, [], []
     for idx, (label, estimation) in enumerate(images):
-        shown = votes(*[(0, 0)] * 3) if estimation is None else estimation
+        heads = sum(config["num_heads"])
+        shown = votes(*[(0, 0)] * (heads + (heads > 1))) if estimation is None else estimation
         one = VoteCounts(
             idx,
             label,
@@ -111,6 +112,27 @@ def test_images_that_were_not_drawn_are_wrong_for_all_and_said_so(script, tmp_pa
     assert table["ACR"][0] == pytest.approx(average_certified_radius(read_log(log)), abs=1e-6)
     assert table["mean ACR"][0] == pytest.approx((radius(900) + radius(800)) / 2 / 3, abs=1e-5)
     assert table["TV"][0] == pytest.approx(0.15), "of the image that was drawn"
+
+
+def test_ensembles_are_compared_on_the_images_that_all_have_counted(script, tmp_path):
+    """One counts an image of which its heads disagree, too; one head alone, and other settings, narrow nothing."""
+    alike, apart = votes((900, 50), (800, 200), (950, 50)), votes((900, 50), (500, 500), (700, 250))
+    both = run_with(tmp_path / "both" / "run.log", [(0, alike), (0, apart)], 1, skip_wrong=True)
+    one = run_with(tmp_path / "one" / "run.log", [(0, alike), (0, None)], 2, skip_wrong=True)
+    other = run_with(tmp_path / "other" / "run.log", [(0, None), (0, apart)], 3, skip_wrong=True, alpha=0.01)
+    head = [(0, None), (0, votes((900, 50)))]
+    single = run_with(tmp_path / "single" / "run.log", head, 4, skip_wrong=True, num_heads=[1])
+    table, err = shown(script, both, one, single, other, "--members")
+    found = table.set_index(table["run"].str.split(",").str[0])
+    assert found["TV"][["both", "one", "other"]].tolist() == pytest.approx([0.15, 0.15, 0.45])
+    assert found["shared"][["both", "one", "other"]].tolist() == [1, 1, 1]
+    assert np.isnan(found["TV"]["single"])
+    assert found["drawn"].to_dict() == {"both": 2, "one": 1, "other": 1, "single": 1} and "shared images" in err
+    alone, _ = shown(script, both, "--members")
+    assert alone["TV"][0] == pytest.approx((0.15 + 0.45) / 2) and alone["shared"][0] == 2
+    rest = run_with(tmp_path / "rest" / "run.log", [(0, None), (0, apart)], 5, skip_wrong=True)
+    nothing, _ = shown(script, one, rest, "--members")
+    assert nothing["shared"].tolist() == [0, 0] and nothing["TV"].isna().all()
 
 
 def test_one_head_is_its_own_member(script, tmp_path):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from spacte.logs.certlog import certified_radius
 from spacte.logs.table import decimals
-from spacte.report.comparable import rows_of
+from spacte.report.comparable import comparable_groups, rows_of
 from spacte.report.intervals import interval_over_seeds
 from spacte.report.recount import counts_of, tabled
 from spacte.report.run import Run
@@ -89,7 +89,8 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     Columns: what the run is; images, and drawn, those whose votes were counted; ACR and clean of the vote, mean ACR and
     mean clean of its members; adds, what the vote adds to the mean ACR, with its 95 % interval low to high (over
     images, or over images and seeds); sd p, the deviation over members of the label's share of votes, and TV, the total
-    variation between two members' votes, both means over the drawn images; each member's ACR and clean, ascending.
+    variation between two members' votes, both means over the images that all ensembles certified alike have counted:
+    shared; each member's ACR and clean, ascending.
 
     TV bounds from below the share of noisy copies on which two members disagree: disagreements that go both ways leave
     no trace in sums. Both sd p and TV contain the noise of the draws, so they are compared at one N.
@@ -97,9 +98,10 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     every = [None if run.heads and run.heads.head is not None else members_of(run) for run in runs]
     of_run = {id(run): one for run, one in zip(runs, every, strict=True) if one is not None}
     known = [run for run in runs if id(run) in of_run]
+    shared = _shared(known, [of_run[id(run)] for run in known])
     rows = []
     for name, some in rows_of(known, over_seeds):
-        figures = _figures([of_run[id(run)] for run in some], decimals(some[0].norm))
+        figures = _figures([of_run[id(run)] for run in some], decimals(some[0].norm), shared[id(some[0])])
         if some[0].stopping:  # the draws ended when the vote's radii were decided, not its members'
             undecided = ["low", "high", "mean clean", *(["clean"] if not some[0].tells([0.0]).all() else [])]
             figures |= dict.fromkeys(undecided, np.nan) | {_OF_EACH[1]: None}
@@ -107,12 +109,30 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _figures(seeds: list[Members], radius_decimals: int) -> dict:
-    """A row's figures: means over the seeds."""
+def _shared(runs: list[Run], members: list[Members]) -> dict[int, np.ndarray | None]:
+    """The images that every ensemble of a run's group has counted, by the run's id; None in a group without ensembles.
+
+    With --skip_wrong each counts its own, easier ones where it certifies fewer.
+    """
+    groups, found = comparable_groups(runs), dict[int, np.ndarray]()
+    for group, one in zip(groups, members, strict=True):
+        if len(one.alone) > 1:
+            counted = one.idx[one.drawn]
+            found[group] = np.intersect1d(found.get(group, counted), counted)
+    return {id(run): found.get(group) for run, group in zip(runs, groups, strict=True)}
+
+
+def _figures(seeds: list[Members], radius_decimals: int, shared: np.ndarray | None) -> dict:
+    """A row's figures: means over the seeds; sd p and TV over the `shared` images."""
     low, high = _interval(seeds)
 
     def mean(figure: Callable[[Members], float]) -> float:
         return float(np.mean([figure(one) for one in seeds]))
+
+    def mean_shared(figure: Callable[[Members], np.ndarray]) -> float:
+        if shared is None or not len(shared):
+            return np.nan
+        return mean(lambda one: figure(one)[np.isin(one.idx[one.drawn], shared)].mean())
 
     each = [np.mean([np.sort(part(one).mean(axis=1)) for one in seeds], axis=0) for part in
             (lambda one: one.alone, lambda one: one.right_alone)]  # fmt: skip
@@ -126,8 +146,9 @@ def _figures(seeds: list[Members], radius_decimals: int) -> dict:
         "high": high,
         "clean": mean(lambda one: one.right.mean()),
         "mean clean": mean(lambda one: one.right_alone.mean()),
-        "sd p": mean(lambda one: one.deviation.mean()),
-        "TV": mean(lambda one: one.variation.mean()),
+        "shared": np.nan if shared is None else len(shared),
+        "sd p": mean_shared(lambda one: one.deviation),
+        "TV": mean_shared(lambda one: one.variation),
         **{
             name: " ".join(f"{value:.{digits}f}" for value in values)
             for name, values, digits in zip(_OF_EACH, each, (radius_decimals, 3), strict=True)
@@ -148,7 +169,8 @@ def remarks(runs: list[Run]) -> list[str]:
     if any(run.config and run.config.skip_wrong for run in runs):
         lines.append(
             "drawn: images whose votes were counted. On the others (--skip_wrong) the vote is wrong and its members "
-            "count as wrong: their figures are lower bounds, and what the vote adds is an upper bound."
+            "count as wrong: their figures are lower bounds, and what the vote adds is an upper bound. sd p and TV are "
+            "those of the shared images, which all ensembles that were certified alike have counted."
         )
     if any(run.config and run.config.sequential for run in runs):
         lines.append(
