@@ -37,13 +37,12 @@ def build(
 
 
 def quantised(classifier: nn.Module, split, noise_sd: float, images: int) -> nn.Module:
-    """The classifier in int8, with static scales from the first noised images of the split."""
+    """The classifier in int8, with static scales from some noised images of the split, of all its classes."""
     generator = torch.Generator().manual_seed(0)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch announces this interface's end
-        example = split[0][0][None]
-        observed = prepare_fx(classifier.eval(), get_default_qconfig_mapping("x86"), (example,))
-        for idx in range(min(images, len(split))):
-            image = split[idx][0][None]
+        some, _ = split.some(images)
+        observed = prepare_fx(classifier.eval(), get_default_qconfig_mapping("x86"), (some[:1],))
+        for image in some.split(1):
             observed(image + noise_sd * torch.randn(image.shape, generator=generator))
         return convert_fx(observed)

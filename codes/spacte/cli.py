@@ -58,29 +58,42 @@ def checked(parser: Parser, given: dict) -> dict:
 
     Raises UserError with the legal values where one is not legal.
     """
-    actions, values = {action.dest: action for action in parser._actions}, {}
-    for name, value in given.items():
-        action = actions[name]
-        if value is None and action.default is not None:
-            raise UserError(f"{name}: None is not a value; leave it out for {action.default}")
-        if action.nargs == "+" and not isinstance(value, list | tuple) and value is not None:
-            value = [value]
-        if isinstance(value, list | tuple) and action.nargs in (None, 0):
-            raise UserError(f"{name}: give one value, not {len(value)}")
-        parts = list(value) if isinstance(value, list | tuple) else [value]
-        if action.type is None and action.nargs != 0 and not all(isinstance(part, str | None) for part in parts):
-            raise UserError(f"{name}: '{value}' must be text")
-        kind = cast(Callable[[str], Any] | None, action.type)
-        try:
-            parts = [kind(str(part)) if kind and part is not None else part for part in parts]
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"{name}: {error}") from error
-        legal = (True, False) if action.nargs == 0 else action.choices
-        if legal and any(part not in legal for part in parts):
-            raise UserError(f"{name}: '{value}' must be one of {', '.join(map(str, legal))}")
-        parts = [bool(part) for part in parts] if action.nargs == 0 else parts
-        values[name] = parts if isinstance(value, list | tuple) else parts[0]
-    return values
+    flags = {flag.dest: flag for flag in parser._actions}
+    return {name: _checked(name, value, flags[name]) for name, value in given.items()}
+
+
+def _checked(name: str, value: Any, flag: argparse.Action) -> Any:
+    """A setting's value, or its list of values, as the flag would hold it."""
+    if value is None:
+        if flag.default is not None:
+            raise UserError(f"{name}: None is not a value; leave it out for {flag.default}")
+        return None
+    if flag.nargs == "+":
+        values = value if isinstance(value, list | tuple) else [value]
+        if not values:
+            raise UserError(f"{name}: it is empty; leave it out for the default")
+        return [_parsed(name, one, flag) for one in values]
+    if isinstance(value, list | tuple):
+        raise UserError(f"{name}: give one value, not {len(value)}")
+    if flag.nargs != 0:
+        return _parsed(name, value, flag)
+    if value not in (True, False):  # of a switch
+        raise UserError(f"{name}: '{value}' must be one of True, False")
+    return bool(value)
+
+
+def _parsed(name: str, value: Any, flag: argparse.Action) -> Any:
+    """A value as the flag would make it of the text that says it."""
+    kind = cast(Callable[[str], Any] | None, flag.type)
+    if kind is None and not isinstance(value, str):
+        raise UserError(f"{name}: '{value}' must be text")
+    try:
+        parsed = value if kind is None else kind(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{name}: {error}") from error
+    if flag.choices and parsed not in flag.choices:
+        raise UserError(f"{name}: '{value}' must be one of {', '.join(map(str, flag.choices))}")
+    return parsed
 
 
 def settings_of(kind: type[T], args: argparse.Namespace) -> T:

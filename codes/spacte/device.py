@@ -180,11 +180,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @contextlib.contextmanager
 def usual_defaults() -> Iterator[None]:
-    """Within it new tensors are float32 and on the CPU where nothing else is said, whatever the process has set."""
+    """Within it new tensors are float32 and on the CPU where nothing else is said, and nothing is computed in a lower
+    precision, whatever the process has set.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"):
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         torch.set_default_dtype(before)

@@ -1,5 +1,7 @@
 """What a classifier of the user's own must do: each way to break it is found and named; what keeps it passes."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -260,14 +262,40 @@ def test_a_module_that_acts_when_its_mode_changes_is_told_so():
     assert network[1].training and torch.allclose(network[1].weight, before, atol=1e-6)
 
 
-def test_the_last_of_several_borrowers_gives_a_module_back():
-    """Else the first to end would put it into train mode under the others."""
-    network = nn.Sequential(nn.Flatten(), nn.Dropout()).train()
-    first, second = borrowed(network), borrowed(network)
-    first.__enter__()
-    network.eval()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not network.training
-    second.__exit__(None, None, None)
-    assert network.training
+def test_calls_in_threads_take_turns(tmp_path):
+    """Else one would vote by the other's arithmetic, or in the mode into which the other has put their module."""
+    network, seen, ends = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).train(), [], []
+    data = (IMAGES[:4].clamp(0, 1), torch.arange(4))
+    own = {"noise_sd": 0.25, "num_classes": 10, "N0": 10, "N": 20, "device": "cpu", "logs_dir": tmp_path}
+    started = threading.Event()
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, images):
+            seen.append((threading.current_thread().name, network.training, torch.get_float32_matmul_precision()))
+            if not started.is_set():
+                started.set()
+                other.start()
+                other.join(0.5)  # it has time to do harm
+                assert other.is_alive()
+            return network(images)
+
+    def call(name):
+        certify_dataset(Watched(), data, name=name, **own)
+        ends.append((name, network.training))
+
+    other = threading.Thread(target=call, args=("second",), name="second")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        call("first")
+        other.join()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    names = [name for name, _, _ in seen]
+    assert names == sorted(names, key=lambda name: name == "second"), "not in turns"
+    assert set(seen) == {(name, False, "highest") for name in ("MainThread", "second")}
+    assert dict(ends).keys() == {"first", "second"} and network.training

@@ -191,10 +191,11 @@ def test_a_checkpoint_that_does_not_say_its_sigma_takes_the_calls(digits, digits
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 40), (6, 4, 4), (3, 2, 2, 2)], ids=str)
-def test_data_of_any_shape_and_range(tmp_path, shape):
+@pytest.mark.parametrize("sigma", [10.0, 100.0])
+def test_data_of_any_shape_and_range(tmp_path, shape, sigma):
     """A linear classifier of two classes, whose radii are known: sigma and radius are in the data's own units."""
     torch.manual_seed(0)
-    data = 30 * torch.randn(12, *shape) - 7
+    data = 3 * sigma * torch.randn(12, *shape) - 7
     direction = torch.randn(shape).flatten()
     direction /= direction.norm()
     labels = (data.flatten(1) @ direction > 0).long()
@@ -203,13 +204,13 @@ def test_data_of_any_shape_and_range(tmp_path, shape):
         margin = x.flatten(1) @ direction
         return torch.stack([-margin, margin], 1)
 
-    own = {"noise_sd": 10.0, "num_classes": 2, "N0": 20, "N": 2000, "device": "cpu", "logs_dir": tmp_path}
+    own = {"noise_sd": sigma, "num_classes": 2, "N0": 20, "N": 2000, "device": "cpu", "logs_dir": tmp_path}
     log = read_log(certify_dataset(sides, (data, labels), **own))
     distances = (data.flatten(1) @ direction).abs()
     for row in log.itertuples():
         distance = float(distances[row.idx])
-        assert row.predict in (-1, row.label) and row.radius <= distance + 1e-4
-        assert row.radius > 10 * (min(distance / 10, 2.7) - 0.5), "what 2,000 draws can tell"
+        assert row.predict in (-1, row.label) and row.radius <= distance + 1e-5 * sigma
+        assert row.radius > sigma * (min(distance / sigma, 2.7) - 0.5), "what 2,000 draws can tell"
     assert log["radius"].max() > 1
     with pytest.warns(UserWarning, match="sigma and radii are in these units") if len(shape) == 3 else nullcontext():
         certify_dataset(sides, (data, labels), overwrite=True, **own)
@@ -236,6 +237,18 @@ def test_two_classes_need_no_share_of_alpha(tmp_path):
     own = {"noise_sd": 0.25, "num_classes": 2, "N": 10, "N0": 10, "logs_dir": tmp_path, "device": "cpu"}
     log = certify_dataset(lambda images: torch.eye(2)[[1] * len(images)], data, certificate="all-votes", **own)
     assert (read_log(log)["radius"] > 0).all()
+
+
+@pytest.mark.parametrize("content", [b"\0\0\n", b"\xff\xff\n"])
+def test_a_damaged_part_of_a_divided_run_is_named(digits, tmp_path, content):
+    own = {"noise_sd": 0.5, "num_classes": 10, "name": "n", **SETTINGS}
+    log = certify_dataset(linear(), digits, max=60, **own)
+    part = log.with_name(f"{log.stem}-part-0.jsonl")
+    part.write_bytes(content)
+    with pytest.raises(UserError, match=f"'.*{part.name}' is damaged: .*; remove it to count its images again"):
+        certify_dataset(linear(), digits, **own)
+    part.unlink()
+    assert len(read_log(certify_dataset(linear(), digits, **own))) > len(range(0, 60, 30))
 
 
 def test_a_call_that_fails_leaves_no_lock(digits):

@@ -72,18 +72,37 @@ def test_a_checkpoints_network_is_the_one_that_its_file_held(digits, digits_mode
         certify_dataset(loaded.classifier, digits, noise_sd=0.5, num_classes=10, name=name, **SETTINGS)
 
 
-def test_what_a_process_has_set_changes_no_log_and_stays_set(digits, digits_models):
+def ours(digits_models, digits):
+    return load_classifier(digits_models[0]), {}
+
+
+def published(digits_models, digits):
+    state = torch.load(digits_models[1], weights_only=True)["state_dict"]
+    state = {key.replace("heads.0.0", "layer3").replace("heads.0.1", "fc"): value for key, value in state.items()}
+    torch.save({"state_dict": state}, "published.pth")
+    return load_classifier("published.pth", dataset="digits", noise_sd=0.5), {}
+
+
+def int8(digits_models, digits):
+    images, _ = digits
+    return load_classifier(digits_models[0]).with_scales(images[:30]), {"precision": "int8"}
+
+
+@pytest.mark.parametrize("kind", [ours, published, int8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_a_process_has_set_changes_no_log_and_stays_set(digits, digits_models, kind, dtype):
     """Default dtype, autocast, random numbers, torch's arithmetic."""
-    log = certify_dataset(load_classifier(digits_models[0]), digits, **SETTINGS)
+    loaded, more = kind(digits_models, digits)
+    log = certify_dataset(loaded, digits, **SETTINGS, **more)
     expected, state = without_time(log), torch.get_rng_state()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("medium")
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     try:
-        loaded = load_classifier(digits_models[0])
+        loaded, more = kind(digits_models, digits)
         with torch.autocast("cpu", torch.bfloat16):
-            again = certify_dataset(loaded, digits, overwrite=True, **SETTINGS)
-        assert torch.get_default_dtype() == torch.bfloat16
+            again = certify_dataset(loaded, digits, overwrite=True, **SETTINGS, **more)
+        assert torch.get_default_dtype() == dtype
         assert torch.backends.cudnn.benchmark and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.backends.cudnn.benchmark = False
@@ -115,6 +134,18 @@ NETWORKS = {}
 
 def by_name(images):
     return NETWORKS["net"](images)
+
+
+def test_the_hash_sees_tensors_of_any_layout():
+    plain = torch.eye(3)
+    hashes = []
+    for one in (plain, plain.to_sparse(), plain.to_sparse_csr(), 2 * plain.to_sparse(), torch.ones(2) * (1 + 1j)):
+        module = torch.nn.Module()
+        module.register_buffer("held", one)
+        hashes.append(parameters_sha256(module))
+    assert hashes[0] == hashes[1] == hashes[2] and len(set(hashes)) == 3
+    module.held = (torch.ones(2) * (1 - 1j)).conj()
+    assert parameters_sha256(module) == hashes[-1]
 
 
 def test_the_hash_sees_the_parameters_that_a_callable_holds():

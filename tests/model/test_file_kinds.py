@@ -46,6 +46,19 @@ def cut_legacy(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def old_module(path):
+    """In torch's format of before 1.6, larger than what is read of a file at once."""
+    theirs = types.ModuleType("their_code")
+    theirs.MyNet = type("MyNet", (nn.Linear,), {"__module__": "their_code"})
+    sys.modules["their_code"] = theirs
+    torch.save(theirs.MyNet(1500, 1500), path, _use_new_zipfile_serialization=False)
+    del sys.modules["their_code"]
+
+
+def large_pickle(path):
+    path.write_bytes(pickle.dumps({"w": np.zeros((1500, 1500)), "v": np.ones(3)}))
+
+
 def npz(path):
     with open(path, "wb") as file:
         np.savez(file, a=np.ones(2))
@@ -68,6 +81,8 @@ KINDS = {
         "is a Git LFS pointer, not the file that it points to: run git lfs pull",
     ),
     "module": (module_file, r"holds pickled objects \(their_code.MyNet\), which are code and are not run here: where"),
+    "old module": (old_module, r"holds pickled objects \(their_code.MyNet\), which are code"),
+    "large pickle": (large_pickle, "is a pickle without a state dict: where its code is"),
     "torch module": (
         lambda path: torch.save(nn.Linear(2, 2), path),
         r"holds pickled objects \(torch.nn.modules.linear",

@@ -51,10 +51,11 @@ def test_a_module_votes_in_eval_mode_although_it_is_trained_on(behind, classes):
     module.train()
     (votes,) = smooth.sample([Sample(x, torch.Generator().manual_seed(0), Draws(0, 200))], 50)
     assert (votes.estimation == expected).all()
-    several = [Sample(x, torch.Generator().manual_seed(0), Draws(0, 200)) for _ in range(3)]
-    for votes in smooth.sample(several, 50):  # between two images, too
-        module.train()
-        assert (votes.estimation == expected).all()
+    for part in (module, module[0]):  # between two images, too
+        several = [Sample(x, torch.Generator().manual_seed(0), Draws(0, 200)) for _ in range(3)]
+        for votes in smooth.sample(several, 50):
+            part.train()
+            assert (votes.estimation == expected).all()
     assert not module[0].num_batches_tracked
 
 

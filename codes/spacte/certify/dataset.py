@@ -1,5 +1,6 @@
 """Certification from Python: any classifier on any data, in one call that leaves the logs of certify_mhead.py."""
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -28,6 +29,7 @@ from spacte.names import printable_name
 from spacte.smooth.noise import GridNoise
 from spacte.utils import UserError
 
+_ONE_AT_A_TIME = threading.RLock()  # calls: torch's settings and a module's mode are the process's
 _KINDS = (ClassifierSettings, RunSettings, CertifySettings)
 # what the call's own arguments say, or a checkpoint
 _NOT_BY_NAME = {
@@ -47,7 +49,7 @@ def certify_dataset(
 
     `classifier`: a module or callable, images [N, C, H, W] -> logits [N, K] or [L, N, K], each image on its own (a spot
     check comes first), or what `load_classifier` returned, or a list of these: their ensemble. A module gets its mode
-    and device back, and torch's settings of precision stay the caller's.
+    and device back, and torch's settings of precision stay the caller's; calls in other threads wait for their turn.
     `data`: a torch Dataset whose items are an image and its label, or (images, labels). Images are uint8, which become
     value / `levels` (255, or what the checkpoint says), or floating point; those of a checkpoint are [C, H, W] in
     [0, 1]. Another classifier's may have any shape and range (signals [S], embeddings, rows of a table): sigma and
@@ -63,12 +65,17 @@ def certify_dataset(
 
     Raises UserError, before anything is written, with what is legal.
     """
-    own, run, certification = _settings(settings, noise_sd)
+    networks = classifier if isinstance(classifier, list) else [classifier]
+    loaded = [one for one in networks if isinstance(one, Loaded)]
+    own, run, certification = _settings(settings, noise_sd, cli.image_norm if loaded else cli.positive_float)
     init_distributed()
     check_stopping(certification)
-    with borrowed(classifier), arithmetic_kept():
-        computing = computing_of(own, certification.N)
-        base, split = _base(classifier, data, own.noise_sd, num_classes, levels, dataset, computing)
+    with _ONE_AT_A_TIME, borrowed(classifier), arithmetic_kept():
+        computing, data = computing_of(own, certification.N), _dataset(data)
+        if loaded and len(loaded) == len(networks):
+            base, split = _of_checkpoints(loaded, data, own.noise_sd, num_classes, levels, dataset, computing)
+        else:
+            base, split = _of_function(classifier, data, own.noise_sd, num_classes, levels, dataset, computing)
         base = replace(base, run_name=printable_name(name or base.run_name))
         evaluation = evaluation_of(base, split, own, computing)
         _warn_of_range(split)
@@ -110,45 +117,31 @@ def _dataset(data: Any) -> Any:
     return data
 
 
-def _settings(given: dict, noise_sd: float | None) -> tuple[ClassifierSettings, RunSettings, CertifySettings]:
+def _settings(
+    given: dict, noise_sd: float | None, legal_sd: Callable[[str], float]
+) -> tuple[ClassifierSettings, RunSettings, CertifySettings]:
+    """The settings as the flags of these names would hold them; `legal_sd` reads a sigma, in whichever units."""
     legal = {field.name for kind in _KINDS for field in fields(kind)} - _NOT_BY_NAME
     strange = sorted(set(given) - legal)
     if strange:
         raise UserError(f"unknown setting '{strange[0]}': choose from {', '.join(sorted(legal))}")
     given = {name: str(value) if isinstance(value, Path | torch.device) else value for name, value in given.items()}
-    values = cli.checked(parser_of(""), given if noise_sd is None else given | {"noise_sd": noise_sd})
+    parser = parser_of("")
+    next(flag for flag in parser._actions if flag.dest == "noise_sd").type = legal_sd
+    values = cli.checked(parser, given if noise_sd is None else given | {"noise_sd": noise_sd})
     own, run, certification = (
         {one.name: values[one.name] for one in fields(kind) if one.name in values} for kind in _KINDS
     )
     return ClassifierSettings(**own), RunSettings(**run), CertifySettings(**certification)
 
 
-def _base(
-    classifier: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
+def _of_checkpoints(
+    networks: list[Loaded], data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
     dataset: str | None, computing: Computing,
 ) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
-    """The classifier under the noise, and the images, as the arguments of `certify_dataset` say."""
-    data = _dataset(data)
-    networks = [classifier] if isinstance(classifier, Loaded) else classifier
-    if isinstance(networks, list) and networks and all(isinstance(one, Loaded) for one in networks):
-        if noise_sd is not None:  # else each is evaluated at training's
-            networks = [replace(one, noise_sd=noise_sd) for one in networks]
-        return _of_checkpoints(networks, data, num_classes, levels, dataset, computing)
-    if not callable(classifier):
-        raise UserError(
-            f"the classifier is a {type(classifier).__name__}: it must be a module, another callable, or what "
-            "load_classifier returned (or a list of these)"
-        )
-    if noise_sd is None or num_classes is None:
-        raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
-    return _of_function(classifier, data, noise_sd, num_classes, levels, dataset, computing)
-
-
-def _of_checkpoints(
-    networks: list[Loaded], data: Any, num_classes: int | None, levels: int | None, dataset: str | None,
-    computing: Computing,
-) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
     """UserError if the networks do not belong together, or know another number of classes or levels."""
+    if noise_sd is not None:  # else each is evaluated at training's
+        networks = [replace(one, noise_sd=noise_sd) for one in networks]
     config, spec = joint_config(networks), networks[0].spec
     if dataset is not None:
         config = replace(config, dataset=printable_name(dataset))
@@ -160,9 +153,17 @@ def _of_checkpoints(
 
 
 def _of_function(
-    function: Callable, data: Any, noise_sd: float, num_classes: int, levels: int | None, dataset: str | None,
-    computing: Computing,
+    function: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
+    dataset: str | None, computing: Computing,
 ) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
+    """UserError if the function is none, or it is not said what is certified."""
+    if not callable(function):
+        raise UserError(
+            f"the classifier is a {type(function).__name__}: it must be a module, another callable, or what "
+            "load_classifier returned (or a list of these)"
+        )
+    if noise_sd is None or num_classes is None:
+        raise UserError("a classifier of your own does not say its noise_sd and num_classes: give both")
     levels = 255 if levels is None else levels
     for what, value in (("num_classes", num_classes), ("levels", levels)):
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:

@@ -144,7 +144,11 @@ class _Files(Generic[C]):
                 content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
             self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            written += self.add(map(self.plan.from_line, whole.decode().splitlines()))
+            try:
+                found = [self.plan.from_line(line) for line in whole.decode(errors="replace").splitlines()]
+            except UserError as error:
+                raise UserError(f"'{path}' is damaged: {error}; remove it to count its images again") from error
+            written += self.add(found)
         return written
 
     def show(self, written: list[C]) -> None:

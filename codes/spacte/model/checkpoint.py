@@ -177,7 +177,7 @@ def _settings(
     known["num_heads"] = known["num_heads"] or weights.heads
     for name, value in (("arch", arch), ("dataset", dataset), ("num_heads", num_heads), ("noise_sd", noise_sd)):
         if value is not None and not _LEGAL[name](value):
-            raise UserError(f"{name} {str(value)[:40]}: a checkpoint cannot have it")
+            raise UserError(f"{name} {str(value)[:40]}, a {type(value).__name__}: a checkpoint cannot have it")
     given = {"arch": arch and our_name(arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
     for name, value in given.items():
         if value is not None and known[name] is not None and value != known[name] and name != "noise_sd":

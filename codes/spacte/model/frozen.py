@@ -60,6 +60,7 @@ def freeze(
     return frozen
 
 
+@usual_defaults()
 def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> Scales:
     """What int8 needs to know of `Sequential(normalise, network)` besides its weights: the scales of its activations.
 

@@ -22,7 +22,8 @@ def parameters_sha256(classifier: Callable) -> str | None:
         named = [("", one)] if isinstance(one, Tensor) else [*one.named_parameters(), *one.named_buffers()]
         for name, tensor in named:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            values = tensor.detach().cpu().contiguous().reshape(-1)
+            plain = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+            values = plain.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
             digest.update(values.view(torch.uint8).numpy().tobytes() if len(values) else b"")
     return digest.hexdigest() if held else None
 

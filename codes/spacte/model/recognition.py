@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from spacte.data.spec import DataSpec
 from spacte.data.splits import random_crop
+from spacte.device import draws_kept, usual_defaults
 from spacte.model.batchnorm import FirstLayer, batches_seen, distances, statistics
 from spacte.model.heads import MultiHeadNetwork
 from spacte.model.normalisation import (
@@ -59,6 +60,7 @@ class Fit:
     layer: str = "bn1"
 
 
+@usual_defaults()
 def examined(
     network: MultiHeadNetwork, name: str | None, spec: DataSpec, images: Tensor, sigma: float
 ) -> tuple[str, str | None]:
@@ -149,8 +151,8 @@ class _Search:
         self.bn1_near = _BN1_NEAR + _BN1_SAMPLED / len(images)
         batches = batches_seen(cast(nn.BatchNorm2d, network.bn1))
         self.near = _NEAR + (_LAG / batches if batches else 0)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with draws_kept(torch.device("cpu")):
+            torch.default_generator.manual_seed(0)  # no GPU's generator
             whole = images.cpu()
             views = [whole, random_crop(whole, 4)]  # networks for small images see black borders in training
             if min(images.shape[2:]) >= 64:

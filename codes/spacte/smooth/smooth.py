@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from spacte.model.members import NetworkEnsemble
 from spacte.model.modes import switch_to_eval
-from spacte.model.passes import FixedPasses, concatenated, in_passes
+from spacte.model.passes import concatenated, in_passes
 from spacte.smooth.certificates import ABSTAIN, Certificate, check_alpha, prediction
 from spacte.smooth.draws import Draws, whole
 from spacte.smooth.noise import GaussianNoise, Noise
@@ -62,8 +61,6 @@ class Smooth:
             raise ValueError(f"a consensus of {consensus}: it must be of at least 1 head")
         self.consensus = None if consensus is None else Consensus(base_classifier, num_classes, consensus)
         self.voter = self.consensus or AllHeads(base_classifier, num_classes)
-        ours = isinstance(base_classifier, FixedPasses | NetworkEnsemble)  # the same in either mode
-        self._module = base_classifier if isinstance(base_classifier, nn.Module) and not ours else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self):  # the noise and the voter were made for it
@@ -121,14 +118,12 @@ class Smooth:
         batch_size = whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: it must be at least 1")
-        if self._module is not None:
-            switch_to_eval(self._module)
         coming, active = self._checked(samples), list[Tally]()
         passes, since = self._pass_sizes(), time.monotonic()
         while batch := _next_batch(active, coming, batch_size):
             sizes = [tally.wanted for tally in batch]
-            if self._module is not None and self._module.training:  # the caller has trained it on meanwhile
-                switch_to_eval(self._module)
+            if isinstance(self.base_classifier, nn.Module):  # the caller may have trained it on meanwhile
+                switch_to_eval(self.base_classifier)
             copies = [self.noise(tally.sample.x, tally.wanted, tally.sample.generator) for tally in batch]
             classes = self.voter(concatenated(copies, 0))
             for tally, counts in zip(batch, count(classes, sizes, self.num_classes), strict=True):
