@@ -1,6 +1,7 @@
 """What a training step minimises, on which images, with which recipe."""
 
 import dataclasses
+import warnings
 
 import pandas as pd
 import pytest
@@ -227,3 +228,17 @@ def test_without_teaching_every_weight_is_1_and_without_cosine_nothing_is_added(
         (log,) = (tmp_path / defence).rglob("*-no-teaching-no-cosine-images-200-train.log")
         table = pd.read_csv(log, sep="\t")
         assert (table["weight"] == 1).all() and (table["cos"] == 0).all() and (table["easy"] == 1).all()
+
+
+@pytest.mark.parametrize(("epochs", "says"), [(1, True), (2, False)])
+def test_a_class_that_training_has_given_up_is_named_after_the_last_epoch(epochs, says):
+    """Here the classifier answers 0 everywhere."""
+    trainer = trainer_on(200, noise_sd=0.01, epochs=epochs)
+    trainer.epoch = 1
+    for parameter in trainer.classifier.parameters():
+        parameter.data.zero_()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.noisy_accuracy()
+    texts = [str(one.message) for one in said if "given up" in str(one.message)]
+    assert len(texts) == says and all(text.startswith("no noisy test image is right of class 1") for text in texts)

@@ -23,7 +23,15 @@ from tqdm import tqdm
 
 from spacte.data.splits import BatchedSplit
 from spacte.device import draws_kept, restore_rng_state, rng_state
-from spacte.distributed import all_gather_object, all_reduce_mean, as_part, broadcast, get_rank, get_world_size
+from spacte.distributed import (
+    all_gather_object,
+    all_reduce_mean,
+    as_part,
+    broadcast,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)  # fmt: skip
 from spacte.model.classifier import Classifier
 from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import noisy_logits, statistics_kept
@@ -33,7 +41,7 @@ from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective, unwrapped
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace, class_quantiles, smoothed_cross_entropy
-from spacte.utils import UserError, derived_seed
+from spacte.utils import UserError, derived_seed, listed
 
 _IMAGES_OF_A_PACE = 200  # for each class: a share measured on them has a standard error of at most .035
 _PART_OF_A_BATCH = 8  # a last batch of less than an eighth is left out of its epoch
@@ -228,9 +236,13 @@ class Trainer:
 
     @torch.no_grad()
     def noisy_accuracy(self) -> dict[str, float]:
-        """The share of test images, each with one noise vector, that the ensemble (`acc`) and each head get right."""
+        """The share of test images, each with one noise vector, that the ensemble (`acc`) and each head get right.
+
+        After the last epoch it warns of classes of which the ensemble gets no image right.
+        """
         self.classifier.eval()
-        correct = torch.zeros(self._voters, device=self.device)
+        correct = torch.zeros(self._voters, self.objective.num_classes, device=self.device)
+        images_of = torch.zeros(self.objective.num_classes, device=self.device)
         on_gpu, batch_size = self.device.type == "cuda", self.recipe.batch_size
         if on_gpu:  # nothing is captured here: few large batches are few launches
             batch_size = max(batch_size, _PIXELS_OF_A_LOOK // math.prod(self.test_split.spec.shape[1:]))
@@ -240,8 +252,15 @@ class Trainer:
             for images, labels in self.test_split.batches(batch_size):
                 noise = torch.randn(images.shape, device=self.device) * self.recipe.noise_sd
                 logits = unwrapped(self.classifier)(images + noise).float()  # [L, B, K]
-                correct += (with_ensemble(logits).argmax(-1) == labels).sum(1)  # [V]
-        return self._accuracies((all_reduce_mean(correct) * get_world_size() / len(self.test_split)).tolist())
+                correct.index_add_(1, labels, (with_ensemble(logits).argmax(-1) == labels).float())
+                images_of.index_add_(0, labels, torch.ones(len(labels), device=self.device))
+        correct, images_of = (all_reduce_mean(one) * get_world_size() for one in (correct, images_of))
+        given_up = ((correct[-1] == 0) & (images_of > 0)).nonzero().flatten().tolist()
+        if given_up and self.epoch == self.recipe.epochs and is_main_process():
+            names = self.test_split.spec.class_names
+            classes = listed(f"{k} ({names[k]})" if names else k for k in given_up)
+            warnings.warn(f"no noisy test image is right of class {classes}: given up in training?", stacklevel=2)
+        return self._accuracies((correct.sum(1) / len(self.test_split)).tolist())
 
     @property
     def _voters(self) -> int:
