@@ -202,14 +202,16 @@ def test_a_step_that_fails_is_reported_and_the_next_goes_on(script, tmp_path):
     assert " skipped in " in (tmp_path / "o/output/tests.txt").read_text() or torch.cuda.is_available()
 
 
-def test_a_command_ends_with_the_time(script, tmp_path):
-    flags = (*SMALL, "--output", "o")
-    script("bench/gpu_session.py", *flags, "--minutes", 0.01)
-    content = state(tmp_path / "o")
-    content["steps"]["earlier"] = {"like": "tests", "seconds": 0.1}
-    (tmp_path / "o/session.json").write_text(json.dumps(content))
-    code, out, err = script("bench/gpu_session.py", *flags, "--minutes", 0.05)
-    assert code == 0 and "not finished: tests: its time is over" in out and "$ cd" in out, err
+def test_a_command_ends_with_the_time(tmp_path, capsys):
+    from gpu_steps import Session, Step
+
+    with open(tmp_path / "lock", "w") as held:
+        session = Session(tmp_path, {}, 0.02, {"tests": 600}, held)
+        endless = [sys.executable, "-c", "import time; time.sleep(300)"]
+        session.run_all([Step("tests", lambda: session.run("tests", endless, tmp_path), guess=1, budget="tests")])
+    out = capsys.readouterr().out
+    assert "not finished: tests: its time is over" in out and "$ cd" in out
+    assert state(tmp_path)["steps"] == {} and 1 < state(tmp_path)["spent"]["tests"] < 60
 
 
 def test_another_sessions_output_is_refused(script, tmp_path):
@@ -222,9 +224,8 @@ def test_another_sessions_output_is_refused(script, tmp_path):
     assert code == 2 and "--defence '9None' must be one of 0Gaussian, " in err
 
 
-def test_a_file_is_cut_into_parts_that_join_to_it(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(CODES))
-    from spacte.train.release import cut
+def test_a_file_is_cut_into_parts_that_join_to_it(tmp_path):
+    from gpu_session import cut
 
     content = os.urandom(2500)
     (tmp_path / "a.pth").write_bytes(content)

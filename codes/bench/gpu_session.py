@@ -22,8 +22,8 @@ a run's first two epochs are trained before for their time. Steps are compiled (
 within these epochs. The learning rate drops after each third of them, as the paper's does.
 
 A step that the time left cannot hold is not begun and is named, and one that is under way when its time is over is
-ended: training loses no more than an epoch or half a minute, certification a few images. How long a step takes is what
-those like it took, else a guess. A step that fails is reported, the next one is run, and the exit code is 1.
+ended: training loses no more than an epoch or half a minute, certification a few images. A step that fails is
+reported, the next one is run, and the exit code is 1.
 
     O/summary.md                         after each step: machine, seconds, speeds, ACR and certified accuracy
     O/session.json                       settings, steps, the number of epochs
@@ -61,7 +61,7 @@ from spacte import cli
 from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
 from spacte.device import PRECISIONS
-from spacte.files import lock, make_folder, replace_file
+from spacte.files import lock, make_folder, replace_file, sha256
 from spacte.jobs.job import (
     Job,
     certify_command,
@@ -71,7 +71,7 @@ from spacte.jobs.job import (
     train_command,
     write_record,
 )
-from spacte.train.release import cut, release
+from spacte.train.release import release
 from spacte.train.settings import Recipe
 from spacte.utils import RunError, UserError
 
@@ -126,7 +126,7 @@ class _Steps:
         self.networks = {_named(heads): heads for heads in (args.num_heads, 1)}
 
     def __iter__(self) -> Iterator[Step]:
-        yield Step("tests", self._test, like="tests", guess=60, budget="tests")
+        yield Step("tests", self._test, guess=60, budget="tests")
         yield Step("speed", self._measure, guess=20, budget="speed")
         for name in self.networks:
             train = f"train-{name}"
@@ -317,6 +317,20 @@ def _main() -> None:
         session.run_all(list(steps), steps.write_summary)
     if session.failed:
         sys.exit(1)
+
+
+def cut(path: Path, folder: Path, size: int) -> None:
+    """Cut a file into parts of at most `size` bytes, <name>.part-000, ..., beside which lies <name>.sha256.
+
+    The folder's join.sh joins all files that were cut into it, and checks the results.
+    """
+    with open(path, "rb") as file:
+        for number, part in enumerate(iter(lambda: file.read(size), b"")):
+            (folder / f"{path.name}.part-{number:03}").write_bytes(part)
+    (folder / f"{path.name}.sha256").write_text(f"{sha256(path)}  {path.name}\n")
+    names = sorted(one.name.removesuffix(".sha256") for one in folder.glob("*.sha256"))
+    lines = [f"cat {name}.part-* > {name}; sha256sum -c {name}.sha256\n" for name in names]
+    (folder / "join.sh").write_text("".join(lines))
 
 
 if __name__ == "__main__":

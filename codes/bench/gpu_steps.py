@@ -31,14 +31,12 @@ class OutOfTimeError(Exception):
 class Step:
     """A step; its `work` raises RunError or UserError if it fails and OutOfTimeError if the time is over.
 
-    `like` names the steps that take about as long, and `guess` how many seconds until one of them is finished; None for
-    one that may be ended and is resumed next time. `after` names the step that must be finished before, and `budget`
-    the limit that it shares with others.
+    `guess` is how many seconds must be left for it to be begun. `after` names the step that must be finished before,
+    and `budget` the limit that it shares with others.
     """
 
     name: str
     work: Callable[[], None]
-    like: str | None = None
     guess: float = _WORTH_BEGINNING
     after: str | None = None
     budget: str | None = None
@@ -110,7 +108,7 @@ class Session:
             return
         started = time.monotonic()
         try:
-            needed, left = self._needed(step), self.left(step)
+            needed, left = step.guess, self.left(step)
             if needed > left:
                 minutes = f"{needed / 60:.1f} minutes, {max(left, 0) / 60:.1f} are left for it"
                 raise OutOfTimeError(f"it needs about {minutes}")
@@ -125,7 +123,7 @@ class Session:
             say(f"{step.name} failed: {error}")
         else:
             seconds = round(time.monotonic() - started, 1)
-            self.remember("steps", self.state["steps"] | {step.name: {"like": step.like, "seconds": seconds}})
+            self.remember("steps", self.state["steps"] | {step.name: {"seconds": seconds}})
             say(f"{step.name} finished in {seconds:.0f} s")
         spent = time.monotonic() - started
         if step.budget:
@@ -136,11 +134,6 @@ class Session:
     def is_finished(self, name: str) -> bool:
         """Whether the step is written down as finished."""
         return name in self.state["steps"]
-
-    def _needed(self, step: Step) -> float:
-        """The most seconds that a step like it took, or a guess."""
-        took = [done["seconds"] for done in self.state["steps"].values() if step.like and done["like"] == step.like]
-        return max(took, default=step.guess)
 
     def _say_how_many(self, steps: list[Step]) -> None:
         say(f"{sum(self.is_finished(step.name) for step in steps)} of {len(steps)} steps are finished")

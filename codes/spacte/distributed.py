@@ -56,7 +56,8 @@ def init_distributed() -> None:
         try:
             store, rank, size = next(dist.rendezvous("env://", timeout=_TO_FIND_THE_OTHERS))
         except (RuntimeError, ValueError) as error:  # ValueError: RANK, MASTER_ADDR or MASTER_PORT is not set
-            raise RunError(f"torchrun does not answer: {str(error).splitlines()[0]}") from error
+            said = str(error) or type(error).__name__
+            raise RunError(f"torchrun does not answer: {said.splitlines()[0]}") from error
         store.set_timeout(_TO_WAIT_FOR_A_SLOW_ONE)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TO_WAIT_FOR_A_SLOW_ONE)
         atexit.register(dist.destroy_process_group)

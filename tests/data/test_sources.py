@@ -147,7 +147,7 @@ def test_a_damaged_file_of_mnists_is_named(tmp_path):
     whole = (raw / "t10k-images-idx3-ubyte").read_bytes()
     for content in (whole[:1000], whole + b"0", b"", b"<html>not found</html>"):
         (raw / "t10k-images-idx3-ubyte").write_bytes(content)
-        with pytest.raises(UserError, match=r"MNIST's file '.*t10k-images-idx3-ubyte' is damaged: put"):
+        with pytest.raises(UserError, match=r"MNIST in '.*' is incomplete or damaged and could not be down"):
             open_split("MNIST", tmp_path, False, CPU)
 
 

@@ -1,5 +1,6 @@
 """The classifier under the noise: of checkpoints, or of the user's own function; and what a log must say of it."""
 
+import itertools
 import sys
 import time
 import warnings
@@ -104,28 +105,32 @@ def of_checkpoints(
         network.check_unchanged()
     networks = [_examined(network, split, config.noise_sd) for network in networks]
     batch_size = computing.batch_size(split)
-    scales = list[Scales | None]([None] * len(networks))
-    if computing.precision == "int8":
-        found = _scales(networks, config.noise_sd, open_training)
-        scales = [*found]
-        config = replace(config, scales_sha256=tuple(one.sha256 for one in found))
+    int8 = computing.precision == "int8"
+    scales = _scales(networks, config.noise_sd, open_training) if int8 else []
     frozen = [
         freeze(network.classifier, computing.device, computing.precision, batch_size, computing.compiled, own)
-        for network, own in zip(networks, scales, strict=True)
+        for network, own in itertools.zip_longest(networks, scales)
     ]
-    config = replace(config, checkpoint_sha256=tuple(network.file_sha256 for network in networks))
-    if any(network.published for network in networks):
-        config = replace(config, normalize=tuple(network.normalize for network in networks))
-    run = _joint_name([network.run for network in networks])
-    training = [network.training for network in networks]
-    trained = sorted({one["noise_sd"] for one in training if one and "noise_sd" in one} - {config.noise_sd})
-    if trained:
-        run += f"-trained-at-{'+'.join(f'{sigma:g}' for sigma in trained)}"
-        if is_main_process():
-            noises = " and ".join(f"{sigma:g}" for sigma in trained)
-            print(f"trained with noise {noises}, certified with {config.noise_sd:g}", file=sys.stderr)
+    published = any(network.published for network in networks)
+    config = replace(
+        config,
+        checkpoint_sha256=tuple(network.file_sha256 for network in networks),
+        normalize=tuple(network.normalize for network in networks) if published else None,
+        scales_sha256=tuple(one.sha256 for one in scales) if int8 else None,
+    )
     base = frozen[0] if len(frozen) == 1 else NetworkEnsemble(frozen)
-    return BaseClassifier(base, printable_name(run), config, training)
+    training = [network.training for network in networks]
+    return BaseClassifier(base, _run_name(networks, training, config.noise_sd), config, training)
+
+
+def _run_name(networks: list[Loaded], training: list[dict | None], noise_sd: float) -> str:
+    """The networks' runs and, where it is another than the noise here, that of their training, which is also said."""
+    name = _joint_name([network.run for network in networks])
+    trained = sorted({one["noise_sd"] for one in training if one and "noise_sd" in one} - {noise_sd})
+    if trained and is_main_process():
+        noises = " and ".join(f"{sigma:g}" for sigma in trained)
+        print(f"trained with noise {noises}, certified with {noise_sd:g}", file=sys.stderr)
+    return printable_name(name + f"-trained-at-{'+'.join(f'{sigma:g}' for sigma in trained)}" * bool(trained))
 
 
 def _scales(networks: list[Loaded], noise_sd: float, open_training: Callable[[], Split] | None) -> list[Scales]:

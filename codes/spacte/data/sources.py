@@ -1,8 +1,6 @@
 """Where the images of each data set come from. A new data set is an entry here, in SOURCES, and one in spec.SPECS."""
 
-import math
 import shutil
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -82,18 +80,19 @@ def _described(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
+# what torchvision raises for files that are missing or damaged
+_UNREADABLE = (RuntimeError, ValueError, TypeError, AssertionError, KeyError)
+
+
 def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arrays:
     """A torchvision set, downloaded when missing; `files` names what belongs in `data_dir`."""
     which = {"split": "train" if train else "test"} if dataset is datasets.SVHN else {"train": train}
-    broken = _broken_idx(data_dir / dataset.__name__ / "raw")
-    if broken:
-        raise UserError(f"{dataset.__name__}'s file '{broken}' is damaged: put {files} there again")
     try:
         try:
             loaded = dataset(data_dir, download=False, **which)
-        except RuntimeError:  # torchvision's for files that are missing or damaged
+        except _UNREADABLE:
             loaded = _downloaded(dataset, data_dir, which)
-    except (OSError, RuntimeError) as error:
+    except (OSError, *_UNREADABLE) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         there = [data_dir / getattr(dataset, "base_folder", f"{dataset.__name__}/raw")]
         there += data_dir.glob("*_32x32.mat") if dataset is datasets.SVHN else []
@@ -105,26 +104,6 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
     labels = loaded.labels if dataset is datasets.SVHN else loaded.targets
     images = np.asarray(loaded.data)
     return (images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images), np.asarray(labels)
-
-
-def _broken_idx(folder: Path) -> Path | None:
-    """The first of MNIST's files in the folder that is empty, or whose size or shape is not the one that it should be.
-
-    Images, idx3, have three dimensions, labels, idx1, one; the file's head holds them.
-    """
-    for path in sorted(folder.glob("*-idx[13]-ubyte")):
-        with open(path, "rb") as file:
-            head = file.read(4)
-            sizes = struct.unpack(f">{head[3]}I", file.read(4 * head[3])[: 4 * head[3]]) if _is_idx(head, path) else ()
-        if len(sizes) != int(path.stem[-7]) or not all(sizes):
-            return path
-        if path.stat().st_size != 4 + 4 * len(sizes) + math.prod(sizes):
-            return path
-    return None
-
-
-def _is_idx(head: bytes, path: Path) -> bool:
-    return len(head) == 4 and head[:3] == b"\0\0\x08" and head[3] > 0 and path.stat().st_size >= 4 + 4 * head[3]
 
 
 def _downloaded(dataset: type, data_dir: Path, which: dict) -> Any:

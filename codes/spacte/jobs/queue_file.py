@@ -104,7 +104,7 @@ def _check_keys(where: str, table: dict, legal: dict) -> None:
 
 def _runs(entries: dict[str, tuple[str, dict]], defaults: dict, codes: Path, work: Path) -> dict[str, list[Job]]:
     """The jobs of each run by its label, in the file's order."""
-    after = {label: _labels(where, entry, entries) for label, (where, entry) in entries.items()}
+    after = {label: _after_of(where, entry, entries) for label, (where, entry) in entries.items()}
     try:
         order = list(graphlib.TopologicalSorter(after).static_order())
     except graphlib.CycleError as error:
@@ -139,7 +139,7 @@ def _check_what_flags_name(where: str, job: Job, known: list[str], runs: dict[st
             raise UserError(f"{where}: its train flags name WORK/{run}/{seed}; there are {listed(names)}")
 
 
-def _labels(where: str, entry: dict, runs: Collection[str]) -> list[str]:
+def _after_of(where: str, entry: dict, runs: Collection[str]) -> list[str]:
     """The runs that an entry's `after` names."""
     after = entry.get("after", [])
     labels = [after] if isinstance(after, str) else after

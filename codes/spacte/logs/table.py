@@ -147,7 +147,7 @@ def plain(table: pd.DataFrame, style: str, decimals: int = 3) -> str:
     return markdown(table, decimals)
 
 
-def decimals(norm: str) -> int:
+def radius_decimals(norm: str) -> int:
     """How many decimals a radius has in a text: the Linf norm's are small."""
     return 5 if norm == "linf" else 3
 
@@ -220,7 +220,7 @@ def _cells(table: pd.DataFrame, bold: str) -> pd.DataFrame:
 
 
 def _decimals_of(name: str, table: pd.DataFrame) -> int:
-    return decimals("linf" if name == "ACR" and (table["norm"] == "linf").any() else "l2")
+    return radius_decimals("linf" if name == "ACR" and (table["norm"] == "linf").any() else "l2")
 
 
 def latex(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from spacte.data.spec import DataSpec
 from spacte.files import replace_file
@@ -73,6 +74,21 @@ def read(path: Path | str) -> dict:
     the file is if it is missing, truncated or holds no state dict.
     """
     path = Path(path)
+    whole, sha256 = _loaded(path)
+    tensors, keys = _state_dict(path, whole)
+    contents = dict(whole) if keys else {}
+    data = contents.pop("data", None)  # of another code where it is no dict
+    if isinstance(data, dict):
+        try:
+            contents["data"] = DataSpec.from_file(data)
+        except ValueError as error:
+            raise UserError(f"'{path}' is a foreign file: its 'data' does not describe a data set") from error
+    contents["args"] = _args(path, contents)
+    return contents | {"state_dict": tensors, "keys": keys, "file_sha256": sha256}
+
+
+def _loaded(path: Path) -> tuple[Any, str]:
+    """What torch.save has written, and the hash of the file. UserError if it is no such file."""
     if path.is_dir():
         raise UserError(folder_line(path))
     if not path.is_file():
@@ -82,43 +98,42 @@ def read(path: Path | str) -> dict:
             warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused below
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # of this file, whatever takes its place meanwhile
             file.seek(0)
-            contents = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True), digest
     except MemoryError:
         raise
     except Exception as error:  # torch.load raises whatever the damage happens to trigger
         raise UserError(
             f"'{path}' is not a readable checkpoint (truncated or foreign): it {described(path)}"
         ) from error
+
+
+def _state_dict(path: Path, contents: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict in a file, and the names that lead to it. UserError if there is none, a warning if several."""
     found = state_dict_of(contents)
     if found is None:
-        keys = [name for name in contents if state_dict_of(contents[name])] if isinstance(contents, dict) else []
+        names = [name for name in contents if state_dict_of(contents[name])] if isinstance(contents, dict) else []
         raise UserError(
             f"'{path}' is a foreign file: a checkpoint holds a 'state_dict', this {_summary(contents)}; "
-            f"{way_out(path, tuple(keys[:1]))}"
+            f"{way_out(path, tuple(names[:1]))}"
         )
-    others = [
-        name for name in CONTAINERS if name in contents and name not in found[1] and state_dict_of(contents[name])
-    ]
+    tensors, keys = found
+    others = [name for name in CONTAINERS if name in contents and name not in keys and state_dict_of(contents[name])]
     if others:
         warnings.warn(
-            f"'{path}' holds networks under {found[1][0]} and {', '.join(others)}: the first is taken", stacklevel=2
+            f"'{path}' holds networks under {keys[0]} and {', '.join(others)}: the first is taken", stacklevel=3
         )
-    contents = dict(contents) if found[1] else {}
-    contents["state_dict"], contents["keys"] = found
-    contents["file_sha256"] = digest
-    data = contents.pop("data", None)  # of another code where it is no dict
-    if isinstance(data, dict):
-        try:
-            contents["data"] = DataSpec.from_file(data)
-        except ValueError as error:
-            raise UserError(f"'{path}' is a foreign file: its 'data' does not describe a data set") from error
-    args = contents.setdefault("args", {})
-    contents["args"] = args = vars(args) if isinstance(args, Namespace) else args
-    if not isinstance(args, dict) and "data" not in contents:
-        contents["args"] = {}  # of another code
-    elif not isinstance(args, dict):
+    return tensors, keys
+
+
+def _args(path: Path, contents: dict) -> dict:
+    """The settings of a run; none in a file of another code. UserError if ours holds something else."""
+    args = contents.get("args", {})
+    args = vars(args) if isinstance(args, Namespace) else args
+    if isinstance(args, dict):
+        return args
+    if "data" in contents:
         raise UserError(f"'{path}' is a foreign file: its 'args' are not the settings of a run")
-    return contents
+    return {}
 
 
 # what people save beside the weights: scores as numpy's numbers and arrays, flags, paths

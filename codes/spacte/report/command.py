@@ -13,7 +13,7 @@ import pandas as pd
 from spacte import cli
 from spacte.files import check_ending, replace_file
 from spacte.logs.description import NORMS
-from spacte.logs.table import csv, decimals, records, render
+from spacte.logs.table import csv, radius_decimals, records, render
 from spacte.report import classes, members, page, plots
 from spacte.report.comparable import check_same_images, rows_of
 from spacte.report.comparison import Comparison, compare, compare_experiments
@@ -203,7 +203,7 @@ def _parts(runs: list[Run], settings: ReportSettings) -> list[Part]:
         if found.empty and settings.format != "json":
             raise UserError("--members: no log tells what its members voted")
         title = "What the vote adds to its members"
-        parts.append(Part("members", title, found, members.remarks(runs), decimals(settings.norm)))
+        parts.append(Part("members", title, found, members.remarks(runs), radius_decimals(settings.norm)))
     if settings.by_class is not None:
         found = classes.table(runs, settings.by_class, settings.over_seeds)
         parts.append(Part("by_class", "Certified accuracy by class", found, classes.given_up(runs)))

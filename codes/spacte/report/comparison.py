@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import Radii, certified_at, certified_radius
-from spacte.logs.table import decimals, plain, radius_names, records
+from spacte.logs.table import plain, radius_decimals, radius_names, records
 from spacte.report.caveats import of_experiments, of_runs, seeds_are_few
 from spacte.report.comparable import certification_differences, check_seeds
 from spacte.report.intervals import (
@@ -14,10 +14,10 @@ from spacte.report.intervals import (
     Interval,
     accuracy_interval,
     acr_interval,
+    concatenated,
     differ,
     experiments_interval,
     holm,
-    joined,
 )
 from spacte.report.labels import experiment_label, labels
 from spacte.report.run import Run
@@ -76,7 +76,9 @@ class Comparison:
         """What is said of the ACRs: a sentence without its end."""
         acr, names = self.table.iloc[0], f"'{self.a}' and '{self.b}'"
         acrs = "ACRs" if self.norm == "l2" else f"{self.norm.capitalize()} ACRs"
-        difference, low, high = (f"{acr[name]:.{decimals(self.norm)}f}" for name in ("difference", "low", "high"))
+        difference, low, high = (
+            f"{acr[name]:.{radius_decimals(self.norm)}f}" for name in ("difference", "low", "high")
+        )
         if self.stopping:
             rules = " and ".join(self.stopping)
             how = "both end draws early" if len(self.stopping) == 1 else "they stop by different rules"
@@ -103,7 +105,7 @@ class Comparison:
         """The sentences and the table as markdown or LaTeX; there, the sentences are comments."""
         comment = "% " if style == "latex" else ""
         lines = "".join(f"{comment}{line}\n" for line in self.sentences().splitlines())
-        table = plain(self.table.rename(columns={"a": self.a, "b": self.b}), style, decimals(self.norm))
+        table = plain(self.table.rename(columns={"a": self.a, "b": self.b}), style, radius_decimals(self.norm))
         return lines + table if style == "latex" else f"{lines}\n{table}"
 
     def rows(self) -> pd.DataFrame:
@@ -152,17 +154,15 @@ def _compared(a: list[Run], b: list[Run], radii: Radii | None, over_seeds: bool)
     differences = figures_a[0].mean(axis=0) - figures_b[0].mean(axis=0)
     different, names = int(differ(differences).sum()), labels([a[:1], b[:1]])
     if over_seeds:
-        interval = joined(
+        interval = concatenated(
             experiments_interval(figures_a[:1], figures_b[:1]),
             experiments_interval(figures_a[1:], figures_b[1:], proportions=True),
         )
-        if different < FEWEST_DIFFERENT:
-            interval.low[0] = interval.high[0] = interval.p[0] = np.nan
         names = [experiment_label(runs) or label for runs, label in zip((a, b), names, strict=True)]
         remarks = of_experiments((names[0], a), (names[1], b))
     else:
         certified = (figures[1:, 0].astype(bool) for figures in (figures_a, figures_b))
-        interval = joined(acr_interval(differences[None]), accuracy_interval(*certified))
+        interval = concatenated(acr_interval(differences[None]), accuracy_interval(*certified))
         remarks = of_runs(a[0], b[0])
     stopping = _stopping_rules(a[0], b[0])
     mean_a, mean_b = (figures.mean(axis=(1, 2)) for figures in (figures_a, figures_b))

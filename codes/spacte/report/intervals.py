@@ -26,7 +26,7 @@ class Interval:
     p: np.ndarray
 
 
-def joined(*parts: Interval) -> Interval:
+def concatenated(*parts: Interval) -> Interval:
     """The intervals of several groups of figures, one after the other."""
     return Interval(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("low", "high", "p")))
 
@@ -72,10 +72,10 @@ def experiments_interval(a: np.ndarray, b: np.ndarray, proportions: bool = False
     small; Student's t with Satterthwaite's degrees of freedom. Of an experiment of one run the seeds are taken to
     vary as much as the other's: as true as the recipes are alike, and too much where the run is an ensemble's. Against
     fewer than three runs that would say little: NaN. Of two single runs seeds count for nothing: the interval is for
-    other images alone. NaN where the variance is 0.
+    other images alone. NaN where the variance is 0, and where fewer than FEWEST_DIFFERENT images differ.
 
     Figures that are 0 or 1 are `proportions`: as in `accuracy_interval` an image more on each side counts among the
-    D_i, without which their variance is too small where few images differ.
+    D_i, without which their variance is too small where few images differ; then as few as there are have an interval.
 
     Simulated with normal effects of 500 images and of seeds, whose deviation is 0 to 6 times the images' standard
     error: it leaves out the true difference in at most 5.8 % of the cases with 3 to 10 seeds a side that vary alike,
@@ -89,6 +89,8 @@ def experiments_interval(a: np.ndarray, b: np.ndarray, proportions: bool = False
     if fewest == 1 < most < FEWEST_SEEDS:
         return Interval(*np.full((3, len(mean)), np.nan))
     of_each = a.mean(axis=1) - b.mean(axis=1)
+    if not proportions:
+        mean[differ(of_each).sum(axis=1) < FEWEST_DIFFERENT] = np.nan
     one_more = np.tile([1.0, -1.0], (len(mean), 1 if proportions else 0))
     parts = [_of_images(np.concatenate([of_each, one_more], axis=1))]
     for variance, freedom in (_of_seeds(runs) for runs in (a, b) if runs.shape[1] > 1):

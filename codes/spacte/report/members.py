@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import certified_radius
-from spacte.logs.table import decimals
+from spacte.logs.table import radius_decimals
 from spacte.report.comparable import comparable_groups, rows_of
 from spacte.report.intervals import interval_over_seeds
 from spacte.report.recount import counts_of, tabled
@@ -101,7 +101,7 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     shared = _shared(known, [of_run[id(run)] for run in known])
     rows = []
     for name, some in rows_of(known, over_seeds):
-        figures = _figures([of_run[id(run)] for run in some], decimals(some[0].norm), shared[id(some[0])])
+        figures = _figures([of_run[id(run)] for run in some], radius_decimals(some[0].norm), shared[id(some[0])])
         if some[0].stopping:  # the draws ended when the vote's radii were decided, not its members'
             undecided = ["low", "high", "mean clean", *(["clean"] if not some[0].tells([0.0]).all() else [])]
             figures |= dict.fromkeys(undecided, np.nan) | {_OF_EACH[1]: None}

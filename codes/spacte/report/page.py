@@ -13,7 +13,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from spacte.logs.description import DESCRIPTION
-from spacte.logs.table import TEXTS, best, decimals, lower_bounds, readable, records, stopping_remark
+from spacte.logs.table import TEXTS, best, lower_bounds, radius_decimals, readable, records, stopping_remark
 from spacte.report import plots
 from spacte.report.comparison import Comparison
 from spacte.report.labels import labels
@@ -51,7 +51,7 @@ def html(rows: list[list[Run]], table: pd.DataFrame, comparisons: list[Compariso
             for label, run in zip(labels([[run] for run in runs]), runs, strict=True)
         ],
         "images": _images(runs),
-        "decimals": decimals(runs[0].norm),
+        "decimals": radius_decimals(runs[0].norm),
     }
     embedded = json.dumps(data).replace("<", "\\u003c")  # no text of a log can end the script
     template = _TEMPLATE.read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
+from scipy.special import betainc, ndtri
 
 from spacte.smooth.bounds import (
     anytime_brackets,
@@ -161,15 +161,14 @@ def prediction(votes: np.ndarray, alpha: float) -> int:
     """
     if not alpha < 1:
         raise ValueError(f"alpha {alpha}: it must be below 1")
-    from scipy.stats import binomtest  # here: a second to import, which reading logs does not need
-
     if len(votes) == 1:
         return 0
     first, second = (int(k) for k in np.argsort(-votes, kind="stable")[:2])
     most, next_most = int(votes[first]), int(votes[second])
     if most == 0:
         return ABSTAIN
-    return ABSTAIN if binomtest(most, most + next_most, 0.5).pvalue > alpha else first
+    p_value = 2 * betainc(most, next_most + 1, 0.5)  # P(at least `most` heads of so many fair coins), twice
+    return ABSTAIN if p_value > alpha else first
 
 
 def fewest_deciding_votes(alpha: float) -> int | None:

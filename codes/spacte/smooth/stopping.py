@@ -53,8 +53,7 @@ class RadiusKnown:
     """
 
     def __init__(self, tolerance: float, n_max: int, alpha: float, sigma: float):
-        self.tolerance, self.sigma = tolerance, sigma
-        self.certificate = Certificate(alpha, sigma, sequential=True)
+        self.tolerance, self.alpha, self.sigma = tolerance, alpha, sigma
         self.most = anytime_lower_bound(n_max, n_max, alpha)
 
     def __call__(self, selection: np.ndarray, estimation: np.ndarray) -> bool:
@@ -64,13 +63,9 @@ class RadiusKnown:
     def enough(self, n_a: int, n: int) -> bool:
         """Whether n_a votes of n are enough to stop."""
         upper = radius_of(min(upper_confidence_bound(n_a, n, GIVE_UP), self.most), self.sigma)
-        if upper is None:
+        if upper is None or upper <= self.tolerance:
             return True
-        for least, most in self.certificate.radius_brackets(n_a, n - n_a, n, 2):
-            known = [bool(upper - max(float(lower), 0.0) <= self.tolerance) for lower in (least, most)]
-            if known[0] == known[1]:  # hence for every radius in between: the larger it is, the sooner it is known
-                break
-        return known[0]
+        return bool(convinces(n_a, n, ndtr((upper - self.tolerance) / self.sigma), self.alpha))
 
 
 class AllVotesDecided:

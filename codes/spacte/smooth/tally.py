@@ -90,19 +90,19 @@ class Tally:
         Raises RunError if logits were not finite.
         """
         votes, draws = self._finite(counts[:-1]), self.sample.draws
-        if self._selects:
-            # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just
-            # because it was chosen, and no bound would hold on them.
-            self._selection, self._counts, self._drawn = votes, [], 0
-            if draws.only_class in (None, int(votes[draws.voter].argmax())):
-                self.wanted = self._portion()
-            else:
-                self._estimation = np.zeros_like(votes)
-        elif not self.wanted or self._should_stop(votes):
-            self.wanted, self._estimation = 0, votes
-        else:  # the same draws are counted on
-            return
+        if self.wanted and not self._should_stop(votes):
+            return  # the same draws are counted on
         self._disagreed += int(counts[-1, 1])
+        if not self._selects:
+            self.wanted, self._estimation = 0, votes
+            return
+        # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just
+        # because it was chosen, and no bound would hold on them.
+        self._selection, self._counts, self._drawn = votes, [], 0
+        if draws.only_class in (None, int(votes[draws.voter].argmax())):
+            self.wanted = self._portion()
+        else:
+            self._estimation = np.zeros_like(votes)
 
     def votes(self) -> Votes:
         """The result, of a tally that is finished."""

@@ -205,9 +205,10 @@ def _is_whole(contents: dict, epoch: int) -> bool:
 
 def _check_same_run(contents: dict, objective: Objective, settings: dict, paths: RunPaths) -> None:
     """UserError if the checkpoint's defence or one of its settings is another."""
-    defence, there = objective.name(), contents["defence"]
-    if there != defence:
-        raise UserError(f"the run in '{paths.checkpoints}' was trained by {there}, not by {defence}")
+    if contents["defence"] != objective.name():
+        raise UserError(
+            f"the run in '{paths.checkpoints}' was trained by {contents['defence']}, not by {objective.name()}"
+        )
     known = cli.defaults_of(Recipe) | objective.own_defaults() | as_recorded_today(contents["args"])
     may_change = (*objective.recipe.inputs, *objective.inputs, *objective.places, *unused_settings(settings))
     for name, value in settings.items():
@@ -215,11 +216,16 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
             raise UserError(
                 f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} {known[name]}"
             )
-    files = [Path(path) for paths in objective.files().values() for path in paths]
+    _check_same_inputs(contents, objective, settings, paths)
+
+
+def _check_same_inputs(contents: dict, objective: Objective, settings: dict, paths: RunPaths) -> None:
+    """UserError if the training took something from other files; those of a finished run may be gone."""
+    files = [Path(path) for some in objective.files().values() for path in some]
     if contents["epoch"] == settings["epochs"] and not all(path.exists() for path in files):
-        return  # a finished run's inputs may be gone
-    there, here = contents.get("inputs", {}), inputs_sha256(objective.files())
+        return
+    began_with, here = contents.get("inputs", {}), inputs_sha256(objective.files())
     unknown = () if "places" in contents else objective.inputs  # to older versions
-    for name in {**there, **here}:
-        if name not in unknown and there.get(name) != here.get(name):
+    for name in {**began_with, **here}:
+        if name not in unknown and began_with.get(name) != here.get(name):
             raise UserError(f"--{name} {settings[name]}: the run in '{paths.checkpoints}' began with other networks")

@@ -44,13 +44,11 @@ class GraphedStep:
         if len(images) not in self.full:
             with uncompiled():
                 return self.step(images, labels, epoch, *targets)
-        if self.stopped:
-            return self.step(images, labels, epoch, *targets)
-        if self.fit != epoch:
+        if not self.stopped and self.fit != epoch:
             self.forget()
             return self._watched(images, labels, epoch, *targets)
-        if len(images) not in self.graphs:
-            self._capture(images, labels, epoch, *targets)
+        if not self.stopped and len(images) not in self.graphs:
+            self._capture(images, labels, epoch, *targets)  # which may stop it
         if self.stopped:
             return self.step(images, labels, epoch, *targets)
         return self.graphs[len(images)](images, labels, *targets)

@@ -1,5 +1,6 @@
 """The means of a loss's parts over an epoch, gathered without waiting for the device."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ class LossMeter:
         self.epoch, self.steps, self.images = epoch, 0, 0
         self.pending: list[Tensor] = []
         self.counts: list[int] = []
-        self.sums: list[float] = []  # of the parts, once there are some
+        self.sums = np.zeros(())  # of the parts, once there are some
         self.names: list[str] = []
 
     def add(self, parts: dict[str, Tensor], images: int) -> None:
@@ -34,8 +35,7 @@ class LossMeter:
             if not torch.isfinite(row).all():
                 parts = ", ".join(f"{name} {value:g}" for name, value in zip(self.names, row.tolist(), strict=True))
                 raise RunError(f"the loss is not finite in epoch {self.epoch}, step {step}: {parts}")
-        total = torch.tensor(self.counts, dtype=torch.float64) @ values
-        self.sums = (total + torch.tensor(self.sums, dtype=torch.float64) if self.sums else total).tolist()
+        self.sums = self.sums + np.array(self.counts, dtype=float) @ values.numpy()
         self.steps += len(self.counts)
         self.images += sum(self.counts)
         self.pending, self.counts = [], []
@@ -43,9 +43,9 @@ class LossMeter:
     def join_processes(self) -> None:
         """Let the sums be those of all processes."""
         means = all_reduce_mean(torch.tensor([*self.sums, self.images], dtype=torch.float64))
-        *self.sums, images = (means * get_world_size()).tolist()
-        self.images = round(images)
+        *sums, images = (means * get_world_size()).tolist()
+        self.sums, self.images = np.array(sums), round(images)
 
     def means(self) -> dict[str, float]:
         """The mean of each part over the images flushed so far."""
-        return {name: total / self.images for name, total in zip(self.names, self.sums, strict=True)}
+        return dict(zip(self.names, (self.sums / self.images).tolist(), strict=True))

@@ -62,10 +62,11 @@ class Objective:
 
     def files(self) -> dict[str, tuple[str | Path, ...]]:
         """The checkpoints that the training takes something from, by setting: the recipe's and the defence's own."""
-        found: dict[str, tuple[str | Path, ...]] = {**self.recipe.inputs}
-        for name in self.inputs:
-            paths = getattr(self, name) or ()
-            found[name] = (paths,) if isinstance(paths, str | Path) else tuple(paths)
+        found = dict[str, tuple[str | Path, ...]]()
+        for owner in (self.recipe, self):
+            for name in owner.inputs:
+                paths = getattr(owner, name) or ()
+                found[name] = (paths,) if isinstance(paths, str | Path) else tuple(paths)
         return {name: paths for name, paths in found.items() if paths}
 
     def run_suffix(self) -> str:

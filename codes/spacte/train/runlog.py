@@ -76,15 +76,16 @@ class RunLog:
         self._file = lock(paths.log, taken)
         there = paths.log.read_text()
         self.text = _rows_up_to(there, epochs_done) if text is None else text
-        if epochs_done and there.startswith(self.text):
-            self._file.truncate(len(self.text.encode()))  # later epochs are trained, and logged, again
-        else:
-            if not (epochs_done and self.text.startswith(there)):  # another run's
-                for path in (paths.log, paths.tensorboard):
-                    _set_aside(path)
-                self._file.close()
-                self._file, there = lock(paths.log, taken), ""
+        if epochs_done and there.startswith(self.text):  # later epochs are trained, and logged, again
+            self._file.truncate(len(self.text.encode()))
+        elif epochs_done and self.text.startswith(there):  # its end was lost
             self._append(self.text[len(there) :])
+        else:  # another run's, or none
+            for path in (paths.log, paths.tensorboard):
+                _set_aside(path)
+            self._file.close()
+            self._file = lock(paths.log, taken)
+            self._append(self.text)
         threading.excepthook = _say_nothing_of_tensorboard
         self.tensorboard: SummaryWriter | None = None
         with self._while_tensorboard_writes():

@@ -4,6 +4,7 @@ import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from spacte import cli
 from spacte.data.spec import DATASETS
@@ -20,6 +21,8 @@ class Recipe:
 
     The flags of `add_recipe_flags` say what each field is.
     """
+
+    inputs: ClassVar = ("teachers", "frozen_trunk")  # what names checkpoints that the training takes something from
 
     dataset: str = "CIFAR10"
     arch: str = "R110"
@@ -71,12 +74,6 @@ class Recipe:
     def paced(self) -> bool:
         """Whether a lambda weights samples: that of a neighbour, which one head has not, or a head's own."""
         return self.paced_by == "self" or (self.paced_by == "neighbour" and self.num_heads > 1)
-
-    @property
-    def inputs(self) -> dict[str, tuple[str, ...]]:
-        """The checkpoints that the training takes something from, by setting."""
-        named = {"teachers": self.teachers, "frozen_trunk": (self.frozen_trunk,) if self.frozen_trunk else ()}
-        return {name: paths for name, paths in named.items() if paths}
 
     @property
     def tail(self) -> Path:
