@@ -69,27 +69,34 @@ class ACRWeakness(Objective):
         """None before `ds_epoch` epochs are done; then images are left out once and the others weighted repeatedly."""
         since = epoch - 1 - self.ds_epoch
         if since >= 0 and since % self.dataset_weight_epoch == 0:
-            votes = self.num_noise_ds if since == 0 else self.num_noise_dataset_weight
-            batch_size = usual_batch(split.device, split.spec.shape, votes)
-            frozen = freeze(classifier, split.device, self.recipe.precision, batch_size)
-            smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
-            if since == 0:
-                right = self._right_votes("left out", smooth, split, range(len(split)), self.num_noise_ds, epoch)
-                chosen = sampling.kept(right, self.num_noise_ds, self.ds_threshold).nonzero()[0].tolist()
-            else:
-                chosen = self.weights.nonzero().flatten().tolist()
-            if not chosen:
-                raise RunError(
-                    f"after {self.ds_epoch} epochs no training image has a share {self.ds_threshold} of right votes: "
-                    "give a smaller --ds_threshold or a later --ds_epoch"
-                )
-            right = self._right_votes("weighed", smooth, split, chosen, self.num_noise_dataset_weight, epoch)
-            self.weights = torch.zeros(len(split), dtype=torch.float64)
-            self.weights[chosen] = torch.from_numpy(sampling.weights(right, self.num_noise_dataset_weight))
-            frozen.forget_functions()  # a GPU's graphs have memory of their own
+            self.weights = self._weighed(epoch, classifier, split, leaves_out=since == 0)
         if self.weights is not None:
             self.share_kept = float((self.weights > 0).float().mean())  # a step would wait for a tensor
         return self.weights
+
+    def _weighed(self, epoch, classifier, split, leaves_out):
+        """The weights by the network's votes, [n]; with `leaves_out` images are left out before, else those stay out
+        that are.
+        """
+        votes = self.num_noise_ds if leaves_out else self.num_noise_dataset_weight
+        batch_size = usual_batch(split.device, split.spec.shape, votes)
+        frozen = freeze(classifier, split.device, self.recipe.precision, batch_size)
+        smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
+        if leaves_out:
+            right = self._right_votes("left out", smooth, split, range(len(split)), self.num_noise_ds, epoch)
+            chosen = sampling.kept(right, self.num_noise_ds, self.ds_threshold).nonzero()[0].tolist()
+        else:
+            chosen = self.weights.nonzero().flatten().tolist()
+        if not chosen:
+            raise RunError(
+                f"after {self.ds_epoch} epochs no training image has a share {self.ds_threshold} of right votes: "
+                "give a smaller --ds_threshold or a later --ds_epoch"
+            )
+        right = self._right_votes("weighed", smooth, split, chosen, self.num_noise_dataset_weight, epoch)
+        weights = torch.zeros(len(split), dtype=torch.float64)
+        weights[chosen] = torch.from_numpy(sampling.weights(right, self.num_noise_dataset_weight))
+        frozen.forget_functions()  # a GPU's graphs have memory of their own
+        return weights
 
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):
         """How many of the ensemble's n votes are right on each of the N images, [N]; other draws for each purpose."""

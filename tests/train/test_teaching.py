@@ -138,7 +138,7 @@ def test_the_weights_of_a_head_that_paces_itself_are_the_gradient_of_a_bounded_l
 
 def test_a_lambda_for_each_class_is_the_samples_own():
     losses, labels = torch.rand(3, 40, generator=torch.Generator().manual_seed(5)) * 4, torch.arange(40) % 2
-    by_class = Pace(torch.tensor([0.7, 2.1])).of(labels)
+    by_class = Pace(torch.tensor([0.7, 2.1])).threshold_of(labels)
     assert by_class.tolist()[:2] == pytest.approx([0.7, 2.1])
     weights = received_weights(losses, by_class)
     for k, lam in enumerate((0.7, 2.1)):
@@ -162,4 +162,4 @@ def test_a_share_of_each_class_is_easy(share):
 def test_a_share_of_1_weighs_every_sample_1(by):
     losses, labels = torch.rand(3, 30) * 50, torch.arange(30) % 4
     pace = Pace(class_quantiles(losses, labels, 1.0, 4), by)
-    assert torch.equal(received_weights(losses * 2, pace.of(labels), by), torch.ones(3, 30))
+    assert torch.equal(received_weights(losses * 2, pace.threshold_of(labels), by), torch.ones(3, 30))

@@ -115,14 +115,16 @@ def _runs(entries: dict[str, tuple[str, dict]], defaults: dict, codes: Path, wor
     for label in order:
         where, entry = entries[label]
         flags = f"{defaults.get('train', '')} {entry.get('train', '')}"
-        needed: list[Job] = []
-        for other in after[label]:  # the seeds that its flags name, or all
-            named = [job for job in runs[other] if f"WORK/{job.name}/" in flags]
-            needed += named or runs[other]
+        needed = [job for other in after[label] for job in _named(flags, runs[other])]
         runs[label] = _jobs_of_run(where, entry, defaults, codes, work, tuple(needed))
     for label, (where, _) in entries.items():
         _check_what_flags_name(where, runs[label][0], [label, *after[label]], runs)
     return {label: runs[label] for label in entries}
+
+
+def _named(flags: str, jobs: list[Job]) -> list[Job]:
+    """Those of a run's jobs that the flags name, or all."""
+    return [job for job in jobs if f"WORK/{job.name}/" in flags] or jobs
 
 
 def _check_what_flags_name(where: str, job: Job, known: list[str], runs: dict[str, list[Job]]) -> None:

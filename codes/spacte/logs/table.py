@@ -139,7 +139,7 @@ def markdown(table: pd.DataFrame, decimals: int = 3) -> str:
     return cells.to_markdown(index=False, floatfmt=f".{decimals}f", missingval="-", disable_numparse=texts)
 
 
-def plain(table: pd.DataFrame, style: str, decimals: int = 3) -> str:
+def as_text(table: pd.DataFrame, style: str, decimals: int = 3) -> str:
     """Any table as markdown or LaTeX."""
     if style == "latex":
         texts = table.map(lambda value: latex(value) if isinstance(value, str) else value).rename(columns=latex)

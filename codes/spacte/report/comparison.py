@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import Radii, certified_at, certified_radius
-from spacte.logs.table import plain, radius_decimals, radius_names, records
+from spacte.logs.table import as_text, radius_decimals, radius_names, records
 from spacte.report.caveats import of_experiments, of_runs, seeds_are_few
 from spacte.report.comparable import certification_differences, check_seeds
 from spacte.report.intervals import (
@@ -105,7 +105,7 @@ class Comparison:
         """The sentences and the table as markdown or LaTeX; there, the sentences are comments."""
         comment = "% " if style == "latex" else ""
         lines = "".join(f"{comment}{line}\n" for line in self.sentences().splitlines())
-        table = plain(self.table.rename(columns={"a": self.a, "b": self.b}), style, radius_decimals(self.norm))
+        table = as_text(self.table.rename(columns={"a": self.a, "b": self.b}), style, radius_decimals(self.norm))
         return lines + table if style == "latex" else f"{lines}\n{table}"
 
     def rows(self) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 from spacte.logs.certified import SAME_RADIUS
 from spacte.logs.certlog import Radii, certified_radius
 from spacte.logs.description import DESCRIPTION
-from spacte.logs.table import TEXTS, plain, radius_names, summary_row, summary_table, table_radii
+from spacte.logs.table import TEXTS, as_text, radius_names, summary_row, summary_table, table_radii
 from spacte.report.comparable import comparable_groups, rows_of
 from spacte.report.recount import draws_of
 from spacte.report.run import Run
@@ -107,4 +107,4 @@ class Part:
     def text(self, style: str) -> str:
         """The table and its remarks as markdown or LaTeX; there, the remarks are comments."""
         lines = "".join(f"\n{'% ' if style == 'latex' else ''}{line}" for line in self.remarks)
-        return plain(self.shown(), style, self.decimals) + ("\n" + lines if lines else "")
+        return as_text(self.shown(), style, self.decimals) + ("\n" + lines if lines else "")

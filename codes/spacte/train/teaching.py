@@ -71,7 +71,7 @@ class Pace:
     by: str = "neighbour"
     losses: Tensor | None = None
 
-    def of(self, labels: Tensor) -> float | Tensor:
+    def threshold_of(self, labels: Tensor) -> float | Tensor:
         """Each sample's lambda: a number for all of them, or [B]."""
         return self.threshold[labels] if isinstance(self.threshold, Tensor) else self.threshold
 
@@ -163,7 +163,7 @@ def taught_cross_entropy(
     batch, the same in every process.
     """
     pace = threshold if isinstance(threshold, Pace) else Pace(threshold)
-    lam = pace.of(labels)
+    lam = pace.threshold_of(labels)
     losses = smoothed_cross_entropy(logits, labels)  # [L, B]
     paced = losses if pace.losses is None else pace.losses
     weights = received_weights(paced, lam, pace.by)
