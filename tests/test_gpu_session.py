@@ -49,7 +49,7 @@ def know_a_speed(output):
 def finish(output, *names):
     """Write down that these steps are finished."""
     content = state(output)
-    content["steps"] |= {name: {"like": None, "seconds": 1.0} for name in names}
+    content["steps"] |= {name: {"seconds": 1.0} for name in names}
     (output / "session.json").write_text(json.dumps(content))
 
 

@@ -138,7 +138,9 @@ def write_idx(path, array, shape=None):
     path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
 
 
-def test_a_damaged_file_of_mnists_is_named(tmp_path):
+def test_damaged_files_of_mnists_stay_where_they_are(tmp_path, monkeypatch):
+    """The others may be a user's own: nothing is downloaded over them."""
+    monkeypatch.setattr(sources, "_downloaded", lambda *args: pytest.fail("a download"))
     raw = tmp_path / "MNIST/raw"
     for part in ("train", "t10k"):
         write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((4, 28, 28), dtype=np.uint8))
@@ -147,7 +149,7 @@ def test_a_damaged_file_of_mnists_is_named(tmp_path):
     whole = (raw / "t10k-images-idx3-ubyte").read_bytes()
     for content in (whole[:1000], whole + b"0", b"", b"<html>not found</html>"):
         (raw / "t10k-images-idx3-ubyte").write_bytes(content)
-        with pytest.raises(UserError, match=r"MNIST in '.*' is incomplete or damaged and could not be down"):
+        with pytest.raises(UserError, match=r"MNIST in '.*' is damaged \(.*\): put 'MNIST/raw' with the fo"):
             open_split("MNIST", tmp_path, False, CPU)
 
 
@@ -170,7 +172,7 @@ def failing_download(error):
 
         def __init__(self, root, download, **_):
             if not download:
-                raise RuntimeError("not found")
+                raise RuntimeError("Dataset not found")
             (root / "batches").mkdir(parents=True)
             (root / self.filename).write_bytes(b"half")
             (root / "batches/data_1").write_bytes(b"half")
@@ -219,7 +221,7 @@ def test_a_download_adds_its_files_to_the_folder_and_uses_an_archive_that_is_the
 
         def __init__(self, root, download, **_):
             if not download:
-                raise RuntimeError("not found")
+                raise RuntimeError("Dataset not found")
             (root / "batches").mkdir()
             (root / "batches/data_1").write_bytes((root / self.filename).read_bytes())
 

@@ -154,6 +154,20 @@ def test_a_job_is_not_finished_once_what_it_comes_after_is_trained_otherwise(que
     assert "0Stub/last/seed-2: the train flags of 1Stub/one/seed-1 have changed" in out, "through another job"
 
 
+def test_what_a_job_comes_after_may_move_or_get_a_seed_and_older_records_do_not_tell(queue, work):
+    chain = QUEUE.replace('label = "five"', 'label = "five"\nafter = "one"')
+    assert queue(chain)[0] == 0
+    for record in work.glob("0Stub/*/*/job.json"):
+        noted = json.loads(record.read_text())
+        assert noted.pop("after") and not noted["members"]
+        if "seed-1" in str(record):
+            record.write_text(json.dumps(noted))
+    more = chain.replace('defence = "1Stub"', 'defence = "1Stub"\nseeds = [1, 2, 3]\ntrain = "--workers 3"')
+    code, out, _ = queue(more)
+    assert code == 0 and not [name for name in said(out, "started") if name.startswith("0Stub")], out
+    assert "1Stub/one/seed-3" in said(out, "finished")
+
+
 def test_votes_in_the_usual_folder_are_progress_too(tmp_path):
     """CAT-RS counts its base classifier's votes before its first checkpoint, without --votes_dir in ./votes."""
     job = Job("5CATRS/catrs/seed-1", tmp_path, tmp_path / "work", 1, ("--epochs", "3"), None)

@@ -47,12 +47,24 @@ def cut_legacy(path):
 
 
 def old_module(path):
-    """In torch's format of before 1.6, larger than what is read of a file at once."""
+    """In torch's format of before 1.6, and larger than what is read of a file."""
     theirs = types.ModuleType("their_code")
     theirs.MyNet = type("MyNet", (nn.Linear,), {"__module__": "their_code"})
     sys.modules["their_code"] = theirs
     torch.save(theirs.MyNet(1500, 1500), path, _use_new_zipfile_serialization=False)
     del sys.modules["their_code"]
+
+
+def old_optimiser(path):
+    """A whole file, whose objects torch would not read without running code."""
+    network = nn.Linear(2, 2)
+    contents = {"state_dict": network.state_dict(), "opt": torch.optim.SGD(network.parameters(), 0.1)}
+    torch.save(contents, path, _use_new_zipfile_serialization=False)
+
+
+def cut_old_tensors(path):
+    torch.save(nn.Linear(100, 100).state_dict(), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-100])
 
 
 def large_pickle(path):
@@ -82,6 +94,8 @@ KINDS = {
     ),
     "module": (module_file, r"holds pickled objects \(their_code.MyNet\), which are code and are not run here: where"),
     "old module": (old_module, r"holds pickled objects \(their_code.MyNet\), which are code"),
+    "old optimiser": (old_optimiser, "is a pickle without a state dict: where its code is"),
+    "cut old tensors": (cut_old_tensors, "is truncated or damaged: copy or download it again"),
     "large pickle": (large_pickle, "is a pickle without a state dict: where its code is"),
     "torch module": (
         lambda path: torch.save(nn.Linear(2, 2), path),

@@ -1,5 +1,6 @@
 """Certification from Python: any classifier on any data, in one call that leaves the logs of certify_mhead.py."""
 
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -29,7 +30,16 @@ from spacte.names import printable_name
 from spacte.smooth.noise import GridNoise
 from spacte.utils import UserError
 
-_ONE_AT_A_TIME = threading.RLock()  # calls: torch's settings and a module's mode are the process's
+_TURN = threading.RLock()  # of a call: torch's settings and a module's mode are the process's
+
+
+def _begin_turns_again() -> None:
+    """In a forked process, in which the thread that has the turn does not run."""
+    global _TURN
+    _TURN = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_begin_turns_again)
 _KINDS = (ClassifierSettings, RunSettings, CertifySettings)
 # what the call's own arguments say, or a checkpoint
 _NOT_BY_NAME = {
@@ -49,7 +59,8 @@ def certify_dataset(
 
     `classifier`: a module or callable, images [N, C, H, W] -> logits [N, K] or [L, N, K], each image on its own (a spot
     check comes first), or what `load_classifier` returned, or a list of these: their ensemble. A module gets its mode
-    and device back, and torch's settings of precision stay the caller's; calls in other threads wait for their turn.
+    and device back, and torch's settings of precision stay the caller's; calls in other threads wait for their
+    turn, so that a classifier must not wait for such a call.
     `data`: a torch Dataset whose items are an image and its label, or (images, labels). Images are uint8, which become
     value / `levels` (255, or what the checkpoint says), or floating point; those of a checkpoint are [C, H, W] in
     [0, 1]. Another classifier's may have any shape and range (signals [S], embeddings, rows of a table): sigma and
@@ -70,7 +81,7 @@ def certify_dataset(
     own, run, certification = _settings(settings, noise_sd, cli.image_norm if loaded else cli.positive_float)
     init_distributed()
     check_stopping(certification)
-    with _ONE_AT_A_TIME, borrowed(classifier), arithmetic_kept():
+    with _TURN, borrowed(classifier), arithmetic_kept():
         computing, data = computing_of(own, certification.N), _dataset(data)
         if loaded and len(loaded) == len(networks):
             base, split = _of_checkpoints(loaded, data, own.noise_sd, num_classes, levels, dataset, computing)

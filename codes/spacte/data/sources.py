@@ -19,7 +19,7 @@ from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import BatchedSplit, InMemory, Streamed
 from spacte.files import gone_on_failure, remove_leftovers, temporary_name
-from spacte.utils import UserError
+from spacte.utils import UserError, failure
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [n, C, H, W] or [n, H, W], integer labels [n]
 
@@ -80,7 +80,7 @@ def _described(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
-# what torchvision raises for files that are missing or damaged
+# what torchvision raises: "Dataset not found" where files are missing, or CIFAR's damaged, others of damaged files
 _UNREADABLE = (RuntimeError, ValueError, TypeError, AssertionError, KeyError)
 
 
@@ -90,9 +90,13 @@ def _torchvision(dataset: type, files: str, data_dir: Path, train: bool) -> Arra
     try:
         try:
             loaded = dataset(data_dir, download=False, **which)
-        except _UNREADABLE:
+        except _UNREADABLE as error:
+            if not str(error).startswith("Dataset not found"):
+                raise UserError(
+                    f"{dataset.__name__} in '{data_dir}' is damaged ({failure(error)}): put {files} there again"
+                ) from error
             loaded = _downloaded(dataset, data_dir, which)
-    except (OSError, *_UNREADABLE) as error:
+    except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         there = [data_dir / getattr(dataset, "base_folder", f"{dataset.__name__}/raw")]
         there += data_dir.glob("*_32x32.mat") if dataset is datasets.SVHN else []

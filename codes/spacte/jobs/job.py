@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spacte.files import replace_file
 from spacte.names import CERTIFICATIONS, PLACE_SETTINGS, run_name_of_today
@@ -59,14 +60,16 @@ class Job:
     def settings(self) -> dict:
         """What the queue file says of it and of the trainings that it takes something from, as job.json records it."""
         flags = {"train": self.train, "certify": self.certify}
-        settings = {step: None if own is None else by_name(own) for step, own in flags.items()}
-        return settings | {"needs": {one.name: by_name(one.train or ()) for one in self._all_needed()}}
+        settings: dict[str, Any] = {step: None if own is None else by_name(own) for step, own in flags.items()}
+        settings |= {"members": {member.name: by_name(member.train or ()) for member in self.members}}
+        return settings | {"after": {one.name: by_name(one.train or ()) for one in self._comes_after()}}
 
-    def _all_needed(self) -> Iterator["Job"]:
-        """What it needs, and what those need."""
-        for one in self.needs:
+    def _comes_after(self) -> Iterator["Job"]:
+        """What was trained before it: what it, or one that it needs, comes after."""
+        for one in self.after:
             yield one
-            yield from one._all_needed()
+        for one in self.needs:
+            yield from one._comes_after()
 
 
 def by_name(flags: tuple[str, ...] | list[str]) -> dict[str, list[str]]:
@@ -103,7 +106,10 @@ def state(job: Job) -> str:
 def is_finished(job: Job) -> bool:
     """Whether its commands have all ended well with today's settings, and its certification's summary is there."""
     record, settings = read_record(job), job.settings()
-    if not record.get("finished") or {name: record.get(name) for name in settings} != settings:
+    own = ("train", "certify", "members")
+    if not record.get("finished") or any(record.get(name) != settings[name] for name in own):
+        return False
+    if any(_changed("train", before, now) for before, now in _trained_before(record, settings).values()):
         return False
     return job.certify is None or any(job.folder.glob(f"logs/*/*/*/{CERTIFICATIONS}/*-ACR.log"))
 
@@ -114,9 +120,7 @@ def read_record(job: Job) -> dict:
         found = json.loads((job.folder / "job.json").read_text())
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict):
-        return {}
-    return {"needs": found.get("members")} | found  # older versions recorded an ensemble's alone
+    return found if isinstance(found, dict) else {}
 
 
 def write_record(job: Job, finished: bool, seconds: float | None = None) -> None:
@@ -133,16 +137,33 @@ def check_unchanged(job: Job) -> None:
     for step, made in (("train", _checkpoints(job)), ("certify", logs)):
         if made:
             _check_same_flags(f"its {step} flags have", step, before.get(step), now[step], job.folder)
-    needs = before.get("needs")
-    for name, flags in now["needs"].items():
-        if (logs or _checkpoints(job)) and isinstance(needs, dict):
-            _check_same_flags(f"the train flags of {name} have", "train", needs.get(name), flags, job.folder)
+    if logs or _checkpoints(job):
+        for name, (there, here) in _trained_before(before, now).items():
+            _check_same_flags(f"the train flags of {name} have", "train", there, here, job.folder)
+
+
+def _trained_before(record: dict, settings: dict) -> dict[str, tuple[dict, dict]]:
+    """The train flags, as they were recorded and as they are, of the jobs that it needs, as far as both are known:
+    older versions recorded an ensemble's members alone.
+    """
+    found = {}
+    for kind in ("members", "after"):
+        recorded = record.get(kind)
+        for name, now in settings[kind].items():
+            if isinstance(recorded, dict) and isinstance(recorded.get(name), dict):
+                found[name] = recorded[name], now
+    return found
+
+
+def _changed(step: str, before: dict, now: dict) -> list[str]:
+    """The flags that decide what is computed, and are others now."""
+    names = sorted({*before, *now} - set(_FREE_FLAGS[step]))
+    return [name for name in names if before.get(name) != now.get(name)]
 
 
 def _check_same_flags(which: str, step: str, before: dict | None, now: dict | None, folder: Path) -> None:
     before, now = before if isinstance(before, dict) else {}, now or {}
-    names = sorted(set(before | now) - set(_FREE_FLAGS[step]))
-    changed = [name for name in names if before.get(name) != now.get(name)]
+    changed = _changed(step, before, now)
     if before and changed:
         there, here = (" ".join(flags.get(changed[0], ["not given"])) for flags in (before, now))
         raise RunError(

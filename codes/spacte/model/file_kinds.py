@@ -3,9 +3,10 @@
 import io
 import json
 import pickletools
+import re
 import zipfile
+from collections import deque
 from pathlib import Path
-from typing import BinaryIO
 
 from spacte.utils import listed
 
@@ -21,7 +22,8 @@ _OTHERS = {
     b"%PDF": "a PDF document",
 }
 _SAVE = "where its code is, save torch.save({'state_dict': model.state_dict()}, file)"
-_DAMAGED = "is truncated or damaged: copy or download it again"
+_ENOUGH = 2**22  # bytes of a pickle: what tells its kind stands before its arrays
+_OF_TENSORS = r"torch\.(_utils\._rebuild_\w+|\w*Storage|Size|device|nn\.parameter\.Parameter)|collections\.OrderedDict"
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in torch's format of before 1.6
 _TORCH = ("torch", "collections", "numpy", "builtins", "_codecs", "copyreg", "__builtin__")
 
@@ -64,7 +66,7 @@ def described(path: Path) -> str:
         return "is an ONNX file: certify it as your own function, see codes/examples/onnx_runtime.py"
     if head[:1] == b"\x80":
         with open(path, "rb") as file:
-            return _pickle(file)
+            return _pickle(file.read(_ENOUGH), whole=path.stat().st_size <= _ENOUGH)
     if all(9 <= byte < 127 for byte in head):
         return f"is a text file, which begins with '{head[:40].decode(errors='replace').splitlines()[0].strip()}'"
     return f"is not a file of torch.save (it begins with the bytes {head[:8].hex(' ')})"
@@ -85,49 +87,53 @@ def _zip(path: Path) -> str:
             "is a torch.export program: certify it as your own function, which returns torch.export.load(file).module()"
         )
     if content:
-        return _pickle(io.BytesIO(content))
+        return _pickle(content)
     if any(name.endswith(".npy") for name in names):
         return "is an .npz file of numpy arrays, not of torch.save"
     return f"is a zip archive ({listed(names, 3)}): unpack it and give the file in it"
 
 
-def _pickle(file: BinaryIO) -> str:
-    """Of a pickle: the classes that it would make, read without making them."""
-    try:
-        names, is_old = _imports(file)
-    except Exception:  # pickletools raises whatever the damage happens to trigger
-        return _DAMAGED
+def _pickle(content: bytes, whole: bool = True) -> str:
+    """Of a pickle, `whole` or its beginning: the classes that it would make, read without making them."""
+    names, is_old, ends = _imports(content)
     strange = [name for name in names if name.split(".")[0] not in _TORCH or ".nn." in name]
     if strange:
         return f"holds pickled objects ({listed(strange, 3)}), which are code and are not run here: {_SAVE}"
-    return _DAMAGED if is_old else f"is a pickle without a state dict: {_SAVE}"
+    of_tensors = all(re.fullmatch(_OF_TENSORS, name) for name in names)
+    if (whole and not ends) or (is_old and of_tensors):
+        return "is truncated or damaged: copy or download it again"
+    return f"is a pickle without a state dict: {_SAVE}"
 
 
-def _imports(file: BinaryIO) -> tuple[list[str], bool]:
-    """What a pickle would import, and whether it is torch's format of before 1.6: four pickles, then the tensors.
+def _imports(content: bytes) -> tuple[list[str], bool, bool]:
+    """What a pickle would import; whether it is torch's format of before 1.6, four pickles and then the tensors; and
+    whether it has its end.
 
     Names are text on the pickle's stack; a name that occurs again is fetched from its memo.
     """
-    found, pickles, is_old = list[str](), 1, False
+    found, pickles, is_old, file = dict[str, None](), 1, False, io.BytesIO(content)
     while pickles:
-        memo, texts, top, pickles = dict[int, str | None](), list[str | None](), None, pickles - 1
-        for operation, argument, _ in pickletools.genops(file):
-            name = operation.name
-            if name == "GLOBAL":
-                found.append(str(argument).replace(" ", "."))
-            elif name == "STACK_GLOBAL":
-                found.append(".".join(map(str, texts[-2:])))
-            elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
-                memo[len(memo) if argument is None else int(argument)] = top
-                continue  # which leaves the stack as it is
-            elif argument == _OLD_MAGIC:
-                pickles, is_old = 3, True
-            if name in ("GET", "BINGET", "LONG_BINGET"):
-                top = memo.get(int(argument or 0))
-            else:
-                top = argument if name != "GLOBAL" and isinstance(argument, str) else None
-            texts += [top] if top is not None else []
-    return list(dict.fromkeys(found)), is_old
+        memo, texts, top, pickles = dict[int, str | None](), deque[str](maxlen=2), None, pickles - 1
+        try:
+            for operation, argument, _ in pickletools.genops(file):
+                name = operation.name
+                if name == "GLOBAL":
+                    found[str(argument).replace(" ", ".")] = None
+                elif name == "STACK_GLOBAL":
+                    found[".".join(texts)] = None
+                elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+                    memo[len(memo) if argument is None else int(argument)] = top
+                    continue  # which leaves the stack as it is
+                elif argument == _OLD_MAGIC:
+                    pickles, is_old = 3, True
+                if name in ("GET", "BINGET", "LONG_BINGET"):
+                    top = memo.get(int(argument or 0))
+                else:
+                    top = argument if name != "GLOBAL" and isinstance(argument, str) else None
+                texts.extend([] if top is None else [top])
+        except Exception:  # pickletools raises whatever the damage happens to trigger
+            return list(found), is_old, False
+    return list(found), is_old, True
 
 
 def _is_safetensors(head: bytes, path: Path) -> bool:

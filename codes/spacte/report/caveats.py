@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from spacte.report.comparable import INPUTS, checkpoints_of
+from spacte.report.comparable import INPUTS, checkpoints_of, inputs_of
 from spacte.report.intervals import FEWEST_SEEDS
 from spacte.report.run import Run
 
@@ -63,7 +63,7 @@ def _shared_inputs(runs: list[Run]) -> list[str]:
     By the files' hashes or, where a training has recorded none, by their names.
     """
     trainings, found = [one for run in runs for one in run.training or ({},)], []
-    for name in dict.fromkeys([*INPUTS, *(name for one in trainings for name in one.get("inputs") or ())]):
+    for name in dict.fromkeys([*INPUTS, *(name for one in trainings for name in inputs_of(one))]):
         hashes = [one["inputs"].get(name) for one in trainings if isinstance(one.get("inputs"), dict)]
         known = len(hashes) == len(trainings) and all(hashes)
         taken = hashes if known else [one.get(name) for one in trainings]

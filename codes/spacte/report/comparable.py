@@ -105,13 +105,15 @@ def _recipe(run: Run) -> dict[str, str]:
     """
     trained = []
     for one in run.training:
-        left_out = (*_OF_A_SEED, *one.get("places", ()), *_inputs(one), *unused_settings(one))
+        places = one.get("places")
+        own = places if isinstance(places, list | tuple) else ()
+        left_out = (*_OF_A_SEED, *own, *inputs_of(one), *unused_settings(one))
         trained.append({name: value for name, value in one.items() if name not in left_out})
     names = {name: None for one in trained for name in one}
     return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in trained)) for name in names}
 
 
-def _inputs(training: dict) -> dict:
+def inputs_of(training: dict) -> dict:
     """The hashes of what a training took from files, by the setting that names them."""
     inputs = training.get("inputs")
     return inputs if isinstance(inputs, dict) else {}

@@ -124,13 +124,13 @@ def _shared(runs: list[Run], members: list[Members]) -> dict[int, np.ndarray | N
 
 def _figures(seeds: list[Members], radius_decimals: int, shared: np.ndarray | None) -> dict:
     """A row's figures: means over the seeds; sd p and TV over the `shared` images."""
-    low, high = _interval(seeds)
+    (low, high), single = _interval(seeds), len(seeds[0].alone) < 2
 
     def mean(figure: Callable[[Members], float]) -> float:
         return float(np.mean([figure(one) for one in seeds]))
 
     def mean_shared(figure: Callable[[Members], np.ndarray]) -> float:
-        if shared is None or not len(shared):
+        if shared is None or not len(shared) or single:
             return np.nan
         return mean(lambda one: figure(one)[np.isin(one.idx[one.drawn], shared)].mean())
 
@@ -146,7 +146,7 @@ def _figures(seeds: list[Members], radius_decimals: int, shared: np.ndarray | No
         "high": high,
         "clean": mean(lambda one: one.right.mean()),
         "mean clean": mean(lambda one: one.right_alone.mean()),
-        "shared": np.nan if shared is None else len(shared),
+        "shared": np.nan if shared is None or single else len(shared),
         "sd p": mean_shared(lambda one: one.deviation),
         "TV": mean_shared(lambda one: one.variation),
         **{

@@ -228,4 +228,7 @@ def _check_same_inputs(contents: dict, objective: Objective, settings: dict, pat
     unknown = () if "places" in contents else objective.inputs  # to older versions
     for name in {**began_with, **here}:
         if name not in unknown and began_with.get(name) != here.get(name):
-            raise UserError(f"--{name} {settings[name]}: the run in '{paths.checkpoints}' began with other networks")
+            there = contents["args"].get(name)
+            raise UserError(
+                f"--{name} {settings[name]}: the run in '{paths.checkpoints}' began with other networks, {there}"
+            )
