@@ -76,6 +76,10 @@ VERDICTS = {
         "what do teachers add?": "5-heads-self-teachers 5-heads-self-whole",
         "| with teachers, one self-paced head": "5-heads-self-teachers 1-head-self",
         "| one self-paced R14, with teachers": "1-head-R14-self 5-heads-self-teachers",
+        "| with teachers none of which gives a class up": "5-heads-self-sound-teachers 5-heads-self-teachers",
+        "| with such teachers, without teachers": "5-heads-self-sound-teachers 5-heads-self-whole",
+        "| one self-paced R14, with such teachers": "1-head-R14-self 5-heads-self-sound-teachers",
+        "| with such teachers, five taught heads": "5-heads-self-sound-teachers 5-heads",
     },
 }
 

@@ -108,8 +108,8 @@ MEASURED = {
     "one self-paced head": "1-head-self",
     "five heads in the paper's ring": "5-heads",
     "five self-paced heads, `--whole_gradient`": "5-heads-self-whole",
+    "five self-paced heads, `--whole_gradient --teachers`": "5-heads-self-sound-teachers",
     "one self-paced head, R14": "1-head-R14-self",
-    "two self-paced networks": "2-networks-self",
     "five networks": "5-networks/seeds-666-1-2-3-4",
 }
 
