@@ -208,7 +208,7 @@ def test_a_command_ends_with_the_time(tmp_path, capsys):
     with open(tmp_path / "lock", "w") as held:
         session = Session(tmp_path, {}, 0.02, {"tests": 600}, held)
         endless = [sys.executable, "-c", "import time; time.sleep(300)"]
-        session.run_all([Step("tests", lambda: session.run("tests", endless, tmp_path), guess=1, budget="tests")])
+        session.run_all([Step("tests", lambda: session.run("tests", endless, tmp_path), needs=1, budget="tests")])
     out = capsys.readouterr().out
     assert "not finished: tests: its time is over" in out and "$ cd" in out
     assert state(tmp_path)["steps"] == {} and 1 < state(tmp_path)["spent"]["tests"] < 60
@@ -225,7 +225,7 @@ def test_another_sessions_output_is_refused(script, tmp_path):
 
 
 def test_a_file_is_cut_into_parts_that_join_to_it(tmp_path):
-    from gpu_session import cut
+    from gpu_parts import cut
 
     content = os.urandom(2500)
     (tmp_path / "a.pth").write_bytes(content)

@@ -53,6 +53,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from gpu_parts import cut
 from gpu_steps import OutOfTimeError, Session, Step, say
 
 from gpu_plan import Pace, certification_seconds, epochs_within, paces_of, read_speeds, rows_of
@@ -61,7 +62,7 @@ from spacte import cli
 from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
 from spacte.device import PRECISIONS
-from spacte.files import lock, make_folder, replace_file, sha256
+from spacte.files import lock, make_folder, replace_file
 from spacte.jobs.job import (
     Job,
     certify_command,
@@ -126,14 +127,14 @@ class _Steps:
         self.networks = {_named(heads): heads for heads in (args.num_heads, 1)}
 
     def __iter__(self) -> Iterator[Step]:
-        yield Step("tests", self._test, guess=60, budget="tests")
-        yield Step("speed", self._measure, guess=20, budget="speed")
+        yield Step("tests", self._test, needs=60, budget="tests")
+        yield Step("speed", self._measure, needs=20, budget="speed")
         for name in self.networks:
             train = f"train-{name}"
             yield Step(train, lambda name=name: self._train(name))
-            yield Step(f"release-{name}", lambda name=name: self._release(name), guess=5, after=train)
+            yield Step(f"release-{name}", lambda name=name: self._release(name), needs=5, after=train)
         for name in self.networks:
-            yield Step(f"certify-{name}", lambda name=name: self._certify(name), guess=30, after=f"train-{name}")
+            yield Step(f"certify-{name}", lambda name=name: self._certify(name), needs=30, after=f"train-{name}")
 
     # --- tests and speed ---
 
@@ -317,20 +318,6 @@ def _main() -> None:
         session.run_all(list(steps), steps.write_summary)
     if session.failed:
         sys.exit(1)
-
-
-def cut(path: Path, folder: Path, size: int) -> None:
-    """Cut a file into parts of at most `size` bytes, <name>.part-000, ..., beside which lies <name>.sha256.
-
-    The folder's join.sh joins all files that were cut into it, and checks the results.
-    """
-    with open(path, "rb") as file:
-        for number, part in enumerate(iter(lambda: file.read(size), b"")):
-            (folder / f"{path.name}.part-{number:03}").write_bytes(part)
-    (folder / f"{path.name}.sha256").write_text(f"{sha256(path)}  {path.name}\n")
-    names = sorted(one.name.removesuffix(".sha256") for one in folder.glob("*.sha256"))
-    lines = [f"cat {name}.part-* > {name}; sha256sum -c {name}.sha256\n" for name in names]
-    (folder / "join.sh").write_text("".join(lines))
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ class OutOfTimeError(Exception):
 class Step:
     """A step; its `work` raises RunError or UserError if it fails and OutOfTimeError if the time is over.
 
-    `guess` is how many seconds must be left for it to be begun. `after` names the step that must be finished before,
-    and `budget` the limit that it shares with others.
+    It is begun where `needs` seconds are left. `after` names the step that must be finished before, and `budget` the
+    limit that it shares with others.
     """
 
     name: str
     work: Callable[[], None]
-    guess: float = _WORTH_BEGINNING
+    needs: float = _WORTH_BEGINNING
     after: str | None = None
     budget: str | None = None
 
@@ -108,7 +108,7 @@ class Session:
             return
         started = time.monotonic()
         try:
-            needed, left = step.guess, self.left(step)
+            needed, left = step.needs, self.left(step)
             if needed > left:
                 minutes = f"{needed / 60:.1f} minutes, {max(left, 0) / 60:.1f} are left for it"
                 raise OutOfTimeError(f"it needs about {minutes}")

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar, cast
 
 from spacte.utils import RunError, UserError
@@ -68,32 +68,32 @@ def _checked(name: str, value: Any, flag: argparse.Action) -> Any:
         if flag.default is not None:
             raise UserError(f"{name}: None is not a value; leave it out for {flag.default}")
         return None
+    kind, choices = cast(Callable[[str], Any] | None, flag.type), flag.choices or ()
     if flag.nargs == "+":
         values = value if isinstance(value, list | tuple) else [value]
         if not values:
             raise UserError(f"{name}: it is empty; leave it out for the default")
-        return [_parsed(name, one, flag) for one in values]
+        return [parsed(name, one, kind, choices) for one in values]
     if isinstance(value, list | tuple):
         raise UserError(f"{name}: give one value, not {len(value)}")
     if flag.nargs != 0:
-        return _parsed(name, value, flag)
+        return parsed(name, value, kind, choices)
     if value not in (True, False):  # of a switch
         raise UserError(f"{name}: '{value}' must be one of True, False")
     return bool(value)
 
 
-def _parsed(name: str, value: Any, flag: argparse.Action) -> Any:
-    """A value as the flag would make it of the text that says it."""
-    kind = cast(Callable[[str], Any] | None, flag.type)
+def parsed(name: str, value: Any, kind: Callable[[str], Any] | None, choices: Iterable = ()) -> Any:
+    """A setting's value as a flag of that kind makes it of the text that says it. UserError, with what is legal."""
     if kind is None and not isinstance(value, str):
         raise UserError(f"{name}: '{value}' must be text")
     try:
-        parsed = value if kind is None else kind(str(value))
+        found = value if kind is None else kind(str(value))
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{name}: {error}") from error
-    if flag.choices and parsed not in flag.choices:
-        raise UserError(f"{name}: '{value}' must be one of {', '.join(map(str, flag.choices))}")
-    return parsed
+    if choices and found not in choices:
+        raise UserError(f"{name}: '{value}' must be one of {', '.join(map(str, choices))}")
+    return found
 
 
 def settings_of(kind: type[T], args: argparse.Namespace) -> T:

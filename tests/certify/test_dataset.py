@@ -239,18 +239,6 @@ def test_two_classes_need_no_share_of_alpha(tmp_path):
     assert (read_log(log)["radius"] > 0).all()
 
 
-@pytest.mark.parametrize("content", [b"\0\0\n", b"\xff\xff\n"])
-def test_a_damaged_part_of_a_divided_run_is_named(digits, tmp_path, content):
-    own = {"noise_sd": 0.5, "num_classes": 10, "name": "n", **SETTINGS}
-    log = certify_dataset(linear(), digits, max=60, **own)
-    part = log.with_name(f"{log.stem}-part-0.jsonl")
-    part.write_bytes(content)
-    with pytest.raises(UserError, match=f"'.*{part.name}' is damaged: .*; remove it to count its images again"):
-        certify_dataset(linear(), digits, **own)
-    part.unlink()
-    assert len(read_log(certify_dataset(linear(), digits, **own))) > len(range(0, 60, 30))
-
-
 def test_a_call_that_fails_leaves_no_lock(digits):
     """Counts and log contradict each other; the way out that the error names works in the same process."""
     own = {"noise_sd": 0.5, "num_classes": 10, **SETTINGS}

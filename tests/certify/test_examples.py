@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import CODES
+from conftest import CODES, DIGITS, RUN_FLAGS
 from torch import nn
 
 from spacte import certify_dataset, open_split
@@ -200,3 +200,24 @@ def test_the_diffusion_step_inverts_what_the_model_was_trained_on():
     times = torch.full((3,), time)
     torch.testing.assert_close(state, scheduler.add_noise(2 * images - 1, noise, times), rtol=1e-4, atol=1e-4)
     assert exact == pytest.approx(sigma, rel=0.02)
+
+
+def test_a_denoiser_in_front(script, digits_models, tmp_path):
+    """It takes more than half of the noise away; both together are certified through --classifier."""
+    code, out, err = script("examples/denoised.py", *DIGITS, "--epochs", 8, "--device", "cpu")
+    assert code == 0 and "epoch 8/8" in out, err
+    arguments = ("--classifier_args", "denoiser=denoiser.pth", f"classifier={digits_models[1]}")
+    command = ("--classifier", f"{CODES}/examples/denoised.py:build", *arguments, *DIGITS, "--skip", 60, *RUN_FLAGS)
+    code, _, err = script("certify_mhead.py", *command)
+    assert code == 0, err
+    (log,) = tmp_path.rglob("build-denoiser-denoiser-classifier-epoch4-certify-skip-60.log")
+    assert len(read_log(log)) == 6
+
+    import denoised  # the script's folder is on the path
+
+    split = open_split("digits", ".", False, torch.device("cpu"))
+    images, _ = next(split.batches(len(split)))
+    front, _ = denoised.build("denoiser.pth", digits_models[1])
+    with torch.no_grad():
+        error = (front(images + 0.5 * torch.randn(images.shape)) - images).square().mean()
+    assert error < 0.5**2 / 2

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CODES, DIGITS, RUN_FLAGS, beside, without_time
+from conftest import DIGITS, RUN_FLAGS, beside, without_time
 from PIL import Image
 
-from spacte.data.sources import open_split
 from spacte.device import select_precision
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
@@ -323,27 +322,3 @@ def test_a_timm_model_on_image_files(script, tmp_path):
     assert code == 0, err
     (log,) = tmp_path.rglob("build-model-resnet10t-certify-skip-1.log")
     assert read_log(log)["label"].tolist() == [0, 0, 1, 1, 2, 2]
-
-
-# --- the worked example ---
-
-
-def test_a_denoiser_in_front(script, digits_models, tmp_path):
-    """It takes more than half of the noise away; both together are certified through --classifier."""
-    code, out, err = script("examples/denoised.py", *DIGITS, "--epochs", 8, "--device", "cpu")
-    assert code == 0 and "epoch 8/8" in out, err
-    arguments = ("--classifier_args", "denoiser=denoiser.pth", f"classifier={digits_models[1]}")
-    command = ("--classifier", f"{CODES}/examples/denoised.py:build", *arguments, *DIGITS, "--skip", 60, *RUN_FLAGS)
-    code, _, err = script("certify_mhead.py", *command)
-    assert code == 0, err
-    (log,) = tmp_path.rglob("build-denoiser-denoiser-classifier-epoch4-certify-skip-60.log")
-    assert len(read_log(log)) == 6
-
-    import denoised  # the script's folder is on the path
-
-    split = open_split("digits", ".", False, torch.device("cpu"))
-    images, _ = next(split.batches(len(split)))
-    front, _ = denoised.build("denoiser.pth", digits_models[1])
-    with torch.no_grad():
-        error = (front(images + 0.5 * torch.randn(images.shape)) - images).square().mean()
-    assert error < 0.5**2 / 2

@@ -150,3 +150,15 @@ def test_a_run_cut_off_in_any_write_ends_with_the_uninterrupted_files(tmp_path, 
         patch.setattr(writer, "append", cut)
         written_to(tmp_path / "cut")
     assert len(done) == number and written_to(tmp_path / "cut") == expected
+
+
+@pytest.mark.parametrize("content", [b"\0\0\n", b"\xff\xff\n"])
+def test_a_damaged_part_of_a_divided_run_is_named(certify, script, digits_models, content):
+    log = certify("a", "--max", 60)
+    part = beside(log, "-part-0.jsonl")
+    part.write_bytes(content)
+    code, _, err = certify_again(script, digits_models[0], log)
+    assert code == 2 and f"{part.name}' is damaged: " in err and "; remove it to count its images again" in err
+    part.unlink()
+    code, _, err = certify_again(script, digits_models[0], log)
+    assert code == 0 and len(read_log(log)) == 12, err

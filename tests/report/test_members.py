@@ -1,4 +1,4 @@
-"""What the vote adds to its members, each class's certified accuracy, and what a measurement takes: known votes."""
+"""What the vote adds to its members, and each class's certified accuracy: known votes."""
 
 import io
 import json
@@ -6,53 +6,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import load_file
-from scipy.stats import beta, norm
+from known_votes import SIGMA, N, run_with, votes
 
-from spacte.cli import defaults_of
-from spacte.logs.certified import certificate_row
 from spacte.logs.certlog import HEADER, average_certified_radius, certified_accuracy, read_log
-from spacte.logs.config import RunConfig
-from spacte.logs.counts import VoteCounts
-from spacte.names import _LATER_SETTINGS, as_recorded_today
-from spacte.report.comparison import compare
-from spacte.report.reading import read_runs
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
-from spacte.train.settings import Recipe
-
-N, SIGMA = 1000, 0.5
-CONFIG = {
-    "kind": "certify", "dataset": "CIFAR10", "arch": "R8", "num_heads": [2], "noise_sd": SIGMA, "head": None,
-    "defence": "Gaussian", "alpha": 0.001, "noise_slack": 0, "sequential": None, "skip_wrong": False, "N0": 100, "N": N,
-    "certificate": "cohen",
-}  # fmt: skip
-
-
-def votes(*of_voters):
-    """Votes for classes 0, 1 and 2 of each voter, as [V, 3]."""
-    return np.array([[a, b, N - a - b] for a, b in of_voters])
-
-
-def run_with(path, images, seed=0, **config):
-    """A log with its counts: `images` are (label, estimation [V, 3] or None for one that was not drawn)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config, rows, lines = CONFIG | config, [], []
-    for idx, (label, estimation) in enumerate(images):
-        heads = sum(config["num_heads"])
-        shown = votes(*[(0, 0)] * (heads + (heads > 1))) if estimation is None else estimation
-        one = VoteCounts(
-            idx,
-            label,
-            0.5,
-            100 * np.eye(3, dtype=int)[shown.argmax(-1)],
-            0 * shown if estimation is None else estimation,
-        )
-        rows.append(certificate_row(one, RunConfig.from_json(config)))
-        lines.append(one.to_line())
-    path.write_text(HEADER + "".join(rows))
-    path.with_name(f"{path.stem}-counts.jsonl").write_text("".join(lines))
-    path.with_suffix(".json").write_text(json.dumps({"config": config, "about": {"training": [{"seed": seed}]}}))
-    return path
 
 
 def radius(n):
@@ -228,83 +185,3 @@ def test_csv_is_one_table(script, tmp_path):
     assert code == 2 and "nothing to read" in err
     code, _, err = script("report.py", "--compare", log, log, "--by_class", "0")
     assert code == 2 and "--by_class needs logs" in err
-
-
-# --- power.py ---
-
-
-@pytest.fixture
-def power(tmp_path):
-    return load_file("studies/power.py", tmp_path / "power_copy.py")
-
-
-def test_the_images_give_an_interval_of_the_wanted_width(script, tmp_path, power):
-    """At the pilots' own N and images: the planned width is that of their comparison; new votes add little to it."""
-    rng, logs = np.random.default_rng(1), []
-    for name in "ab":
-        images = [(0, votes(*[(int(N * share), 0)] * 3)) for share in rng.uniform(0.3, 0.95, 300)]
-        logs.append(run_with(tmp_path / name / "1.log", images))
-    runs = [run for log in logs for run in read_runs([log])]
-    acr = compare(*runs, [0.5]).table.iloc[0]
-    (row,) = power.plan(runs, acr["high"] - acr["low"], [N], None).to_dict("records")
-    assert row["images"] == pytest.approx(300, rel=0.1)
-    assert row["draws in all"] == row["images"] * (N + 100)
-    assert row["seconds"] == pytest.approx(2 * 0.5 * row["images"], rel=1e-2)
-
-
-def test_a_guess_of_the_deviation_needs_no_log(power):
-    (row,) = power.plan([], 0.02, [2000], 0.25).to_dict("records")
-    assert row["images"] == np.ceil((2 * 1.960944 * 0.25 / 0.02) ** 2) == 2404, "Student's quantile, of 2,400"
-    assert row["draws in all"] == 2404 * 2100 and np.isnan(row["seconds"])
-
-
-def test_enough_images_differ_for_an_interval(tmp_path, power):
-    """Of these pilots' images every tenth does."""
-    logs = []
-    for name, other in (("a", 900), ("b", 600)):
-        images = [(0, votes(*[(other if k % 10 == 0 else 10, 0)] * 3)) for k in range(100)]
-        logs.append(run_with(tmp_path / name / "1.log", images))
-    runs = [run for log in logs for run in read_runs([log])]
-    (row,) = power.plan(runs, 0.5, [N], None).to_dict("records")
-    assert row["images"] == 500
-
-
-def test_a_power_that_cannot_be_said_is_one_line(script, tmp_path):
-    log = run_with(tmp_path / "1.log", [(0, votes((900, 50), (800, 200), (950, 50)))] * 3)
-    for flags, message in (
-        ((), "give one log, two logs, or --deviation"),
-        ((log, log, log), "give one log, two logs"),
-        ((run_with(tmp_path / "2.log", [(0, votes((900, 50)))], sequential={"radii": [0.5]}),), "stopped early"),
-    ):
-        code, _, err = script("studies/power.py", "--width", 0.02, *flags)
-        assert code == 2 and message in err
-    code, _, err = script("studies/power.py", "--width", 0.02, log, "--N", 1000)
-    assert code == 2 and "the pilot's radii vary no more than its draws explain" in err
-    one = run_with(tmp_path / "3.log", [(0, votes((900, 50)))])
-    assert "at least 2 images" in script("studies/power.py", "--width", 0.02, one)[2]
-
-
-@pytest.mark.parametrize("planned", [200, N, 10_000])
-def test_the_pilots_own_draws_are_not_counted_twice(tmp_path, power, planned):
-    """Two close classifiers: the planned deviation is that of their true probabilities, simulated."""
-    rng = np.random.default_rng(3)
-    first = rng.uniform(0.55, 0.9, 2000)
-    true, logs = [first, first + rng.normal(0, 0.01, 2000)], []
-    for name, shares in zip("ab", true, strict=True):
-        images = [(0, votes(*[(n, 0)] * 3)) for n in rng.binomial(N, shares)]
-        logs.append(run_with(tmp_path / name / "1.log", images))
-    runs = [run for log in logs for run in read_runs([log])]
-    (row,) = power.plan(runs, 0.02, [planned], None).to_dict("records")
-    drawn = [rng.binomial(planned, shares) for shares in true]
-    bounds = [beta.ppf(0.001, n, planned - n + 1) for n in drawn]  # Clopper and Pearson's
-    radii = [SIGMA * np.where(bound > 0.5, norm.ppf(np.clip(bound, 0.5, 1)), 0) for bound in bounds]
-    assert row["deviation"] == pytest.approx((radii[0] - radii[1]).std(), rel=0.2)
-
-
-# --- what older versions recorded ---
-
-
-def test_older_trainings_are_known_by_todays_names():
-    assert as_recorded_today({"no_teaching": True})["paced_by"] == "none"
-    assert as_recorded_today({"no_teaching": False, "lr": 1}) == _LATER_SETTINGS | {"lr": 1}
-    assert defaults_of(Recipe) | _LATER_SETTINGS == defaults_of(Recipe)

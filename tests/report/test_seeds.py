@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from conftest import random_log, with_config
 
+from spacte.cli import defaults_of
 from spacte.logs import certlog
-from spacte.names import PLACE_SETTINGS
-from spacte.train.settings import Place
+from spacte.names import _LATER_SETTINGS, PLACE_SETTINGS, as_recorded_today
+from spacte.train.settings import Place, Recipe
 
 
 def test_an_experiment_is_called_as_its_seeds_are(script, tmp_path):
@@ -154,3 +155,9 @@ def test_of_logs_without_a_configuration_the_images_are_compared(script, tmp_pat
     assert code == 0 and "2 runs" in out
     code, _, err = script("report.py", "seed-0", "seed-1", "seed-2", "--over_seeds")
     assert code == 2 and "10 and 8 images" in err
+
+
+def test_older_trainings_are_known_by_todays_names():
+    assert as_recorded_today({"no_teaching": True})["paced_by"] == "none"
+    assert as_recorded_today({"no_teaching": False, "lr": 1}) == _LATER_SETTINGS | {"lr": 1}
+    assert defaults_of(Recipe) | _LATER_SETTINGS == defaults_of(Recipe)

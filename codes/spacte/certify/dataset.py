@@ -78,15 +78,18 @@ def certify_dataset(
     """
     networks = classifier if isinstance(classifier, list) else [classifier]
     loaded = [one for one in networks if isinstance(one, Loaded)]
-    own, run, certification = _settings(settings, noise_sd, cli.image_norm if loaded else cli.positive_float)
+    own, run, certification = _settings(settings)
+    if noise_sd is not None:
+        noise_sd = cli.parsed("noise_sd", noise_sd, cli.image_norm if loaded else cli.positive_float)
+        own = replace(own, noise_sd=noise_sd)
     init_distributed()
     check_stopping(certification)
     with _TURN, borrowed(classifier), arithmetic_kept():
         computing, data = computing_of(own, certification.N), _dataset(data)
         if loaded and len(loaded) == len(networks):
-            base, split = _of_checkpoints(loaded, data, own.noise_sd, num_classes, levels, dataset, computing)
+            base, split = _of_checkpoints(loaded, data, noise_sd, num_classes, levels, dataset, computing)
         else:
-            base, split = _of_function(classifier, data, own.noise_sd, num_classes, levels, dataset, computing)
+            base, split = _of_function(classifier, data, noise_sd, num_classes, levels, dataset, computing)
         base = replace(base, run_name=printable_name(name or base.run_name))
         evaluation = evaluation_of(base, split, own, computing)
         _warn_of_range(split)
@@ -128,18 +131,14 @@ def _dataset(data: Any) -> Any:
     return data
 
 
-def _settings(
-    given: dict, noise_sd: float | None, legal_sd: Callable[[str], float]
-) -> tuple[ClassifierSettings, RunSettings, CertifySettings]:
-    """The settings as the flags of these names would hold them; `legal_sd` reads a sigma, in whichever units."""
+def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySettings]:
+    """The settings as the flags of these names would hold them."""
     legal = {field.name for kind in _KINDS for field in fields(kind)} - _NOT_BY_NAME
     strange = sorted(set(given) - legal)
     if strange:
         raise UserError(f"unknown setting '{strange[0]}': choose from {', '.join(sorted(legal))}")
     given = {name: str(value) if isinstance(value, Path | torch.device) else value for name, value in given.items()}
-    parser = parser_of("")
-    next(flag for flag in parser._actions if flag.dest == "noise_sd").type = legal_sd
-    values = cli.checked(parser, given if noise_sd is None else given | {"noise_sd": noise_sd})
+    values = cli.checked(parser_of(""), given)
     own, run, certification = (
         {one.name: values[one.name] for one in fields(kind) if one.name in values} for kind in _KINDS
     )

@@ -66,8 +66,7 @@ class Job:
 
     def _comes_after(self) -> Iterator["Job"]:
         """What was trained before it: what it, or one that it needs, comes after."""
-        for one in self.after:
-            yield one
+        yield from self.after
         for one in self.needs:
             yield from one._comes_after()
 

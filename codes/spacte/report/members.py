@@ -130,6 +130,7 @@ def _figures(seeds: list[Members], radius_decimals: int, shared: np.ndarray | No
         return float(np.mean([figure(one) for one in seeds]))
 
     def mean_shared(figure: Callable[[Members], np.ndarray]) -> float:
+        """The mean over the seeds of a figure [D] of the drawn images, over the shared ones; NaN without members."""
         if shared is None or not len(shared) or single:
             return np.nan
         return mean(lambda one: figure(one)[np.isin(one.idx[one.drawn], shared)].mean())

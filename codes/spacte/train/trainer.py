@@ -23,30 +23,21 @@ from tqdm import tqdm
 
 from spacte.data.splits import BatchedSplit
 from spacte.device import draws_kept, restore_rng_state, rng_state
-from spacte.distributed import (
-    all_gather_object,
-    all_reduce_mean,
-    as_part,
-    broadcast,
-    get_rank,
-    get_world_size,
-    is_main_process,
-)  # fmt: skip
+from spacte.distributed import all_gather_object, as_part, broadcast, get_rank, get_world_size
 from spacte.model.classifier import Classifier
-from spacte.model.ensemble import with_ensemble
 from spacte.model.noisy import noisy_logits, statistics_kept
 from spacte.provenance import package_versions
 from spacte.train.graph import GraphedStep, uncompiled
+from spacte.train.look import Look
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective, unwrapped
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace, class_quantiles, smoothed_cross_entropy
-from spacte.utils import UserError, derived_seed, listed
+from spacte.utils import UserError, derived_seed
 
 _IMAGES_OF_A_PACE = 200  # for each class: a share measured on them has a standard error of at most .035
 _PART_OF_A_BATCH = 8  # a last batch of less than an eighth is left out of its epoch
 _STEPS_BETWEEN_CHECKS = 50  # losses wait on the device this long, so that no step waits for it
-_PIXELS_OF_A_LOOK = 2**21  # of a batch of test images on a GPU: 2,048 of CIFAR-10's
 
 
 class Trainer:
@@ -234,33 +225,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)  # gradients would keep the memory of a graph that is gone
         return {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
 
-    @torch.no_grad()
     def noisy_accuracy(self) -> dict[str, float]:
         """The share of test images, each with one noise vector, that the ensemble (`acc`) and each head get right.
 
         After the last epoch it warns of classes of which the ensemble gets no image right.
         """
-        self.classifier.eval()
-        correct = torch.zeros(self._voters, self.objective.num_classes, device=self.device)
-        images_of = torch.zeros(self.objective.num_classes, device=self.device)
-        on_gpu, batch_size = self.device.type == "cuda", self.recipe.batch_size
-        if on_gpu:  # nothing is captured here: few large batches are few launches
-            batch_size = max(batch_size, _PIXELS_OF_A_LOOK // math.prod(self.test_split.spec.shape[1:]))
-        # how often one looks does not change the training
-        with draws_kept(self.device), uncompiled() if on_gpu else contextlib.nullcontext():
+        with draws_kept(self.device):  # how often one looks does not change the training
             torch.manual_seed(derived_seed("test", self.recipe.seed, self.epoch, get_rank()))
-            for images, labels in self.test_split.batches(batch_size):
-                noise = torch.randn(images.shape, device=self.device) * self.recipe.noise_sd
-                logits = unwrapped(self.classifier)(images + noise).float()  # [L, B, K]
-                correct.index_add_(1, labels, (with_ensemble(logits).argmax(-1) == labels).float())
-                images_of.index_add_(0, labels, torch.ones(len(labels), device=self.device))
-        correct, images_of = (all_reduce_mean(one) * get_world_size() for one in (correct, images_of))
-        given_up = ((correct[-1] == 0) & (images_of > 0)).nonzero().flatten().tolist()
-        if given_up and self.epoch == self.recipe.epochs and is_main_process():
-            names = self.test_split.spec.class_names
-            classes = listed(f"{k} ({names[k]})" if names else k for k in given_up)
-            warnings.warn(f"no noisy test image is right of class {classes}: given up in training?", stacklevel=2)
-        return self._accuracies((correct.sum(1) / len(self.test_split)).tolist())
+            look = Look(unwrapped(self.classifier), self.test_split, self.recipe, self.device)
+        if self.epoch == self.recipe.epochs:
+            look.warn_of_classes()
+        return self._accuracies(look.accuracies())
 
     @property
     def _voters(self) -> int:
