@@ -57,14 +57,14 @@ def test_what_was_set_before_by_newer_names_does_not_hold_beside_a_precision(new
 
 SET_BEFORE = """
 import torch
-from spacte.device import arithmetic_kept, select_device, select_precision
+from spacte.device import keep_arithmetic_settings, select_device, select_precision
 
 backends = torch.backends
 {}
 every = [backends, backends.cudnn, backends.mkldnn, backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
 every += [backends.mkldnn.conv, backends.mkldnn.matmul, backends.mkldnn.rnn]
 before = [one.fp32_precision for one in every], backends.cudnn.benchmark
-with arithmetic_kept():
+with keep_arithmetic_settings():
     select_precision("fp32", select_device("cpu"))
 assert ([one.fp32_precision for one in every], backends.cudnn.benchmark) == before
 """

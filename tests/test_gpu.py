@@ -196,5 +196,5 @@ def test_passes_are_halved_where_memory_is_short_in_a_head_that_is_captured(caps
     frozen.network.heads[2][0].register_forward_pre_hook(run_out_of_memory)
     for _ in range(2):
         torch.testing.assert_close(frozen(images.to(device)), expected, rtol=1e-4, atol=1e-4)
-    assert frozen.largest_pass == 16 and torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert frozen.max_pass_size == 16 and torch.cuda.current_stream() == torch.cuda.default_stream()
     assert "from here on 16 images per pass" in capsys.readouterr().err

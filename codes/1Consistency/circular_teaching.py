@@ -40,5 +40,5 @@ def ct_loss(
     log_mean = mean.clamp(min=1e-20).log()
     divergence = (mean * (log_mean - log_probabilities.mean(1))).sum(-1)  # mean_j KL, [L, B]
     entropy = -(mean * log_mean).sum(-1)  # [L, B]
-    consistency = loss.in_ring(lbd * divergence + eta * entropy)
+    consistency = loss.weighted_mean(lbd * divergence + eta * entropy)
     return ConsistencyLoss(**vars(loss) | {"total": loss.ce + consistency}, consistency=consistency)

@@ -52,4 +52,4 @@ def ct_loss(
     u = u.view(-1, 1, 1, 1)
     mixed = noisy_logits(classifier, (1 - u) * clean + u * adversary, noises)
     divergence = F.kl_div(F.log_softmax(mixed, -1).mean(1), target.expand(len(mixed), -1, -1), reduction="none").sum(-1)
-    return SmoothMixLoss(**vars(loss), mix=loss.in_ring(divergence), logits=logits)
+    return SmoothMixLoss(**vars(loss), mix=loss.weighted_mean(divergence), logits=logits)

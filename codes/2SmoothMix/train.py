@@ -55,7 +55,7 @@ class SmoothMix(Objective):
             unwrapped(classifier), images, labels, noises,
             self.num_steps, self.mix_step, self.attack_alpha, maxnorm_s * warm, self.maxnorm,
         )  # fmt: skip
-        pace = self.pace_on_noise(epoch, classifier, images, labels, noises)
+        pace = self.pace_from_noise(epoch, classifier, images, labels, noises)
         loss = ct_loss(classifier, clean, adversary, noises, labels, pace, self.recipe.eps)
         others = self.other_losses(classifier, loss, loss.logits, clean, noises)
         total = loss.total + sum(others.values()) + self.eta * warm * loss.mix

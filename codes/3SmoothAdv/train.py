@@ -43,7 +43,7 @@ class SmoothAdv(Objective):
         epsilon = self.epsilon * min(1.0, epoch / self.warmup)
         adversary = attack(unwrapped(classifier), images, labels, noises, self.num_steps, epsilon)
         logits = noisy_logits(classifier, adversary, noises)  # [L, m, B, K]
-        pace = self.pace_on_noise(epoch, classifier, images, labels, noises)
+        pace = self.pace_from_noise(epoch, classifier, images, labels, noises)
         loss = ct_loss(logits, labels, pace, self.recipe.eps)
         others = self.other_losses(classifier, loss, logits, adversary, noises)
         return loss.total + sum(others.values()), loss_dict(loss, **others)

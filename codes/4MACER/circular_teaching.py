@@ -38,7 +38,7 @@ def ct_loss(
     loss = taught_cross_entropy(logits, labels, threshold, eps, explore)
     of_label = labels.expand(len(logits), -1).unsqueeze(-1)  # [L, B, 1]
     cl = -(logits.softmax(-1).mean(1).gather(-1, of_label).squeeze(-1) + 1e-10).log()  # [L, B]
-    cl, rl = loss.in_ring(cl), loss.in_ring(radius_losses(logits, labels, noise_sd, beta, margin))
+    cl, rl = loss.weighted_mean(cl), loss.weighted_mean(radius_losses(logits, labels, noise_sd, beta, margin))
     return MACERLoss(**vars(loss) | {"total": cl + lbd * rl}, cl=cl, rl=rl)
 
 

@@ -52,6 +52,6 @@ def ct_loss(
         drawn = torch.binomial(torch.full_like(p, copies), p)
     k = drawn.long().clamp(min=1)
     mask = (k == copies).float()
-    low = loss.in_ring(summed.gather(1, k.unsqueeze(1) - 1).squeeze(1) / copies)
-    high = loss.in_ring(mask * divergences(adversarial, soft_votes).amax(1))
+    low = loss.weighted_mean(summed.gather(1, k.unsqueeze(1) - 1).squeeze(1) / copies)
+    high = loss.weighted_mean(mask * divergences(adversarial, soft_votes).amax(1))
     return CATRSLoss(**vars(loss) | {"total": low + lbd * high}, low=low, high=high, mask=mask.mean())

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.record import about, decide_passes
+from spacte.certify.record import about, decide_pass_size
 from spacte.certify.settings import ClassifierSettings
 from spacte.certify.writer import writing
 from spacte.data.splits import Split
-from spacte.distributed import broadcast_object, get_world_size, is_main_process
+from spacte.distributed import get_world_size, is_main_process, on_main_process
 from spacte.logs.config import RunConfig
 from spacte.logs.counts import read_counts, read_text
 from spacte.logs.plans import PredictPlan
 from spacte.logs.runfiles import RunFiles, folder_of
-from spacte.model.passes import in_passes
+from spacte.model.passes import fixed_pass_modules
 from spacte.train.settings import Recipe
 from spacte.utils import TakenError, UserError
 
@@ -42,7 +42,7 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
     plan = PredictPlan(replace(evaluation.config, kind="votes", N=draws, alpha=_ALPHA))
     files = RunFiles(folder_of(plan.config, folder, "votes") / f"{evaluation.run_name}-votes-{draws}.log")
     waits = False
-    while not broadcast_object(lambda: _is_complete(files, plan.config, len(split))):
+    while not on_main_process(lambda: _is_complete(files, plan.config, len(split))):
         try:
             _count(evaluation, plan, files, settings)
         except TakenError as error:
@@ -50,9 +50,9 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
                 print(f"waiting for the pretrained network's votes: {error}", flush=True)
             waits = True
             time.sleep(_SECONDS_BETWEEN_TRIES)
-    for network in in_passes(evaluation.smooth.base_classifier):
+    for network in fixed_pass_modules(evaluation.smooth.base_classifier):
         network.forget_functions()  # a GPU's graphs have memory of their own
-    counted = broadcast_object(lambda: read_counts(files.counts))  # in the order of the images
+    counted = on_main_process(lambda: read_counts(files.counts))  # in the order of the images
     votes = torch.stack([torch.from_numpy(counts.estimation[-1]) for counts in counted])
     return votes.float() / draws
 
@@ -60,7 +60,7 @@ def soft_votes(pretrained: str, draws: int, folder: str, split: Split, recipe: R
 def _count(evaluation: Evaluation, plan: PredictPlan, files: RunFiles, settings: ClassifierSettings) -> None:
     if is_main_process():
         print(f"counting the pretrained network's votes: {files.counts}")
-    decide_passes(evaluation, files, settings.images_per_pass, overwrite=False)
+    decide_pass_size(evaluation, files, settings.images_per_pass, overwrite=False)
     with writing(files, plan, about(evaluation, settings), list(range(len(evaluation.split)))) as writer:
         for counts in evaluation.sample("votes", writer.missing, plan.draws):
             writer.write(counts)

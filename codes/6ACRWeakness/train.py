@@ -16,7 +16,7 @@ import sampling
 from attack import attack
 from circular_teaching import ct_loss
 from spacte.cli import image_norm, non_negative_int, positive_int, probability
-from spacte.device import usual_batch
+from spacte.device import default_batch_size
 from spacte.model.frozen import freeze
 from spacte.model.noisy import noisy_logits
 from spacte.smooth.poll import poll
@@ -79,7 +79,7 @@ class ACRWeakness(Objective):
         that are.
         """
         votes = self.num_noise_ds if leaves_out else self.num_noise_dataset_weight
-        batch_size = usual_batch(split.device, split.spec.shape, votes)
+        batch_size = default_batch_size(split.device, split.spec.shape, votes)
         frozen = freeze(classifier, split.device, self.recipe.precision, batch_size)
         smooth = Smooth(frozen, self.num_classes, self.recipe.noise_sd)
         if leaves_out:
@@ -101,7 +101,7 @@ class ACRWeakness(Objective):
     def _right_votes(self, purpose, smooth, split, indices, n, epoch):
         """How many of the ensemble's n votes are right on each of the N images, [N]; other draws for each purpose."""
         seed = (purpose, self.recipe.seed, epoch)
-        labels, votes = poll(smooth, split, indices, n, seed, smooth.base_classifier.largest_pass)  # whole passes
+        labels, votes = poll(smooth, split, indices, n, seed, smooth.base_classifier.max_pass_size)  # whole passes
         return votes[np.arange(len(labels)), -1, labels]
 
     def state(self):
@@ -115,7 +115,7 @@ class ACRWeakness(Objective):
     def __call__(self, classifier, images, labels, epoch):
         """The loss and its parts; see Objective."""
         noises = self.draw_noises(images)  # [m, B, C, H, W]
-        pace = self.pace_on_noise(epoch, classifier, images, labels, noises)
+        pace = self.pace_from_noise(epoch, classifier, images, labels, noises)
         if epoch > self.ds_epoch:
             noises = attack(unwrapped(classifier), images, labels, noises, self.attack_steps, self.epsilon)
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]

@@ -32,5 +32,5 @@ def ct_loss(
     """
     loss = taught_cross_entropy(clean.unsqueeze(1), labels, threshold, eps, explore)
     log_noisy = F.log_softmax(noisy, -1).mean(1)  # [L, B, K]
-    stability = loss.in_ring(-(clean.softmax(-1) * log_noisy).sum(-1))
+    stability = loss.weighted_mean(-(clean.softmax(-1) * log_noisy).sum(-1))
     return StabilityLoss(**vars(loss) | {"total": loss.ce + lbd * stability}, stability=stability)

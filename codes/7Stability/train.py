@@ -39,7 +39,7 @@ class Stability(Objective):
         clean = classifier(images).float()  # [L, B, K]; a pass of its own: BatchNorm sees clean and noisy images apart
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         noisy = noisy_logits(classifier, images, noises)  # [L, m, B, K]
-        pace = self.pace_on(epoch, noisy, labels)
+        pace = self.pace_from_logits(epoch, noisy, labels)
         loss = ct_loss(clean, noisy, labels, pace, self.recipe.eps, self.lbd)
         others = self.other_losses(classifier, loss, noisy, images, noises)
         return loss.total + sum(others.values()), loss_dict(loss, **others, stability=loss.stability)

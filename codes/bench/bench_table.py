@@ -63,7 +63,7 @@ from spacte.logs.certlog import acr_standard_error, average_certified_radius, ce
 from spacte.logs.counts import VoteCounts, read_counts
 from spacte.logs.table import markdown, radius_names, records, table_radii
 from spacte.model.checkpoint import load_classifier
-from spacte.model.pass_size import fastest_pass, fix_passes
+from spacte.model.pass_size import fastest_pass_size, set_pass_size
 from spacte.report.comparison import Comparison, compare
 from spacte.report.reading import read_runs
 from spacte.report.run import Run
@@ -196,7 +196,7 @@ def _ours(
     def begin() -> None:
         """Choose the size of a pass, and compile it."""
         network = evaluation.smooth.base_classifier
-        fix_passes(network, fastest_pass(network, image))
+        set_pass_size(network, fastest_pass_size(network, image))
         evaluation.smooth.count_votes(image, evaluation.batch_size, evaluation.batch_size)
 
     _, first = _timed(begin)

@@ -17,7 +17,7 @@ from spacte.model import build_classifier
 from spacte.model.classifier import Classifier
 from spacte.model.frozen import freeze, scales_of
 from spacte.model.noisy import noisy_logits
-from spacte.model.pass_size import fastest_pass, fix_passes
+from spacte.model.pass_size import fastest_pass_size, set_pass_size
 from spacte.smooth.smooth import Smooth
 from spacte.train.objective import Objective, loss_dict
 from spacte.train.settings import Recipe
@@ -66,7 +66,7 @@ class OurVotes:
         classifier, images = classifier or network.build(), torch.rand(64, *network.spec.shape)
         scales = scales_of(classifier, images, _SIGMA) if precision == "int8" else None
         self.frozen = freeze(classifier, device, precision, batch_size, compiled, scales)
-        fix_passes(self.frozen, fastest_pass(self.frozen, self.image))
+        set_pass_size(self.frozen, fastest_pass_size(self.frozen, self.image))
         self.smooth = Smooth(self.frozen, network.spec.num_classes, _SIGMA)
 
     def __call__(self):

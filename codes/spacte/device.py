@@ -160,7 +160,7 @@ def _cudnn_allow_tf32() -> bool | str:
         return f"{cudnn.conv.fp32_precision} in convolutions, {cudnn.rnn.fp32_precision} in recurrent layers"
 
 
-def usual_batch(device: torch.device, shape: tuple[int, ...], draws: int) -> int:
+def default_batch_size(device: torch.device, shape: tuple[int, ...], draws: int) -> int:
     """How many noisy images [C, H, W], or inputs of another shape, a batch has where nobody says: 1,000 on the CPU.
 
     On a GPU as many as keep it busy: up to 4,096 of CIFAR-10's images, and 256 of ImageNet's. The `draws` of an image
@@ -179,7 +179,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def usual_defaults() -> Iterator[None]:
+def torch_defaults() -> Iterator[None]:
     """Within it new tensors are float32 and on the CPU where nothing else is said, and nothing is computed in a lower
     precision, whatever the process has set.
     """
@@ -193,7 +193,7 @@ def usual_defaults() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def arithmetic_kept() -> Iterator[None]:
+def keep_arithmetic_settings() -> Iterator[None]:
     """At its end torch's settings of precision and of cuDNN, which `select_device` and `select_precision` change, are
     as they were.
     """
@@ -231,7 +231,7 @@ def restore_rng_state(states: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
-def draws_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def keep_rng_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """What is drawn within it from torch's default generators moves no draw after it."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 

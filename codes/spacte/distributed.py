@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-_TO_FIND_THE_OTHERS, _TO_WAIT_FOR_A_SLOW_ONE = timedelta(minutes=10), timedelta(days=7)
+_RENDEZVOUS_TIMEOUT, _COLLECTIVE_TIMEOUT = timedelta(minutes=10), timedelta(days=7)
 
 
 def _several() -> ModuleType | None:
@@ -54,16 +54,16 @@ def init_distributed() -> None:
         end_with_parent()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            store, rank, size = next(dist.rendezvous("env://", timeout=_TO_FIND_THE_OTHERS))
+            store, rank, size = next(dist.rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
         except (RuntimeError, ValueError) as error:  # ValueError: RANK, MASTER_ADDR or MASTER_PORT is not set
             said = str(error) or type(error).__name__
             raise RunError(f"torchrun does not answer: {said.splitlines()[0]}") from error
-        store.set_timeout(_TO_WAIT_FOR_A_SLOW_ONE)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TO_WAIT_FOR_A_SLOW_ONE)
+        store.set_timeout(_COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_COLLECTIVE_TIMEOUT)
         atexit.register(dist.destroy_process_group)
 
 
-def broadcast_object(make: Callable[[], T]) -> T:
+def on_main_process(make: Callable[[], T]) -> T:
     """`make()` of the main process, in every process; a UserError or RunError that it raises is raised in every one."""
     box: list[Any] = [None]
     if is_main_process():
@@ -81,7 +81,7 @@ def broadcast_object(make: Callable[[], T]) -> T:
 def main_process_first(make: Callable[[], T]) -> T:
     """`make()` in every process, in the main one first: what it leaves on disk is there for the others."""
     made: list[T] = []
-    broadcast_object(lambda: made.append(make()))
+    on_main_process(lambda: made.append(make()))
     return made[0] if made else make()
 
 
@@ -109,7 +109,7 @@ def all_reduce_mean(values: "Tensor") -> "Tensor":
     return values
 
 
-def as_part(mean: "Tensor", size: int) -> "Tensor":
+def weighted_by_size(mean: "Tensor", size: int) -> "Tensor":
     """A mean over this process's part of a batch, of `size` images, weighted by that size.
 
     The processes' mean of the result is the mean over the whole batch. Itself where there is one process.

@@ -22,7 +22,7 @@ import pandas as pd
 
 from spacte import cli
 from spacte.logs.certified import certificate_of, largest_radius
-from spacte.logs.config import ALIKE, RunConfig
+from spacte.logs.config import RANKED, RunConfig
 from spacte.logs.plans import stopping_rule, table_stopping
 from spacte.logs.table import markdown, table_radii
 from spacte.report.reading import read_runs
@@ -47,7 +47,7 @@ def _main() -> None:
         votes = votes_of(run)
         if votes is None:
             raise UserError(f"'{run.path}' has no vote counts beside it: nothing can be simulated from it")
-        if run.required_config.lacks(ALIKE):
+        if run.required_config.lacks(RANKED):
             raise UserError(f"the configuration beside '{run.path}' does not say how many votes select a class")
         if run.required_config.sequential:
             raise UserError(f"'{run.path}' stopped early: the votes of a fixed N are needed")

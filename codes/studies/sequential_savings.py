@@ -65,7 +65,7 @@ def _draws(path: Path) -> tuple[int, float]:
     """N and alpha of a log: what the JSON beside it says, or else the defaults'. UserError if N was not fixed."""
     files = RunFiles(path)
     config = files.read_json().config if files.json.exists() else RunConfig(N=100_000, alpha=0.001)
-    unknown = [name for name in config.lacking if name in ("N", "alpha") or name in config.others]
+    unknown = [name for name in config.lacking if name in ("N", "alpha") or name in config.unknown]
     if unknown:
         raise UserError(f"'{files.json}': {', '.join(unknown)} missing or wrong: what was drawn is not known")
     if config.sequential or config.certificate != "cohen" or config.top_k is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spacte import certify_dataset
-from spacte.model.modes import borrowed
+from spacte.model.modes import restore_mode_and_device
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -20,7 +20,7 @@ def test_the_callers_module_gets_its_mode_back(tmp_path):
     certify_dataset(network, data, noise_sd=0.25, num_classes=10, N0=10, N=20, device="cpu", logs_dir=tmp_path)
     assert [one.training for one in network.modules()] == modes
     assert all(parameter.requires_grad for parameter in network.parameters())
-    with pytest.raises(KeyboardInterrupt), borrowed(network):
+    with pytest.raises(KeyboardInterrupt), restore_mode_and_device(network):
         network.eval()
         raise KeyboardInterrupt
     assert network.training
@@ -38,7 +38,7 @@ class Merging(nn.Linear):
 def test_a_module_that_acts_when_its_mode_changes_is_told_so():
     network = nn.Sequential(nn.Flatten(), Merging(192, 10)).train()
     before = network[1].weight.clone()
-    with borrowed(network):
+    with restore_mode_and_device(network):
         network.eval()
     assert network[1].training and torch.allclose(network[1].weight, before, atol=1e-6)
 

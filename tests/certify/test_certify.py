@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import RUN_FLAGS, beside, golden, without_time
 
-from spacte.certify.base_classifier import Computing
+from spacte.certify.base_classifier import ComputeSettings
 from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
 from spacte.data.spec import DataSpec
@@ -257,7 +257,7 @@ def test_a_batch_on_a_gpu_has_as_many_images_as_keep_it_busy():
     def size(asked, device, shape, draws=100_000):
         images = torch.zeros(1, *shape, dtype=torch.uint8)
         split = InMemory(DataSpec("data", shape, 2, (0.0,), (1.0,)), images, torch.zeros(1, dtype=torch.long))
-        return Computing(torch.device(device), "bf16", asked, False, draws, {}).batch_size(split)
+        return ComputeSettings(torch.device(device), "bf16", asked, False, draws, {}).batch_size(split)
 
     assert [size(None, "cuda", (3, side, side)) for side in (8, 32, 64, 224)] == [4000, 4000, 1021, 256]
     assert [size(None, "cuda", (3, 32, 32), draws) for draws in (10_000, 4097, 4096, 1000, 16)] == [

@@ -101,7 +101,7 @@ def test_processes_whose_torchrun_is_gone_do_not_wait_for_it(monkeypatch):
     gone = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for name, value in gone.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "_TO_FIND_THE_OTHERS", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "_RENDEZVOUS_TIMEOUT", timedelta(seconds=1))
     monkeypatch.setattr(distributed, "end_with_parent", lambda: None)
     with pytest.raises(RunError, match=r"^torchrun does not answer: .*"):
         distributed.init_distributed()
@@ -275,7 +275,7 @@ def test_a_run_keeps_the_pass_that_it_was_begun_with(script, trained, monkeypatc
         return {json.loads(path.read_text())["about"]["images_per_pass"] for path in Path(logs).rglob("*.json")}
 
     sizes = iter(range(40, 50))
-    monkeypatch.setattr(pass_size, "fastest_pass", lambda network, image: next(sizes))
+    monkeypatch.setattr(pass_size, "fastest_pass_size", lambda network, image: next(sizes))
     assert noted("a", "--max", 90) == {40} == noted("a") == noted("a")
     assert noted("a", "--overwrite") == {41}
     assert noted("b", "--shard", "2/2") == {42} == noted("b", "--shard", "1/2")

@@ -11,7 +11,7 @@ from spacte.jobs.queue_file import read_queue
 from spacte.logs.certlog import average_certified_radius, read_log
 from spacte.train.command import parse
 from spacte.train.objective import Objective
-from spacte.train.runlog import RunPaths
+from spacte.train.runlog import TrainingPaths
 
 
 def test_the_digits_queue_is_the_matrix_of_its_page(tmp_path):
@@ -48,7 +48,7 @@ def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
         assert job.settings()["certify"] == digits["certify"] and place.device == "cpu"
     recipe, place, _ = parse(Objective, "", train_command(first)[2:])
     asked = {by_name(train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
-    assert asked == {str(RunPaths.of(recipe, place, recipe.name).checkpoint(recipe.epochs))}
+    assert asked == {str(TrainingPaths.of(recipe, place, recipe.name).checkpoint(recipe.epochs))}
 
 
 def _experiments():
@@ -67,7 +67,7 @@ def test_the_commands_of_the_further_bases_write_what_is_certified():
         for flags in re.findall(r"^python train.py (.*)$", part, re.MULTILINE):
             recipe, place, own = parse(kind, "", flags.split(), **defaults)
             name = recipe.name + kind(recipe, 10, **own).run_suffix()
-            checkpoint = str(RunPaths.of(recipe, place, name).checkpoint(150))
+            checkpoint = str(TrainingPaths.of(recipe, place, name).checkpoint(150))
             if recipe.num_heads == 5:
                 certified.remove(checkpoint)
             else:

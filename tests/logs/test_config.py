@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 from conftest import ROOT
 
-from spacte.logs.config import ALIKE, CERTIFIES, DESCRIBES, IDENTIFIES, RunConfig
+from spacte.logs.config import CERTIFIES, DESCRIBES, IDENTIFIES, RANKED, RunConfig
 from spacte.logs.voting import Heads, Stopping
 from spacte.utils import UserError
 
@@ -23,7 +23,7 @@ def test_the_committed_configurations_are_whole_and_stay_as_they_are():
     for path in COMMITTED:
         content = json.loads(path.read_text())["config"]
         config = RunConfig.from_json(content)
-        assert not config.lacks(DESCRIBES, CERTIFIES, ALIKE) and not config.others, path
+        assert not config.lacks(DESCRIBES, CERTIFIES, RANKED) and not config.unknown, path
         written = config.to_json()
         assert [name for name in written if name in content] == list(content), "in the same order"
         assert written.items() >= content.items() and written.keys() - content.keys() <= {"certificate"}
@@ -104,7 +104,7 @@ def test_differences_are_named_with_both_values():
 
 def test_every_field_says_what_is_legal():
     """A further field is one line."""
-    assert all(one.metadata for one in fields(RunConfig) if one.name not in ("lacking", "others"))
+    assert all(one.metadata for one in fields(RunConfig) if one.name not in ("lacking", "unknown"))
 
 
 @pytest.mark.parametrize(

@@ -49,18 +49,20 @@ def test_the_fastest_pass_is_measured_without_compiling(monkeypatch, clock):
     with torch.inference_mode():
         slow(torch.rand(10, 3, 32, 32))
     assert len(calls) == 1
-    pass_size.fastest_pass(slow, torch.rand(3, 32, 32))
+    pass_size.fastest_pass_size(slow, torch.rand(3, 32, 32))
     assert len(calls) == 1
 
 
 def test_the_fastest_pass_is_measured_and_fixed(clock):
     slow, small = (Slow(CPU, size, compiled=False) for size in (100, 50))
-    assert pass_size.fastest_pass(slow, torch.rand(3, 32, 32)) == 25 and slow.pass_size(torch.rand(3, 32, 32)) == 100
-    assert pass_size.fastest_pass(small, torch.rand(3, 32, 32)) == 50 and not hasattr(small, "seen"), "fits anyway"
+    assert (
+        pass_size.fastest_pass_size(slow, torch.rand(3, 32, 32)) == 25 and slow.pass_size(torch.rand(3, 32, 32)) == 100
+    )
+    assert pass_size.fastest_pass_size(small, torch.rand(3, 32, 32)) == 50 and not hasattr(small, "seen"), "fits anyway"
     long = Slow(CPU, 100, compiled=False)
-    assert pass_size.fastest_pass(long, torch.rand(4096)) == 25, "signals are as large as images of as many values"
+    assert pass_size.fastest_pass_size(long, torch.rand(4096)) == 25, "signals are as large as images of as many values"
     both = NetworkEnsemble([slow, Slow(CPU, 20, compiled=False)])
-    pass_size.fix_passes(both, 25)
+    pass_size.set_pass_size(both, 25)
     with torch.inference_mode():
         both(torch.rand(60, 3, 32, 32))
     assert [one.seen for one in both.networks] == [25, 20], "never more than a batch"

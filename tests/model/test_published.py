@@ -16,7 +16,7 @@ from spacte.model import build_classifier
 from spacte.model.checkpoint import load_classifier
 from spacte.model.heads import make_stage
 from spacte.model.normalisation import NORMALISATIONS, normalisation
-from spacte.model.recognition import examined
+from spacte.model.recognition import check_normalisation
 from spacte.utils import UserError
 
 
@@ -124,7 +124,7 @@ def test_lenet_gives_its_own_logits(tmp_path, layout):
     assert loaded.arch == "LeNet"
     torch.testing.assert_close(loaded.classifier(images)[0], network(images), rtol=1e-5, atol=1e-5)
     unnamed = load_classifier(path, dataset="MNIST").classifier[1]
-    name, line = examined(unnamed, None, data_spec("MNIST"), images, 0.5)
+    name, line = check_normalisation(unnamed, None, data_spec("MNIST"), images, 0.5)
     assert name == "none" and "no BatchNorm to ask" in line
     with pytest.raises(UserError, match=r"LeNet needs images of 28x28 pixels, those of CIFAR10 are 32x32"):
         build_classifier("LeNet", "CIFAR10", 2)

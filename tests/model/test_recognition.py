@@ -22,7 +22,7 @@ from spacte.model import build_network
 from spacte.model.batchnorm import FirstLayer, distances
 from spacte.model.checkpoint import load_classifier
 from spacte.model.normalisation import NORMALISATIONS, Normalize, constants, known, name_of, normalisation
-from spacte.model.recognition import examined
+from spacte.model.recognition import check_normalisation
 from spacte.utils import UserError
 
 CIFAR = data_spec("CIFAR10")
@@ -70,7 +70,7 @@ def loaded(tmp_path):
 
 @pytest.mark.parametrize("name", list(known(CIFAR)))
 def test_the_normalisation_is_read_off_the_data(loaded, name):
-    found, line = examined(loaded(name), None, CIFAR, pictures(256), SIGMA)
+    found, line = check_normalisation(loaded(name), None, CIFAR, pictures(256), SIGMA)
     twins = ("0.5071,0.4865,0.4409/0.2673,0.2564,0.2762", "0.5071,0.4867,0.4408/0.2675,0.2565,0.2761")
     assert found == name or {found, name} == set(twins)
     assert f"--normalize auto takes {found}: bn1's inputs lie 0.00" in line
@@ -80,23 +80,23 @@ def test_the_normalisation_is_read_off_the_data(loaded, name):
 def test_constants_that_are_not_known_are_estimated(loaded):
     network = loaded("0.4,0.5,0.6/0.3,0.2,0.4")
     with pytest.raises(UserError, match=r"the nearest known, bn1's .* would fit to ") as refused:
-        examined(network, None, CIFAR, pictures(256), SIGMA)
+        check_normalisation(network, None, CIFAR, pictures(256), SIGMA)
     name = str(refused.value).split("give --normalize ")[1].split()[0]
     estimated, right = constants(name, CIFAR), ((0.4, 0.5, 0.6), (0.3, 0.2, 0.4))
     assert torch.tensor(estimated).sub(torch.tensor(right)).abs().max() < 0.03
-    assert examined(network, name, CIFAR, pictures(256), SIGMA) == (name, None)
+    assert check_normalisation(network, name, CIFAR, pictures(256), SIGMA) == (name, None)
 
 
 def test_a_wrong_name_is_refused_and_a_right_one_stands(loaded):
     network = loaded(TRUE)
-    assert examined(network, TRUE, CIFAR, pictures(256), SIGMA) == (TRUE, None)
+    assert check_normalisation(network, TRUE, CIFAR, pictures(256), SIGMA) == (TRUE, None)
     for name in ("mean_std", "0.5071,0.4865,0.4409/0.2673,0.2564,0.2762"):
         with pytest.raises(UserError, match=rf"--normalize {name} contradicts the checkpoint: .* with {TRUE}"):
-            examined(network, name, CIFAR, pictures(256), SIGMA)
+            check_normalisation(network, name, CIFAR, pictures(256), SIGMA)
 
 
 def test_the_noise_of_training_is_found_where_another_is_asked_for(loaded):
-    found, line = examined(loaded("mean_std", sigma=0.5), None, CIFAR, pictures(256), 0.25)
+    found, line = check_normalisation(loaded("mean_std", sigma=0.5), None, CIFAR, pictures(256), 0.25)
     assert found == "mean_std" and "it was trained with noise 0.5, and is evaluated with 0.25" in line
 
 
@@ -106,7 +106,7 @@ def test_stability_training_shows_noise_to_half_of_the_images(tmp_path):
     images[::2] += SIGMA * torch.randn_like(images[::2])
     network = ours(with_statistics(CifarResNet(8), "mean_std", sigma=0.0, images=images), tmp_path / "a.pth")
     for name in (None, "mean_std"):
-        assert examined(network, name, CIFAR, pictures(256), SIGMA)[0] == "mean_std"
+        assert check_normalisation(network, name, CIFAR, pictures(256), SIGMA)[0] == "mean_std"
 
 
 def without_pool():
@@ -148,35 +148,38 @@ def test_another_geometry_with_the_same_keys_is_refused(tmp_path, make, name):
     with pytest.raises(
         UserError, match=r"not the one that was trained: bn1's statistics fit .* nats away .* another stride"
     ):
-        examined(network, name, CIFAR, pictures(256), SIGMA)
+        check_normalisation(network, name, CIFAR, pictures(256), SIGMA)
 
 
 def test_images_of_another_size_are_refused(loaded):
     """Noise is coarser on smaller ones, and the borders are a larger part."""
     network, small = loaded("mean_std"), nn.functional.interpolate(pictures(256), size=12, mode="area")
     with pytest.raises(UserError, match="auto cannot tell"):
-        examined(network, None, CIFAR, small, SIGMA)
+        check_normalisation(network, None, CIFAR, small, SIGMA)
 
 
 def test_few_images_refuse_no_right_network(loaded):
     for seed in range(3):
-        assert examined(loaded("mean_std"), "mean_std", CIFAR, pictures(20, seed=seed), SIGMA)[0] == "mean_std"
+        assert (
+            check_normalisation(loaded("mean_std"), "mean_std", CIFAR, pictures(20, seed=seed), SIGMA)[0] == "mean_std"
+        )
 
 
 def test_there_is_no_guess_where_the_data_do_not_tell(loaded):
     images = pictures(256)
     fresh = build_network("R8", 1, 10, 3)
     with pytest.raises(UserError, match=r"cannot tell: bn1 has seen only 0 batches .* mean_std, centre, none or const"):
-        examined(fresh, None, CIFAR, images, SIGMA)
-    assert "has seen only 0 batches" in examined(fresh, "none", CIFAR, images, SIGMA)[1]
+        check_normalisation(fresh, None, CIFAR, images, SIGMA)
+    assert "has seen only 0 batches" in check_normalisation(fresh, "none", CIFAR, images, SIGMA)[1]
     lost = loaded("centre")
     lost.bn1.running_mean.fill_(3.0)
     with pytest.raises(
         UserError, match=r"auto cannot tell: with \S+, the nearest known, .* is --noise_sd the one of tr"
     ):
-        examined(lost, None, CIFAR, images, SIGMA)
+        check_normalisation(lost, None, CIFAR, images, SIGMA)
     assert (
-        "are normalisation, --noise_sd and images those of training?" in examined(lost, "none", CIFAR, images, SIGMA)[1]
+        "are normalisation, --noise_sd and images those of training?"
+        in check_normalisation(lost, "none", CIFAR, images, SIGMA)[1]
     )
 
 
@@ -188,7 +191,7 @@ def test_a_network_that_is_blind_to_the_mean_has_two_normalisations(tmp_path):
     network = ours(with_statistics(network, "centre"), tmp_path / "a.pth")
     network.conv1.padding = (0, 0)
     with pytest.raises(UserError, match=r"cannot tell: (centre and none|none and centre) fit alike"):
-        examined(network, None, CIFAR, pictures(256), SIGMA)
+        check_normalisation(network, None, CIFAR, pictures(256), SIGMA)
 
 
 def test_the_first_layer_is_known_after_every_normalisation(loaded):
@@ -204,7 +207,7 @@ def test_digits_of_one_channel(digits_models):
     split = open_split("digits", ".", False)
     images = torch.stack([split[idx][0] for idx in range(256)])
     network = load_classifier(digits_models[1]).classifier[1]
-    assert examined(network, None, split.spec, images, 0.5)[0] == "mean_std"
+    assert check_normalisation(network, None, split.spec, images, 0.5)[0] == "mean_std"
 
 
 def test_names_and_constants_of_a_normalisation():

@@ -98,7 +98,7 @@ def test_radii_that_are_none(script, tmp_path, text):
 def test_a_sequential_rule_decides_radii_of_every_norm(tmp_path):
     with_config(random_log(tmp_path / "x.log", 30, 0), sequential={"radii": [0.25], "give_up": 0.01}, noise_slack=0.0)
     (run,) = read_runs([tmp_path / "x.log"], Reading(norm="linf"))
-    assert run.tells([0.25 / 8, 0.25]).tolist() == [True, True] and not run.tells([0.5 / 8]).any()
+    assert run.knows_radii([0.25 / 8, 0.25]).tolist() == [True, True] and not run.knows_radii([0.5 / 8]).any()
 
 
 # --- top k ---
@@ -140,7 +140,7 @@ def test_top_k_in_a_report(script, certify):
 
 def test_top_k_of_sequential_votes_decides_nothing(certify):
     (run,) = read_runs([certify("a", "--sequential")], Reading(top_k=2))
-    assert not run.tells([0, 0.25]).any() and run.config.sequential.decides is False
+    assert not run.knows_radii([0, 0.25]).any() and run.config.sequential.decides is False
 
 
 def test_top_k_needs_votes_on_every_image(script, certify):

@@ -123,7 +123,7 @@ def test_runs_of_one_label_say_in_what_they_differ(tmp_path):
             with_config(random_log(tmp_path / tail, 10, 0), noise_sd=sigma)
     runs = read_runs([tmp_path])
     assert labels([[run] for run in runs]) == ["a, sigma 0.25", "b, sigma 0.25", "a, sigma 0.5", "b, sigma 0.5"]
-    again = runs[0].config.certified_again(certificate="all-votes")
+    again = runs[0].config.with_certificate(certificate="all-votes")
     both = [runs[0], replace(runs[0], config=again)]
     both = [replace(run, label="a") for run in both]
     assert labels([[run] for run in both]) == ["a, cohen", "a, all-votes"]

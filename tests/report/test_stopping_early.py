@@ -69,10 +69,10 @@ def test_a_fixed_n_decides_every_radius(script, tmp_path):
 def test_what_a_rule_decides():
     config = RunConfig(noise_sd=0.5, N=1000, alpha=0.001, sequential=Stopping((0.0, 0.25), 0.01))
     assert decided(config, [0, 0.25, 0.3, 1.0, 2]).tolist() == [True, True, False, False, True]
-    again = config.certified_again(alpha=0.01)
+    again = config.with_certificate(alpha=0.01)
     assert again.sequential == Stopping((0.0, 0.25), 0.01, decides=False)
     assert not decided(again, [0, 0.25]).any()
-    assert config.certified_again(alpha=0.001) == config  # it is what it was
+    assert config.with_certificate(alpha=0.001) == config  # it is what it was
     assert RunConfig.from_json(again.to_json()).sequential == again.sequential
     assert decided(None, [0, 3]).all()
 
@@ -89,9 +89,9 @@ def test_votes_that_stopped_early_are_certified_again_by_the_anytime_bound(certi
         low = anytime_lower_bound(n_a, n, 0.01)
         assert row.predict == -1 if low < 0.5 else row.radius == pytest.approx(0.5 * stats.norm.ppf(low), rel=1e-5)
     config = RunFiles(log).read_json().config
-    again = [config.of_head(0), config.certified_again(certificate="all-votes")]
+    again = [config.of_head(0), config.with_certificate(certificate="all-votes")]
     assert all(certificate_of(one).sequential for one in again)
-    top, one = config.certified_again(top_k=2), votes[0]
+    top, one = config.with_certificate(top_k=2), votes[0]
     rule = TopK(0.001, 0.5, 2, True, "cohen")
     assert certified(one, top) == rule(one.label, one.estimation[-1])
 
@@ -121,10 +121,10 @@ def test_draws_are_counted(script, certify):
 def test_the_heads_of_a_sequential_run_decided_nothing(certify):
     """The vote's draws ended when its own radii were decided."""
     runs = read_runs([certify("a", "--sequential", "--max", 100)], Reading(heads=True))
-    assert [run.tells([0.25]).all() for run in runs] == [True, False, False, False]
+    assert [run.knows_radii([0.25]).all() for run in runs] == [True, False, False, False]
     other = read_runs([runs[0].path], Reading(certificate="all-votes"))
     same = read_runs([runs[0].path], Reading(certificate="cohen"))
-    assert not other[0].tells([0.25]).any() and same[0].tells([0.25]).all()
+    assert not other[0].knows_radii([0.25]).any() and same[0].knows_radii([0.25]).all()
 
 
 def compared(tmp_path, a, b):

@@ -223,7 +223,7 @@ class RoundsByPass(FixedPasses):
         self.passes_left -= 1
         if self.passes_left == 0:
             raise torch.OutOfMemoryError
-        return torch.eye(65)[torch.where(images.flatten(1).mean(1) < 0, 0, self.largest_pass)].unsqueeze(0)
+        return torch.eye(65)[torch.where(images.flatten(1).mean(1) < 0, 0, self.max_pass_size)].unsqueeze(0)
 
 
 def test_an_images_votes_are_all_of_passes_of_one_size(capsys):

@@ -49,7 +49,7 @@ def test_a_defences_own_lambda_goes_with_a_pace_share():
     kind = load_module("0Gaussian", "train").Gaussian
     own = type("Own", (kind,), {"pace": lambda self, epoch: Pace(0.7, self.recipe.paced_by)})
     recipe, _, _ = parse(kind, "", ["--pace_share", "0.8", "--paced_by", "self"])
-    pace = own(recipe, 10).pace_on(1, torch.zeros(1, 2, 3, 10), torch.arange(3))
+    pace = own(recipe, 10).pace_from_logits(1, torch.zeros(1, 2, 3, 10), torch.arange(3))
     assert pace.threshold == 0.7 and pace.by == "self" and pace.losses.shape == (1, 3)
 
 
@@ -156,7 +156,7 @@ def test_measuring_the_pace_moves_no_draw_and_no_statistic(tmp_path):
     assert bool(some[:5].isfinite().all()) and bool(some[5:].isinf().all()), "what is left out is not measured"
     attacked = objective_of("3SmoothAdv", "--num_heads", 2, "--pace_share", 0.5)
     images, labels = split.some(8)
-    attacked.pace_on_noise(4, classifier, images, torch.as_tensor(labels), torch.zeros(2, *images.shape))
+    attacked.pace_from_noise(4, classifier, images, torch.as_tensor(labels), torch.zeros(2, *images.shape))
     assert torch.equal(draws, torch.get_rng_state()) and classifier.training
     after = classifier.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)

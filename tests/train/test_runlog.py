@@ -6,15 +6,15 @@ import shutil
 import pytest
 from conftest import full_disk
 
-from spacte.train.runlog import RunLog, RunPaths
+from spacte.train.runlog import TrainingLog, TrainingPaths
 from spacte.utils import UserError
 
 
 def run_log(tmp_path, name, epochs_done=0, text=""):
     """The log of a run with its own checkpoints and with the name, and so the logs, of all others."""
-    paths = RunPaths(tmp_path / name, tmp_path / "runs", tmp_path / "logs" / "x-train.log")
+    paths = TrainingPaths(tmp_path / name, tmp_path / "runs", tmp_path / "logs" / "x-train.log")
     paths.make_folders()
-    return RunLog(paths, 3, epochs_done, text)
+    return TrainingLog(paths, 3, epochs_done, text)
 
 
 def log_epoch(log, epoch):
@@ -36,7 +36,7 @@ def log_epochs(log, *epochs):
 def test_the_newest_checkpoint_is_that_of_the_largest_epoch(tmp_path):
     for epoch in (9, 10):
         (tmp_path / f"epoch{epoch}.pth").touch()
-    assert RunPaths(tmp_path, tmp_path / "runs", tmp_path / "x-train.log").epochs() == [10, 9]
+    assert TrainingPaths(tmp_path, tmp_path / "runs", tmp_path / "x-train.log").epochs() == [10, 9]
 
 
 def test_a_resumed_run_ends_its_own_log(tmp_path):

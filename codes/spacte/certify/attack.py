@@ -15,7 +15,7 @@ from spacte import cli
 from spacte.certify.contract import check_gradient
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.record import about, decide_passes
+from spacte.certify.record import about, decide_pass_size
 from spacte.certify.run_settings import RunSettings, add_run_flags
 from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
@@ -77,7 +77,7 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
         check_gradient(evaluation.smooth.base_classifier, evaluation.split[indices[0]][0].expand(8, -1, -1, -1))
     plan = AttackPlan(_config(evaluation, run, settings))
     files = run.files(plan.config, "attack-mhead", f"{source.log.stem}-attack")
-    decide_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
+    decide_pass_size(evaluation, files, classifier.images_per_pass, run.overwrite)
     noted = about(evaluation, classifier, run, settings)
     noted["attacked"] = len(replace(run, shard=None).chosen(certified.index))  # by all shards
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from spacte.certify.contract import SPOT_CHECK_IMAGES, answers, check_contract
 from spacte.data.splits import Split
-from spacte.device import arithmetic, usual_batch
-from spacte.distributed import broadcast_object, is_main_process
+from spacte.device import arithmetic, default_batch_size
+from spacte.distributed import is_main_process, on_main_process
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
 from spacte.model.foreign import Foreign
@@ -23,14 +23,14 @@ from spacte.model.frozen import freeze, scales_of
 from spacte.model.identity import parameters_sha256
 from spacte.model.members import NetworkEnsemble
 from spacte.model.noisy import with_fixed_noise
-from spacte.model.recognition import examined
+from spacte.model.recognition import check_normalisation
 from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.names import printable_name
 from spacte.utils import UserError
 
 
 @dataclass(frozen=True)
-class Computing:
+class ComputeSettings:
     """Where and how networks run: `batch_size_flag` is the requested batch size, `draws` how many noisy copies of an
     image estimate its votes, `arithmetic` the settings that the precision stands for (spacte.device).
     """
@@ -43,8 +43,8 @@ class Computing:
     arithmetic: dict[str, bool | str]
 
     def batch_size(self, split: Split) -> int:
-        """How many noisy copies of the split's images a batch has: as many as requested, else `usual_batch`."""
-        return self.batch_size_flag or usual_batch(self.device, split.spec.shape, self.draws)
+        """How many noisy copies of the split's images a batch has: as many as requested, else `default_batch_size`."""
+        return self.batch_size_flag or default_batch_size(self.device, split.spec.shape, self.draws)
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def joint_config(networks: list[Loaded]) -> RunConfig:
     )
 
 
-def of_checkpoints(
+def base_from_checkpoints(
     networks: list[Loaded],
     config: RunConfig,
     split: Split,
-    computing: Computing,
+    computing: ComputeSettings,
     open_training: Callable[[], Split] | None = None,
 ) -> BaseClassifier:
     """One checkpoint's network or the ensemble of several, folded and fast; `config` is their `joint_config`.
@@ -161,7 +161,7 @@ def _scales(networks: list[Loaded], noise_sd: float, open_training: Callable[[],
         print(f"int8: scales from {len(images)} noised training images, {seconds:.0f} s", file=sys.stderr)
         return found
 
-    return broadcast_object(measured)
+    return on_main_process(measured)
 
 
 def _examined(network: Loaded, split: Split, noise_sd: float) -> Loaded:
@@ -170,7 +170,7 @@ def _examined(network: Loaded, split: Split, noise_sd: float) -> Loaded:
         return network
     images, _ = split.some(256)
     try:
-        name, line = examined(network.classifier.network, network.normalize, network.spec, images, noise_sd)
+        name, line = check_normalisation(network.classifier.network, network.normalize, network.spec, images, noise_sd)
     except UserError as error:
         raise UserError(f"'{network.path}': {error}") from error
     if line and is_main_process():
@@ -187,7 +187,9 @@ def _joint_name(names: list[str], repeats: bool = True) -> str:
 # --- the user's own ---
 
 
-def of_callable(function: Callable, split: Split, run: str, config: RunConfig, computing: Computing) -> BaseClassifier:
+def base_from_callable(
+    function: Callable, split: Split, run: str, config: RunConfig, computing: ComputeSettings
+) -> BaseClassifier:
     """A user's module or callable; `config` holds dataset, arch, noise_sd and what else identifies it.
 
     Raises UserError if it does not keep the contract (spacte.certify.contract).
@@ -212,7 +214,7 @@ def of_callable(function: Callable, split: Split, run: str, config: RunConfig, c
     return BaseClassifier(classifier, run, config, [None])
 
 
-def _warn_of_other_arithmetic(computing: Computing) -> None:
+def _warn_of_other_arithmetic(computing: ComputeSettings) -> None:
     """Warn where the user's code, which has run by now, has changed torch's settings that the precision stands for."""
     now = arithmetic()
     before = dict.fromkeys(now, "none") | computing.arithmetic

@@ -8,7 +8,7 @@ from spacte.certify.chance import warn_at_chance
 from spacte.certify.contract import SPOT_CHECK
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.record import about, decide_passes
+from spacte.certify.record import about, decide_pass_size
 from spacte.certify.run_settings import RunSettings, add_run_flags
 from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
@@ -78,7 +78,7 @@ def certify_images(
     plan = CertifyPlan(config)
     files = _files(f"{evaluation.run_name}-certify-skip-{run.skip}", config, run)
     indices = run.chosen(range(len(evaluation.split)))
-    decide_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
+    decide_pass_size(evaluation, files, classifier.images_per_pass, run.overwrite)
 
     with writing(files, plan, about(evaluation, classifier, run, settings), indices, run.overwrite) as writer:
         if writer.missing and is_main_process():

@@ -13,19 +13,25 @@ import torch
 from torch.utils.data import TensorDataset
 
 from spacte import cli
-from spacte.certify.base_classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
+from spacte.certify.base_classifier import (
+    BaseClassifier,
+    ComputeSettings,
+    base_from_callable,
+    base_from_checkpoints,
+    joint_config,
+)
 from spacte.certify.certify import CertifySettings, certify_images, check_stopping, parser_of
-from spacte.certify.loading import computing_of, evaluation_of
+from spacte.certify.loading import compute_settings, evaluation_of
 from spacte.certify.run_settings import RunSettings
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.indexed import Indexed, read_item
 from spacte.data.spec import DataSpec
-from spacte.device import arithmetic_kept, usual_defaults
+from spacte.device import keep_arithmetic_settings, torch_defaults
 from spacte.distributed import init_distributed
 from spacte.logs.config import RunConfig
 from spacte.model.checkpoint import Loaded
 from spacte.model.classifier import Classifier
-from spacte.model.modes import borrowed
+from spacte.model.modes import restore_mode_and_device
 from spacte.names import printable_name
 from spacte.smooth.noise import GridNoise
 from spacte.utils import UserError
@@ -84,12 +90,12 @@ def certify_dataset(
         own = replace(own, noise_sd=noise_sd)
     init_distributed()
     check_stopping(certification)
-    with _TURN, borrowed(classifier), arithmetic_kept():
-        computing, data = computing_of(own, certification.N), _dataset(data)
+    with _TURN, restore_mode_and_device(classifier), keep_arithmetic_settings():
+        computing, data = compute_settings(own, certification.N), _dataset(data)
         if loaded and len(loaded) == len(networks):
-            base, split = _of_checkpoints(loaded, data, noise_sd, num_classes, levels, dataset, computing)
+            base, split = _from_checkpoints(loaded, data, noise_sd, num_classes, levels, dataset, computing)
         else:
-            base, split = _of_function(classifier, data, noise_sd, num_classes, levels, dataset, computing)
+            base, split = _from_callable(classifier, data, noise_sd, num_classes, levels, dataset, computing)
         base = replace(base, run_name=printable_name(name or base.run_name))
         evaluation = evaluation_of(base, split, own, computing)
         _warn_of_range(split)
@@ -111,7 +117,7 @@ def _warn_of_range(split: Indexed) -> None:
         )
 
 
-@usual_defaults()
+@torch_defaults()
 def _dataset(data: Any) -> Any:
     """The data as something that is indexed, item by item. UserError if they are not."""
     legal = "it must be (images, labels), two tensors or arrays of one length; other items are given as a list of pairs"
@@ -145,9 +151,9 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
     return ClassifierSettings(**own), RunSettings(**run), CertifySettings(**certification)
 
 
-def _of_checkpoints(
+def _from_checkpoints(
     networks: list[Loaded], data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
-    dataset: str | None, computing: Computing,
+    dataset: str | None, computing: ComputeSettings,
 ) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
     """UserError if the networks do not belong together, or know another number of classes or levels."""
     if noise_sd is not None:  # else each is evaluated at training's
@@ -159,12 +165,12 @@ def _of_checkpoints(
         if value not in (None, own):
             raise UserError(f"{what} {value} contradicts the checkpoint, which has {own}")
     split = Indexed(spec, data, computing.device)
-    return of_checkpoints(networks, config, split, computing), split
+    return base_from_checkpoints(networks, config, split, computing), split
 
 
-def _of_function(
+def _from_callable(
     function: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
-    dataset: str | None, computing: Computing,
+    dataset: str | None, computing: ComputeSettings,
 ) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
     """UserError if the function is none, or it is not said what is certified."""
     if not callable(function):
@@ -186,4 +192,4 @@ def _of_function(
     if isinstance(function, Classifier):  # of a checkpoint: what it was called before it had a class of its own
         kind = "Sequential"
     config = RunConfig(dataset=printable_name(dataset), arch=printable_name(kind), noise_sd=noise_sd, classifier=kind)
-    return of_callable(function, split, "classifier", config, computing), split
+    return base_from_callable(function, split, "classifier", config, computing), split

@@ -7,7 +7,13 @@ FILE.py:function -> classifier -> checked -> Smooth
 from dataclasses import replace
 from pathlib import Path
 
-from spacte.certify.base_classifier import BaseClassifier, Computing, joint_config, of_callable, of_checkpoints
+from spacte.certify.base_classifier import (
+    BaseClassifier,
+    ComputeSettings,
+    base_from_callable,
+    base_from_checkpoints,
+    joint_config,
+)
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.sources import open_split
@@ -35,7 +41,7 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
     UserError if a setting, file or folder is wrong, the checkpoints do not belong together, or the user's own
     classifier does not keep the contract.
     """
-    computing = computing_of(settings, draws)
+    computing = compute_settings(settings, draws)
     if settings.classifier is not None:
         base, split = _from_function(settings.classifier, settings, computing, split)
         return evaluation_of(base, split, settings, computing)
@@ -59,11 +65,13 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
         """The images that int8 is measured on."""
         return open_split(config.dataset, settings.data_dir, True, computing.device, spec=spec)
 
-    base = of_checkpoints(networks, config, split, computing, training)
+    base = base_from_checkpoints(networks, config, split, computing, training)
     return evaluation_of(base, split, settings, computing)
 
 
-def evaluation_of(base: BaseClassifier, split: Split, settings: ClassifierSettings, computing: Computing) -> Evaluation:
+def evaluation_of(
+    base: BaseClassifier, split: Split, settings: ClassifierSettings, computing: ComputeSettings
+) -> Evaluation:
     """The smoothed classifier over `base`. Raises UserError if the settings ask for heads that are not there."""
     heads = base.config.heads.total
     if settings.head is not None and settings.head >= heads:
@@ -103,7 +111,7 @@ def _check_consensus(first: int, head: int | None, members: int) -> None:
         raise UserError(f"--consensus {first}: it must lie in 2..{members - 1}, of {members} that vote")
 
 
-def computing_of(settings: ClassifierSettings, draws: int) -> Computing:
+def compute_settings(settings: ClassifierSettings, draws: int) -> ComputeSettings:
     """The device and the arithmetic that the settings name, for so many draws an image.
 
     Raises UserError for what is not there.
@@ -114,15 +122,15 @@ def computing_of(settings: ClassifierSettings, draws: int) -> Computing:
         check_exact()
         if settings.compile:
             raise UserError("--compile has nothing to do for --precision int8: leave it out")
-    return Computing(device, precision, settings.batch_size, settings.compile, draws, arithmetic())
+    return ComputeSettings(device, precision, settings.batch_size, settings.compile, draws, arithmetic())
 
 
-def _test_split(dataset: str, settings: ClassifierSettings, computing: Computing, spec: DataSpec | None) -> Split:
+def _test_split(dataset: str, settings: ClassifierSettings, computing: ComputeSettings, spec: DataSpec | None) -> Split:
     return main_process_first(lambda: open_split(dataset, settings.data_dir, False, computing.device, spec=spec))
 
 
 def _from_function(
-    name: str, settings: ClassifierSettings, computing: Computing, split: Split | None
+    name: str, settings: ClassifierSettings, computing: ComputeSettings, split: Split | None
 ) -> tuple[BaseClassifier, Split]:
     """What --classifier names, and its images: the test split where none is given."""
     if settings.dataset is None:
@@ -132,7 +140,7 @@ def _from_function(
     for flag, default in (("arch", None), ("num_heads", None), ("normalize", "auto")):
         if getattr(settings, flag) != default:
             raise UserError(f"--{flag} is about a checkpoint's network: a --classifier is what its function returns")
-    arguments = foreign.parsed_arguments(settings.classifier_args)
+    arguments = foreign.parse_arguments(settings.classifier_args)
     path, function_name = foreign.file_and_function(name)
     function = foreign.build(name, arguments)
     config = RunConfig(
@@ -146,4 +154,4 @@ def _from_function(
     if split is None:
         split = _test_split(settings.dataset, settings, computing, None)
     run = foreign.run_name(function_name, arguments)
-    return of_callable(function, split, run, config, computing), split
+    return base_from_callable(function, split, run, config, computing), split

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from spacte import cli
 from spacte.certify.loading import load
-from spacte.certify.record import about, decide_passes
+from spacte.certify.record import about, decide_pass_size
 from spacte.certify.run_settings import RunSettings, add_run_flags
 from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
@@ -36,7 +36,7 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
     plan = PredictPlan(config)
     files = run.files(config, "predict-mhead", f"{evaluation.run_name}-predict-skip-{run.skip}")
     indices = run.chosen(range(len(evaluation.split)))
-    decide_passes(evaluation, files, classifier.images_per_pass, run.overwrite)
+    decide_pass_size(evaluation, files, classifier.images_per_pass, run.overwrite)
 
     with writing(files, plan, about(evaluation, classifier, run, settings), indices, run.overwrite) as writer:
         for counts in evaluation.sample("predict", writer.missing, plan.draws):

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from spacte.certify.evaluation import Evaluation
-from spacte.distributed import broadcast_object
+from spacte.distributed import on_main_process
 from spacte.logs.runfiles import RunFiles
 from spacte.model import pass_size
 from spacte.provenance import package_versions, source_state
 
 
-def decide_passes(evaluation: Evaluation, files: RunFiles, requested: int | None, overwrite: bool) -> None:
+def decide_pass_size(evaluation: Evaluation, files: RunFiles, requested: int | None, overwrite: bool) -> None:
     """Let passes on the CPU be as large as requested, or as the run's JSON or its other shards' say; else measure.
 
     So the counts of a run, whose last digit they may decide, are the same in all its parts, except that shards which
@@ -28,9 +28,9 @@ def decide_passes(evaluation: Evaluation, files: RunFiles, requested: int | None
         earlier = files.noted(overwrite)
         if earlier is not None and earlier.get("device") == "cpu":
             return earlier.get("images_per_pass")
-        return pass_size.fastest_pass(network, evaluation.split[0][0])
+        return pass_size.fastest_pass_size(network, evaluation.split[0][0])
 
-    pass_size.fix_passes(network, broadcast_object(decided))
+    pass_size.set_pass_size(network, on_main_process(decided))
 
 
 def about(evaluation: Evaluation, *settings: Any) -> dict[str, Any]:

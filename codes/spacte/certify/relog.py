@@ -9,7 +9,7 @@ from spacte.certify.run_settings import RunSettings, shard_ending
 from spacte.certify.writer import writing
 from spacte.files import check_ending
 from spacte.logs.certified import check_again
-from spacte.logs.config import Noted, RunConfig, is_integer
+from spacte.logs.config import RunConfig, RunRecord, is_integer
 from spacte.logs.counts import Counts, VoteCounts, heads_of, read_counts
 from spacte.logs.plans import Plan, plan_of
 from spacte.logs.runfiles import CERTIFIED, RunFiles
@@ -112,7 +112,7 @@ def relog(log: Path, settings: RelogSettings) -> None:
     content = source.read_json()
     run, config = _settings(content, source), content.config
     changes = {name: getattr(settings, name) for name in ("alpha", "certificate", "top_k")}
-    config = config.certified_again(**{name: value for name, value in changes.items() if value is not None})
+    config = config.with_certificate(**{name: value for name, value in changes.items() if value is not None})
     if settings.head is not None:
         config = config.of_head(settings.head)
     if config == content.config:
@@ -162,7 +162,7 @@ def _check_head(head: int, counts: Counts, config: RunConfig, log: Path) -> None
         raise UserError(f"'{log}' was made with --skip_wrong: its heads were not counted on every image")
 
 
-def _settings(content: Noted, files: RunFiles) -> RunSettings:
+def _settings(content: RunRecord, files: RunFiles) -> RunSettings:
     """Which images the run was about, by the flags that it was started with."""
     flags, earlier = content.about.get("flags"), content.about.get("earlier", [])
     whole = is_integer(content.about.get("images"), 1, _MOST_IMAGES)
@@ -183,7 +183,7 @@ def _say_which(flags: dict) -> bool:
     return isinstance(shard, list) and len(shard) == 2 and is_integer(shard[1], 1) and is_integer(shard[0], 1, shard[1])
 
 
-def _number_of_images(content: Noted, run: RunSettings, files: RunFiles) -> int:
+def _number_of_images(content: RunRecord, run: RunSettings, files: RunFiles) -> int:
     """How many images the run has: of the split's or, an attack, of a log's."""
     if content.config.kind != "attack":
         return len(run.chosen(range(content.about["images"])))
@@ -213,7 +213,7 @@ def _check_log(log: Path) -> None:
         raise UserError(f"there is no log '{log}'")
 
 
-def _say_where_made_otherwise(contents: list[Noted]) -> None:
+def _say_where_made_otherwise(contents: list[RunRecord]) -> None:
     """Warn where shards ran, also before they were resumed, on different devices or in passes of different sizes."""
     for name, what in (("device", "devices"), ("images_per_pass", "numbers of images per pass")):
         shards: dict[str, list[int]] = {}

@@ -14,7 +14,7 @@ from typing import Any, Generic, TextIO
 
 from tqdm import tqdm
 
-from spacte.distributed import barrier, broadcast_object, get_rank, get_world_size
+from spacte.distributed import barrier, get_rank, get_world_size, on_main_process
 from spacte.files import lock, make_folder, replace_file
 from spacte.logs.counts import C, disagreement, read_counts
 from spacte.logs.plans import Plan
@@ -32,7 +32,7 @@ class RunWriter(Generic[C]):
     `write`; when the block of `writing` ends, all rows of the run are written, and `summary` says what they amount to.
     """
 
-    def __init__(self, missing: list[int], files: RunFiles, kept: "_Files[C] | None"):
+    def __init__(self, missing: list[int], files: RunFiles, kept: "_OpenRun[C] | None"):
         self.missing, self.files, self._kept = missing, files, kept  # kept: by the main process
 
     def write(self, *counts: C) -> None:
@@ -71,23 +71,23 @@ def writing(
                 writer.write(counts)
         print(writer.summary())
     """
-    opened: list[_Files[C]] = []  # by the main process
+    opened: list[_OpenRun[C]] = []  # by the main process
 
     def open_files() -> list[int]:
-        opened.append(_Files(files, plan, about, indices, overwrite))
+        opened.append(_OpenRun(files, plan, about, indices, overwrite))
         return opened[0].missing
 
-    missing = broadcast_object(open_files)
+    missing = on_main_process(open_files)
     try:
         yield RunWriter(missing[get_rank() :: get_world_size()], files, opened[0] if opened else None)
         barrier()
-        broadcast_object(lambda: opened[0].finish())
+        on_main_process(lambda: opened[0].finish())
     finally:
         for one in opened:
             one.close()
 
 
-class _Files(Generic[C]):
+class _OpenRun(Generic[C]):
     """The files of a run in the main process, locked from when it is made until it is closed.
 
     `counts` are those of the images whose rows are written, in their order; `missing` the images that were still to be
@@ -101,7 +101,7 @@ class _Files(Generic[C]):
         make_folder(files.log.parent)
         self._held = _locked(files, overwrite)
         try:
-            self.counts: list[C] = _made_ready(files, plan, about, self._held, overwrite)
+            self.counts: list[C] = _prepare_files(files, plan, about, self._held, overwrite)
             self._remaining = [idx for idx in reversed(indices) if idx > self._last]  # rows come from its end on
             self._waiting: dict[int, C] = {}  # counted, but a row before theirs is not
             self._offsets: dict[Path, int] = {}  # of what is read of the processes' parts
@@ -188,7 +188,7 @@ def _locked(files: RunFiles, overwrite: bool) -> TextIO:
     return lock(counts, f"another run is writing '{files.log}'")
 
 
-def _made_ready(files: RunFiles, plan: Plan[C], about: dict[str, Any], held: TextIO, overwrite: bool) -> list[C]:
+def _prepare_files(files: RunFiles, plan: Plan[C], about: dict[str, Any], held: TextIO, overwrite: bool) -> list[C]:
     """Let the files be as after the last whole image, or empty ones; returns the counts that they hold."""
     try:
         if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
@@ -198,7 +198,7 @@ def _made_ready(files: RunFiles, plan: Plan[C], about: dict[str, Any], held: Tex
         files.check_configuration(plan.config)
         if not files.json.exists():  # before the first count: no file is ever without a configuration
             files.write_json(plan.config, about, rows=0)
-        counts = _recovered(files, plan)
+        counts = _recover_counts(files, plan)
         for path in files.parts():
             _drop_cut_line(path)
     except OSError as error:
@@ -206,7 +206,7 @@ def _made_ready(files: RunFiles, plan: Plan[C], about: dict[str, Any], held: Tex
     return counts
 
 
-def _recovered(files: RunFiles, plan: Plan[C]) -> list[C]:
+def _recover_counts(files: RunFiles, plan: Plan[C]) -> list[C]:
     """The counts on disk, with the log that follows from them."""
     log = files.log
     for path in (files.counts, log):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from spacte.logs.certlog import COLUMNS, Radii, format_row, round_down
-from spacte.logs.config import ALIKE, CERTIFIES, RunConfig
+from spacte.logs.config import CERTIFIES, RANKED, RunConfig
 from spacte.logs.counts import VoteCounts, heads_of
 from spacte.smooth.certificates import Certificate
 from spacte.smooth.topk import TopK
@@ -67,7 +67,7 @@ def decided(config: RunConfig | None, radii: Radii) -> np.ndarray:
 
 def _reach(config: RunConfig) -> float:
     """The radius that not even unanimous votes exceed; infinite where the configuration does not tell."""
-    if config.lacks(CERTIFIES, ALIKE):
+    if config.lacks(CERTIFIES, RANKED):
         return np.inf
     return _of_unanimous_votes(config, config.N, classes=2) or 0.0
 

@@ -11,6 +11,7 @@ from spacte.provenance import deciding_versions
 from spacte.smooth.certificates import CERTIFICATES
 
 KINDS = ("certify", "predict", "attack", "votes")  # votes: those of a network that a training learns from
+OPTIONAL = ()  # of no kind: a field that stands in a file only where it has a value
 
 
 # --- what is legal in a file ---
@@ -65,21 +66,25 @@ def _is_stopping(value: object) -> bool:
 # what a field can be needed for
 DESCRIBES = "describes"  # the classifier, in a report
 IDENTIFIES = "identifies"  # the smoothed classifier and its images: an attack must be on what was certified
-CERTIFIES = "certifies"  # makes certificates from votes
-DECIDES = "decides"  # rows, beside the votes
-ALIKE = "alike"  # certifications that differ in it are not ranked against each other
+CERTIFIES = "certifies"  # votes: makes certificates from them
+MAKES_ROWS = "makes rows"  # of the log, beside the votes
+RANKED = "ranked"  # logs that differ in it are not ranked together: neither one in bold, nor a verdict
 
 
 def _field(
-    default: Any, legal: Callable[[object], bool], *needed: str, of: tuple[str, ...] = KINDS, later: bool = False
+    default: Any,
+    legal: Callable[[object], bool],
+    *needed: str,
+    kinds: tuple[str, ...] = KINDS,
+    added_later: bool = False,
 ) -> Any:
     """A field, and what it is `needed` for.
 
-    `of` are the kinds in whose JSON it always stands; without any, it stands where it is not None. `legal` says whether
-    a value in a file is. `later`: it came later, and older files, which lack it, meant the default; without this no
-    older run resumes.
+    `legal` says whether a value in a file may stand there. `kinds` are the kinds of runs in whose JSON the field always
+    stands; an OPTIONAL one stands there only where it is not None. Older files lack a field that was `added_later`, and
+    meant the default; a run that lacks another field does not resume.
     """
-    rules = {"legal": legal, "needed": needed, "of": of, "later": later}
+    rules = {"legal": legal, "needed": needed, "kinds": kinds, "added_later": added_later}
     return field(default_factory=dict, metadata=rules) if default == {} else field(default=default, metadata=rules)
 
 
@@ -87,56 +92,62 @@ def _field(
 class RunConfig:
     """What the rows of a run's log depend on; see `_field` for what is said of each field.
 
-    Of a file that is not whole, `lacking` are the fields of its kind that are missing or wrong, in whose place the
-    default stands. `others` is what a file holds beside them: what is wrong, of another kind, or not known here.
+    It is filled on its way: the classifier by certify.base_classifier, how it is evaluated by certify.loading, draws
+    and certificate by certify, predict or attack, which then write it beside the log.
+
+    Of a file that is not whole, `lacking` are the fields of its kind that are missing or illegal, in whose place the
+    default stands. `unknown` is what a file holds beside them: what is illegal, of another kind, or not known here.
     """
 
-    kind: str = _field("certify", lambda value: value in KINDS, DECIDES)
+    kind: str = _field("certify", lambda value: value in KINDS, MAKES_ROWS)
     # the classifier
     dataset: str = _field("", _is_text, DESCRIBES)
     arch: str = _field("", _is_text, DESCRIBES)
     num_heads: tuple[int, ...] = _field((), _is_list_of(is_integer), DESCRIBES)
     noise_sd: float = _field(math.nan, lambda value: is_number(value) and value > 0, DESCRIBES, IDENTIFIES)  # sigma
-    defence: str | None = _field(None, _or_none(_is_text), DESCRIBES, later=True)
+    defence: str | None = _field(None, _or_none(_is_text), DESCRIBES, added_later=True)
     checkpoint_sha256: tuple[str, ...] = _field((), _is_list_of(_is_text), IDENTIFIES)
-    normalize: tuple[str | None, ...] | None = _field(None, _is_list_of(_or_none(_is_text)), IDENTIFIES, of=())
-    scales_sha256: tuple[str, ...] | None = _field(None, _is_list_of(_is_text), IDENTIFIES, of=())  # of int8
-    classifier: str | None = _field(None, _is_text, IDENTIFIES, of=())  # the user's own
-    classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, of=())
-    classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, of=())
-    parameters_sha256: str | None = _field(None, _or_none(_is_text), IDENTIFIES, of=())  # also None, see `_is_written`
-    answers: tuple[float, ...] | None = _field(None, _is_list_of(is_number), IDENTIFIES, of=(), later=True)
+    normalize: tuple[str | None, ...] | None = _field(None, _is_list_of(_or_none(_is_text)), IDENTIFIES, kinds=OPTIONAL)
+    scales_sha256: tuple[str, ...] | None = _field(None, _is_list_of(_is_text), IDENTIFIES, kinds=OPTIONAL)  # of int8
+    classifier: str | None = _field(None, _is_text, IDENTIFIES, kinds=OPTIONAL)  # the user's own
+    classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, kinds=OPTIONAL)
+    classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, kinds=OPTIONAL)
+    # None stands in the file, too: see `_is_written`
+    parameters_sha256: str | None = _field(None, _or_none(_is_text), IDENTIFIES, kinds=OPTIONAL)
+    answers: tuple[float, ...] | None = _field(
+        None, _is_list_of(is_number), IDENTIFIES, kinds=OPTIONAL, added_later=True
+    )
     # how it is evaluated
     data_sha256: str = _field("", _is_text, IDENTIFIES)
     head: int | None = _field(None, _or_none(is_integer), DESCRIBES, IDENTIFIES)
     seed: int = _field(0, lambda value: is_integer(value, most=2**63 - 1))
     compile: bool = _field(False, _is(bool))
-    exact_noise: bool = _field(False, _is(bool), IDENTIFIES, ALIKE)
-    precision: str = _field("", _is_text, IDENTIFIES, ALIKE)
+    exact_noise: bool = _field(False, _is(bool), IDENTIFIES, RANKED)
+    precision: str = _field("", _is_text, IDENTIFIES, RANKED)
     noise_slack: float = _field(0.0, lambda value: value == 0 or _is_open_probability(value), CERTIFIES)
     arithmetic: dict[str, Any] = _field({}, _is(dict))
     versions: dict[str, Any] = _field({}, lambda value: isinstance(value, dict) and _is_text(value.get("python")))
-    consensus: int | None = _field(None, _or_none(is_integer), IDENTIFIES, CERTIFIES, of=(), later=True)
-    skip: int = _field(1, _is_positive, DECIDES, of=("certify", "predict", "attack"))
+    consensus: int | None = _field(None, _or_none(is_integer), IDENTIFIES, CERTIFIES, kinds=OPTIONAL, added_later=True)
+    skip: int = _field(1, _is_positive, MAKES_ROWS, kinds=("certify", "predict", "attack"))
     # an attack
-    log_sha256: str = _field("", _is_text, of=("attack",))
-    radii: tuple[float, ...] = _field((), _is_list_of(is_number), DECIDES, of=("attack",))
-    num_steps: int = _field(0, is_integer, of=("attack",))
-    num_noise_vec: int = _field(0, is_integer, of=("attack",))
+    log_sha256: str = _field("", _is_text, kinds=("attack",))
+    radii: tuple[float, ...] = _field((), _is_list_of(is_number), MAKES_ROWS, kinds=("attack",))
+    num_steps: int = _field(0, is_integer, kinds=("attack",))
+    num_noise_vec: int = _field(0, is_integer, kinds=("attack",))
     # draws and certificate
-    N0: int = _field(0, is_integer, ALIKE, of=("certify",))
-    N: int = _field(0, _is_positive, DECIDES, ALIKE)
-    alpha: float = _field(math.nan, _is_open_probability, CERTIFIES, ALIKE)
-    climbs_from: str = _field("", _is_text, of=("attack",))
+    N0: int = _field(0, is_integer, RANKED, kinds=("certify",))
+    N: int = _field(0, _is_positive, MAKES_ROWS, RANKED)
+    alpha: float = _field(math.nan, _is_open_probability, CERTIFIES, RANKED)
+    climbs_from: str = _field("", _is_text, kinds=("attack",))  # here, where older files have it
     certificate: str = _field(
-        "cohen", lambda value: value in CERTIFICATES, CERTIFIES, ALIKE, of=("certify",), later=True
+        "cohen", lambda value: value in CERTIFICATES, CERTIFIES, RANKED, kinds=("certify",), added_later=True
     )
-    top_k: int | None = _field(None, lambda value: is_integer(value, 2, 10**7 - 1), CERTIFIES, ALIKE, of=())  # None: 1
-    skip_wrong: bool = _field(False, _is(bool), CERTIFIES, ALIKE, of=("certify",))
-    sequential: Stopping | None = _field(None, _or_none(_is_stopping), CERTIFIES, ALIKE, of=("certify",))
+    top_k: int | None = _field(None, lambda value: is_integer(value, 2, 10**7 - 1), CERTIFIES, RANKED, kinds=OPTIONAL)
+    skip_wrong: bool = _field(False, _is(bool), CERTIFIES, RANKED, kinds=("certify",))
+    sequential: Stopping | None = _field(None, _or_none(_is_stopping), CERTIFIES, RANKED, kinds=("certify",))
 
     lacking: tuple[str, ...] = ()
-    others: dict[str, Any] = field(default_factory=dict)
+    unknown: dict[str, Any] = field(default_factory=dict)
 
     @property
     def level(self) -> float:
@@ -153,9 +164,9 @@ class RunConfig:
     def of_head(self, head: int) -> "RunConfig":
         """The configuration of a head alone. UserError if the votes are not heads', see Heads.alone."""
         alone = self.heads.alone(head)
-        return self.certified_again(head=alone.head, consensus=alone.consensus)
+        return self.with_certificate(head=alone.head, consensus=alone.consensus)
 
-    def certified_again(self, **changes: Any) -> "RunConfig":
+    def with_certificate(self, **changes: Any) -> "RunConfig":
         """The configuration of the same votes with other certificates: of another alpha, kind, top_k or head.
 
         What ended a sequential run's draws did not ask about them.
@@ -171,16 +182,16 @@ class RunConfig:
         return [name for name in self.lacking if name in names]
 
     def certification(self) -> dict[str, Any]:
-        """In what certifications of one classifier differ, as far as it is known: ALIKE's fields, as in the JSON."""
+        """How the classifier was certified, as far as it is known: the RANKED fields, as in the JSON."""
         values = {"top_k": None} | self.to_json()  # it stands there where it is not 1
-        return {name: values[name] for name in _needed_for(ALIKE) if name in values}
+        return {name: values[name] for name in _needed_for(RANKED) if name in values}
 
     def to_json(self) -> dict[str, Any]:
         """The fields of the JSON file."""
         values = {
-            one.name: getattr(self, one.name) for one in _FIELDS if self._is_written(one.name, one.metadata["of"])
+            one.name: getattr(self, one.name) for one in _FIELDS if self._is_written(one.name, one.metadata["kinds"])
         }
-        return {name: _plain(value) for name, value in values.items()} | self.others
+        return {name: _plain(value) for name, value in values.items()} | self.unknown
 
     def _is_written(self, name: str, kinds: tuple[str, ...]) -> bool:
         if name in self.lacking:
@@ -197,13 +208,13 @@ class RunConfig:
         found, lacking = {}, []
         for one in _FIELDS:
             name, rules = one.name, one.metadata
-            is_of_kind = kind in rules["of"] or not rules["of"]
+            is_of_kind = kind in rules["kinds"] or not rules["kinds"]
             if name in values and is_of_kind and rules["legal"](values[name]):
                 found[name] = _typed(name, values[name])
-            elif is_of_kind and (name in values or (rules["of"] and not rules["later"])):
+            elif is_of_kind and (name in values or (rules["kinds"] and not rules["added_later"])):
                 lacking.append(name)
-        others = {name: value for name, value in values.items() if name not in found}
-        return cls(**found, lacking=tuple(lacking), others=others)
+        unknown = {name: value for name, value in values.items() if name not in found}
+        return cls(**found, lacking=tuple(lacking), unknown=unknown)
 
     def differences(self, other: "RunConfig", needed: str | None = None) -> str:
         """The fields in which another configuration differs, with both values; empty where it does not.
@@ -261,7 +272,7 @@ def _typed(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class Noted(NamedTuple):
+class RunRecord(NamedTuple):
     """What the JSON beside a log holds: the configuration, and what is noted about the run for the record."""
 
     config: RunConfig

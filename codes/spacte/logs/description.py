@@ -13,7 +13,7 @@ import numpy as np
 from spacte.data.spec import DATASETS, SPECS
 from spacte.logs.certified import decided
 from spacte.logs.certlog import Radii, beginning
-from spacte.logs.config import DESCRIBES, Noted, RunConfig
+from spacte.logs.config import DESCRIBES, RunConfig, RunRecord
 from spacte.logs.runfiles import RunFiles
 from spacte.logs.voting import Heads
 from spacte.names import as_recorded_today
@@ -74,12 +74,12 @@ class Description:
             raise UserError("--norm linf needs the images' size, which neither configuration nor data set tell")
         return self.dimension**-0.5
 
-    def decides(self, radii: Radii) -> np.ndarray:
+    def knows_radii_exactly(self, radii: Radii) -> np.ndarray:
         """Of which radii [R], in its norm, the log tells exactly what its N draws certify: not within a tolerance."""
         sequential = self.config.sequential if self.config else None
-        return self.tells(radii) & (sequential is None or sequential.tolerance is None)
+        return self.knows_radii(radii) & (sequential is None or sequential.tolerance is None)
 
-    def tells(self, radii: Radii) -> np.ndarray:
+    def knows_radii(self, radii: Radii) -> np.ndarray:
         """Of which radii [R], in its norm, the log tells: see `decided`."""
         return decided(self.config, np.asarray(radii, dtype=float) / self.per_l2)
 
@@ -131,7 +131,7 @@ def _dimension(noted: object, dataset: str | None) -> int | None:
     return math.prod(SPECS[dataset].shape) if dataset in SPECS else None
 
 
-def _noted(files: RunFiles) -> Noted | None:
+def _noted(files: RunFiles) -> RunRecord | None:
     """What the JSON beside a log holds; None, with a warning where one is there, if it does not describe a run."""
     if not files.json.exists():
         return None

@@ -23,7 +23,7 @@ from spacte.logs.certified import (
     log_table,
 )
 from spacte.logs.certlog import elapsed
-from spacte.logs.config import CERTIFIES, DECIDES, DESCRIBES, RunConfig
+from spacte.logs.config import CERTIFIES, DESCRIBES, MAKES_ROWS, RunConfig
 from spacte.logs.counts import AttackCounts, C, VoteCounts, mean_draws
 from spacte.logs.description import description, parts_of
 from spacte.logs.runfiles import run_name
@@ -98,7 +98,7 @@ class CertifyPlan:
         run, known, draws = run_name(parts_of(log)[-1], configured=True), description(log), mean_draws(counts)
         rows = []
         for group, kind in enumerate(CERTIFICATES, start=1):
-            config = self.config.certified_again(certificate=kind)
+            config = self.config.with_certificate(certificate=kind)
             table = log_table(counts, config)
             rows.append(summary_row(replace(known, config=config), table, radii, group, run, draws))
         return render(summary_table(rows), "markdown")
@@ -203,7 +203,7 @@ _PLANS: dict[str, Any] = {"certify": CertifyPlan, "predict": PredictPlan, "attac
 
 def plan_of(config: RunConfig, source: Path) -> Plan:
     """The plan of a run with this configuration; UserError, which names its source, if it is not that of a run."""
-    wrong = config.lacks(DESCRIBES, CERTIFIES, DECIDES)
+    wrong = config.lacks(DESCRIBES, CERTIFIES, MAKES_ROWS)
     if wrong or config.kind not in _PLANS:
         names = ", ".join(wrong or ["kind"])
         raise UserError(f"'{source}' is not the configuration of a run: {names} missing or wrong")

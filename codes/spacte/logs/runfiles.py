@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spacte.files import replace_file
-from spacte.logs.config import Noted, RunConfig
+from spacte.logs.config import RunConfig, RunRecord
 from spacte.names import run_name_of_today, run_tail
 from spacte.utils import UserError
 
@@ -66,11 +66,11 @@ class RunFiles:
         stem = self._beside("-part-").name
         return sorted(path for path in self.log.parent.glob("*-part-*.jsonl") if path.name.startswith(stem))
 
-    def read_json(self) -> Noted:
+    def read_json(self) -> RunRecord:
         """The configuration and what is noted about the run that made the log. UserError if that cannot be read."""
         try:
             content = json.loads(self.json.read_text())
-            return Noted(RunConfig.from_json(dict(content["config"])), dict(content["about"]))
+            return RunRecord(RunConfig.from_json(dict(content["config"])), dict(content["about"]))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 

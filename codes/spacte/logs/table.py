@@ -44,7 +44,7 @@ def summary_row(
     known: Description, log: pd.DataFrame, radii: Radii, group: int, run: str, draws: float | None, name: str = ""
 ) -> dict:
     """What a summary says of a certification log: see `summary_table`. Of `run` and `name` the latter is the flags'."""
-    accuracies = np.where(known.tells([0.0, *radii]), certified_accuracy(log, [0.0, *radii]), np.nan).tolist()
+    accuracies = np.where(known.knows_radii([0.0, *radii]), certified_accuracy(log, [0.0, *radii]), np.nan).tolist()
     return known.facts | {
         "trained": known.trained,
         "name": name or run,

@@ -28,12 +28,12 @@ def build_network(arch: str, num_heads: int, num_classes: int, in_channels: int)
     if arch == "LeNet":
         return LeNetMultiHead(num_heads, num_classes, in_channels)
     depth = re.fullmatch(r"(?:R|cifar_resnet)(\d{1,4})", arch)
-    if depth and arch == small_image_resnet(int(depth[1])):
+    if depth and arch == small_resnet_name(int(depth[1])):
         return CifarResNetMultiHead(int(depth[1]), num_heads, num_classes, in_channels)
     raise UserError(f"unknown architecture '{arch}': choose from {LEGAL_ARCHITECTURES}")
 
 
-def small_image_resnet(depth: int) -> str | None:
+def small_resnet_name(depth: int) -> str | None:
     """The name of the ResNet of 6n + 2 layers for small images: R20, say; None for another depth.
 
     Those of 50 and 152 layers, whose names ImageNet's have, are cifar_resnet50 and cifar_resnet152.
@@ -43,7 +43,7 @@ def small_image_resnet(depth: int) -> str | None:
     return f"cifar_resnet{depth}" if f"R{depth}" in STAGES else f"R{depth}"
 
 
-def our_name(arch: str) -> str:
+def canonical_arch(arch: str) -> str:
     """The name of an architecture here, where it is a published one's (resnet50, cifar_resnet110, lenet)."""
     named = re.fullmatch(r"(?:(cifar|cifar10|cifar100|imagenet32|svhn)_)?resnet(\d{1,4})", arch)
     if arch == "lenet":
@@ -51,7 +51,7 @@ def our_name(arch: str) -> str:
     if not named:
         return arch
     large = f"R{named[2]}"
-    return large if large in STAGES and not named[1] else small_image_resnet(int(named[2])) or arch
+    return large if large in STAGES and not named[1] else small_resnet_name(int(named[2])) or arch
 
 
 def build_classifier(arch: str, dataset: str | DataSpec, num_heads: int) -> Classifier:

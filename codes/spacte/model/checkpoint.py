@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spacte.data.spec import DataSpec, data_spec
-from spacte.device import draws_kept, usual_defaults
-from spacte.model import MOST_HEADS, build_classifier, checkpoint_file, our_name
+from spacte.device import keep_rng_state, torch_defaults
+from spacte.model import MOST_HEADS, build_classifier, canonical_arch, checkpoint_file
 from spacte.model.classifier import Classifier
 from spacte.model.frozen import scales_of
 from spacte.model.heads import MultiHeadNetwork
@@ -25,7 +25,7 @@ from spacte.model.normalisation import (
     normalisation,
     parsed,
 )
-from spacte.model.published import KNOWN, Weights, published_name, recognised, way_out
+from spacte.model.published import KNOWN, Weights, how_to_certify_it, identify_network, published_name
 from spacte.model.scales import Scales
 from spacte.names import printable_name
 from spacte.utils import UserError, listed
@@ -90,7 +90,7 @@ class Loaded:
 
 def _normalised(network: MultiHeadNetwork, name: str, spec: DataSpec) -> tuple[Classifier, str]:
     """The network behind the normalisation `name`, and what that is called."""
-    with usual_defaults():
+    with torch_defaults():
         classifier = Classifier(normalisation(name, spec), network).eval()
     return classifier, name_of(constants(name, spec), spec)
 
@@ -122,30 +122,32 @@ def load_classifier(
     Raises UserError if the file cannot be read, another argument contradicts the checkpoint (both values are named),
     or the weights do not fit the architecture or are not finite.
     """
-    return interpreted(checkpoint_file.read(path), path, arch, dataset, num_heads, noise_sd, normalize, spec)
+    return classifier_from_contents(
+        checkpoint_file.read(path), path, arch, dataset, num_heads, noise_sd, normalize, spec
+    )
 
 
-def interpreted(
+def classifier_from_contents(
     contents: dict, path: Path | str, arch: str | None = None, dataset: str | None = None, num_heads: int | None = None,
     noise_sd: float | None = None, normalize: str = "auto", spec: DataSpec | None = None,
 ) -> Loaded:  # fmt: skip
     """What `load_classifier` makes of what `read` has found in the file."""
-    path, weights = Path(path), recognised(contents["state_dict"])
+    path, weights = Path(path), identify_network(contents["state_dict"])
     if weights is None:
         named = f", arch '{contents['arch']}'," if isinstance(contents.get("arch"), str) else ""
         raise UserError(
             f"'{path}'{named} is not a network that is known here: its keys are "
-            f"{listed(contents['state_dict'], 4)}; there are {KNOWN}; {way_out(path, contents['keys'])}"
+            f"{listed(contents['state_dict'], 4)}; there are {KNOWN}; {how_to_certify_it(path, contents['keys'])}"
         )
     published = weights.arch is not None
     normalize = _checked_normalize(path, normalize, published, weights.constants)
     settings = _settings(contents, weights, path, arch, dataset, num_heads, noise_sd)
     spec = _spec(contents, settings["dataset"], path, spec)
-    with usual_defaults(), draws_kept(torch.device("cpu")):  # its first weights are drawn, and replaced
+    with torch_defaults(), keep_rng_state(torch.device("cpu")):  # its first weights are drawn, and replaced
         classifier = build_classifier(settings["arch"], spec, settings["num_heads"])
     heads = f"{settings['num_heads']} head{'s' * (settings['num_heads'] > 1)}"
     wanted = f"{settings['arch']} with {heads} on {spec.name}"
-    _fill(classifier, weights, path, wanted, way_out(path, contents["keys"]))
+    _fill(classifier, weights, path, wanted, how_to_certify_it(path, contents["keys"]))
     run, defence = (contents[name] if isinstance(contents.get(name), str) else None for name in ("run", "defence"))
     run = printable_name(run or path.resolve().parent.name)  # it names files
     training = contents["args"] | {name: contents[name] for name in ("inputs", "places") if name in contents}
@@ -178,7 +180,7 @@ def _settings(
     for name, value in (("arch", arch), ("dataset", dataset), ("num_heads", num_heads), ("noise_sd", noise_sd)):
         if value is not None and not _LEGAL[name](value):
             raise UserError(f"{name} {str(value)[:40]}, a {type(value).__name__}: a checkpoint cannot have it")
-    given = {"arch": arch and our_name(arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
+    given = {"arch": arch and canonical_arch(arch), "dataset": dataset, "num_heads": num_heads, "noise_sd": noise_sd}
     for name, value in given.items():
         if value is not None and known[name] is not None and value != known[name] and name != "noise_sd":
             raise UserError(f"--{name} {value} contradicts checkpoint '{path}', which has {name} {known[name]}")

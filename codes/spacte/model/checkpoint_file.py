@@ -17,7 +17,7 @@ from torch import Tensor
 from spacte.data.spec import DataSpec
 from spacte.files import replace_file
 from spacte.model.file_kinds import described, folder_line
-from spacte.model.published import CONTAINERS, state_dict_of, way_out
+from spacte.model.published import CONTAINERS, how_to_certify_it, state_dict_of
 from spacte.utils import UserError, listed
 
 
@@ -114,7 +114,7 @@ def _state_dict(path: Path, contents: Any) -> tuple[dict[str, Tensor], tuple[str
         names = [name for name in contents if state_dict_of(contents[name])] if isinstance(contents, dict) else []
         raise UserError(
             f"'{path}' is a foreign file: a checkpoint holds a 'state_dict', this {_summary(contents)}; "
-            f"{way_out(path, tuple(names[:1]))}"
+            f"{how_to_certify_it(path, tuple(names[:1]))}"
         )
     tensors, keys = found
     others = [name for name in CONTAINERS if name in contents and name not in keys and state_dict_of(contents[name])]

@@ -181,7 +181,7 @@ def run_name(function: str, arguments: dict) -> str:
     return printable_name("-".join([function, *(f"{key}-{value}" for key, value in values.items())]))
 
 
-def parsed_arguments(texts: tuple[str, ...]) -> dict:
+def parse_arguments(texts: tuple[str, ...]) -> dict:
     """The arguments key=value by name; a value is a Python literal (3, 0.5, True, None, 'text', [1, 2]) or else text.
 
     Raises UserError if one is not of that form or comes twice.

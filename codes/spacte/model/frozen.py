@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spacte.device import autocast, usual_defaults
+from spacte.device import autocast, torch_defaults
 from spacte.model import int8
 from spacte.model.classifier import Classifier
 from spacte.model.fused import fuse
@@ -23,7 +23,7 @@ from spacte.utils import UserError
 _PRECISIONS = ("fp32", "tf32", "bf16", "int8")
 
 
-@usual_defaults()
+@torch_defaults()
 def freeze(
     classifier: nn.Sequential,
     device: torch.device | str,
@@ -60,7 +60,7 @@ def freeze(
     return frozen
 
 
-@usual_defaults()
+@torch_defaults()
 def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> Scales:
     """What int8 needs to know of `Sequential(normalise, network)` besides its weights: the scales of its activations.
 
@@ -156,12 +156,12 @@ class Frozen(FixedPasses):
 
     def first_logits(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """See ByMembers."""
-        logits, features = self.by_passes(self._first, images, first, dims=(1, 0))
+        logits, features = self.run_in_passes(self._first, images, first, dims=(1, 0))
         return logits, features
 
     def other_logits(self, features: Tensor, first: int) -> Tensor:
         """See ByMembers."""
-        return self.by_passes(self._others, features, first, few=True)[0]
+        return self.run_in_passes(self._others, features, first, few=True)[0]
 
     def _first(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         features = self.network.trunk(self._normalised(images))

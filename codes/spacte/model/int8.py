@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from spacte.device import draws_kept, usual_defaults
+from spacte.device import keep_rng_state, torch_defaults
 from spacte.model.heads import MultiHeadNetwork
 from spacte.utils import UserError
 
@@ -65,14 +65,14 @@ def quantise(
     return network
 
 
-@usual_defaults()
+@torch_defaults()
 def check_exact() -> None:
     """UserError if this machine's torch has no such convolutions, or they do not compute what they should."""
     quantiser = _Quantiser({"x": 127.0, "y": 255.0 * 8192}, {"x": torch.zeros(16), "y": torch.zeros(16)})
     source, target = quantiser.activations("x", signed=True), quantiser.activations("y")  # steps 1 and 8192
     largest = torch.full((2, 64, 4, 4), 127.0)
     try:
-        with torch.inference_mode(), draws_kept(torch.device("cpu")):  # layers draw their first weights
+        with torch.inference_mode(), keep_rng_state(torch.device("cpu")):  # layers draw their first weights
             for size in (1, 3):
                 convolution = nn.Conv2d(64, 16, size, padding=size // 2).requires_grad_(False)
                 nn.init.ones_(convolution.weight)

@@ -17,7 +17,7 @@ def switch_to_eval(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def borrowed(function: object) -> Iterator[None]:
+def restore_mode_and_device(function: object) -> Iterator[None]:
     """A module of the caller's gets back its mode and its device at the end; another callable is left alone."""
     if not isinstance(function, nn.Module):
         yield

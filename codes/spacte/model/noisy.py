@@ -49,7 +49,7 @@ def ascend(
     point = start
     yield point
     for _ in range(steps):
-        with held_fixed(classifier):
+        with eval_with_fixed_parameters(classifier):
             point = point.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(point), point)
         point = constrain(point.detach() + step_size * gradient / (l2_norms(gradient) + 1e-8))
@@ -83,7 +83,7 @@ def pgd(
 
 
 @contextlib.contextmanager
-def held_fixed(classifier: object) -> Iterator[None]:
+def eval_with_fixed_parameters(classifier: object) -> Iterator[None]:
     """Within it a module is in eval mode and its parameters need no gradient: compiled code then computes none."""
     if not isinstance(classifier, nn.Module):
         yield
@@ -102,7 +102,7 @@ def held_fixed(classifier: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def statistics_kept(classifier: nn.Module) -> Iterator[None]:
+def keep_running_statistics(classifier: nn.Module) -> Iterator[None]:
     """Within it BatchNorm in training mode uses a batch's own statistics, and leaves the running ones as they are."""
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
     norms = [norm for norm in norms if norm.training and norm.track_running_stats]

@@ -29,9 +29,9 @@ class FixedPasses(nn.Module):
 
     def __init__(self, device: torch.device, batch_size: int, compiled: bool):
         super().__init__()
-        self.device, self.largest_pass, self.compiled = device, batch_size, compiled
+        self.device, self.max_pass_size, self.compiled = device, batch_size, compiled
         self.images_per_pass: int | None = None  # on the CPU; None: by CPU_PIXELS
-        self.fastest: int | None = None  # what `fastest_pass` has found
+        self.fastest: int | None = None  # what `fastest_pass_size` has found
         self._functions: dict[tuple, Callable] = {}  # what runs a pass: compiled, or as it is
 
     def logits(self, images: Tensor) -> Tensor:
@@ -43,11 +43,11 @@ class FixedPasses(nn.Module):
         if torch.is_grad_enabled():
             with autocast(self.device, "fp32"):
                 return self.logits(images)
-        return self.by_passes(self.logits, images)[0]
+        return self.run_in_passes(self.logits, images)[0]
 
     def logits_of_few(self, images: Tensor) -> Tensor:
         """The same of a few images of a batch, in smaller passes."""
-        return self.by_passes(self.logits, images, few=True)[0]
+        return self.run_in_passes(self.logits, images, few=True)[0]
 
     def classes(self, images: Tensor, num_classes: int) -> Tensor:
         """What each head and the ensemble name on each image: [N, C, H, W] -> [V, N]; see `classes_of_all`.
@@ -55,13 +55,13 @@ class FixedPasses(nn.Module):
         On a GPU that is a part of a pass's graph.
         """
         if self.is_graph:
-            return self.by_passes(self._classes, images, num_classes)[0]
+            return self.run_in_passes(self._classes, images, num_classes)[0]
         return classes_of_all(self(images), num_classes)
 
     def _classes(self, images: Tensor, num_classes: int) -> Tensor:
         return classes_of_all(self.logits(images), num_classes)
 
-    def by_passes(
+    def run_in_passes(
         self, stage: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Tensor, *settings: Hashable,
         dims: tuple[int, ...] = (1,), few: bool = False,
     ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -80,16 +80,16 @@ class FixedPasses(nn.Module):
                     found = [self._pass(stage, part, size, settings, dims) for part in inputs.split(size)]
                 break
             except RuntimeError as error:
-                if self.largest_pass == 1 or not memory_is_short(error):
+                if self.max_pass_size == 1 or not memory_is_short(error):
                     raise
             if self.compiled:
                 torch.compiler.reset()
             self.forget_functions()  # the graphs hold memory of their own
             torch.cuda.empty_cache()
-            self.largest_pass, halved = (self.largest_pass + 1) // 2, True
+            self.max_pass_size, halved = (self.max_pass_size + 1) // 2, True
         if halved:
             print(
-                f"the GPU's memory is short: from here on {self.largest_pass} images per pass",
+                f"the GPU's memory is short: from here on {self.max_pass_size} images per pass",
                 file=sys.stderr,
                 flush=True,
             )
@@ -98,14 +98,14 @@ class FixedPasses(nn.Module):
     def pass_size(self, images: Tensor) -> int:
         """How many images a pass holds; on the CPU the first images decide, unless it is fixed."""
         if self.device.type == "cuda":
-            return self.largest_pass
+            return self.max_pass_size
         if self.images_per_pass is None:
-            self.images_per_pass = self.even_pass(images, CPU_PIXELS)
-        return min(self.largest_pass, self.images_per_pass)
+            self.images_per_pass = self.even_pass_size(images, CPU_PIXELS)
+        return min(self.max_pass_size, self.images_per_pass)
 
-    def even_pass(self, images: Tensor, pixels: int) -> int:
+    def even_pass_size(self, images: Tensor, pixels: int) -> int:
         """The size of passes of about that many pixels, into which a batch is split without much padding."""
-        return math.ceil(self.largest_pass / math.ceil(self.largest_pass * pixels_of_one(images) / pixels))
+        return math.ceil(self.max_pass_size / math.ceil(self.max_pass_size * pixels_of_one(images) / pixels))
 
     def forget_functions(self) -> None:
         """Forget what runs a pass; it is made again when it is needed."""
@@ -135,7 +135,7 @@ def pixels_of_one(images: Tensor) -> int:
     return math.prod(images.shape[2:]) if images.dim() > 2 else images.shape[1]
 
 
-def in_passes(network: object) -> list[FixedPasses]:
+def fixed_pass_modules(network: object) -> list[FixedPasses]:
     """The classifiers in passes that the network is, or that an ensemble holds; of anything but modules none."""
     modules = network.modules() if isinstance(network, nn.Module) else ()
     return [one for one in modules if isinstance(one, FixedPasses)]

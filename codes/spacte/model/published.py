@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models.resnet import Bottleneck
 
-from spacte.model import LEGAL_ARCHITECTURES, small_image_resnet
+from spacte.model import LEGAL_ARCHITECTURES, small_resnet_name
 from spacte.model.imgnet_resnet_mhead import STAGES
 
 KNOWN = (
@@ -38,7 +38,7 @@ class Weights:
     constants: str | None
 
 
-def recognised(state_dict: dict[str, Tensor]) -> Weights | None:
+def identify_network(state_dict: dict[str, Tensor]) -> Weights | None:
     """What a state dict holds, without the names of what wraps the network; None where it is no network known here.
 
     Ours and the authors' keep their names. Others become networks of one head: the last stage and fc are head 0.
@@ -127,7 +127,7 @@ def _block_numbers(weights: Iterable[str], stage: int) -> set[str]:
 def _architecture(blocks: tuple[int, ...], bottleneck: bool) -> str | None:
     """The name of the network with that many blocks in its stages."""
     if len(blocks) == 3:
-        return small_image_resnet(6 * blocks[0] + 2) if len(set(blocks)) == 1 and not bottleneck else None
+        return small_resnet_name(6 * blocks[0] + 2) if len(set(blocks)) == 1 and not bottleneck else None
     for arch, (block, there) in STAGES.items():
         if there == blocks and (block is Bottleneck) == bottleneck:
             return arch
@@ -151,7 +151,7 @@ def state_dict_of(contents: Any, depth: int = 3) -> tuple[dict[str, Tensor], tup
     return None
 
 
-def way_out(path: Path, keys: tuple[str, ...] = ("state_dict",)) -> str:
+def how_to_certify_it(path: Path, keys: tuple[str, ...] = ("state_dict",)) -> str:
     """How the user certifies a network that is not known here, as the end of a sentence: three lines to copy."""
     inside = "".join(f"[{key!r}]" for key in keys)
     return (

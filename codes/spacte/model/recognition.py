@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from spacte.data.spec import DataSpec
 from spacte.data.splits import random_crop
-from spacte.device import draws_kept, usual_defaults
+from spacte.device import keep_rng_state, torch_defaults
 from spacte.model.batchnorm import FirstLayer, batches_seen, distances, statistics
 from spacte.model.heads import MultiHeadNetwork
 from spacte.model.normalisation import (
@@ -60,8 +60,8 @@ class Fit:
     layer: str = "bn1"
 
 
-@usual_defaults()
-def examined(
+@torch_defaults()
+def check_normalisation(
     network: MultiHeadNetwork, name: str | None, spec: DataSpec, images: Tensor, sigma: float
 ) -> tuple[str, str | None]:
     """The normalisation that the network was trained with, and a line for the user or None; `name` is their own word.
@@ -84,11 +84,11 @@ def examined(
         raise UserError(f"--normalize auto cannot tell: {seen}; give --normalize {LEGAL_NORMALISATIONS}")
     search = _Search(network, spec, images)
     if name:
-        return name, _confirmed(search, name, constants(name, spec), sigma)
-    return _recognised(search, sigma)
+        return name, _verify_normalisation(search, name, constants(name, spec), sigma)
+    return _infer_normalisation(search, sigma)
 
 
-def _recognised(search: "_Search", sigma: float) -> tuple[str, str]:
+def _infer_normalisation(search: "_Search", sigma: float) -> tuple[str, str]:
     best, *others = search.nearest_under_any_noise(sigma)
     if not search.is_near(best):
         raise UserError(f"--normalize auto cannot tell: {search.what_would_fit(best)}")
@@ -109,7 +109,7 @@ def _recognised(search: "_Search", sigma: float) -> tuple[str, str]:
     return name, line + "".join(f" ({search.name(twin)} is too much like it to tell)" for twin in twins)
 
 
-def _confirmed(search: "_Search", name: str, values: Constants, sigma: float) -> str | None:
+def _verify_normalisation(search: "_Search", name: str, values: Constants, sigma: float) -> str | None:
     own = search.fit(values, sigma, 1.0)
     for noise in _other_noises(sigma):
         if not search.is_near(own):
@@ -151,7 +151,7 @@ class _Search:
         self.bn1_near = _BN1_NEAR + _BN1_SAMPLED / len(images)
         batches = batches_seen(cast(nn.BatchNorm2d, network.bn1))
         self.near = _NEAR + (_LAG / batches if batches else 0)
-        with draws_kept(torch.device("cpu")):
+        with keep_rng_state(torch.device("cpu")):
             torch.default_generator.manual_seed(0)  # no GPU's generator
             whole = images.cpu()
             views = [whole, random_crop(whole, 4)]  # networks for small images see black borders in training

@@ -23,7 +23,7 @@ def table(runs: list[Run], radius: float, over_seeds: bool = False) -> pd.DataFr
     rows = []
     for name, some in rows_of(runs, over_seeds):
         for at in dict.fromkeys((0.0, radius)):
-            (known,) = some[0].tells([at])
+            (known,) = some[0].knows_radii([at])
             mean = np.mean([certified_at(run.log, [at])[0].mean() for run in some]) if known else np.nan
             classes = pd.concat([_by_class(run, at) for run in some], axis=1).mean(axis=1).sort_index()
             classes = classes if known else classes * np.nan
@@ -46,7 +46,7 @@ def given_up(runs: list[Run]) -> list[str]:
     lines = []
     for run, name in zip(runs, labels([[run] for run in runs]), strict=True):
         shares, images = _by_class(run, 0.0), run.log["label"].value_counts().to_dict()
-        known = run.tells([0.0]).all()
+        known = run.knows_radii([0.0]).all()
         gone = [label for label, share in shares.items() if known and share == 0 and images[label] >= _FEWEST_IMAGES]
         if gone:
             named = listed((f"{label} ({images[label]} images)" for label in gone), _MOST_NAMED)

@@ -216,11 +216,11 @@ def _table(
     names = ["ACR", "clean", *radius_names(radii, a.norm)]
     sides = {"a": mean_a.copy(), "b": mean_b.copy()}
     for run, means in zip((a, b), sides.values(), strict=True):
-        means[1:][~run.tells([0, *radii])] = np.nan
+        means[1:][~run.knows_radii([0, *radii])] = np.nan
     table = pd.DataFrame({"figure": names, **sides, "difference": sides["a"] - sides["b"], **vars(interval)})
     table.loc[table["difference"].isna(), ["low", "high", "p"]] = np.nan
     if early:
-        exact = a.decides([0, *radii]) & b.decides([0, *radii])
+        exact = a.knows_radii_exactly([0, *radii]) & b.knows_radii_exactly([0, *radii])
         table.loc[[True, *~exact], ["difference", "low", "high", "p"]] = np.nan
     return table.assign(p=holm(table["p"].to_numpy())).rename(columns={"p": "p_holm"})
 

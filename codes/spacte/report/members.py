@@ -103,7 +103,7 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     for name, some in rows_of(known, over_seeds):
         figures = _figures([of_run[id(run)] for run in some], radius_decimals(some[0].norm), shared[id(some[0])])
         if some[0].stopping:  # the draws ended when the vote's radii were decided, not its members'
-            undecided = ["low", "high", "mean clean", *(["clean"] if not some[0].tells([0.0]).all() else [])]
+            undecided = ["low", "high", "mean clean", *(["clean"] if not some[0].knows_radii([0.0]).all() else [])]
             figures |= dict.fromkeys(undecided, np.nan) | {_OF_EACH[1]: None}
         rows.append(some[0].facts | {"stopping": some[0].stopping} | figures | {"run": name})
     return pd.DataFrame(rows)

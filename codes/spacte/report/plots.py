@@ -67,7 +67,7 @@ def draw_curves(axes: Axes, rows: list[list[Run]], names: list[str]) -> None:
     radii, highest = np.linspace(0, 1.02 * largest or 1.0, _POINTS), 0.0
     for number, (runs, label) in enumerate(zip(rows, map(_as_written, names), strict=True)):
         own, marker = radii, ""
-        if not runs[0].tells(radii).all():
+        if not runs[0].knows_radii(radii).all():
             own, marker = runs[0].decided_radii[runs[0].decided_radii <= radii[-1]], "o"
             if not len(own):
                 warnings.warn(f"'{label}' stopped early and decided no radius: it has no curve", stacklevel=2)

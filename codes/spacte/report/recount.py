@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import ndtr
 
 from spacte.logs.certified import check_again, check_draws, log_table
-from spacte.logs.config import ALIKE, CERTIFIES, DECIDES, RunConfig
+from spacte.logs.config import CERTIFIES, MAKES_ROWS, RANKED, RunConfig
 from spacte.logs.counts import VoteCounts, mean_draws, read_counts
 from spacte.logs.runfiles import RunFiles
 from spacte.report.run import Run
@@ -32,7 +32,7 @@ def _config_again(run: Run, counts: list[VoteCounts], certificate: str | None, t
     """The configuration of the votes under another certificate or for another top k; None: as it is."""
     config = run.required_config
     changes = {"certificate": certificate or config.certificate, "top_k": top_k or config.top_k}
-    again = config.certified_again(**changes)
+    again = config.with_certificate(**changes)
     try:
         check_again(again, counts[0].estimation.shape[1])
     except UserError as error:
@@ -72,7 +72,7 @@ def heads_alone(run: Run) -> list[Run]:
 def draws_of(run: Run) -> float | None:
     """The mean number of draws that estimated an image's radius; None where nothing tells."""
     config = run.config
-    if config is None or config.lacks(DECIDES, ALIKE):
+    if config is None or config.lacks(MAKES_ROWS, RANKED):
         return None
     if config.sequential is None and not config.skip_wrong:
         return float(config.N)

@@ -21,7 +21,7 @@ ABSTAIN = -1
 CERTIFICATES = ("cohen", "all-votes")
 
 
-def settle(certificate: Any) -> None:
+def validate_certificate(certificate: Any) -> None:
     """Its numbers become Python's. ValueError for an unknown `kind`, or an `alpha` of 1 or more."""
     for name in ("alpha", "sigma"):
         object.__setattr__(certificate, name, float(getattr(certificate, name)))
@@ -79,7 +79,7 @@ class Certificate:
 
         Numbers of numpy and torch become Python's: float32 would round a radius up.
         """
-        settle(self)
+        validate_certificate(self)
 
     @lru_cache(maxsize=2**17)  # noqa: B019 (a value, like what it is computed from)
     def radius(self, n_a: float, n_b: float, n: int, classes: int) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from spacte.model.modes import switch_to_eval
-from spacte.model.passes import concatenated, in_passes
+from spacte.model.passes import concatenated, fixed_pass_modules
 from spacte.smooth.certificates import ABSTAIN, Certificate, check_alpha, prediction
 from spacte.smooth.draws import Draws, whole
 from spacte.smooth.noise import GaussianNoise, Noise
@@ -150,7 +150,7 @@ class Smooth:
             yield sample
 
     def _pass_sizes(self) -> list[int]:
-        return [one.largest_pass for one in in_passes(self.base_classifier)]
+        return [one.max_pass_size for one in fixed_pass_modules(self.base_classifier)]
 
 
 def _next_batch(active: list[Tally], coming: Iterator[Sample], batch_size: int) -> list[Tally]:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from spacte.smooth.bounds import anytime_lower_bound, lower_confidence_bound, upper_confidence_bound
-from spacte.smooth.certificates import ABSTAIN, settle
+from spacte.smooth.certificates import ABSTAIN, validate_certificate
 
 _HALVINGS = 60  # of an interval that holds the radius: as narrow as double precision
 
@@ -62,7 +62,7 @@ class TopK:
 
     def __post_init__(self) -> None:
         """ValueError for an unknown kind, an alpha of 1 or more, or a k below 1; numbers become Python's."""
-        settle(self)
+        validate_certificate(self)
         if self.k < 1:
             raise ValueError(f"top {self.k}: k must be at least 1")
 

@@ -18,14 +18,14 @@ from spacte import cli
 from spacte.data.sources import open_split
 from spacte.data.splits import BatchedSplit
 from spacte.device import select_device, select_precision
-from spacte.distributed import broadcast_object, init_distributed, is_main_process, main_process_first
+from spacte.distributed import init_distributed, is_main_process, main_process_first, on_main_process
 from spacte.files import gone_on_failure
 from spacte.model import build_classifier, checkpoint_file
 from spacte.names import PLACE_SETTINGS, as_recorded_today, unused_settings
 from spacte.provenance import source_state
 from spacte.train.objective import Objective
 from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
-from spacte.train.runlog import RunLog, RunPaths
+from spacte.train.runlog import TrainingLog, TrainingPaths
 from spacte.train.settings import Place, Recipe, add_place_flags, add_recipe_flags, available_workers
 from spacte.train.trainer import Trainer, is_due
 from spacte.utils import UserError
@@ -93,10 +93,10 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     train_split, test_split = _open_splits(recipe, place.data_dir, workers, device)
     objective = objective_type(recipe, train_split.spec.num_classes, **own)
     _warn_of_pace(recipe, objective.num_classes)
-    run = broadcast_object(lambda: _run_name(recipe, objective, place))
-    paths = RunPaths.of(recipe, place, run)
+    run = on_main_process(lambda: _run_name(recipe, objective, place))
+    paths = TrainingPaths.of(recipe, place, run)
     settings = dataclasses.asdict(recipe) | own
-    resumed = broadcast_object(lambda: _resume_point(paths, objective, settings, place.resume))
+    resumed = on_main_process(lambda: _resume_point(paths, objective, settings, place.resume))
 
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.arch, train_split.spec, recipe.num_heads)
@@ -113,12 +113,12 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if is_main_process():
             print(f"{paths.checkpoint(recipe.epochs)} is the last epoch: nothing is left to do")
         return
-    inputs = broadcast_object(lambda: inputs_sha256(objective.files()))
+    inputs = on_main_process(lambda: inputs_sha256(objective.files()))
     with gone_on_failure(*paths.folders):  # made first: what a defence prepares may take hours
-        broadcast_object(paths.make_folders)
+        on_main_process(paths.make_folders)
         trainer.prepare()
     text = resumed.get("log") if resumed else ""
-    log = RunLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
+    log = TrainingLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
     about |= {"places": (*PLACE_SETTINGS, *objective.places)} | ({"inputs": inputs} if inputs else {})
     about |= source_state(inspect.getfile(objective_type))
@@ -160,11 +160,11 @@ def _run_name(recipe: Recipe, objective: Objective, place: Place) -> str:
     """The run's name; that of older versions where they have begun it."""
     ending = objective.run_suffix() + recipe.variant
     name, older = recipe.name + ending, recipe.older_name + ending
-    begun = {run for run in (name, older) if RunPaths.of(recipe, place, run).epochs()}
+    begun = {run for run in (name, older) if TrainingPaths.of(recipe, place, run).epochs()}
     return older if begun == {older} else name
 
 
-def _resume_point(paths: RunPaths, objective: Objective, settings: dict, resume: bool) -> dict | None:
+def _resume_point(paths: TrainingPaths, objective: Objective, settings: dict, resume: bool) -> dict | None:
     """The newest whole checkpoint of the run where --resume asks for one.
 
     Raises UserError if the run has checkpoints and --resume is not given, or was made with other settings or by
@@ -203,7 +203,7 @@ def _is_whole(contents: dict, epoch: int) -> bool:
     return contents.get("epoch") == contents["scheduler"].get("last_epoch") == epoch
 
 
-def _check_same_run(contents: dict, objective: Objective, settings: dict, paths: RunPaths) -> None:
+def _check_same_run(contents: dict, objective: Objective, settings: dict, paths: TrainingPaths) -> None:
     """UserError if the checkpoint's defence or one of its settings is another."""
     if contents["defence"] != objective.name():
         raise UserError(
@@ -219,7 +219,7 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
     _check_same_inputs(contents, objective, settings, paths)
 
 
-def _check_same_inputs(contents: dict, objective: Objective, settings: dict, paths: RunPaths) -> None:
+def _check_same_inputs(contents: dict, objective: Objective, settings: dict, paths: TrainingPaths) -> None:
     """UserError if the training took something from other files; those of a finished run may be gone."""
     files = [Path(path) for some in objective.files().values() for path in some]
     if contents["epoch"] == settings["epochs"] and not all(path.exists() for path in files):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spacte.data.splits import BatchedSplit
 from spacte.model.classifier import Classifier
-from spacte.model.noisy import noisy_logits, statistics_kept
+from spacte.model.noisy import keep_running_statistics, noisy_logits
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
 from spacte.train.teaching import CircularLoss, Pace, pace_threshold, smoothed_cross_entropy
@@ -122,7 +122,9 @@ class Objective:
             return Pace(math.inf if self.class_thresholds is None else self.class_thresholds, recipe.paced_by)
         return Pace(pace_threshold(epoch, recipe.epochs, self.num_classes, recipe.lbdlast), recipe.paced_by)
 
-    def pace_on_noise(self, epoch: int, classifier: nn.Module, images: Tensor, labels: Tensor, noises: Tensor) -> Pace:
+    def pace_from_noise(
+        self, epoch: int, classifier: nn.Module, images: Tensor, labels: Tensor, noises: Tensor
+    ) -> Pace:
         """`pace` for a loss that is not on plain noisy copies, because they are attacked, say.
 
         With --pace_share these decide all the same, as they did when lambda was measured: images [B, C, H, W] + noises
@@ -130,11 +132,11 @@ class Objective:
         """
         if self.recipe.pace_share is None:
             return self.pace(epoch)
-        with torch.no_grad(), statistics_kept(unwrapped(classifier)):
+        with torch.no_grad(), keep_running_statistics(unwrapped(classifier)):
             logits = noisy_logits(unwrapped(classifier), images, noises)
-        return self.pace_on(epoch, logits, labels)
+        return self.pace_from_logits(epoch, logits, labels)
 
-    def pace_on(self, epoch: int, logits: Tensor, labels: Tensor) -> Pace:
+    def pace_from_logits(self, epoch: int, logits: Tensor, labels: Tensor) -> Pace:
         """The same where logits [L, m, B, K] on plain noisy copies are there already."""
         pace = self.pace(epoch)
         if self.recipe.pace_share is None:

@@ -78,7 +78,7 @@ def _loaded(name: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
     path, contents = Path(name), checkpoint_file.read(name)
     if not contents["args"]:
         raise UserError(f"'{path}' is not a checkpoint of train.py: it does not say its architecture")
-    loaded = checkpoint.interpreted(contents, path, dataset=recipe.dataset)
+    loaded = checkpoint.classifier_from_contents(contents, path, dataset=recipe.dataset)
     there, here = ((tuple(one.shape), one.num_classes, one.class_names) for one in (loaded.spec, spec))
     if there != here:
         raise UserError(f"'{path}' was trained on other images or classes than the run: {there} there, {here} here")

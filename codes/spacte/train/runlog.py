@@ -19,7 +19,7 @@ from spacte.utils import UserError
 
 
 @dataclass(frozen=True)
-class RunPaths:
+class TrainingPaths:
     """Where a run's files are."""
 
     checkpoints: Path
@@ -27,7 +27,7 @@ class RunPaths:
     log: Path
 
     @classmethod
-    def of(cls, recipe: Recipe, place: Place, run: str) -> "RunPaths":
+    def of(cls, recipe: Recipe, place: Place, run: str) -> "TrainingPaths":
         """The paths of the run named `run` under the place's folders; UserError if two would be one folder."""
         if Path(place.save_dir).resolve() == Path(place.runs_dir).resolve():
             raise UserError(f"--save_dir and --runs_dir are both '{place.save_dir}': give two folders")
@@ -58,7 +58,7 @@ class RunPaths:
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-class RunLog:
+class TrainingLog:
     """A run's text log (tab separated, one row per epoch), its TensorBoard files and its lines on the terminal.
 
     `text` is the log so far; a checkpoint keeps it, so that a resumed run knows its own log and ends it as if it had
@@ -66,7 +66,7 @@ class RunLog:
     UserError if another process trains the same run or writes the same log, or it cannot be written.
     """
 
-    def __init__(self, paths: RunPaths, epochs: int, epochs_done: int = 0, text: str | None = ""):
+    def __init__(self, paths: TrainingPaths, epochs: int, epochs_done: int = 0, text: str | None = ""):
         """`text` is None where a checkpoint of an older version does not hold it: the log that lies there is its."""
         self.path, self.epochs = paths.log, epochs
         self._lock = lock(paths.checkpoints / "lock", f"another process is training '{paths.checkpoints}'")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from spacte.distributed import all_reduce_mean, as_part, broadcast
+from spacte.distributed import all_reduce_mean, broadcast, weighted_by_size
 
 
 def pace_threshold(epoch: int, epochs: int, num_classes: int, last: float) -> float:
@@ -138,8 +138,8 @@ def head_weights(
 class CircularLoss:
     """A circular-teaching loss: `total` and `ce` are scalars, `heads` [L] is each head's CE_h before its weight.
 
-    `sample_weights` [L, B] (w[h-1,i]) and `head_weights` [L] (c) have no gradient; a term inside the ring is weighted
-    with both: `loss.in_ring(term)`. `easy` is the share of (head, sample) pairs whose smoothed loss is at most lambda.
+    `sample_weights` [L, B] (w[h-1,i]) and `head_weights` [L] (c) have no gradient; `weighted_mean` weights a further
+    loss with both. `easy` is the share of (head, sample) pairs whose smoothed loss is at most lambda.
     """
 
     total: Tensor
@@ -149,7 +149,7 @@ class CircularLoss:
     head_weights: Tensor
     easy: Tensor
 
-    def in_ring(self, losses: Tensor) -> Tensor:
+    def weighted_mean(self, losses: Tensor) -> Tensor:
         """sum_h c_h mean_i w[h-1,i] losses[h,i]: a further loss of every head and sample, [L, B] -> a scalar."""
         return self.head_weights @ (self.sample_weights * losses).mean(1)
 
@@ -168,7 +168,7 @@ def taught_cross_entropy(
     paced = losses if pace.losses is None else pace.losses
     weights = received_weights(paced, lam, pace.by)
     heads = (weights * losses).mean(1)
-    means = all_reduce_mean(as_part(heads.detach(), len(labels)))  # of the whole batch
+    means = all_reduce_mean(weighted_by_size(heads.detach(), len(labels)))  # of the whole batch
     c = broadcast(head_weights(means, eps, explore))  # one favoured head, not one per process
     ce = c @ heads
     return CircularLoss(ce, ce, heads, weights, c, (paced <= lam).float().mean())

@@ -22,10 +22,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from tqdm import tqdm
 
 from spacte.data.splits import BatchedSplit
-from spacte.device import draws_kept, restore_rng_state, rng_state
-from spacte.distributed import all_gather_object, as_part, broadcast, get_rank, get_world_size
+from spacte.device import keep_rng_state, restore_rng_state, rng_state
+from spacte.distributed import all_gather_object, broadcast, get_rank, get_world_size, weighted_by_size
 from spacte.model.classifier import Classifier
-from spacte.model.noisy import noisy_logits, statistics_kept
+from spacte.model.noisy import keep_running_statistics, noisy_logits
 from spacte.provenance import package_versions
 from spacte.train.graph import GraphedStep, uncompiled
 from spacte.train.look import Look
@@ -118,7 +118,7 @@ class Trainer:
 
     def prepare(self) -> None:
         """Ask the objective for its targets; nothing that this draws moves the training's draws."""
-        with draws_kept(self.device):
+        with keep_rng_state(self.device):
             self.targets = self.objective.targets(self.train_split)
         if self.targets is not None and not isinstance(self.targets, Tensor):
             raise UserError(f"{self.objective.name()}.targets returned a {type(self.targets).__name__}, not a tensor")
@@ -155,7 +155,7 @@ class Trainer:
     def _train_epoch(self, bar: tqdm) -> dict:
         recipe, epoch = self.recipe, self.epoch + 1
         started = time.monotonic()
-        with draws_kept(self.device):
+        with keep_rng_state(self.device):
             weights = self.objective.sampling_weights(epoch, unwrapped(self.classifier), self.train_split)
         self.classifier.train()
         share = self.objective.easy_share(epoch)
@@ -204,7 +204,7 @@ class Trainer:
         enough = math.ceil(_IMAGES_OF_A_PACE * self.objective.num_classes / self.recipe.batch_size)
         batches = self.train_split.batches(self.recipe.batch_size, order, self.smallest, weights)
         network, found = unwrapped(self.classifier), []
-        with draws_kept(self.device), uncompiled(), statistics_kept(network):
+        with keep_rng_state(self.device), uncompiled(), keep_running_statistics(network):
             torch.manual_seed(derived_seed("pace", self.recipe.seed, epoch, get_rank()))
             for images, labels in itertools.islice(batches, enough):
                 for some, their_labels in self._split(images, labels):
@@ -220,7 +220,7 @@ class Trainer:
         if self.objective.teachers and "distil" not in parts:
             raise UserError(f"{self.objective.name()} does not call `other_losses`: --teachers would teach nothing")
         self.optimizer.zero_grad(set_to_none=True)  # a step whose capture failed may have left some
-        as_part(loss, len(labels)).backward()  # the processes' gradients are averaged
+        weighted_by_size(loss, len(labels)).backward()  # the processes' gradients are averaged
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # gradients would keep the memory of a graph that is gone
         return {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
@@ -230,7 +230,7 @@ class Trainer:
 
         After the last epoch it warns of classes of which the ensemble gets no image right.
         """
-        with draws_kept(self.device):  # how often one looks does not change the training
+        with keep_rng_state(self.device):  # how often one looks does not change the training
             torch.manual_seed(derived_seed("test", self.recipe.seed, self.epoch, get_rank()))
             look = Look(unwrapped(self.classifier), self.test_split, self.recipe, self.device)
         if self.epoch == self.recipe.epochs:
