@@ -10,8 +10,8 @@ from conftest import ROOT
 from spacte.report import comparison
 from spacte.report.comparison import compare, compare_experiments
 from spacte.report.intervals import holm
-from spacte.report.reading import Reading, read_runs
-from spacte.report.recount import certified_again
+from spacte.report.reading import ReadOptions, read_runs
+from spacte.report.recount import recertify
 from spacte.smooth.certificates import CERTIFICATES
 
 QUEUES = sorted(path for path in (ROOT / "logs_certification").iterdir() if path.is_dir())
@@ -23,7 +23,7 @@ def test_every_committed_log_is_what_its_votes_give(queue):
     runs = read_runs([queue])
     assert len(runs) == len([log for log in queue.rglob("certify-mhead/*.log") if "ACR" not in log.name])
     for run in runs:
-        assert certified_again(run, run.certificate).log[columns].equals(run.log[columns]), run.path
+        assert recertify(run, run.certificate).log[columns].equals(run.log[columns]), run.path
         summary = run.path.with_name(run.path.stem + "-ACR.log").read_text()
         assert "| cohen " in summary and "| all-votes " in summary
 
@@ -87,7 +87,7 @@ VERDICTS = {
 @functools.cache
 def runs(page, name, certificate):
     """The runs of an experiment, read once for all the rows that it is in."""
-    return read_runs([ROOT / "logs_certification" / page / "0Gaussian" / name], Reading(certificate=certificate))
+    return read_runs([ROOT / "logs_certification" / page / "0Gaussian" / name], ReadOptions(certificate=certificate))
 
 
 @pytest.mark.parametrize(("page", "row"), [(page, row) for page, rows in VERDICTS.items() for row in rows])

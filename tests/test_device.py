@@ -13,7 +13,8 @@ from children import Children
 from conftest import CODES
 
 from spacte import cli
-from spacte.device import arithmetic, memory_is_short, select_device, select_precision
+from spacte.device import memory_is_short, select_device
+from spacte.precision import arithmetic, select_precision
 from spacte.utils import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -57,7 +58,8 @@ def test_what_was_set_before_by_newer_names_does_not_hold_beside_a_precision(new
 
 SET_BEFORE = """
 import torch
-from spacte.device import keep_arithmetic_settings, select_device, select_precision
+from spacte.device import select_device
+from spacte.precision import keep_arithmetic_settings, select_precision
 
 backends = torch.backends
 {}

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import DEFENCES, TINY
 
-from spacte.device import select_device, select_precision
+from spacte.device import select_device
 from spacte.logs.certlog import read_log
 from spacte.model import build_classifier
 from spacte.model.frozen import freeze
+from spacte.precision import select_precision
 from spacte.train.graph import GraphedStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -129,7 +130,7 @@ def test_a_step_that_cannot_be_captured_stays_eager(capsys, body, reason):
     def step(images, labels, epoch):
         return {"loss": (body(images, counter) + torch.randn_like(images)).mean()}
 
-    graphed, images = GraphedStep(step, {4}, device, lambda: counter), torch.rand(4, 3, device=device)
+    graphed, images = GraphedStep(step, {4}, device, counter), torch.rand(4, 3, device=device)
     found = []
     for run in (graphed, step):
         torch.manual_seed(3)

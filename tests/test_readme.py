@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 from spacte.files import sha256
 from spacte.logs.certlog import average_certified_radius
 from spacte.model.checkpoint import load_classifier
-from spacte.report.reading import Reading, read_runs
+from spacte.report.reading import ReadOptions, read_runs
 from spacte.smooth.certificates import CERTIFICATES, Certificate, multiclass_certificate
 
 PAGES = [path for folder in (CODES, ROOT / "logs_certification") for path in sorted(folder.rglob("*.md"))
@@ -272,7 +272,7 @@ def test_the_pretrained_models_have_the_figures_of_the_tables(script, name, head
     else:
         label = re.search(r"\d-heads?", name)[0]
         run = ROOT / "logs_certification/cifar10/0Gaussian" / label / "seed-666"
-        logged = [read_runs([run], Reading(certificate=kind)) for kind in CERTIFICATES]
+        logged = [read_runs([run], ReadOptions(certificate=kind)) for kind in CERTIFICATES]
         found = [average_certified_radius(one.log) for (one,) in logged]
     assert found == pytest.approx([float(acr) for acr in acrs], abs=0.002)
 

@@ -9,7 +9,7 @@ if __name__ == "__main__":
 from circular_teaching import ct_loss
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
-from spacte.train.objective import Objective, loss_dict
+from spacte.train.objective import Objective
 
 
 class Gaussian(Objective):
@@ -20,8 +20,7 @@ class Gaussian(Objective):
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, self.pace(epoch), self.recipe.eps)
-        others = self.other_losses(classifier, loss, logits, images, noises)
-        return loss.total + sum(others.values()), loss_dict(loss, **others)
+        return self.total_loss(classifier, loss, logits, images, noises)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from circular_teaching import ct_loss
 from spacte.cli import non_negative_float
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
-from spacte.train.objective import Objective, loss_dict
+from spacte.train.objective import Objective
 
 
 @dataclass
@@ -45,8 +45,7 @@ class Consistency(Objective):
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         mean_grad = {"auto": None, "yes": True, "no": False}[self.mean_grad]
         loss = ct_loss(logits, labels, self.pace(epoch), self.recipe.eps, self.lbd, self.eta, mean_grad)
-        others = self.other_losses(classifier, loss, logits, images, noises)
-        return loss.total + sum(others.values()), loss_dict(loss, **others, con=loss.consistency)
+        return self.total_loss(classifier, loss, logits, images, noises, con=loss.consistency)
 
 
 if __name__ == "__main__":

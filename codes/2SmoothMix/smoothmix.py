@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from spacte.model.noisy import pgd, project
+from spacte.model.ascent import pgd, project
 
 
 def attack(

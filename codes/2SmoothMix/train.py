@@ -13,7 +13,7 @@ from circular_teaching import ct_loss
 from smoothmix import attack
 from spacte.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from spacte.train import command
-from spacte.train.objective import Objective, loss_dict, unwrapped
+from spacte.train.objective import Objective, unwrapped
 from spacte.utils import UserError
 
 
@@ -57,9 +57,8 @@ class SmoothMix(Objective):
         )  # fmt: skip
         pace = self.pace_from_noise(epoch, classifier, images, labels, noises)
         loss = ct_loss(classifier, clean, adversary, noises, labels, pace, self.recipe.eps)
-        others = self.other_losses(classifier, loss, loss.logits, clean, noises)
-        total = loss.total + sum(others.values()) + self.eta * warm * loss.mix
-        return total, loss_dict(loss, **others, mix=loss.mix)
+        total, parts = self.total_loss(classifier, loss, loss.logits, clean, noises, mix=loss.mix)
+        return total + self.eta * warm * loss.mix, parts
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from spacte.model.noisy import ascend, noisy_logits, project, smoothed_loss
+from spacte.model.ascent import ascend, project, smoothed_loss
+from spacte.model.noisy import noisy_logits
 from spacte.train.teaching import smoothed_cross_entropy
 
 

@@ -14,7 +14,7 @@ from smoothadv import attack
 from spacte.cli import image_norm, positive_int
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
-from spacte.train.objective import Objective, loss_dict, unwrapped
+from spacte.train.objective import Objective, unwrapped
 
 
 @dataclass
@@ -45,8 +45,7 @@ class SmoothAdv(Objective):
         logits = noisy_logits(classifier, adversary, noises)  # [L, m, B, K]
         pace = self.pace_from_noise(epoch, classifier, images, labels, noises)
         loss = ct_loss(logits, labels, pace, self.recipe.eps)
-        others = self.other_losses(classifier, loss, logits, adversary, noises)
-        return loss.total + sum(others.values()), loss_dict(loss, **others)
+        return self.total_loss(classifier, loss, logits, adversary, noises)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from circular_teaching import ct_loss
 from spacte.cli import non_negative_float, positive_float
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
-from spacte.train.objective import Objective, loss_dict
+from spacte.train.objective import Objective
 from spacte.utils import UserError
 
 
@@ -58,8 +58,7 @@ class MACER(Objective):
             logits, labels, self.pace(epoch), self.recipe.eps,
             self.recipe.noise_sd, lbd, self.beta, self.margin,
         )  # fmt: skip
-        others = self.other_losses(classifier, loss, logits, images, noises)
-        return loss.total + sum(others.values()), loss_dict(loss, **others, cl=loss.cl, rl=loss.rl)
+        return self.total_loss(classifier, loss, logits, images, noises, cl=loss.cl, rl=loss.rl)
 
 
 if __name__ == "__main__":

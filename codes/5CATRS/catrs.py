@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from spacte.model.noisy import ascend, noisy_logits, project
+from spacte.model.ascent import ascend, project
+from spacte.model.noisy import noisy_logits
 from spacte.train.teaching import divergences
 
 

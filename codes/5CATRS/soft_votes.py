@@ -62,7 +62,7 @@ def _count(evaluation: Evaluation, plan: PredictPlan, files: RunFiles, settings:
         print(f"counting the pretrained network's votes: {files.counts}")
     decide_pass_size(evaluation, files, settings.images_per_pass, overwrite=False)
     with writing(files, plan, about(evaluation, settings), list(range(len(evaluation.split)))) as writer:
-        for counts in evaluation.sample("votes", writer.missing, plan.draws):
+        for counts in evaluation.count_votes("votes", writer.missing, plan.draws):
             writer.write(counts)
 
 

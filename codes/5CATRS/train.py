@@ -20,7 +20,7 @@ from spacte.cli import image_norm, non_negative_float, positive_int
 from spacte.files import sha256
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
-from spacte.train.objective import Objective, loss_dict, unwrapped
+from spacte.train.objective import Objective, unwrapped
 from spacte.utils import UserError
 
 _FEWEST_VOTES = 100
@@ -86,9 +86,8 @@ class CATRS(Objective):
             logits, noisy_logits(classifier, images, adversary), labels, soft_votes,
             self.pace(epoch), self.recipe.eps, self.lbd, self.confidence_mask,
         )  # fmt: skip
-        others = self.other_losses(classifier, loss, logits, images, noises)
         own = {"low": loss.low, "high": loss.high, "mask": loss.mask}
-        return loss.total + sum(others.values()), loss_dict(loss, **others, **own)
+        return self.total_loss(classifier, loss, logits, images, noises, **own)
 
 
 if __name__ == "__main__":

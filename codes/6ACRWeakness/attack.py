@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from spacte.model.ascent import ascend, l2_norms, on_sphere
 from spacte.model.ensemble import ensemble_logits
-from spacte.model.noisy import ascend, l2_norms, noisy_logits, on_sphere
+from spacte.model.noisy import noisy_logits
 from spacte.train.teaching import smoothed_cross_entropy
 
 

@@ -22,7 +22,7 @@ from spacte.model.noisy import noisy_logits
 from spacte.smooth.poll import poll
 from spacte.smooth.smooth import Smooth
 from spacte.train import command
-from spacte.train.objective import Objective, loss_dict, unwrapped
+from spacte.train.objective import Objective, unwrapped
 from spacte.utils import RunError, UserError
 
 
@@ -120,9 +120,8 @@ class ACRWeakness(Objective):
             noises = attack(unwrapped(classifier), images, labels, noises, self.attack_steps, self.epsilon)
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         loss = ct_loss(logits, labels, pace, self.recipe.eps)
-        others = self.other_losses(classifier, loss, logits, images, noises)
         kept = torch.full((), self.share_kept, device=images.device)
-        return loss.total + sum(others.values()), loss_dict(loss, **others, kept=kept)
+        return self.total_loss(classifier, loss, logits, images, noises, kept=kept)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from circular_teaching import ct_loss
 from spacte.cli import non_negative_float
 from spacte.model.noisy import noisy_logits
 from spacte.train import command
-from spacte.train.objective import Objective, loss_dict
+from spacte.train.objective import Objective
 
 
 @dataclass
@@ -41,8 +41,7 @@ class Stability(Objective):
         noisy = noisy_logits(classifier, images, noises)  # [L, m, B, K]
         pace = self.pace_from_logits(epoch, noisy, labels)
         loss = ct_loss(clean, noisy, labels, pace, self.recipe.eps, self.lbd)
-        others = self.other_losses(classifier, loss, noisy, images, noises)
-        return loss.total + sum(others.values()), loss_dict(loss, **others, stability=loss.stability)
+        return self.total_loss(classifier, loss, noisy, images, noises, stability=loss.stability)
 
 
 if __name__ == "__main__":

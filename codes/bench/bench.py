@@ -42,9 +42,10 @@ import bench_speeds
 import bench_table
 from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, speed
 from spacte import cli
-from spacte.device import INFERENCE_PRECISIONS, select_device, select_precision
+from spacte.device import select_device
 from spacte.files import make_folder, replace_file
 from spacte.logs.table import markdown
+from spacte.precision import INFERENCE_PRECISIONS, select_precision
 from spacte.provenance import package_versions, source_state
 from spacte.utils import UserError
 

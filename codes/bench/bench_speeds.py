@@ -45,10 +45,11 @@ from torch import Tensor, nn
 from bench_ways import Network, OurStep, OurVotes, authors_step, authors_votes, seconds_of, speed
 from gpu_plan import read_speeds, rows_of
 from spacte import cli
-from spacte.device import arithmetic, select_device, select_precision
+from spacte.device import select_device
 from spacte.files import make_folder, replace_file
 from spacte.logs.table import markdown
 from spacte.model import fused
+from spacte.precision import arithmetic, select_precision
 
 _STEPS_TO_THE_FIRST_REPLAY = 3  # of an epoch; one or two are eager, see spacte.train.graph
 _GUESSED_SECONDS = {"compiled": 40}  # of a row, where none like it has been measured

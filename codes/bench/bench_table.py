@@ -56,7 +56,7 @@ from spacte.certify.loading import load
 from spacte.certify.run_settings import RunSettings
 from spacte.certify.settings import ClassifierSettings
 from spacte.data.splits import Split
-from spacte.device import INFERENCE_PRECISIONS, select_device
+from spacte.device import select_device
 from spacte.files import make_folder, replace_file
 from spacte.logs.certified import largest_radius, log_table
 from spacte.logs.certlog import acr_standard_error, average_certified_radius, certified_accuracy
@@ -64,6 +64,7 @@ from spacte.logs.counts import VoteCounts, read_counts
 from spacte.logs.table import markdown, radius_names, records, table_radii
 from spacte.model.checkpoint import load_classifier
 from spacte.model.pass_size import fastest_pass_size, set_pass_size
+from spacte.precision import INFERENCE_PRECISIONS
 from spacte.report.comparison import Comparison, compare
 from spacte.report.reading import read_runs
 from spacte.report.run import Run

@@ -19,7 +19,7 @@ from spacte.model.frozen import freeze, scales_of
 from spacte.model.noisy import noisy_logits
 from spacte.model.pass_size import fastest_pass_size, set_pass_size
 from spacte.smooth.smooth import Smooth
-from spacte.train.objective import Objective, loss_dict
+from spacte.train.objective import Objective
 from spacte.train.settings import Recipe
 from spacte.train.teaching import pace_threshold, taught_cross_entropy
 from spacte.train.trainer import Trainer
@@ -84,8 +84,7 @@ class _Gaussian(Objective):
         noises = self.draw_noises(images)
         logits = noisy_logits(classifier, images, noises)
         loss = taught_cross_entropy(logits, labels, self.pace(epoch), self.recipe.eps)
-        others = self.other_losses(classifier, loss, logits, images, noises)
-        return loss.total + sum(others.values()), loss_dict(loss, **others)
+        return self.total_loss(classifier, loss, logits, images, noises)
 
 
 def authors_step(network: Network, batch_size: int, device: torch.device) -> Callable[[], object]:

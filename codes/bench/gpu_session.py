@@ -61,7 +61,6 @@ from gpu_summary import page
 from spacte import cli
 from spacte.certify.certify import CertifySettings
 from spacte.data.sources import open_split
-from spacte.device import PRECISIONS
 from spacte.files import lock, make_folder, replace_file
 from spacte.jobs.job import (
     Job,
@@ -72,6 +71,7 @@ from spacte.jobs.job import (
     train_command,
     write_record,
 )
+from spacte.precision import PRECISIONS
 from spacte.train.release import release
 from spacte.train.settings import Recipe
 from spacte.utils import RunError, UserError
@@ -176,7 +176,7 @@ class _Steps:
     def _paces(self, name: str, rows: list[dict]) -> list[Pace]:
         """From the speeds, where they are those of this training, else from two epochs."""
         args, recipe = self.args, Recipe()
-        measured = rows_of(rows, task="train", batch_size=recipe.batch_size, **self._described(name))
+        measured = rows_of(rows, task="train", batch_size=recipe.batch_size, **self._describe(name))
         if not measured or args.defence != "0Gaussian" or args.train_flags:
             return [self._try(name)]
         return paces_of(measured, self._batches * recipe.num_noise_vec) or [self._try(name)]
@@ -184,9 +184,11 @@ class _Steps:
     @functools.cached_property
     def _batches(self) -> int:
         """Of an epoch."""
-        return open_split(self.args.dataset, self.args.data_dir, True, _CPU).num_batches(Recipe().batch_size)
+        return open_split(self.args.dataset, self.args.data_dir, train=True, device=_CPU).num_batches(
+            Recipe().batch_size
+        )
 
-    def _described(self, name: str) -> dict:
+    def _describe(self, name: str) -> dict:
         """A network as the speeds' rows describe it."""
         described = {key: getattr(self.args, key) for key in ("arch", "dataset", "precision")}
         return described | {"heads": self.networks[name]}
@@ -194,10 +196,10 @@ class _Steps:
     def _certification(self, rows: list[dict], otherwise: float) -> float:
         """The seconds that certifying takes with all networks; `otherwise` where no speed is known."""
         args = self.args
-        measured = [rows_of(rows, task="certify", **self._described(name)) for name in self.networks]
+        measured = [rows_of(rows, task="certify", **self._describe(name)) for name in self.networks]
         if not all(measured):
             return otherwise
-        images = math.ceil(len(open_split(args.dataset, args.data_dir, False, _CPU)) / args.skip)
+        images = math.ceil(len(open_split(args.dataset, args.data_dir, train=False, device=_CPU)) / args.skip)
         draws = images * (CertifySettings.N0 + args.N)
         each = [certification_seconds(own, draws) for own in measured]
         return otherwise if None in each else sum(each)

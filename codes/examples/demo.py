@@ -15,7 +15,7 @@ from pathlib import Path
 
 from spacte import cli
 from spacte.report.comparison import compare
-from spacte.report.reading import Reading, read_runs
+from spacte.report.reading import ReadOptions, read_runs
 
 # Learning rate and lambda are tuned for each side on two other seeds: codes/queues/digits-tuning.toml.
 RECIPE = (
@@ -80,7 +80,7 @@ def _conclude(one: str, five: str) -> None:
     """What the table shows, computed from the logs, and what it cannot show."""
     shown = {}
     for certificate in ("cohen", "all-votes"):
-        reading = Reading(certificate=certificate)
+        reading = ReadOptions(certificate=certificate)
         runs = [run for log in (five, one) for run in read_runs([Path(log)], reading)]
         shown[certificate] = compare(*runs).table.iloc[0]
     papers, ours = shown["cohen"], shown["all-votes"]

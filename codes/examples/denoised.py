@@ -89,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.output.is_dir():
         raise UserError(f"--output '{args.output}' is a folder: give the name of a file")
-    split = open_split(args.dataset, args.data_dir, True, select_device(args.device))
+    split = open_split(args.dataset, args.data_dir, train=True, device=select_device(args.device))
     make_folder(args.output.absolute().parent)
     denoiser = train(split, args.noise_sd, args.epochs, args.batch_size, args.seed)
     weights = io.BytesIO()

@@ -97,7 +97,7 @@ def main() -> None:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     add("--output", default="diffusion", type=Path, help="folder of the model")
     args = parser.parse_args()
-    split = open_split(args.dataset, args.data_dir, True, select_device(args.device))
+    split = open_split(args.dataset, args.data_dir, train=True, device=select_device(args.device))
     make_folder(args.output.absolute())
     for part in train(split, args.epochs, args.batch_size, args.seed):
         part.save_pretrained(args.output)

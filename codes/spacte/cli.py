@@ -53,16 +53,16 @@ def _number(kind: Callable[[str], float], legal: str, accept: Callable[[float], 
     return parse
 
 
-def checked(parser: Parser, given: dict) -> dict:
+def check_settings(parser: Parser, given: dict) -> dict:
     """Settings by name, each as the parser's flag of that name would hold it, for those who call from Python.
 
     Raises UserError with the legal values where one is not legal.
     """
     flags = {flag.dest: flag for flag in parser._actions}
-    return {name: _checked(name, value, flags[name]) for name, value in given.items()}
+    return {name: _check_setting(name, value, flags[name]) for name, value in given.items()}
 
 
-def _checked(name: str, value: Any, flag: argparse.Action) -> Any:
+def _check_setting(name: str, value: Any, flag: argparse.Action) -> Any:
     """A setting's value, or its list of values, as the flag would hold it."""
     if value is None:
         if flag.default is not None:
@@ -73,17 +73,17 @@ def _checked(name: str, value: Any, flag: argparse.Action) -> Any:
         values = value if isinstance(value, list | tuple) else [value]
         if not values:
             raise UserError(f"{name}: it is empty; leave it out for the default")
-        return [parsed(name, one, kind, choices) for one in values]
+        return [parse_value(name, one, kind, choices) for one in values]
     if isinstance(value, list | tuple):
         raise UserError(f"{name}: give one value, not {len(value)}")
     if flag.nargs != 0:
-        return parsed(name, value, kind, choices)
+        return parse_value(name, value, kind, choices)
     if value not in (True, False):  # of a switch
         raise UserError(f"{name}: '{value}' must be one of True, False")
     return bool(value)
 
 
-def parsed(name: str, value: Any, kind: Callable[[str], Any] | None, choices: Iterable = ()) -> Any:
+def parse_value(name: str, value: Any, kind: Callable[[str], Any] | None, choices: Iterable = ()) -> Any:
     """A setting's value as a flag of that kind makes it of the text that says it. UserError, with what is legal."""
     if kind is None and not isinstance(value, str):
         raise UserError(f"{name}: '{value}' must be text")

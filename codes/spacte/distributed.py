@@ -64,7 +64,10 @@ def init_distributed() -> None:
 
 
 def on_main_process(make: Callable[[], T]) -> T:
-    """`make()` of the main process, in every process; a UserError or RunError that it raises is raised in every one."""
+    """Call `make` in the main process, and return what it returns in every process.
+
+    A UserError or RunError that it raises is raised in every process.
+    """
     box: list[Any] = [None]
     if is_main_process():
         try:
@@ -110,14 +113,15 @@ def all_reduce_mean(values: "Tensor") -> "Tensor":
 
 
 def weighted_by_size(mean: "Tensor", size: int) -> "Tensor":
-    """A mean over this process's part of a batch, of `size` images, weighted by that size.
+    """A mean over this process's `size` images, scaled so that the processes' mean is the mean over the whole batch.
 
-    The processes' mean of the result is the mean over the whole batch. Itself where there is one process.
+    The processes' parts of a batch may differ in size, and DistributedDataParallel averages over processes. Itself
+    where there is one process.
     """
     if get_world_size() == 1:
         return mean
-    here = mean.new_full((), size)
-    return mean * (here / all_reduce_mean(here))
+    own_size = mean.new_full((), size)
+    return mean * (own_size / all_reduce_mean(own_size))
 
 
 def broadcast(values: "Tensor") -> "Tensor":

@@ -25,7 +25,7 @@ from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import freeze
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 from spacte.utils import UserError, derived_seed
 
 
@@ -80,7 +80,7 @@ def test_an_images_noise_is_that_of_the_script_the_seed_and_its_idx(certify, tra
     smooth = Smooth(freeze(load_classifier(trained).classifier, torch.device("cpu"), batch_size=100), 10, 0.5)
     for one in votes:
         generator = torch.Generator().manual_seed(derived_seed("certify", 0, one.idx))
-        (drawn,) = smooth.sample([Sample(split[one.idx][0], generator, Draws(20, 200), one.idx)], 100)
+        (drawn,) = smooth.count_many([VoteRequest(split[one.idx][0], generator, Draws(20, 200), one.idx)], 100)
         assert (drawn.selection.tolist(), drawn.estimation.tolist()) == (
             one.selection.tolist(),
             one.estimation.tolist(),

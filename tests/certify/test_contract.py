@@ -9,7 +9,7 @@ from torch.nn.utils import weight_norm
 from spacte import certify_dataset
 from spacte.certify.contract import check_contract
 from spacte.logs.certlog import read_log
-from spacte.model.foreign import Foreign
+from spacte.model.foreign import ForeignClassifier
 from spacte.model.identity import parameters_sha256
 from spacte.utils import UserError
 
@@ -29,7 +29,7 @@ IMAGES = torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 0
 
 
 def check(function, images=IMAGES, precision="fp32"):
-    classifier = Foreign(function, CPU, precision, 100, compiled=False)
+    classifier = ForeignClassifier(function, CPU, precision, 100, compiled=False)
     return len(check_contract(classifier, images, 10)), classifier
 
 

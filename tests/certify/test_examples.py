@@ -156,7 +156,7 @@ def test_int8_is_certified_as_itself(tmp_path):
     with torch.no_grad():
         moved = (quantised(images) - network(images)).abs().max()
         assert 0 < moved < 0.1 * network(images).abs().max()
-    assert len(check_contract(foreign.Foreign(quantised, CPU, "fp32", 32, False), images, 10)) == 1
+    assert len(check_contract(foreign.ForeignClassifier(quantised, CPU, "fp32", 32, False), images, 10)) == 1
     is_certified(quantised, tmp_path, images[:4])
 
 

@@ -11,10 +11,10 @@ import torch
 from conftest import DIGITS, RUN_FLAGS, beside, without_time
 from PIL import Image
 
-from spacte.device import select_precision
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
 from spacte.model import foreign
+from spacte.precision import select_precision
 
 MODELS = """
 import torch

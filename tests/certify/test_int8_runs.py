@@ -8,10 +8,10 @@ from conftest import DIGITS, RUN_FLAGS, attack_flags, beside, without_time
 
 from spacte.certify import loading
 from spacte.certify.dataset import certify_dataset
-from spacte.device import select_precision
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
 from spacte.model import checkpoint
+from spacte.precision import select_precision
 from spacte.utils import UserError
 
 INT8 = ("--precision", "int8")

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from spacte.data.image_files import Tree, _read_image, load_rgb
+from spacte.data.image_files import ImageTree, _read_image, load_rgb
 from spacte.data.sources import open_split
 from spacte.data.spec import SPECS, DataSpec
-from spacte.data.splits import Streamed
+from spacte.data.splits import StreamedSplit
 from spacte.utils import UserError
 
 CPU = torch.device("cpu")
@@ -174,8 +174,8 @@ def test_imagenet_without_its_folders_says_so(tmp_path):
 def streamed(root, counts, workers=0):
     """A stream of the random images in root/x."""
     plain = v2.PILToTensor()
-    tree = Tree(write_tree(root, {"x": counts}) / "x", loader=load_rgb, transform=plain)
-    return Streamed(DataSpec("toy", (3, 12, 10), len(counts), (0.5,) * 3, (0.5,) * 3), tree, plain, CPU, workers)
+    tree = ImageTree(write_tree(root, {"x": counts}) / "x", loader=load_rgb, transform=plain)
+    return StreamedSplit(DataSpec("toy", (3, 12, 10), len(counts), (0.5,) * 3, (0.5,) * 3), tree, plain, CPU, workers)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from spacte.model.frozen import freeze
 from spacte.model.members import NetworkEnsemble
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 from spacte.smooth.voters import Consensus
 
 
@@ -97,8 +97,8 @@ def test_the_other_heads_see_little_more_than_the_undecided_copies():
     images, smooth = images_of(3), Smooth(frozen, 10, 0.5, consensus=2)
 
     def votes(which):
-        seeded = [Sample(images[idx], torch.Generator().manual_seed(idx), Draws(30, 270), idx) for idx in which]
-        found = smooth.sample(seeded, 50)
+        seeded = [VoteRequest(images[idx], torch.Generator().manual_seed(idx), Draws(30, 270), idx) for idx in which]
+        found = smooth.count_many(seeded, 50)
         return {one.idx: [one.selection.tolist(), one.estimation.tolist(), one.disagreed] for one in found}
 
     found = votes(range(3))
@@ -146,10 +146,10 @@ def test_votes_by_consensus_are_counted():
 def test_the_copies_on_which_the_first_disagree_are_counted_for_each_image(more):
     """The two disagree where the second one chooses class 1, as its own votes tell; images share batches."""
     images = torch.linspace(-0.5, 0.5, 7).view(-1, 1, 1, 1)
-    samples = (
-        Sample(x, torch.Generator().manual_seed(idx), Draws(40, 700, **more), idx) for idx, x in enumerate(images)
+    requests = (
+        VoteRequest(x, torch.Generator().manual_seed(idx), Draws(40, 700, **more), idx) for idx, x in enumerate(images)
     )
-    found = {one.idx: one for one in Smooth(ThreeHeads(), 2, 0.5, consensus=2).sample(samples, 300)}
+    found = {one.idx: one for one in Smooth(ThreeHeads(), 2, 0.5, consensus=2).count_many(requests, 300)}
     by_votes = [int(found[idx].selection[1, 1] + found[idx].estimation[1, 1]) for idx in range(7)]
     assert [found[idx].disagreed for idx in range(7)] == by_votes
     assert by_votes == sorted(by_votes) and 0 < by_votes[0] < by_votes[-1]

@@ -156,7 +156,7 @@ class PreActivation(torch.nn.Module):
     [
         (lambda one: one.register_forward_pre_hook(lambda module, inputs: (1 - inputs[0],)), "remove its hooks"),
         (lambda one: one.network, "a CifarResNetMultiHead cannot be frozen: give Sequential"),
-        (lambda one: freeze(one, CPU), "a Frozen cannot be frozen"),
+        (lambda one: freeze(one, CPU), "a FrozenClassifier cannot be frozen"),
     ],
 )
 def test_what_would_be_left_out_of_a_frozen_classifier_is_refused(change, message):

@@ -20,7 +20,7 @@ from spacte.model import build_classifier, int8
 from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import _folded, freeze, scales_of
 from spacte.model.noisy import with_fixed_noise
-from spacte.model.scales import Scales, measured
+from spacte.model.scales import Scales, calibrate
 from spacte.utils import UserError
 
 DIGITS = CODES / "pretrained" / "digits-gaussian-0.50-5-heads.pth"
@@ -101,7 +101,7 @@ def exact(network, images):
 
     All steps are powers of 2, all biases and shifts multiples of what one of a sum's integers stands for.
     """
-    scales = measured(network, images, 1.0)
+    scales = calibrate(network, images, 1.0)
     for name, peak in scales.peaks.items():
         largest = 127 if name == "conv1" else 255
         scales.peaks[name] = largest * 2.0 ** math.ceil(math.log2(peak / largest))

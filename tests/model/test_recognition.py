@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 from spacte.data.sources import open_split
 from spacte.data.spec import data_spec
 from spacte.model import build_network
-from spacte.model.batchnorm import FirstLayer, distances
+from spacte.model.batchnorm import FirstLayer, statistics_kl
 from spacte.model.checkpoint import load_classifier
 from spacte.model.normalisation import NORMALISATIONS, Normalize, constants, known, name_of, normalisation
 from spacte.model.recognition import check_normalisation
@@ -199,7 +199,7 @@ def test_the_first_layer_is_known_after_every_normalisation(loaded):
     network, images = loaded("centre"), pictures(64)
     layer = FirstLayer(network, images)
     for values in (*known(CIFAR).values(), ((0.1, 0.9, 0.3), (0.2, 3.0, 0.7))):
-        measured = distances(nn.Sequential(Normalize(*values), network), images)["1.bn1"][0]
+        measured = statistics_kl(nn.Sequential(Normalize(*values), network), images)["1.bn1"][0]
         assert layer.distance(values) == pytest.approx(measured, rel=1e-4)
 
 

@@ -13,7 +13,7 @@ from spacte.logs.counts import read_counts
 from spacte.logs.table import radius_names, table_radii
 from spacte.report import plots
 from spacte.report.comparison import compare
-from spacte.report.reading import Reading, read_runs
+from spacte.report.reading import ReadOptions, read_runs
 from spacte.smooth.topk import TopK
 from spacte.utils import UserError
 
@@ -31,7 +31,7 @@ def test_the_balls_lie_in_the_l2_ball():
 def test_radii_in_linf_and_l1(script, tmp_path):
     """digits has 64 values: an Linf radius is an eighth of the L2 one, rounded down; L1's is the same."""
     with_config(make_log(tmp_path / "x.log", [(0, 1, 1, 1.0), (1, 1, 1, 0.3333335), (2, 2, 1, 0.9)]))
-    runs = {norm: read_runs([tmp_path / "x.log"], Reading(norm=norm))[0] for norm in ("l2", "linf", "l1")}
+    runs = {norm: read_runs([tmp_path / "x.log"], ReadOptions(norm=norm))[0] for norm in ("l2", "linf", "l1")}
     assert runs["linf"].log["radius"].tolist() == [0.125, 0.0416666, 0.1125]
     assert runs["l1"].log["radius"].tolist() == runs["l2"].log["radius"].tolist()
     flags = ("report.py", "x.log", "--norm", "linf", "--radii", "2/255", "8/64", "31/240")
@@ -47,14 +47,14 @@ def test_radii_in_linf_and_l1(script, tmp_path):
 def test_the_dimension_is_the_datas_or_noted(script, tmp_path):
     def per_l2(**fields):
         path = with_config(random_log(tmp_path / "y.log", 10, 0), **fields)
-        return read_runs([path], Reading(norm="linf"))[0].per_l2
+        return read_runs([path], ReadOptions(norm="linf"))[0].per_l2
 
     assert per_l2(dataset="CIFAR10") == 3072**-0.5
     with pytest.raises(UserError, match=r"'.*y\.log': --norm linf needs the images' size"):
         per_l2(dataset="ImageFolder")
     path = tmp_path / "y.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"about": {"image_shape": [3, 10, 10]}}))
-    assert read_runs([tmp_path / "y.log"], Reading(norm="linf"))[0].per_l2 == pytest.approx(300**-0.5)
+    assert read_runs([tmp_path / "y.log"], ReadOptions(norm="linf"))[0].per_l2 == pytest.approx(300**-0.5)
     code, _, err = script("report.py", random_log(tmp_path / "own" / "z.log", 10, 0), "--norm", "linf")
     assert code == 2 and err.count("\n") == 1 and "needs the images' size" in err
     assert script("report.py", tmp_path / "own" / "z.log", "--norm", "l1")[0] == 0
@@ -67,7 +67,7 @@ def test_a_certification_notes_the_images_shape(certify):
 def test_comparisons_and_pictures_say_the_norm(tmp_path):
     for name, by in (("a", 0.2), ("b", 0.0)):
         with_config(random_log(tmp_path / f"{name}.log", 300, 0, by))
-    a, b = read_runs([tmp_path], Reading(norm="linf"))
+    a, b = read_runs([tmp_path], ReadOptions(norm="linf"))
     found = compare(a, b)
     assert (
         found.sentences().startswith("The Linf ACR of") and " is higher" in found.sentences() and found.norm == "linf"
@@ -97,7 +97,7 @@ def test_radii_that_are_none(script, tmp_path, text):
 
 def test_a_sequential_rule_decides_radii_of_every_norm(tmp_path):
     with_config(random_log(tmp_path / "x.log", 30, 0), sequential={"radii": [0.25], "give_up": 0.01}, noise_slack=0.0)
-    (run,) = read_runs([tmp_path / "x.log"], Reading(norm="linf"))
+    (run,) = read_runs([tmp_path / "x.log"], ReadOptions(norm="linf"))
     assert run.knows_radii([0.25 / 8, 0.25]).tolist() == [True, True] and not run.knows_radii([0.5 / 8]).any()
 
 
@@ -108,7 +108,7 @@ def test_top_k_is_what_the_votes_certify(script, certify):
     """The label's votes against the strongest others'; relog.py writes what report.py computes."""
     path = certify("a")
     counts = read_counts(beside(path, "-counts.jsonl"))
-    (run,) = read_runs([path], Reading(certificate="all-votes", top_k=3))
+    (run,) = read_runs([path], ReadOptions(certificate="all-votes", top_k=3))
     rule = TopK(0.001, 0.5, 3, kind="all-votes")
     for one, row in zip(counts, run.log.itertuples(), strict=True):
         predict, radius = rule(one.label, one.estimation[-1])
@@ -121,7 +121,7 @@ def test_top_k_is_what_the_votes_certify(script, certify):
     assert path.with_name(path.stem + "-alpha-0.05-all-votes-top-3-head-1.log").exists()
     (again,) = read_runs([written])
     assert again.log["radius"].tolist() == run.log["radius"].tolist() and again.certificate == "all-votes top 3"
-    top_1 = read_runs([path], Reading(certificate="all-votes"))[0]
+    top_1 = read_runs([path], ReadOptions(certificate="all-votes"))[0]
     assert (run.log["correct"] >= top_1.log["correct"]).all() and run.log["radius"].mean() > top_1.log["radius"].mean()
 
 
@@ -139,7 +139,7 @@ def test_top_k_in_a_report(script, certify):
 
 
 def test_top_k_of_sequential_votes_decides_nothing(certify):
-    (run,) = read_runs([certify("a", "--sequential")], Reading(top_k=2))
+    (run,) = read_runs([certify("a", "--sequential")], ReadOptions(top_k=2))
     assert not run.knows_radii([0, 0.25]).any() and run.config.sequential.decides is False
 
 
@@ -149,7 +149,7 @@ def test_top_k_needs_votes_on_every_image(script, certify):
 
 
 def test_a_comparison_says_top_k(certify, digits_models):
-    sides = [read_runs([certify(name, models=[model])], Reading(top_k=2))[0]
+    sides = [read_runs([certify(name, models=[model])], ReadOptions(top_k=2))[0]
              for name, model in zip("ab", digits_models, strict=True)]  # fmt: skip
     assert "certificates for top 2" in compare(*sides).sentences()
     mixed = compare(sides[0], read_runs([sides[1].path])[0])

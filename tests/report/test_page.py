@@ -13,8 +13,8 @@ from spacte.logs.counts import read_counts
 from spacte.logs.table import markdown
 from spacte.report import page
 from spacte.report.comparison import compare
-from spacte.report.reading import Reading, read_runs
-from spacte.report.recount import certified_again
+from spacte.report.reading import ReadOptions, read_runs
+from spacte.report.recount import recertify
 from spacte.report.table import reached_radii, summary
 
 PROBE = """
@@ -177,9 +177,9 @@ def test_the_page_holds_any_text(tmp_path):
 
 def test_the_page_holds_votes_and_both_radii(certify, tmp_path):
     log = certify("a", "--max", 100)
-    data = data_of(page_of(read_runs([log], Reading(heads=True))))
+    data = data_of(page_of(read_runs([log], ReadOptions(heads=True))))
     counts, papers = read_counts(beside(log, "-counts.jsonl")), read_runs([log])[0].log
-    ours = certified_again(read_runs([log])[0], "all-votes").log
+    ours = recertify(read_runs([log])[0], "all-votes").log
     for row, one, radius, other in zip(data["images"], counts, papers["radius"], ours["radius"], strict=True):
         ensemble, head = row[2], row[3]
         assert ensemble[1] == radius and ensemble[2] == [radius, other]

@@ -17,7 +17,7 @@ from spacte.logs.runfiles import RunFiles
 from spacte.logs.voting import Stopping
 from spacte.report import plots
 from spacte.report.comparison import compare
-from spacte.report.reading import Reading, read_runs
+from spacte.report.reading import ReadOptions, read_runs
 from spacte.smooth.bounds import anytime_lower_bound
 from spacte.smooth.topk import TopK
 
@@ -120,10 +120,10 @@ def test_draws_are_counted(script, certify):
 
 def test_the_heads_of_a_sequential_run_decided_nothing(certify):
     """The vote's draws ended when its own radii were decided."""
-    runs = read_runs([certify("a", "--sequential", "--max", 100)], Reading(heads=True))
+    runs = read_runs([certify("a", "--sequential", "--max", 100)], ReadOptions(heads=True))
     assert [run.knows_radii([0.25]).all() for run in runs] == [True, False, False, False]
-    other = read_runs([runs[0].path], Reading(certificate="all-votes"))
-    same = read_runs([runs[0].path], Reading(certificate="cohen"))
+    other = read_runs([runs[0].path], ReadOptions(certificate="all-votes"))
+    same = read_runs([runs[0].path], ReadOptions(certificate="cohen"))
     assert not other[0].knows_radii([0.25]).any() and same[0].knows_radii([0.25]).all()
 
 

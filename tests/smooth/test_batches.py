@@ -5,7 +5,7 @@ import torch
 
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 
 
 class Means(torch.nn.Module):
@@ -21,18 +21,20 @@ class Means(torch.nn.Module):
         return torch.stack([-scores, scores], dim=-1)
 
 
-def samples(ns):
+def requests(ns):
     """One image for each n, each with its own generator."""
     for seed, n in enumerate(ns):
-        yield Sample(torch.full((1, 2, 2), 0.1 * (seed - 3)), torch.Generator().manual_seed(seed), Draws(0, n), seed)
+        yield VoteRequest(
+            torch.full((1, 2, 2), 0.1 * (seed - 3)), torch.Generator().manual_seed(seed), Draws(0, n), seed
+        )
 
 
 def test_votes_do_not_depend_on_the_company():
     ns, model = [250, 30, 100, 700, 5, 333], Means()
     smooth = Smooth(model, 2, 0.5)
-    together = {one.idx: one.estimation for one in smooth.sample(samples(ns), 100)}
+    together = {one.idx: one.estimation for one in smooth.count_many(requests(ns), 100)}
     assert sum(model.sizes) == sum(ns) and max(model.sizes) <= 100
-    alone = [smooth.count_votes(one.x, n, 100, one.generator) for one, n in zip(samples(ns), ns, strict=True)]
+    alone = [smooth.count_votes(one.x, n, 100, one.generator) for one, n in zip(requests(ns), ns, strict=True)]
     for seed, votes in enumerate(alone):
         assert votes.sum(1).tolist() == [ns[seed]] * 3
         assert (together[seed] == votes).all()
@@ -45,9 +47,9 @@ def test_batches_stay_full_where_images_stop_early():
     def images():
         for seed, stop in enumerate(stops):
             draws = Draws(0, 10_000, should_stop=lambda _, estimation, stop=stop: int(estimation.sum()) >= stop)
-            yield Sample(torch.zeros(1, 2, 2), torch.Generator().manual_seed(seed), draws, seed)
+            yield VoteRequest(torch.zeros(1, 2, 2), torch.Generator().manual_seed(seed), draws, seed)
 
-    done = [(one.idx, int(one.estimation[-1].sum())) for one in Smooth(model, 2, 0.5).sample(images(), 1000)]
+    done = [(one.idx, int(one.estimation[-1].sum())) for one in Smooth(model, 2, 0.5).count_many(images(), 1000)]
     assert sorted(key for key, _ in done) == list(range(400))
     assert all(used >= stops[key] for key, used in done)
     assert sum(model.sizes) / len(model.sizes) > 900
@@ -58,6 +60,6 @@ def test_the_seconds_of_the_images_are_those_of_the_run(monkeypatch):
     """Also where the device is waited for only at the end: shared by copies since the last wait."""
     clock = iter(range(10_000))
     monkeypatch.setattr("spacte.smooth.smooth.time.monotonic", lambda: float(next(clock)))
-    done = {one.idx: one.seconds for one in Smooth(Means(), 2, 0.5).sample(samples([250, 30, 700]), 100)}
+    done = {one.idx: one.seconds for one in Smooth(Means(), 2, 0.5).count_many(requests([250, 30, 700]), 100)}
     # images 0 and 1 are finished with the same batch: the first tick; image 2 alone takes the second
     assert done == pytest.approx({0: 250 / 280, 1: 30 / 280, 2: 1})

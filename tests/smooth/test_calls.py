@@ -8,7 +8,7 @@ from spacte.model import build_classifier
 from spacte.model.frozen import freeze
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 from spacte.utils import UserError
 
 
@@ -49,11 +49,11 @@ def test_a_module_votes_in_eval_mode_although_it_is_trained_on(behind, classes):
     smooth, x = Smooth(module, classes, 0.5), torch.full((1, 8, 8), 0.5)
     expected = smooth.count_votes(x, 200, 50, torch.Generator().manual_seed(0))
     module.train()
-    (votes,) = smooth.sample([Sample(x, torch.Generator().manual_seed(0), Draws(0, 200))], 50)
+    (votes,) = smooth.count_many([VoteRequest(x, torch.Generator().manual_seed(0), Draws(0, 200))], 50)
     assert (votes.estimation == expected).all()
     for part in (module, module[0]):  # between two images, too
-        several = [Sample(x, torch.Generator().manual_seed(0), Draws(0, 200)) for _ in range(3)]
-        for votes in smooth.sample(several, 50):
+        several = [VoteRequest(x, torch.Generator().manual_seed(0), Draws(0, 200)) for _ in range(3)]
+        for votes in smooth.count_many(several, 50):
             part.train()
             assert (votes.estimation == expected).all()
     assert not module[0].num_batches_tracked

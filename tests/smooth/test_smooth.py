@@ -15,7 +15,7 @@ from spacte.smooth.bounds import lower_confidence_bound, radius_of
 from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate, prediction
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 from spacte.utils import RunError
 
 
@@ -147,8 +147,8 @@ def test_every_head_and_the_sum_of_logits_vote_in_one_pass():
 @pytest.mark.parametrize(("voter", "drawn"), [(0, 50), (-1, 0)])
 def test_the_voters_own_class_decides_whether_estimation_begins(voter, drawn):
     """Head 0 selects class 0, the ensemble class 1."""
-    sample = Sample(torch.zeros(1, 2, 2), None, Draws(10, 50, voter, only_class=0))
-    (votes,) = Smooth(FixedLogits(), 3, 1.0).sample([sample], 50)
+    request = VoteRequest(torch.zeros(1, 2, 2), None, Draws(10, 50, voter, only_class=0))
+    (votes,) = Smooth(FixedLogits(), 3, 1.0).count_many([request], 50)
     assert votes.estimation[-1].sum() == drawn
 
 
@@ -187,8 +187,8 @@ def test_all_votes_rarely_exceed_the_true_distance_of_three_classes_and_reach_fu
     p_a, p_b = stats.norm.cdf(0.5), stats.norm.cdf(-0.7)
     assert sigma / 2 * (stats.norm.ppf(p_a) - stats.norm.ppf(p_b)) == pytest.approx(0.3)
     smooth, x, generator = Smooth(model, 3, sigma), model.direction * 0.3, torch.Generator().manual_seed(1)
-    samples = [Sample(x, generator, Draws(50, 400)) for _ in range(runs)]
-    votes = [(done.selection[-1], done.estimation[-1]) for done in smooth.sample(samples, 450)]
+    requests = [VoteRequest(x, generator, Draws(50, 400)) for _ in range(runs)]
+    votes = [(done.selection[-1], done.estimation[-1]) for done in smooth.count_many(requests, 450)]
     radii = np.array([multiclass_certificate(*one, alpha, sigma) for one in votes])
     papers = np.array([Certificate(alpha, sigma)(*one) for one in votes])
     wrong = (radii[:, 0] == 2) & (radii[:, 1] > 0.3) | (radii[:, 0] < 2) & (radii[:, 0] >= 0)
@@ -229,10 +229,11 @@ class RoundsByPass(FixedPasses):
 def test_an_images_votes_are_all_of_passes_of_one_size(capsys):
     def votes(network):
         images = (
-            Sample(torch.zeros(1, 4, 4), torch.Generator().manual_seed(idx), Draws(20, 200), idx) for idx in range(6)
+            VoteRequest(torch.zeros(1, 4, 4), torch.Generator().manual_seed(idx), Draws(20, 200), idx)
+            for idx in range(6)
         )
         smooth = Smooth(network, 65, 0.5)
-        return {one.idx: (one.selection.tolist(), one.estimation.tolist()) for one in smooth.sample(images, 64)}
+        return {one.idx: (one.selection.tolist(), one.estimation.tolist()) for one in smooth.count_many(images, 64)}
 
     found, large, small = votes(RoundsByPass(64, 9)), votes(RoundsByPass(64, -1)), votes(RoundsByPass(32, -1))
     assert all(found[idx] in (large[idx], small[idx]) for idx in range(6))
@@ -249,8 +250,8 @@ class DisagreesOnAll(RoundsByPass):
 
 
 def test_what_was_drawn_before_a_pass_was_halved_is_no_disagreement():
-    samples = (Sample(torch.zeros(1, 4, 4), None, Draws(20, 200), idx) for idx in range(6))
-    found = list(Smooth(DisagreesOnAll(64, 9), 65, 0.5, consensus=2).sample(samples, 64))
+    requests = (VoteRequest(torch.zeros(1, 4, 4), None, Draws(20, 200), idx) for idx in range(6))
+    found = list(Smooth(DisagreesOnAll(64, 9), 65, 0.5, consensus=2).count_many(requests, 64))
     assert [one.disagreed for one in found] == [220] * 6
 
 

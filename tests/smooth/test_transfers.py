@@ -6,7 +6,7 @@ import torch
 
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 from spacte.utils import RunError
 
 
@@ -24,9 +24,9 @@ class Sign(torch.nn.Module):
         return torch.stack([-scores, scores], dim=-1)
 
 
-def samples_of(values, draws):
+def requests_of(values, draws):
     for idx, value in enumerate(values):
-        yield Sample(torch.full((1, 2, 2), value), torch.Generator().manual_seed(idx), draws, idx)
+        yield VoteRequest(torch.full((1, 2, 2), value), torch.Generator().manual_seed(idx), draws, idx)
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def test_a_batch_has_at_most_one_transfer_for_all_who_look(transfers, consensus)
         return bool(estimation[1] > 260)
 
     def found(values):
-        samples = Smooth(Sign(), 2, 0.5, consensus=consensus).sample(values, 1000)
-        return {one.idx: (one.selection.tolist(), one.estimation.tolist()) for one in samples}
+        requests = Smooth(Sign(), 2, 0.5, consensus=consensus).count_many(values, 1000)
+        return {one.idx: (one.selection.tolist(), one.estimation.tolist()) for one in requests}
 
     values, draws = np.linspace(-0.5, 0.5, 20).tolist(), Draws(100, 2000, should_stop=should_stop)
-    together = found(samples_of(values, draws))
+    together = found(requests_of(values, draws))
     shared, asked = len(transfers), len(looks)
     single = {}
-    for one in samples_of(values, draws):
+    for one in requests_of(values, draws):
         single |= found([one])
     assert together == single
     assert shared < asked / 3, "several images look after the same batch"
@@ -65,21 +65,21 @@ def test_a_batch_has_at_most_one_transfer_for_all_who_look(transfers, consensus)
 def test_transfers_are_no_more_than_batches(transfers):
     network = Sign()
     draws = Draws(100, 2000, should_stop=lambda selection, estimation: False)
-    assert len(list(Smooth(network, 2, 0.5).sample(samples_of([0.1] * 20, draws), 1000))) == 20
+    assert len(list(Smooth(network, 2, 0.5).count_many(requests_of([0.1] * 20, draws), 1000))) == 20
     assert len(transfers) <= network.passes
 
 
 def test_a_fixed_number_of_draws_is_fetched_where_phases_end(transfers):
     """One transfer ends the selection of four images, one their estimation, and one the ten batches of an image."""
     network = Sign()
-    assert len(list(Smooth(network, 2, 0.5).sample(samples_of([0.1] * 4, Draws(25, 250)), 1000))) == 4
+    assert len(list(Smooth(network, 2, 0.5).count_many(requests_of([0.1] * 4, Draws(25, 250)), 1000))) == 4
     assert network.passes == len(transfers) == 2
     transfers.clear()
-    assert len(list(Smooth(network, 2, 0.5).sample(samples_of([0.1], Draws(0, 1000)), 100))) == 1
+    assert len(list(Smooth(network, 2, 0.5).count_many(requests_of([0.1], Draws(0, 1000)), 100))) == 1
     assert len(transfers) == 1
 
 
 def test_the_image_whose_logits_are_not_finite_is_named_among_those_of_its_batch():
-    samples = samples_of([0.1, -9.0, 0.2], Draws(10, 50))
+    requests = requests_of([0.1, -9.0, 0.2], Draws(10, 50))
     with pytest.raises(RunError, match="not finite on 10 of 10 noisy copies of image idx 1"):
-        list(Smooth(Sign(), 2, 0.5).sample(samples, 100))
+        list(Smooth(Sign(), 2, 0.5).count_many(requests, 100))

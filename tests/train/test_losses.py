@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from conftest import AffineHeads, golden, load_module
 
-from spacte.model.noisy import pgd
+from spacte.model.ascent import pgd
 
 GOLDEN = golden("losses")
 gaussian, consistency, smoothmix = (

@@ -98,7 +98,7 @@ def test_a_teacher_helps_with_hard_samples_as_with_easy_ones(tmp_path):
     logits, images, noises = torch.randn(2, 3, 4, 10), torch.rand(4, 1, 8, 8), torch.randn(3, 4, 1, 8, 8)
     loss = taught_cross_entropy(logits, torch.arange(4), 1.0, 0.7, 0.0)
     loss = dataclasses.replace(loss, sample_weights=torch.zeros(2, 4))
-    found = objective.other_losses(build_classifier("R8", "digits", 2), loss, logits, images, noises)["distil"]
+    found = objective.total_loss(build_classifier("R8", "digits", 2), loss, logits, images, noises)[1]["distil"]
     expected = objective.teachers.divergences(logits, images, noises).mean(1) @ loss.head_weights / 2
     torch.testing.assert_close(found, expected)
 
@@ -163,7 +163,7 @@ def test_a_defence_that_would_ignore_its_teachers_is_refused(tmp_path):
     objective, split = Own(recipe, 10), open_split("digits", str(tmp_path), True, CPU)
     objective.teachers = Teachers(recipe, split.spec, CPU)
     trainer = Trainer(recipe, objective, build_classifier("R8", "digits", 1), CPU, split, split)
-    with pytest.raises(UserError, match="Own does not call `other_losses`"):
+    with pytest.raises(UserError, match="Own does not call `total_loss`"):
         trainer.step(torch.rand(4, 1, 8, 8), torch.arange(4), 1)
 
 

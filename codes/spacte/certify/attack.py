@@ -28,11 +28,11 @@ from spacte.logs.counts import AttackCounts
 from spacte.logs.description import check_certification_log, description
 from spacte.logs.plans import AttackPlan
 from spacte.logs.runfiles import RunFiles
+from spacte.model.ascent import pgd
 from spacte.model.ensemble import with_ensemble
-from spacte.model.noisy import pgd
 from spacte.smooth.certificates import ABSTAIN
 from spacte.smooth.draws import Draws
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 from spacte.utils import UserError
 
 
@@ -133,8 +133,8 @@ def attacked(
             if config.exact_noise:  # towards the image, onto the grid: the norm does not grow
                 levels = evaluation.split.spec.levels
                 moved = ((image * levels).round() + ((moved - image) * levels).trunc()) / levels
-            sample = Sample(moved, generator, Draws(0, config.N), idx)
-            (drawn,) = evaluation.smooth.sample([sample], evaluation.batch_size)
+            request = VoteRequest(moved, generator, Draws(0, config.N), idx)
+            (drawn,) = evaluation.smooth.count_many([request], evaluation.batch_size)
             votes.append(drawn.estimation)
             norms.append(float((moved - image).norm()))
             seconds.append(time.monotonic() - started)

@@ -14,11 +14,11 @@ from torch import nn
 
 from spacte.certify.contract import SPOT_CHECK_IMAGES, answers, check_contract
 from spacte.data.splits import Split
-from spacte.device import arithmetic, default_batch_size
+from spacte.device import default_batch_size
 from spacte.distributed import is_main_process, on_main_process
 from spacte.logs.config import RunConfig
-from spacte.model.checkpoint import Loaded
-from spacte.model.foreign import Foreign
+from spacte.model.checkpoint import LoadedClassifier
+from spacte.model.foreign import ForeignClassifier
 from spacte.model.frozen import freeze, scales_of
 from spacte.model.identity import parameters_sha256
 from spacte.model.members import NetworkEnsemble
@@ -26,13 +26,14 @@ from spacte.model.noisy import with_fixed_noise
 from spacte.model.recognition import check_normalisation
 from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.names import printable_name
+from spacte.precision import arithmetic
 from spacte.utils import UserError
 
 
 @dataclass(frozen=True)
 class ComputeSettings:
     """Where and how networks run: `batch_size_flag` is the requested batch size, `draws` how many noisy copies of an
-    image estimate its votes, `arithmetic` the settings that the precision stands for (spacte.device).
+    image estimate its votes, `arithmetic` the settings that the precision stands for (spacte.precision).
     """
 
     device: torch.device
@@ -63,7 +64,7 @@ class BaseClassifier:
 # --- checkpoints ---
 
 
-def joint_config(networks: list[Loaded]) -> RunConfig:
+def joint_config(networks: list[LoadedClassifier]) -> RunConfig:
     """What one checkpoint, or several that belong together, say of a configuration; architectures and heads may differ.
 
     Raises UserError if they do not, or one does not say its noise_sd.
@@ -89,7 +90,7 @@ def joint_config(networks: list[Loaded]) -> RunConfig:
 
 
 def base_from_checkpoints(
-    networks: list[Loaded],
+    networks: list[LoadedClassifier],
     config: RunConfig,
     split: Split,
     computing: ComputeSettings,
@@ -123,7 +124,7 @@ def base_from_checkpoints(
     return BaseClassifier(base, _run_name(networks, training, config.noise_sd), config, training)
 
 
-def _run_name(networks: list[Loaded], training: list[dict | None], noise_sd: float) -> str:
+def _run_name(networks: list[LoadedClassifier], training: list[dict | None], noise_sd: float) -> str:
     """The networks' runs and, where it is another than the noise here, that of their training, which is also said."""
     name = _joint_name([network.run for network in networks])
     trained = sorted({one["noise_sd"] for one in training if one and "noise_sd" in one} - {noise_sd})
@@ -133,7 +134,9 @@ def _run_name(networks: list[Loaded], training: list[dict | None], noise_sd: flo
     return printable_name(name + f"-trained-at-{'+'.join(f'{sigma:g}' for sigma in trained)}" * bool(trained))
 
 
-def _scales(networks: list[Loaded], noise_sd: float, open_training: Callable[[], Split] | None) -> list[Scales]:
+def _scales(
+    networks: list[LoadedClassifier], noise_sd: float, open_training: Callable[[], Split] | None
+) -> list[Scales]:
     """Of int8, of each network: those that its file holds for this noise, or measured."""
 
     def measured() -> list[Scales]:
@@ -164,7 +167,7 @@ def _scales(networks: list[Loaded], noise_sd: float, open_training: Callable[[],
     return on_main_process(measured)
 
 
-def _examined(network: Loaded, split: Split, noise_sd: float) -> Loaded:
+def _examined(network: LoadedClassifier, split: Split, noise_sd: float) -> LoadedClassifier:
     """A published network, behind its normalisation; its BatchNorms say whether it is the one that was trained."""
     if not network.published:
         return network
@@ -200,7 +203,7 @@ def base_from_callable(
             "itself, as codes/examples/int8.py does, and runs in fp32"
         )
     batch_size = computing.batch_size(split)
-    classifier = Foreign(function, computing.device, computing.precision, batch_size, computing.compiled)
+    classifier = ForeignClassifier(function, computing.device, computing.precision, batch_size, computing.compiled)
     images, _ = split.some(SPOT_CHECK_IMAGES)
     logits = check_contract(classifier, with_fixed_noise(images, config.noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now

@@ -85,7 +85,7 @@ def certify_images(
             if config.classifier is not None:  # the user's own
                 print(SPOT_CHECK, file=sys.stderr)
             warn_at_chance(evaluation.smooth, evaluation.split)
-        for counts in evaluation.sample("certify", writer.missing, plan.draws):
+        for counts in evaluation.count_votes("certify", writer.missing, plan.draws):
             writer.write(counts)
     return files, writer.summary()
 

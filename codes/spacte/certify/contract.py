@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spacte.device import memory_is_short
 from spacte.model.ensemble import with_ensemble
-from spacte.model.foreign import Foreign
+from spacte.model.foreign import ForeignClassifier
 from spacte.utils import UserError, failure
 
 # what rounding makes of logits, as a share of their spread: in another place of the batch; in the same place of a batch
@@ -21,7 +21,7 @@ from spacte.utils import UserError, failure
 _FINE, _COARSE = (1e-3, 1e-4), (1e-2, 1e-3)  # fp32; tf32 and bf16
 
 
-def check_contract(classifier: Foreign, images: Tensor, num_classes: int) -> Tensor:
+def check_contract(classifier: ForeignClassifier, images: Tensor, num_classes: int) -> Tensor:
     """The logits [L, N, K] of a classifier that is a function of each image alone, on the N noised `images`.
 
     A spot check: what these images do not show (a rarer dependence on other images, or one on time) stays the user's
@@ -90,7 +90,7 @@ _DEPENDS = (
 )
 
 
-def _refuse(classifier: Foreign, images: Tensor, logits: Tensor, rounding: float, others: str) -> NoReturn:
+def _refuse(classifier: ForeignClassifier, images: Tensor, logits: Tensor, rounding: float, others: str) -> NoReturn:
     """UserError with the reason for which the classifier answers otherwise than with `logits`: `others`, unless the
     same batch alone, asked again, has another answer, too.
     """

@@ -24,15 +24,16 @@ from spacte.certify.certify import CertifySettings, certify_images, check_stoppi
 from spacte.certify.loading import compute_settings, evaluation_of
 from spacte.certify.run_settings import RunSettings
 from spacte.certify.settings import ClassifierSettings
-from spacte.data.indexed import Indexed, read_item
+from spacte.data.indexed import UserSplit, read_item
 from spacte.data.spec import DataSpec
-from spacte.device import keep_arithmetic_settings, torch_defaults
+from spacte.device import torch_defaults
 from spacte.distributed import init_distributed
 from spacte.logs.config import RunConfig
-from spacte.model.checkpoint import Loaded
+from spacte.model.checkpoint import LoadedClassifier
 from spacte.model.classifier import Classifier
 from spacte.model.modes import restore_mode_and_device
 from spacte.names import printable_name
+from spacte.precision import keep_arithmetic_settings
 from spacte.smooth.noise import GridNoise
 from spacte.utils import UserError
 
@@ -40,7 +41,7 @@ _TURN = threading.RLock()  # of a call: torch's settings and a module's mode are
 
 
 def _begin_turns_again() -> None:
-    """In a forked process, in which the thread that has the turn does not run."""
+    """Called after a fork: the thread that had the turn does not exist in the new process."""
     global _TURN
     _TURN = threading.RLock()
 
@@ -54,7 +55,7 @@ _NOT_BY_NAME = {
 
 
 def certify_dataset(
-    classifier: Callable | Loaded | list[Loaded], data: Any, *, noise_sd: float | None = None,
+    classifier: Callable | LoadedClassifier | list[LoadedClassifier], data: Any, *, noise_sd: float | None = None,
     num_classes: int | None = None, levels: int | None = None, dataset: str | None = None, name: str | None = None,
     **settings: Any,
 ) -> Path:  # fmt: skip
@@ -83,10 +84,10 @@ def certify_dataset(
     Raises UserError, before anything is written, with what is legal.
     """
     networks = classifier if isinstance(classifier, list) else [classifier]
-    loaded = [one for one in networks if isinstance(one, Loaded)]
+    loaded = [one for one in networks if isinstance(one, LoadedClassifier)]
     own, run, certification = _settings(settings)
     if noise_sd is not None:
-        noise_sd = cli.parsed("noise_sd", noise_sd, cli.image_norm if loaded else cli.positive_float)
+        noise_sd = cli.parse_value("noise_sd", noise_sd, cli.image_norm if loaded else cli.positive_float)
         own = replace(own, noise_sd=noise_sd)
     init_distributed()
     check_stopping(certification)
@@ -106,7 +107,7 @@ def certify_dataset(
     return files.log
 
 
-def _warn_of_range(split: Indexed) -> None:
+def _warn_of_range(split: UserSplit) -> None:
     """Warn where pictures, all of which have been read, lie outside [0, 1]."""
     low, high = split.range
     if len(split.spec.shape) == 3 and not 0 <= low <= high <= 1:
@@ -144,7 +145,7 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
     if strange:
         raise UserError(f"unknown setting '{strange[0]}': choose from {', '.join(sorted(legal))}")
     given = {name: str(value) if isinstance(value, Path | torch.device) else value for name, value in given.items()}
-    values = cli.checked(parser_of(""), given)
+    values = cli.check_settings(parser_of(""), given)
     own, run, certification = (
         {one.name: values[one.name] for one in fields(kind) if one.name in values} for kind in _KINDS
     )
@@ -152,9 +153,9 @@ def _settings(given: dict) -> tuple[ClassifierSettings, RunSettings, CertifySett
 
 
 def _from_checkpoints(
-    networks: list[Loaded], data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
+    networks: list[LoadedClassifier], data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
     dataset: str | None, computing: ComputeSettings,
-) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
+) -> tuple[BaseClassifier, UserSplit]:  # fmt: skip
     """UserError if the networks do not belong together, or know another number of classes or levels."""
     if noise_sd is not None:  # else each is evaluated at training's
         networks = [replace(one, noise_sd=noise_sd) for one in networks]
@@ -164,14 +165,14 @@ def _from_checkpoints(
     for what, value, own in (("num_classes", num_classes, spec.num_classes), ("levels", levels, spec.levels)):
         if value not in (None, own):
             raise UserError(f"{what} {value} contradicts the checkpoint, which has {own}")
-    split = Indexed(spec, data, computing.device)
+    split = UserSplit(spec, data, computing.device)
     return base_from_checkpoints(networks, config, split, computing), split
 
 
 def _from_callable(
     function: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
     dataset: str | None, computing: ComputeSettings,
-) -> tuple[BaseClassifier, Indexed]:  # fmt: skip
+) -> tuple[BaseClassifier, UserSplit]:  # fmt: skip
     """UserError if the function is none, or it is not said what is certified."""
     if not callable(function):
         raise UserError(
@@ -187,7 +188,7 @@ def _from_callable(
     dataset = dataset or "data"
     first = read_item(data, 0)[0] if len(data) else torch.empty(0)
     spec = DataSpec(dataset, tuple(first.shape), num_classes, (0.0,), (1.0,), levels)
-    split = Indexed(spec, data, computing.device, any_range=True)
+    split = UserSplit(spec, data, computing.device, any_range=True)
     kind = getattr(function, "__name__", type(function).__name__)
     if isinstance(function, Classifier):  # of a checkpoint: what it was called before it had a class of its own
         kind = "Sequential"

@@ -11,7 +11,7 @@ from spacte.logs.config import RunConfig
 from spacte.logs.counts import VoteCounts
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 from spacte.utils import derived_seed
 
 
@@ -37,17 +37,19 @@ class Evaluation:
         # of the image's own, so that skips, shards and batches, which change the order of images, change no draw
         return torch.Generator(self.device).manual_seed(derived_seed(purpose, self.config.seed, idx))
 
-    def sample(self, purpose: str, indices: Iterable[int], draws_of: Callable[[int], Draws]) -> Iterator[VoteCounts]:
+    def count_votes(
+        self, purpose: str, indices: Iterable[int], draws_of: Callable[[int], Draws]
+    ) -> Iterator[VoteCounts]:
         """The votes of the images, in about their order; `draws_of(label)` says what is drawn for an image."""
         labels: dict[int, int] = {}
 
-        def samples() -> Iterator[Sample]:
+        def requests() -> Iterator[VoteRequest]:
             """Each image's sample when it is its turn, so that few are in memory."""
             for idx in indices:
                 image, labels[idx] = self.split[idx]
-                yield Sample(image, self.generator(purpose, idx), draws_of(labels[idx]), idx)
+                yield VoteRequest(image, self.generator(purpose, idx), draws_of(labels[idx]), idx)
 
-        for votes in self.smooth.sample(samples(), self.batch_size):
+        for votes in self.smooth.count_many(requests(), self.batch_size):
             disagreed = votes.disagreed if self.smooth.consensus else None
             label = labels.pop(votes.idx)
             yield VoteCounts(votes.idx, label, votes.seconds, votes.selection, votes.estimation, disagreed)

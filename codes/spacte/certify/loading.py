@@ -19,15 +19,16 @@ from spacte.certify.settings import ClassifierSettings
 from spacte.data.sources import open_split
 from spacte.data.spec import DATASETS, DataSpec
 from spacte.data.splits import Split
-from spacte.device import arithmetic, select_device, select_precision
+from spacte.device import select_device
 from spacte.distributed import main_process_first
 from spacte.files import sha256
 from spacte.logs.config import RunConfig
 from spacte.model import foreign
 from spacte.model.checkpoint import load_classifier
 from spacte.model.int8 import check_exact
-from spacte.model.members import ByMembers
+from spacte.model.members import HasMembers
 from spacte.names import printable_name
+from spacte.precision import arithmetic, select_precision
 from spacte.provenance import deciding_versions, package_versions
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.smooth.smooth import Smooth
@@ -57,13 +58,13 @@ def load(settings: ClassifierSettings, draws: int, split: Split | None = None) -
         split = _test_split(config.dataset, settings, computing, spec)
     else:
         try:
-            split = split.described_as(spec)
+            split = split.with_spec(spec)
         except UserError as error:
             raise UserError(f"checkpoint '{settings.model_path[0]}': {error}") from error
 
     def training() -> Split:
         """The images that int8 is measured on."""
-        return open_split(config.dataset, settings.data_dir, True, computing.device, spec=spec)
+        return open_split(config.dataset, settings.data_dir, train=True, device=computing.device, spec=spec)
 
     base = base_from_checkpoints(networks, config, split, computing, training)
     return evaluation_of(base, split, settings, computing)
@@ -77,7 +78,7 @@ def evaluation_of(
     if settings.head is not None and settings.head >= heads:
         raise UserError(f"--head {settings.head}: the classifier's heads are 0..{heads - 1}")
     if settings.consensus is not None:
-        members = base.network.members if isinstance(base.network, ByMembers) else heads
+        members = base.network.members if isinstance(base.network, HasMembers) else heads
         _check_consensus(settings.consensus, settings.head, members)
     sigma, levels = base.config.noise_sd, split.spec.levels
     noise = GridNoise(sigma, levels) if settings.exact_noise else GaussianNoise(sigma)
@@ -126,7 +127,9 @@ def compute_settings(settings: ClassifierSettings, draws: int) -> ComputeSetting
 
 
 def _test_split(dataset: str, settings: ClassifierSettings, computing: ComputeSettings, spec: DataSpec | None) -> Split:
-    return main_process_first(lambda: open_split(dataset, settings.data_dir, False, computing.device, spec=spec))
+    return main_process_first(
+        lambda: open_split(dataset, settings.data_dir, train=False, device=computing.device, spec=spec)
+    )
 
 
 def _from_function(

@@ -39,7 +39,7 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
     decide_pass_size(evaluation, files, classifier.images_per_pass, run.overwrite)
 
     with writing(files, plan, about(evaluation, classifier, run, settings), indices, run.overwrite) as writer:
-        for counts in evaluation.sample("predict", writer.missing, plan.draws):
+        for counts in evaluation.count_votes("predict", writer.missing, plan.draws):
             writer.write(counts)
     if is_main_process():
         print(f"{writer.summary()}\nlog: {files.log}")

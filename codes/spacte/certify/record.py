@@ -17,7 +17,7 @@ def decide_pass_size(evaluation: Evaluation, files: RunFiles, requested: int | N
     """Let passes on the CPU be as large as requested, or as the run's JSON or its other shards' say; else measure.
 
     So the counts of a run, whose last digit they may decide, are the same in all its parts, except that shards which
-    begin in the same moment may measure differently. Every process must ask.
+    begin in the same moment may measure differently. Every process must call it.
     """
     network = evaluation.smooth.base_classifier
 

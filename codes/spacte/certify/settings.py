@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from spacte import cli
 from spacte.data.spec import DATASETS
-from spacte.device import INFERENCE_PRECISIONS
 from spacte.model import LEGAL_ARCHITECTURES
-from spacte.model.normalisation import NORMALISATIONS, parsed
+from spacte.model.normalisation import NORMALISATIONS, parse_constants
+from spacte.precision import INFERENCE_PRECISIONS
 from spacte.utils import UserError
 
 
@@ -81,7 +81,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
 def _normalisation(text: str) -> str:
     if text not in ("auto", *NORMALISATIONS):
         try:
-            parsed(text)
+            parse_constants(text)
         except UserError as error:
             raise ArgumentTypeError(str(error)) from None
     return text

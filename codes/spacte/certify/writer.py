@@ -67,7 +67,7 @@ def writing(
     together or cannot be written, and where another process is writing them.
 
         with writing(files, plan, about, indices, overwrite) as writer:
-            for counts in evaluation.sample(..., writer.missing, ...):
+            for counts in evaluation.count_votes(..., writer.missing, ...):
                 writer.write(counts)
         print(writer.summary())
     """

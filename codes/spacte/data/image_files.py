@@ -23,7 +23,7 @@ _COMMON = ".png, .jpg, .webp, .bmp, .gif, .tif, ..."
 _ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: a line for each image, its name and its class first
 
 
-class Tree(datasets.ImageFolder):
+class ImageTree(datasets.ImageFolder):
     """The images of a folder `<class>/*`, or of Tiny-ImageNet's `val`, whose classes stand in a file.
 
     Classes may be empty where `empty` is true: those of a test set.
@@ -117,7 +117,7 @@ def read_tree(folder: Path, empty: bool = False) -> tuple[Tensor, Tensor, tuple[
     With `empty` a class may have none. Raises UserError that names the file if one cannot be read, has more than
     8 bits or another size.
     """
-    tree = Tree(folder, empty)
+    tree = ImageTree(folder, empty)
     arrays = []
     for path, _ in tree.samples:
         arrays.append(_read_image(path))

@@ -15,7 +15,7 @@ from spacte.data.splits import Split
 from spacte.utils import FOREIGN_ERRORS, UserError, failure, listed
 
 
-class Indexed(Split):
+class UserSplit(Split):
     """A split over any torch Dataset of the user's, or anything that is indexed like one; never augmented.
 
     `dataset[idx]` is an image, uint8 from 0 to spec.levels or floating point, of the spec's shape as a tensor or an
@@ -98,22 +98,22 @@ def read_item(dataset: Any, idx: int) -> tuple[Tensor, int]:
     try:
         image, label = item
     except (TypeError, ValueError):
-        raise UserError(f"{legal}: it is a {_described(item)}") from None
+        raise UserError(f"{legal}: it is a {_describe(item)}") from None
     try:
         image = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image).detach()
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{legal}: its image is a {_described(image)}, not a tensor, an array or a picture") from None
+        raise UserError(f"{legal}: its image is a {_describe(image)}, not a tensor, an array or a picture") from None
     if not image.dim() or not image.numel() or image.is_complex():
-        raise UserError(f"{legal}: its image is a {_described(image)}, not real values of one dimension or more")
+        raise UserError(f"{legal}: its image is a {_describe(image)}, not real values of one dimension or more")
     try:
         number = float(label)
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{legal}: its label is a {_described(label)}, not an integer") from None
+        raise UserError(f"{legal}: its label is a {_describe(label)}, not an integer") from None
     if not number.is_integer():
         raise UserError(f"{legal}: its label {label} must be an integer")
     return image, int(number)
 
 
-def _described(value: object) -> str:
+def _describe(value: object) -> str:
     shape = getattr(value, "shape", None)
     return type(value).__name__ + ("" if shape is None else f" of shape {list(shape)}")

@@ -15,9 +15,9 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from spacte.data.image_files import Tree, load_rgb, read_tree, test_folder
+from spacte.data.image_files import ImageTree, load_rgb, read_tree, test_folder
 from spacte.data.spec import DataSpec, data_spec
-from spacte.data.splits import BatchedSplit, InMemory, Streamed
+from spacte.data.splits import BatchedSplit, InMemory, StreamedSplit
 from spacte.files import gone_on_failure, remove_leftovers, temporary_name
 from spacte.utils import UserError, failure
 
@@ -67,16 +67,16 @@ def _saved_arrays(path: Path, train: bool) -> Arrays:
         raise UserError(f"'{path}' lacks {', '.join(missing)}: it must hold {', '.join(_SAVED)}")
     images, labels = arrays
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise UserError(f"'{path}': {part} must be uint8 [n, C, H, W] or [n, H, W], not {_described(images)}")
+        raise UserError(f"'{path}': {part} must be uint8 [n, C, H, W] or [n, H, W], not {_describe(images)}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-        raise UserError(f"'{path}': {part}_labels must be {len(images)} integers, not {_described(labels)}")
+        raise UserError(f"'{path}': {part}_labels must be {len(images)} integers, not {_describe(labels)}")
     return images, labels.astype(np.int64)
 
 
 _SAVED = ("train", "train_labels", "test", "test_labels")
 
 
-def _described(array: np.ndarray) -> str:
+def _describe(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
@@ -164,7 +164,7 @@ def open_split(
     if train not in (True, False):
         raise UserError(f"train: '{train}' must be True, the training split, or False, the test split")
     split = _opened(name, Path(data_dir), train, torch.device(device), workers)
-    return split if spec is None else split.described_as(spec)
+    return split if spec is None else split.with_spec(spec)
 
 
 def _opened(name: str, data_dir: Path, train: bool, device: torch.device, workers: int) -> BatchedSplit:
@@ -173,7 +173,7 @@ def _opened(name: str, data_dir: Path, train: bool, device: torch.device, worker
         return InMemory(_measured_spec(images, class_names), images, labels, train, device, crop=4, flip=True)
     spec = data_spec(name)
     if name == "ImageNet":
-        return Streamed(spec, _imagenet(data_dir, train), _centre, device, workers)
+        return StreamedSplit(spec, _imagenet(data_dir, train), _centre, device, workers)
     if name not in SOURCES:
         raise UserError(f"data set '{name}' has a spec, but no Source in spacte/data/sources.py that reads it")
     source = SOURCES[name]
@@ -203,7 +203,7 @@ _augmented = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v
 
 def _imagenet(data_dir: Path, train: bool) -> datasets.ImageFolder:
     """ILSVRC 2012 with Cohen et al.'s transforms: random resized crop and flip, or resize to 256 and centre crop."""
-    tree = Tree(
+    tree = ImageTree(
         data_dir / ("ILSVRC2012_img_train" if train else "ILSVRC2012_img_val"),
         transform=_augmented if train else _centre,
         loader=load_rgb,

@@ -47,7 +47,7 @@ class Split(ABC):
         """The label of an image, without reading the image where that can be."""
         return self[idx][1]
 
-    def described_as(self, spec: DataSpec) -> Self:
+    def with_spec(self, spec: DataSpec) -> Self:
         """The same split, described by a classifier's spec. UserError if sizes or classes differ."""
         if spec.class_names != self.spec.class_names:
             missing, unknown = (
@@ -215,7 +215,7 @@ class InMemory(BatchedSplit):
             yield self._scaled(images), self.labels[chosen]
 
 
-class Streamed(BatchedSplit):
+class StreamedSplit(BatchedSplit):
     """A split read from files by worker processes: ImageNet.
 
     `dataset` yields uint8 images [C, H, W] and labels, augmented for training; `plain` makes such an image, without

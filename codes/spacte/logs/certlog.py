@@ -94,7 +94,7 @@ def read_table(path: Path | str) -> pd.DataFrame:
         table = table.iloc[:-1]
     if table.empty:
         raise UserError(f"'{path}' is a certification log without a row")
-    table = table.assign(**{name: _checked(table[name], path) for name in columns})
+    table = table.assign(**{name: _legal_numbers(table[name], path) for name in columns})
     contradiction = (table["label"] == table["predict"]) != table["correct"]
     if contradiction.any():
         raise UserError(f"'{path}', line {first_line(contradiction)}: correct contradicts label and predict")
@@ -117,7 +117,7 @@ def first_line(rows: pd.Series) -> int:
     return int(rows.to_numpy().argmax()) + 2
 
 
-def _checked(column: pd.Series, path: Path | str) -> pd.Series:
+def _legal_numbers(column: pd.Series, path: Path | str) -> pd.Series:
     kind, legal, accept = _LEGAL[column.name]
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
     wrong = ~(np.isfinite(numbers) & ((numbers % 1 == 0) & (numbers < 2**53) | (kind is float)) & accept(numbers))

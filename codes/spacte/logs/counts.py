@@ -59,7 +59,7 @@ class VoteCounts:
     @classmethod
     def from_line(cls, line: str) -> "VoteCounts":
         """The inverse of `to_line`. Raises UserError that says what is wrong if the line is not a vote count."""
-        fields = parsed(line)
+        fields = parse_line(line)
         selection, estimation = (dense(fields.get(name), fields["classes"]) for name in ("selection", "estimation"))
         if len(selection) != len(estimation):
             raise UserError(f"not a vote count: {len(selection)} voters select and {len(estimation)} estimate")
@@ -99,7 +99,7 @@ class AttackCounts:
     @classmethod
     def from_line(cls, line: str) -> "AttackCounts":
         """The inverse of `to_line`. Raises UserError if the line is not a count of an attack."""
-        fields = parsed(line)
+        fields = parse_line(line)
         try:
             norms, took = ([float(one[name]) for one in fields["attacks"]] for name in ("norm", "seconds"))
             votes = [dense(one["votes"], fields["classes"]) for one in fields["attacks"]]
@@ -140,7 +140,7 @@ def dense(voters: object, classes: int) -> np.ndarray:
     return table
 
 
-def parsed(line: str) -> dict:
+def parse_line(line: str) -> dict:
     """The fields of a JSON line with idx, label, seconds and classes. Raises UserError if one is wrong."""
     try:
         fields = json.loads(line, object_pairs_hook=_without_duplicates)

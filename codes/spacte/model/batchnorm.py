@@ -1,7 +1,8 @@
-"""How far the running statistics that BatchNorm kept in training lie from those of data, in nats."""
+"""BatchNorm's running statistics: how far those of training lie from those of data, in nats, and how to keep them."""
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -15,7 +16,7 @@ _PART = 128  # images at once
 
 
 @torch.no_grad()
-def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, int]]:
+def statistics_kl(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, int]]:
     """How far the running statistics of each BatchNorm lie from what it is given for `images` [N, C, H, W], in nats,
     and how many pixels it is given of an image.
 
@@ -48,12 +49,12 @@ def distances(classifier: nn.Module, images: Tensor) -> dict[str, tuple[float, i
     for number in range(parts):  # interleaved: each part has its share of those with noise
         classifier(images[number::parts])
     return {
-        name: (float(_nats(mean, square - mean**2, *kept[name], trained[name].eps)), pixels[name])
+        name: (float(_mean_kl(mean, square - mean**2, *kept[name], trained[name].eps)), pixels[name])
         for name, (mean, square) in sums.items()
     }
 
 
-def _nats(mean: Tensor, variance: Tensor, trained_mean: Tensor, trained_variance: Tensor, eps: float) -> Tensor:
+def _mean_kl(mean: Tensor, variance: Tensor, trained_mean: Tensor, trained_variance: Tensor, eps: float) -> Tensor:
     expected = trained_variance.double() + eps
     ratio = (variance + eps) / expected
     return ((mean - trained_mean.double()) ** 2 / expected + ratio - 1 - ratio.log()).mean() / 2
@@ -104,7 +105,7 @@ class FirstLayer:
     def distance(self, values: Constants) -> float:
         """How far bn1's statistics of training lie from those after the normalisation, in nats."""
         mean, std = torch.tensor(values, dtype=torch.float64)
-        return float(self._nats(torch.cat([1 / std, -mean / std])))
+        return float(self._mean_kl(torch.cat([1 / std, -mean / std])))
 
     def fitted(self, start: Constants) -> Constants:
         """The constants after which bn1 is nearest, to three digits, climbed to from `start`."""
@@ -115,7 +116,7 @@ class FirstLayer:
         def loss() -> Tensor:
             """The distance, with its gradient."""
             optimizer.zero_grad()
-            value = self._nats(point)
+            value = self._mean_kl(point)
             value.backward()
             return value
 
@@ -124,7 +125,21 @@ class FirstLayer:
         mean, std = ([float(f"{value:.3g}") for value in part] for part in ((-b / a).tolist(), (1 / a).tolist()))
         return tuple(mean), tuple(std)
 
-    def _nats(self, weights: Tensor) -> Tensor:
+    def _mean_kl(self, weights: Tensor) -> Tensor:
         mean = self.mean @ weights
         variance = torch.einsum("i,oij,j->o", weights, self.products, weights) - mean**2
-        return _nats(mean, variance, *self.trained)
+        return _mean_kl(mean, variance, *self.trained)
+
+
+@contextlib.contextmanager
+def keep_running_statistics(classifier: nn.Module) -> Iterator[None]:
+    """Within it BatchNorm in training mode uses a batch's own statistics, and leaves the running ones as they are."""
+    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [norm for norm in norms if norm.training and norm.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -23,7 +23,7 @@ from spacte.model.normalisation import (
     constants,
     name_of,
     normalisation,
-    parsed,
+    parse_constants,
 )
 from spacte.model.published import KNOWN, Weights, how_to_certify_it, identify_network, published_name
 from spacte.model.scales import Scales
@@ -32,7 +32,7 @@ from spacte.utils import UserError, listed
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedClassifier:
     """A classifier from a checkpoint, the data set it was made for, and what the checkpoint says of its training.
 
     `arch`, `dataset`, `num_heads` and `noise_sd` are the caller's or else the checkpoint's (`noise_sd` may be None: not
@@ -59,7 +59,7 @@ class Loaded:
     published: bool = False
     scales: Scales | None = None
 
-    def with_scales(self, images: Tensor, noise_sd: float | None = None) -> "Loaded":
+    def with_scales(self, images: Tensor, noise_sd: float | None = None) -> "LoadedClassifier":
         """The same with what int8 needs, measured on training images [N, C, H, W] in [0, 1], at training's noise or
         another. UserError if they are not that, or this CPU cannot compute int8.
         """
@@ -81,7 +81,7 @@ class Loaded:
                 "now as a module of your own, its .classifier"
             )
 
-    def normalised_by(self, name: str) -> "Loaded":
+    def normalised_by(self, name: str) -> "LoadedClassifier":
         """The same with the normalisation `name` before the network."""
         self.check_unchanged()
         classifier, known = _normalised(self.classifier.network, name, self.spec)
@@ -111,7 +111,7 @@ def load_classifier(
     noise_sd: float | None = None,
     normalize: str = "auto",
     spec: DataSpec | None = None,
-) -> Loaded:
+) -> LoadedClassifier:
     """The classifier of a checkpoint, on the CPU; what the checkpoint knows need not be given.
 
     A checkpoint of the authors' code, `module.` in its keys or not, knows only its heads: give the rest. A published
@@ -130,7 +130,7 @@ def load_classifier(
 def classifier_from_contents(
     contents: dict, path: Path | str, arch: str | None = None, dataset: str | None = None, num_heads: int | None = None,
     noise_sd: float | None = None, normalize: str = "auto", spec: DataSpec | None = None,
-) -> Loaded:  # fmt: skip
+) -> LoadedClassifier:  # fmt: skip
     """What `load_classifier` makes of what `read` has found in the file."""
     path, weights = Path(path), identify_network(contents["state_dict"])
     if weights is None:
@@ -155,7 +155,7 @@ def classifier_from_contents(
     known: str | None = "mean_std"
     if published:
         classifier, known = _published_classifier(classifier.network, normalize, spec, path)
-    return Loaded(
+    return LoadedClassifier(
         path, contents["file_sha256"], classifier.eval(), structure_sha256(classifier), spec, **settings, run=run,
         defence=defence, training=training or None, normalize=known, published=published,
         scales=None if published else _scales_in(contents, path),
@@ -226,7 +226,7 @@ def _scales_in(contents: dict, path: Path) -> Scales | None:
 def _checked_normalize(path: Path, normalize: str, published: bool, in_file: str | None) -> str:
     """The normalisation that is asked for, or that the file holds. UserError if they contradict each other."""
     if normalize not in ("auto", *NORMALISATIONS):
-        parsed(normalize)
+        parse_constants(normalize)
     if not published and normalize not in ("auto", "mean_std"):
         raise UserError(f"--normalize {normalize} contradicts checkpoint '{path}', which was trained with mean_std")
     if in_file is None or normalize == in_file:

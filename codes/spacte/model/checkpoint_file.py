@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spacte.data.spec import DataSpec
 from spacte.files import replace_file
-from spacte.model.file_kinds import described, folder_line
+from spacte.model.file_kinds import describe_file, folder_line
 from spacte.model.published import CONTAINERS, how_to_certify_it, state_dict_of
 from spacte.utils import UserError, listed
 
@@ -103,7 +103,7 @@ def _loaded(path: Path) -> tuple[Any, str]:
         raise
     except Exception as error:  # torch.load raises whatever the damage happens to trigger
         raise UserError(
-            f"'{path}' is not a readable checkpoint (truncated or foreign): it {described(path)}"
+            f"'{path}' is not a readable checkpoint (truncated or foreign): it {describe_file(path)}"
         ) from error
 
 

@@ -4,8 +4,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from spacte.device import autocast
 from spacte.model.heads import MultiHeadNetwork
+from spacte.precision import autocast
 
 
 class Classifier(nn.Sequential):

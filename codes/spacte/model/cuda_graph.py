@@ -62,8 +62,10 @@ class Graph:
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Of this GPU. That of torch.cuda.graph belongs to the one that was current when it was first used: what runs on
-    another would not be captured, and each replay would return the results of the first.
+    """The stream in which this GPU's graphs are captured.
+
+    torch.cuda.graph's own belongs to the GPU that was current when it was first used: work on another GPU would not be
+    captured, and each replay would return the results of the first.
     """
     return torch.cuda.Stream(device)
 

@@ -36,7 +36,7 @@ def folder_line(path: Path) -> str:
     return f"'{path}' is a folder, not a checkpoint: {there}"
 
 
-def described(path: Path) -> str:
+def describe_file(path: Path) -> str:
     """What the file is, and what to do, as the end of a sentence that begins with its name."""
     with open(path, "rb") as file:
         head = file.read(512)

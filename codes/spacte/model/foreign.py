@@ -1,6 +1,6 @@
 """A classifier of the user's own, and the function in a file that builds it.
 
-FILE.py:function -> module or callable -> Foreign: images [N, C, H, W] in [0, 1] -> logits [L, N, K]
+FILE.py:function -> module or callable -> ForeignClassifier: images [N, C, H, W] in [0, 1] -> logits [L, N, K]
 """
 
 import ast
@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spacte.device import autocast, memory_is_short
+from spacte.device import memory_is_short
 from spacte.model.modes import switch_to_eval
 from spacte.model.passes import FixedPasses
 from spacte.names import printable_name
+from spacte.precision import autocast
 from spacte.utils import FOREIGN_ERRORS, RunError, UserError, failure, listed
 
 
-class Foreign(FixedPasses):
+class ForeignClassifier(FixedPasses):
     """A user's module or callable, images [N, C, H, W] -> logits [N, K] or [L, N, K], as a classifier in fixed passes.
 
     A module is moved to the device and put into eval mode if it is not there already; another callable has its networks
@@ -63,10 +64,10 @@ class Foreign(FixedPasses):
         with autocast(self.device, self.precision):
             logits = self.function(images.clone() if self.copies else images)
         if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.dim() not in (2, 3):
-            raise UserError(f"the classifier returned {_described(logits)}: it must return {_LEGAL}{_where_in(logits)}")
+            raise UserError(f"the classifier returned {_describe(logits)}: it must return {_LEGAL}{_where_in(logits)}")
         if logits.shape[-2] != len(images):
             raise UserError(
-                f"the classifier returned {_described(logits)} for {len(images)} images: they must be {_LEGAL}"
+                f"the classifier returned {_describe(logits)} for {len(images)} images: they must be {_LEGAL}"
             )
         return logits.float() if logits.dim() == 3 else logits.float().unsqueeze(0)
 
@@ -107,7 +108,7 @@ def _advice(function: Callable) -> str:
     return f"; its parameters are {kind}, the images float32: return module.float(), or a function that converts both"
 
 
-def _described(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return f"a {type(value).__name__}"
@@ -162,7 +163,7 @@ def build(name: str, arguments: dict) -> Callable:
         raise UserError(f"--classifier {name}: {failure(error)}") from error
     if not callable(classifier):
         raise UserError(
-            f"--classifier {name}: {function} returned {_described(classifier)}: it must return a module or a callable"
+            f"--classifier {name}: {function} returned {_describe(classifier)}: it must return a module or a callable"
         )
     return classifier
 

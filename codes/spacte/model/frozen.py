@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spacte.device import autocast, torch_defaults
+from spacte.device import torch_defaults
 from spacte.model import int8
 from spacte.model.classifier import Classifier
 from spacte.model.fused import fuse
 from spacte.model.heads import MultiHeadNetwork
 from spacte.model.passes import FixedPasses
-from spacte.model.scales import Scales, measured
+from spacte.model.scales import Scales, calibrate
+from spacte.precision import autocast
 from spacte.utils import UserError
 
 _PRECISIONS = ("fp32", "tf32", "bf16", "int8")
@@ -31,11 +32,11 @@ def freeze(
     batch_size: int = 1000,
     compiled: bool = False,
     scales: Scales | None = None,
-) -> "Frozen":
+) -> "FrozenClassifier":
     """A copy of `Sequential(normalise, network)` for inference: the same function except for rounding, never trained.
 
     images [N, C, H, W] -> logits [L, N, K], float32. `precision` "bf16" computes in bfloat16 between the normalisation
-    and the linear layers (fp32 and tf32 are settings of the device: spacte.device); "int8", on the CPU, in integers
+    and the linear layers (fp32 and tf32 are settings of torch: spacte.precision); "int8", on the CPU, in integers
     (spacte.model.int8) by `scales`, which `scales_of` measures; of images that require a gradient in float32. A pass
     has at most `batch_size` images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused
     convolutions. `compiled`: through torch.compile, with constants folded.
@@ -50,11 +51,11 @@ def freeze(
             raise ValueError("int8 needs scales")
         quantised = copy.deepcopy(network)
         int8.quantise(quantised, scales.peaks, scales.shifts)
-        return Frozen(normalise, quantised, device, batch_size, compiled, for_gradients=network)
+        return FrozenClassifier(normalise, quantised, device, batch_size, compiled, for_gradients=network)
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.float()  # 8 bits of a logit would make ties
-    frozen = Frozen(normalise.to(device), network, device, batch_size, compiled)
+    frozen = FrozenClassifier(normalise.to(device), network, device, batch_size, compiled)
     if frozen.is_graph:
         fuse(network, widen=precision != "fp32", probe=_probe(network))
     return frozen
@@ -71,7 +72,7 @@ def scales_of(classifier: nn.Sequential, images: Tensor, noise_sd: float) -> Sca
     normalise, network = _folded(classifier)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     noise.mul_(2**16).round_().div_(2**16)  # without the last digits, in which CPUs differ
-    return measured(network, normalise(images + noise_sd * noise.float()), noise_sd)
+    return calibrate(network, normalise(images + noise_sd * noise.float()), noise_sd)
 
 
 def _folded(classifier: nn.Sequential) -> tuple[nn.Module, MultiHeadNetwork]:
@@ -123,10 +124,10 @@ def _probe(network: MultiHeadNetwork) -> Tensor:
     return images.to(memory_format=torch.channels_last)
 
 
-class Frozen(FixedPasses):
+class FrozenClassifier(FixedPasses):
     """The network that `freeze` returns. Its members (spacte.model.members) are its heads, which read the trunk.
 
-    `for_gradients` takes the place of a network of integers, which have none, where images require a gradient.
+    `for_gradients` is run in place of an int8 network, which has no gradients, where images require one.
     """
 
     def __init__(
@@ -151,16 +152,16 @@ class Frozen(FixedPasses):
 
     @property
     def members(self) -> int:
-        """See ByMembers."""
+        """See HasMembers."""
         return len(self.network.heads)
 
     def first_logits(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """See ByMembers."""
+        """See HasMembers."""
         logits, features = self.run_in_passes(self._first, images, first, dims=(1, 0))
         return logits, features
 
     def other_logits(self, features: Tensor, first: int) -> Tensor:
-        """See ByMembers."""
+        """See HasMembers."""
         return self.run_in_passes(self._others, features, first, few=True)[0]
 
     def _first(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:

@@ -46,8 +46,8 @@ def quantise(
 ) -> MultiHeadNetwork:
     """The network, its BatchNorm folded, with its layers quantised by its scales; float32 goes from layer to layer.
 
-    It has no gradients. With `means` of the convolutions' outputs it measures: the images that it sees enter `peaks`
-    and `shifts`. Raises UserError if these are of another network.
+    It has no gradients. With `means`, of the float convolutions' outputs, it is calibrated by the images that it sees:
+    they enter `peaks` and `shifts`. Raises UserError if these are of another network.
     """
     quantiser = _Quantiser(peaks, shifts, means)
     quantiser.replace(network, "")
@@ -93,7 +93,7 @@ def _foreign(why: str) -> UserError:
 
 
 class _Quantiser:
-    """Replaces a network's layers by quantised ones; with `means` these measure."""
+    """Replaces a network's layers by quantised ones; with `means` these are calibrated by the images that they see."""
 
     def __init__(self, peaks: dict[str, float], shifts: dict[str, Tensor], means: Mapping[str, Tensor] | None = None):
         self.peaks, self.shifts, self.means, self.names = peaks, shifts, means, set[str]()
@@ -111,7 +111,7 @@ class _Quantiser:
                 self.replace(child, f"{path}.")
 
     def activations(self, name: str, signed: bool = False) -> "_Activations":
-        """UserError if their peak is neither known nor to be measured."""
+        """How activations into a layer are quantised. UserError if their peak is neither known nor measured here."""
         self.names.add(name)
         if self.means is None and name not in self.peaks:
             raise _foreign(f"there is none for '{name}'")
@@ -125,7 +125,7 @@ class _Activations:
     name: str
     signed: bool
     peaks: dict[str, float]
-    measures: bool
+    calibrates: bool
 
     @property
     def zero(self) -> int:
@@ -140,7 +140,7 @@ class _Activations:
         """float32, if not signed at least 0, -> uint8, channels_last; uint8 is quantised already."""
         if x.dtype == torch.uint8:
             return x
-        if self.measures:
+        if self.calibrates:
             self._note(float(x.abs().max()))
         q = (x * float(np.float32(1 / self.step))).round_()
         q = q.add_(_ZERO).clamp_(0, 255) if self.signed else q.clamp_(max=_UNSIGNED)
@@ -148,7 +148,7 @@ class _Activations:
         return q.to(torch.int16, memory_format=torch.channels_last).to(torch.uint8)
 
     def _note(self, largest: float) -> None:
-        """Rounded up to 8 bits: by its last digits two CPUs may differ."""
+        """Raise the peak to the largest activation, rounded up to 8 bits: CPUs may differ in the last digits."""
         if not math.isfinite(largest):
             raise UserError(f"--precision int8: activations into '{self.name}' are not finite on training images")
         mantissa, exponent = math.frexp(largest)
@@ -195,7 +195,7 @@ class _Convolution(nn.Module):
 
     def hidden(self, x: Tensor, target: _Activations) -> Tensor:
         """relu(convolution(x) + bias), quantised for another layer: uint8 -> uint8."""
-        if target.measures:
+        if target.calibrates:
             return target.quantised(self.raw(x).relu_())
         return self._run(x, target.step, torch.uint8, "relu")
 
@@ -224,7 +224,7 @@ class _Convolution(nn.Module):
         return x, step, zero, self._packed[key], self.steps, self.zeros
 
     def _shift(self, x: Tensor) -> None:
-        """Where it measures and has not yet, shift the bias so that the mean output is the float network's."""
+        """In calibration, at its first batch: shift the bias so that the mean output is the float network's."""
         if self.mean is None or self.name in self.shifts:
             return
         output = self._run(x, 1.0, torch.float32, "none").double().mean((0, 2, 3))

@@ -11,7 +11,7 @@ from spacte.model.passes import FixedPasses
 
 
 @runtime_checkable
-class ByMembers(Protocol):
+class HasMembers(Protocol):
     """A classifier whose members' logits can be computed apart: a network's heads, or the networks of an ensemble."""
 
     @property
@@ -42,14 +42,14 @@ class NetworkEnsemble(nn.Module):
 
     @property
     def members(self) -> int:
-        """See ByMembers."""
+        """See HasMembers."""
         return len(self.networks)
 
     def first_logits(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """See ByMembers: the networks share no more than the images."""
+        """See HasMembers: the networks share no more than the images."""
         return torch.stack([ensemble_logits(network(images)) for network in self.networks[:first]]), images
 
     def other_logits(self, features: Tensor, first: int) -> Tensor:
-        """See ByMembers."""
+        """See HasMembers."""
         others = [cast(FixedPasses, network) for network in self.networks[first:]]
         return torch.stack([ensemble_logits(network.logits_of_few(features)) for network in others])

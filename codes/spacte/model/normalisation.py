@@ -58,19 +58,19 @@ def normalisation(name: str, spec: DataSpec) -> Normalize:
 
 
 def constants(name: str, spec: DataSpec) -> Constants:
-    """The constants of a normalisation's name, for the channels of the data set. Raises UserError as `parsed` does."""
+    """The constants of a normalisation's name, for the channels of the data set. UserError as of `parse_constants`."""
     channels = spec.shape[0]
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     named = {"mean_std": (spec.mean, spec.std), "centre": (spec.mean, ones), "none": (zeros, ones)}
     if name in named:
         return named[name]
-    mean, std = parsed(name)
+    mean, std = parse_constants(name)
     if len(mean) not in (1, channels):
         raise UserError(f"--normalize {name}: {spec.name} has {channels} channels, there are constants for {len(mean)}")
     return mean * (channels // len(mean)), std * (channels // len(std))
 
 
-def parsed(text: str) -> Constants:
+def parse_constants(text: str) -> Constants:
     """The constants that a text m,m,m/s,s,s holds, one for each channel or one for all.
 
     Raises UserError if it is neither of that form nor a name.

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spacte.device import autocast, memory_is_short
+from spacte.device import memory_is_short
 from spacte.model.cuda_graph import Graph
 from spacte.model.ensemble import classes_of_all
+from spacte.precision import autocast
 
 CPU_PIXELS = 2**18  # of a pass on the CPU; R50 at 224x224 then needs 2 GB
 _FEW = 4  # passes of few images hold this part of the others'
@@ -65,10 +66,10 @@ class FixedPasses(nn.Module):
         self, stage: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Tensor, *settings: Hashable,
         dims: tuple[int, ...] = (1,), few: bool = False,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """What `stage(inputs, *settings)`, a method of this classifier, makes of inputs [N, ...], a pass at a time.
+        """`stage(inputs, *settings)`, a method of this classifier, in passes of one size, the last one padded.
 
-        Its results have the inputs along `dims`. Passes of `few` inputs hold a quarter as many: padding then does not
-        cost what is spared.
+        The inputs are [N, ...]. Each result of the stage is concatenated along its dimension of N, which `dims` names.
+        `few`: the inputs are a few of a batch, so that passes are a quarter as large: padding costs less.
         """
         halved = False
         while True:  # the memory that others leave on a shared GPU is known only by trying

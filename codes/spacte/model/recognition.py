@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from spacte.data.spec import DataSpec
 from spacte.data.splits import random_crop
 from spacte.device import keep_rng_state, torch_defaults
-from spacte.model.batchnorm import FirstLayer, batches_seen, distances, statistics
+from spacte.model.batchnorm import FirstLayer, batches_seen, statistics, statistics_kl
 from spacte.model.heads import MultiHeadNetwork
 from spacte.model.normalisation import (
     LEGAL_NORMALISATIONS,
@@ -33,8 +33,8 @@ from spacte.utils import UserError
 
 # Nats. tests/model/test_recognition.py says what right and wrong networks measured: architectures, lengths of training,
 # sigmas, augmentations and defences.
-_BN1_NEAR, _NEAR = 0.0025, 0.003  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
-_BN1_SAMPLED, _SAMPLED = 0.35, 10.0  # divided by the number of images, of their pixels in a layer: what so few add
+_BN1_MAX_KL, _MAX_KL = 0.0025, 0.003  # of bn1, which sees the normalisation, and of any layer, which sees the geometry
+_BN1_SAMPLING, _SAMPLING = 0.35, 10.0  # divided by the number of images, of their pixels in a layer: what so few add
 _LAG = 1.5  # divided by the batches of training: the statistics are an average over weights that still moved
 _CERTAIN = 0.001  # of bn1: no other noise is tried
 _TIMES_NEARER = 4
@@ -115,18 +115,18 @@ def _verify_normalisation(search: "_Search", name: str, values: Constants, sigma
         if not search.is_near(own):
             own = min(own, search.fit(values, *noise), key=lambda fit: (not search.is_near(fit), fit.bn1))
     best = search.nearest_under_any_noise(sigma)[0]
-    if best.bn1 <= search.bn1_near and own.bn1 > max(_BN1_NEAR, _TIMES_NEARER * best.bn1):
+    if best.bn1 <= search.bn1_max_kl and own.bn1 > max(_BN1_MAX_KL, _TIMES_NEARER * best.bn1):
         raise UserError(
             f"--normalize {name} contradicts the checkpoint: bn1's inputs then lie {own.bn1:.2g} nats (KL) "
             f"from training's, {best.bn1:.2g} with {search.name(best)}"
         )
     if search.is_near(own):
         return None
-    if own.bn1 <= search.bn1_near and own.worst > own.limit:
+    if own.bn1 <= search.bn1_max_kl and own.worst > own.limit:
         raise UserError(_another_network(own))
     return (
         f"with --normalize {name} bn1's inputs lie {own.bn1:.2g} nats (KL) from training's, where a right one "
-        f"lies below {search.bn1_near:.2g}: are normalisation, --noise_sd and images those of training?"
+        f"lies below {search.bn1_max_kl:.2g}: are normalisation, --noise_sd and images those of training?"
     )
 
 
@@ -148,9 +148,9 @@ class _Search:
 
     def __init__(self, network: MultiHeadNetwork, spec: DataSpec, images: Tensor):
         self.network, self.spec = copy.deepcopy(network).to(images.device), spec
-        self.bn1_near = _BN1_NEAR + _BN1_SAMPLED / len(images)
+        self.bn1_max_kl = _BN1_MAX_KL + _BN1_SAMPLING / len(images)
         batches = batches_seen(cast(nn.BatchNorm2d, network.bn1))
-        self.near = _NEAR + (_LAG / batches if batches else 0)
+        self.near = _MAX_KL + (_LAG / batches if batches else 0)
         with keep_rng_state(torch.device("cpu")):
             torch.default_generator.manual_seed(0)  # no GPU's generator
             whole = images.cpu()
@@ -163,12 +163,12 @@ class _Search:
         self._layers: dict[tuple[float, float], list[FirstLayer]] = {}
 
     def name(self, fit: Fit) -> str:
-        """Of its normalisation."""
+        """The name of the fit's normalisation."""
         return name_of(fit.values, self.spec)
 
     def is_near(self, fit: Fit) -> bool:
         """Whether the network is the one that was trained, as far as statistics tell."""
-        return fit.bn1 <= self.bn1_near and fit.worst <= fit.limit
+        return fit.bn1 <= self.bn1_max_kl and fit.worst <= fit.limit
 
     def nearest_known(self, sigma: float, share: float = 1.0) -> list[Fit]:
         """The known normalisations, the nearest to bn1 first; it alone is followed through all layers."""
@@ -202,15 +202,15 @@ class _Search:
         return self._layers[sigma, share]
 
     def fit(self, values: Constants, sigma: float, share: float) -> Fit:
-        """Of the view that is nearest in bn1; where that is not near, the other layers are not asked."""
+        """The fit in the view that is nearest in bn1; the other layers are compared only where bn1 is near."""
         of_views = [layer.distance(values) for layer in self.first_layers(sigma, share)]
         bn1 = min(of_views)
-        if bn1 > self.bn1_near:
+        if bn1 > self.bn1_max_kl:
             return Fit(values, sigma, share, bn1)
         view = self.noised(self.views[of_views.index(bn1)], sigma, share)
-        found = distances(nn.Sequential(Normalize(*values).to(view.device), self.network), view)
-        limits = {name: self.near + _SAMPLED / (len(view) * pixels) for name, (_, pixels) in found.items()}
-        limits["1.bn1"] = self.bn1_near
+        found = statistics_kl(nn.Sequential(Normalize(*values).to(view.device), self.network), view)
+        limits = {name: self.near + _SAMPLING / (len(view) * pixels) for name, (_, pixels) in found.items()}
+        limits["1.bn1"] = self.bn1_max_kl
         layer = max(found, key=lambda name: found[name][0] / limits[name])
         return Fit(values, sigma, share, bn1, found[layer][0], limits[layer], self.in_file(layer))
 
@@ -221,17 +221,17 @@ class _Search:
 
     def what_would_fit(self, nearest: Fit) -> str:
         """What the user is told where no known normalisation fits."""
-        if nearest.bn1 <= self.bn1_near:
+        if nearest.bn1 <= self.bn1_max_kl:
             return _another_network(nearest)
         layers = self.first_layers(nearest.sigma, nearest.share)
         fits = [self.fit(layer.fitted(nearest.values), nearest.sigma, nearest.share) for layer in layers]
         fitted = min(fits, key=lambda fit: fit.bn1)
         far = f"with {self.name(nearest)}, the nearest known, bn1's inputs lie {nearest.bn1:.2g} nats (KL) from "
-        far += f"training's, where a right one lies below {self.bn1_near:.2g}"
+        far += f"training's, where a right one lies below {self.bn1_max_kl:.2g}"
         if self.is_near(fitted):
             name = self.name(fitted)
             return f"{far}; {name} would fit to {fitted.bn1:.2g}: give --normalize {name} if it can be that"
-        if fitted.bn1 <= self.bn1_near:
+        if fitted.bn1 <= self.bn1_max_kl:
             return f"{far}; {_another_network(fitted)}"
         legal = f"{LEGAL_NORMALISATIONS} (estimated: {self.name(fitted)})"
         return f"{far}; is --noise_sd the one of training? Give --normalize {legal}"

@@ -1,4 +1,4 @@
-"""What int8 needs to know of a network besides its weights: the scales, measured on noised training images.
+"""Calibration of int8: the scales of a network's activations, measured on noised training images.
 
 network, its BatchNorm folded, and images -> the same network, which measures while it quantises -> scales
 """
@@ -61,7 +61,7 @@ class Scales:
 
 
 @torch.no_grad()
-def measured(network: MultiHeadNetwork, images: Tensor, noise_sd: float) -> Scales:
+def calibrate(network: MultiHeadNetwork, images: Tensor, noise_sd: float) -> Scales:
     """The scales of a network whose BatchNorm is folded, in float32 on the CPU, on normalised noised training images
     [N, C, H, W].
 

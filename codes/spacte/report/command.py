@@ -18,9 +18,9 @@ from spacte.report import classes, members, page, plots
 from spacte.report.comparable import check_same_images, rows_of
 from spacte.report.comparison import Comparison, compare, compare_experiments
 from spacte.report.labels import labelled
-from spacte.report.reading import Reading, read_runs
+from spacte.report.reading import ReadOptions, read_runs
 from spacte.report.run import Run
-from spacte.report.table import Part, envelope, over_seeds, reached_radii, summary
+from spacte.report.table import ReportTable, envelope, over_seeds, reached_radii, summary
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import UserError
 
@@ -136,7 +136,7 @@ def report(settings: ReportSettings) -> None:
         files[path] = plots.rendered(plots.training(folder), path)
     runs, comparisons, table = [], [], None
     for certificate in CERTIFICATES if settings.certificate == "both" else [settings.certificate]:
-        reading = Reading(settings.heads, certificate, settings.top_k, settings.norm)
+        reading = ReadOptions(settings.heads, certificate, settings.top_k, settings.norm)
         some = read_runs(settings.logs, reading) if settings.logs else []
         some, compared = _comparisons(some, settings, replace(reading, heads=False))
         comparisons += compared
@@ -195,7 +195,7 @@ def _check(settings: ReportSettings) -> None:
         raise UserError("--top_k 1 is what every log certifies: take at least 2")
 
 
-def _parts(runs: list[Run], settings: ReportSettings) -> list[Part]:
+def _parts(runs: list[Run], settings: ReportSettings) -> list[ReportTable]:
     """The tables of members and of classes, where they are requested."""
     parts = []
     if settings.members:
@@ -203,14 +203,14 @@ def _parts(runs: list[Run], settings: ReportSettings) -> list[Part]:
         if found.empty and settings.format != "json":
             raise UserError("--members: no log tells what its members voted")
         title = "What the vote adds to its members"
-        parts.append(Part("members", title, found, members.remarks(runs), radius_decimals(settings.norm)))
+        parts.append(ReportTable("members", title, found, members.remarks(runs), radius_decimals(settings.norm)))
     if settings.by_class is not None:
         found = classes.table(runs, settings.by_class, settings.over_seeds)
-        parts.append(Part("by_class", "Certified accuracy by class", found, classes.given_up(runs)))
+        parts.append(ReportTable("by_class", "Certified accuracy by class", found, classes.given_up(runs)))
     return parts
 
 
-def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: list[Part], style: str) -> None:
+def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: list[ReportTable], style: str) -> None:
     if style == "json":
         found = {"logs": [] if table is None else records(table)}
         found |= {"comparisons": [one.record() for one in comparisons]}
@@ -228,7 +228,7 @@ def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: lis
             print("\n\n".join(texts))
 
 
-def _comparisons(runs: list[Run], settings: ReportSettings, reading: Reading) -> tuple[list[Run], list[Comparison]]:
+def _comparisons(runs: list[Run], settings: ReportSettings, reading: ReadOptions) -> tuple[list[Run], list[Comparison]]:
     """Those of --compare and --baseline, and the runs, named together with theirs: a name means one run."""
     sides = [read_runs([path], reading) for path in settings.compare or ()]
     baselines = read_runs([settings.baseline], reading) if settings.baseline else []

@@ -70,7 +70,7 @@ def experiments(runs: list[Run]) -> list[str]:
     """
     recipes, names = [_recipe(run) for run in runs], []
     for run, recipe in zip(runs, recipes, strict=True):
-        others = [other for like, other in zip(runs, recipes, strict=True) if like.described == run.described]
+        others = [other for like, other in zip(runs, recipes, strict=True) if like.experiment_key == run.experiment_key]
         particular = [name for name in recipe if any(other and _differ(recipe, other, name) for other in others)]
         names.append(", ".join([run.name, *(f"{name} {recipe[name]}" for name in particular)]))
     return names
@@ -86,14 +86,14 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
     found: dict[tuple, list[Run]] = {}
     names = experiments(runs)
     for run, name in zip(runs, names, strict=True):
-        found.setdefault((*run.described, name), []).append(run)
+        found.setdefault((*run.experiment_key, name), []).append(run)
     for some in found.values():
         check_seeds(some)
-    users = [(experiment_label(some), tuple(some[0].facts.values())) for some in found.values()]
+    user_labels = [(experiment_label(some), tuple(some[0].facts.values())) for some in found.values()]
     rows = []
-    for (*_, name), some, user in zip(found, found.values(), users, strict=True):
+    for (*_, name), some, user in zip(found, found.values(), user_labels, strict=True):
         label, _ = user
-        if not label or users.count(user) > 1:
+        if not label or user_labels.count(user) > 1:
             label = ", ".join(filter(None, (label, name)))
         rows.append((f"{label}, {len(some)} run{'s' * (len(some) > 1)}", some))
     return rows

@@ -140,7 +140,7 @@ def compare_experiments(a: list[Run], b: list[Run], radii: Radii | None = None) 
     """
     for runs in (a, b):
         for run in runs[1:]:
-            if run.described != runs[0].described:
+            if run.experiment_key != runs[0].experiment_key:
                 two = f"'{runs[0].path}' and '{run.path}'"
                 raise UserError(f"{two} are not two seeds of one experiment: give the folder of one")
         check_seeds(runs)

@@ -23,21 +23,21 @@ def labelled(runs: list[Run]) -> list[Run]:
     """
     runs = [replace(run, label=label, apart="") for run, label in zip(runs, _user_labels(runs), strict=True)]
     runs = _told_apart(runs, [run.name for run in runs])
-    return _told_apart(runs, _places([_seen(run) for run in runs], runs))
+    return _told_apart(runs, _places([_shown_key(run) for run in runs], runs))
 
 
 def _told_apart(runs: list[Run], by: list[str]) -> list[Run]:
     """The runs, of those that look alike with a text of theirs where it tells them apart."""
     texts: dict[tuple, set[str]] = {}
     for run, text in zip(runs, by, strict=True):
-        texts.setdefault(_seen(run), set()).add(text)
+        texts.setdefault(_shown_key(run), set()).add(text)
     return [
-        replace(run, apart=text) if text and len(texts[_seen(run)]) > 1 else run
+        replace(run, apart=text) if text and len(texts[_shown_key(run)]) > 1 else run
         for run, text in zip(runs, by, strict=True)
     ]
 
 
-def _seen(run: Run) -> tuple:
+def _shown_key(run: Run) -> tuple:
     """What a table shows of a run."""
     return (run.title, *run.facts.values())
 
@@ -76,11 +76,11 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
     """
     short, runs = [], [some[0] for some in rows]
     are_experiments = any(len(some) > 1 for some in rows)
-    users = [experiment_label(some) if are_experiments else some[0].label and some[0].title for some in rows]
-    if all(users):
-        users = _with_differences(users, runs)
-        if len(set(users)) == len(users):
-            return [_counted(label, some) for label, some in zip(users, rows, strict=True)]
+    user_labels = [experiment_label(some) if are_experiments else some[0].label and some[0].title for some in rows]
+    if all(user_labels):
+        user_labels = _with_differences(user_labels, runs)
+        if len(set(user_labels)) == len(user_labels):
+            return [_counted(label, some) for label, some in zip(user_labels, rows, strict=True)]
     for run in runs:
         heads = run.heads and run.heads.in_words
         parts = [run.defence, heads, *run.variant, run.sigma and f"sigma {run.sigma:g}"]
@@ -94,11 +94,11 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
     return [_counted(label, some) for label, some in zip(short, rows, strict=True)]
 
 
-def _with_differences(users: list[str], runs: list[Run]) -> list[str]:
+def _with_differences(user_labels: list[str], runs: list[Run]) -> list[str]:
     """The users' labels, with which head alone it is, and in what runs of one label differ."""
     named = []
-    for user, run in zip(users, runs, strict=True):
-        alike = [other for label, other in zip(users, runs, strict=True) if label == user]
+    for user, run in zip(user_labels, runs, strict=True):
+        alike = [other for label, other in zip(user_labels, runs, strict=True) if label == user]
         parts = [user, str(run.heads)] if run.heads and run.heads.head is not None else [user]
         if len({other.arch for other in alike}) > 1:
             parts.append(run.arch or "")

@@ -17,9 +17,9 @@ from spacte.logs.table import TEXTS, best, lower_bounds, radius_decimals, readab
 from spacte.report import plots
 from spacte.report.comparison import Comparison
 from spacte.report.labels import labels
-from spacte.report.recount import certified_again, votes_of
+from spacte.report.recount import recertify, votes_of
 from spacte.report.run import Run
-from spacte.report.table import Part
+from spacte.report.table import ReportTable
 from spacte.smooth.certificates import CERTIFICATES
 from spacte.utils import listed
 
@@ -29,7 +29,9 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 _INK = "#010203"  # stands for the page's own colour of text, which is another one in the dark
 
 
-def html(rows: list[list[Run]], table: pd.DataFrame, comparisons: list[Comparison], parts: Sequence[Part] = ()) -> str:
+def html(
+    rows: list[list[Run]], table: pd.DataFrame, comparisons: list[Comparison], parts: Sequence[ReportTable] = ()
+) -> str:
     """The page of a table whose rows are `rows`, runs or the seeds of experiments; `parts` are further tables.
 
     It holds no path of the machine that wrote it.
@@ -135,7 +137,7 @@ def _comparisons(comparisons: list[Comparison]) -> dict[str, Any]:
     return {"figures": figures, "rows": rows, "sentences": [one.sentences() for one in comparisons]}
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: ReportTable) -> dict[str, Any]:
     """A further table as the page shows it, its run first; `shaded` are the columns that are a heat map."""
     table = part.shown()
     table = table[["run", *table.columns.drop("run")]]
@@ -172,7 +174,7 @@ def _found(run: Run) -> dict[int, list]:
     log: dict[int, list] = {row.idx: [int(row.predict), float(row.radius)] for row in run.log.itertuples()}
     votes = votes_of(run)
     if votes is not None:
-        radii = [certified_again(run, kind).log["radius"].tolist() for kind in CERTIFICATES]
+        radii = [recertify(run, kind).log["radius"].tolist() for kind in CERTIFICATES]
         for idx, one, *both in zip(log, votes, *radii, strict=True):
             top = [int(k) for k in np.argsort(-one, kind="stable")[:_TOP_CLASSES] if one[k]]
             log[idx] += [both, [[k, int(one[k])] for k in top]]

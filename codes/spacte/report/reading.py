@@ -11,13 +11,13 @@ from spacte.logs.description import check_certification_log, columns_of, descrip
 from spacte.logs.runfiles import run_name
 from spacte.report.comparable import check_same_images
 from spacte.report.labels import labelled, natural, with_methods
-from spacte.report.recount import certified_again, heads_alone
+from spacte.report.recount import heads_alone, recertify
 from spacte.report.run import Run
 from spacte.utils import UserError
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How logs are read: `heads` adds each head alone, from the vote counts beside a log of several heads.
 
     `certificate` and `top_k` make all logs again from their counts; radii are given in the `norm`.
@@ -29,7 +29,7 @@ class Reading:
     norm: str = "l2"
 
 
-def read_runs(paths: list[Path], reading: Reading = Reading()) -> list[Run]:
+def read_runs(paths: list[Path], reading: ReadOptions = ReadOptions()) -> list[Run]:
     """The runs of logs and of all certification logs in folders, in the order of a table.
 
     In a folder, attack and prediction logs are passed over, and the shards of a merged log that holds all their images.
@@ -43,7 +43,7 @@ def read_runs(paths: list[Path], reading: Reading = Reading()) -> list[Run]:
         name = run_name(parts_of(path)[-1], known.config is not None)
         run = Run(name=name, path=path, log=read_table(path), **vars(known))
         if reading.certificate is not None or reading.top_k is not None:
-            run = certified_again(run, reading.certificate, reading.top_k)
+            run = recertify(run, reading.certificate, reading.top_k)
         some = [run, *(heads_alone(run) if reading.heads else ())]
         runs += [one.in_norm(reading.norm) for one in some]
     check_same_images(runs)

@@ -18,7 +18,7 @@ from spacte.report.run import Run
 from spacte.utils import UserError
 
 
-def certified_again(run: Run, certificate: str | None = None, top_k: int | None = None) -> Run:
+def recertify(run: Run, certificate: str | None = None, top_k: int | None = None) -> Run:
     """The run with the log that its counts give under a certificate ("cohen", "all-votes"), or for top k.
 
     Raises UserError if no counts or no configuration lie beside the log, or they cannot be certified so.

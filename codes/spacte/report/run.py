@@ -34,7 +34,7 @@ class Run(Description):
         return f"{self.label or self.name} ({self.apart})" if self.apart else self.label or self.name
 
     @property
-    def described(self) -> tuple:
+    def experiment_key(self) -> tuple:
         """Its name and what is known of the classifier: equal for the seeds of one experiment."""
         return (self.name, self.method, *self.facts.values())
 

@@ -82,7 +82,7 @@ def envelope(table: pd.DataFrame, radii: Radii) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportTable:
     """A further table of a report, with what its reader must know; `name` is its key in JSON."""
 
     name: str

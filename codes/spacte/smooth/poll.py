@@ -9,7 +9,7 @@ import torch
 from spacte.distributed import all_gather_object, get_rank, get_world_size
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import Sample
+from spacte.smooth.tally import VoteRequest
 from spacte.utils import derived_seed
 
 
@@ -24,14 +24,14 @@ def poll(
     """
     labels: dict[int, int] = {}
 
-    def samples() -> Iterator[Sample]:
+    def requests() -> Iterator[VoteRequest]:
         """Those of this process, each when it is its turn, so that few are in memory."""
         for idx in indices[get_rank() :: get_world_size()]:
             image, labels[idx] = split[idx]
             generator = torch.Generator(split.device).manual_seed(derived_seed(*seed, idx))
-            yield Sample(image, generator, Draws(0, n), idx)
+            yield VoteRequest(image, generator, Draws(0, n), idx)
 
-    counted = {done.idx: (labels[done.idx], done.estimation) for done in smooth.sample(samples(), batch_size)}
+    counted = {done.idx: (labels[done.idx], done.estimation) for done in smooth.count_many(requests(), batch_size)}
     everywhere = {idx: one for part in all_gather_object(counted) for idx, one in part.items()}
     found, votes = zip(*(everywhere[idx] for idx in indices), strict=True)
     return np.array(found), np.stack(votes)

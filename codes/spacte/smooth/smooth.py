@@ -13,7 +13,7 @@ from spacte.model.passes import concatenated, fixed_pass_modules
 from spacte.smooth.certificates import ABSTAIN, Certificate, check_alpha, prediction
 from spacte.smooth.draws import Draws, whole
 from spacte.smooth.noise import GaussianNoise, Noise
-from spacte.smooth.tally import Sample, Tally, Votes
+from spacte.smooth.tally import Tally, VoteRequest, Votes
 from spacte.smooth.voters import AllHeads, Consensus, disagree
 
 
@@ -82,9 +82,9 @@ class Smooth:
         check_alpha(alpha)
         if n0 == 0:
             raise ValueError("n0 0: a certificate is of the class that n0 draws select")
-        sample, slack = Sample(x, generator, Draws(n0, n)), self.noise.slack(x.numel(), n)
+        request, slack = VoteRequest(x, generator, Draws(n0, n)), self.noise.slack(x.numel(), n)
         rule = Certificate(alpha - slack, self.sigma, kind=certificate)
-        (votes,) = self.sample([sample], batch_size)
+        (votes,) = self.count_many([request], batch_size)
         return rule(votes.selection[-1], votes.estimation[-1])
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int, generator: Generator | None = None) -> int:
@@ -101,59 +101,57 @@ class Smooth:
         The last row is the ensemble's (summed logits), the rows before it are the heads' own, V = L + 1; one head is
         its own ensemble, V = 1. All rows count the same forward passes. Raises RunError if logits are not finite.
         """
-        (votes,) = self.sample([Sample(x, generator, Draws(0, n))], batch_size)
+        (votes,) = self.count_many([VoteRequest(x, generator, Draws(0, n))], batch_size)
         return votes.estimation
 
     @torch.no_grad()
-    def sample(self, samples: Iterable[Sample], batch_size: int) -> Iterator[Votes]:
-        """Draw each sample's noisy copies and count their votes; yields the votes as they are complete, the oldest
-        sample's usually first.
+    def count_many(self, requests: Iterable[VoteRequest], batch_size: int) -> Iterator[Votes]:
+        """Draw the noisy copies of each requested image and count their votes; yields an image's votes when they are
+        complete, usually the oldest request's first.
 
-        Batches of at most `batch_size` noisy copies are filled in the samples' order, with whole portions; a new one is
-        begun when there is room. A portion is drawn by its own image's generator, so that an image's noise does not
-        depend on which images share its batches, and the votes are counted on the device. If the network's passes are
-        halved because memory is short, it rounds differently: images in progress are drawn again, with the same noise,
-        for a certificate is about one function.
+        Batches of at most `batch_size` noisy copies are filled in the requests' order, with whole portions; another
+        image is begun when there is room. A portion is drawn by its own image's generator, so that an image's noise
+        does not depend on which images share its batches, and the votes are counted on the device. If the network's
+        passes are halved because memory is short, it rounds differently: images in progress are drawn again, with the
+        same noise, for a certificate is about one function.
         """
         batch_size = whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: it must be at least 1")
-        coming, active = self._checked(samples), list[Tally]()
+        coming, active = self._check_each(requests), list[Tally]()
         passes, since = self._pass_sizes(), time.monotonic()
         while batch := _next_batch(active, coming, batch_size):
-            sizes = [tally.wanted for tally in batch]
+            sizes = [tally.next_portion for tally in batch]
             if isinstance(self.base_classifier, nn.Module):  # the caller may have trained it on meanwhile
                 switch_to_eval(self.base_classifier)
-            copies = [self.noise(tally.sample.x, tally.wanted, tally.sample.generator) for tally in batch]
+            copies = [self.noise(tally.request.x, tally.next_portion, tally.request.generator) for tally in batch]
             classes = self.voter(concatenated(copies, 0))
             for tally, counts in zip(batch, count(classes, sizes, self.num_classes), strict=True):
                 tally.add(counts)
-            _read([tally for tally in batch if tally.due])
+            _read([tally for tally in batch if tally.must_read])
             passes_before, passes = passes, self._pass_sizes()
             if passes != passes_before:  # smaller passes round differently: votes of both would be of two functions
-                active = [tally.again() for tally in active]
+                active = [tally.restarted() for tally in active]
                 continue
-            finished = [tally for tally in batch if not tally.wanted]
-            if finished:  # they have waited for the device: the time since the last wait is shared by copies
-                seconds, drawn = time.monotonic() - since, sum(tally.unpaid for tally in active)
-                for tally in active:
-                    tally.seconds += seconds * tally.unpaid / drawn
-                    tally.unpaid = 0
-                since += seconds
-                active = [tally for tally in active if tally.wanted]
+            finished = [tally for tally in batch if not tally.next_portion]
+            if finished:  # they have waited for the device: what it has computed is done, and can be timed
+                now = time.monotonic()
+                _share_time(active, now - since)
+                since = now
+                active = [tally for tally in active if tally.next_portion]
                 yield from [tally.votes() for tally in finished]
 
-    def _checked(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The samples, as they are begun. UserError if one's image can have no such noise."""
-        for sample in samples:
-            self.noise.check(sample.x)
-            yield sample
+    def _check_each(self, requests: Iterable[VoteRequest]) -> Iterator[VoteRequest]:
+        """The requests, as they are begun. UserError if one's image can have no such noise."""
+        for request in requests:
+            self.noise.check(request.x)
+            yield request
 
     def _pass_sizes(self) -> list[int]:
         return [one.max_pass_size for one in fixed_pass_modules(self.base_classifier)]
 
 
-def _next_batch(active: list[Tally], coming: Iterator[Sample], batch_size: int) -> list[Tally]:
+def _next_batch(active: list[Tally], coming: Iterator[VoteRequest], batch_size: int) -> list[Tally]:
     """The tallies whose next portions fit into a batch, the oldest first; those that are begun join the active ones.
 
     Portions are not divided: a portion's votes are one sum on the device. While the youngest does not fit, no other is
@@ -161,31 +159,40 @@ def _next_batch(active: list[Tally], coming: Iterator[Sample], batch_size: int) 
     """
     batch, room = list[Tally](), batch_size
     for tally in active:
-        if tally.wanted <= room:
+        if tally.next_portion <= room:
             batch.append(tally)
-            room -= tally.wanted
+            room -= tally.next_portion
     while room and (not active or (batch and batch[-1] is active[-1])):
-        sample = next(coming, None)
-        if sample is None:
+        request = next(coming, None)
+        if request is None:
             break
-        active.append(Tally(sample, batch_size))
-        if active[-1].wanted <= room:
+        active.append(Tally(request, batch_size))
+        if active[-1].next_portion <= room:
             batch.append(active[-1])
-            room -= active[-1].wanted
+            room -= active[-1].next_portion
     return batch
 
 
 def count(classes: Tensor, sizes: list[int], num_classes: int) -> Tensor:
     """How often each class was named in each of P portions of these sizes: [V, N] -> [P, V + 1, K + 1].
 
-    The last column counts logits that are not finite. The last row counts no votes: in its column 1 the copies on which
-    the voters before the last one, the ensemble, name different classes. Does not wait for the device.
+    The last column counts logits that are not finite. The last row counts no votes but whether the voters before the
+    last one, the ensemble, name different classes: its column 1 holds the copies on which they do, column 0 the others.
+    Does not wait for the device.
     """
     rows = torch.cat([classes, disagree(classes[:-1]).to(classes.dtype).unsqueeze(0)])
     counts = rows.new_zeros(len(sizes), len(rows), num_classes + 1)
     for row, named in zip(counts, rows.split(sizes, dim=1), strict=True):
         row.scatter_add_(1, named, torch.ones_like(named))
     return counts
+
+
+def _share_time(tallies: list[Tally], seconds: float) -> None:
+    """Divide the time among the tallies, by the copies that each has drawn since time was divided last."""
+    drawn = sum(tally.untimed for tally in tallies)
+    for tally in tallies:
+        tally.seconds += seconds * tally.untimed / drawn
+        tally.untimed = 0
 
 
 def _read(tallies: list[Tally]) -> None:

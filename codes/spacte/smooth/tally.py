@@ -1,6 +1,6 @@
 """An image whose votes are wanted, and its tally while they are drawn.
 
-Sample (what is wanted) -> Tally (the votes so far) -> Votes (the result)
+VoteRequest (what is wanted) -> Tally (the votes so far) -> Votes (the result)
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from spacte.utils import RunError
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class VoteRequest:
     """An image x [C, H, W], the generator of its noise and what is drawn for it; `idx` is its place in a split."""
 
     x: Tensor
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """A sample's votes, `selection` and `estimation` [V, K], and its share of the time, by copies.
+    """The votes on an image, `selection` and `estimation` [V, K], and its share of the time, by copies.
 
     `disagreed` is the number of copies on which the voters before the last one, the ensemble, named different classes.
     """
@@ -45,39 +45,41 @@ class Votes:
 
 
 class Tally:
-    """The votes of a sample while they are drawn, at most `batch_size` at a time: first the selection, then estimation.
+    """The votes on an image while they are drawn, in portions of at most `batch_size` noisy copies.
 
-    `wanted` is the number of copies that it wants next, 0 when it is finished. Until it reads them, its votes lie on
-    the device. `unpaid` is the number of copies whose time is not in its `seconds` yet.
+    First come the draws of the selection, then those of the estimation. `next_portion` is how many copies are to be
+    drawn next, 0 when the votes are complete. Whoever draws them calls `add` with their counts, which stay on the
+    device, and where `must_read` says so `read` with all `counts` so far, fetched from there. `untimed` is the number
+    of copies whose time is not in `seconds` yet.
     """
 
-    def __init__(self, sample: Sample, batch_size: int, seconds: float = 0.0):
-        self.sample, self.batch_size, self.seconds, self.unpaid = sample, batch_size, seconds, 0
-        self._generator_state = None if sample.generator is None else sample.generator.get_state()
+    def __init__(self, request: VoteRequest, batch_size: int, seconds: float = 0.0):
+        self.request, self.batch_size, self.seconds, self.untimed = request, batch_size, seconds, 0
+        self._generator_state = None if request.generator is None else request.generator.get_state()
         self._selection: np.ndarray | None = None
         self._estimation: np.ndarray | None = None
         # of the selection at first, then of the estimation
         self._counts: list[Tensor] = []
         self._drawn = self._disagreed = 0
-        self.wanted = self._portion()
+        self.next_portion = self._portion()
 
-    def again(self) -> "Tally":
-        """A tally of the same sample without any votes; its noise is the same if the generator is its own."""
-        if self.sample.generator is not None and self._generator_state is not None:
-            self.sample.generator.set_state(self._generator_state)
-        return Tally(self.sample, self.batch_size, self.seconds)
+    def restarted(self) -> "Tally":
+        """A tally of the same request without any votes; its noise is the same if the generator is its own."""
+        if self.request.generator is not None and self._generator_state is not None:
+            self.request.generator.set_state(self._generator_state)
+        return Tally(self.request, self.batch_size, self.seconds)
 
     def add(self, counts: Tensor) -> None:
-        """Take the counts [V + 1, K + 1] of the copies that it wanted, without waiting for the device."""
+        """Take the counts [V + 1, K + 1] of the portion, without waiting for the device."""
         self._counts.append(counts)
-        self._drawn += self.wanted
-        self.unpaid += self.wanted
-        self.wanted = self._portion()
+        self._drawn += self.next_portion
+        self.untimed += self.next_portion
+        self.next_portion = self._portion()
 
     @property
-    def due(self) -> bool:
+    def must_read(self) -> bool:
         """Whether it must read its votes before more are drawn: a phase ends or the stopping rule is asked."""
-        return not self.wanted or self._looks
+        return not self.next_portion or self._looks
 
     def counts(self) -> Tensor:
         """The counts so far of what is being drawn, on the device, [V + 1, K + 1]."""
@@ -89,18 +91,18 @@ class Tally:
 
         Raises RunError if logits were not finite.
         """
-        votes, draws = self._finite(counts[:-1]), self.sample.draws
-        if self.wanted and not self._should_stop(votes):
+        votes, draws = self._finite(counts[:-1]), self.request.draws
+        if self.next_portion and not self._should_stop(votes):
             return  # the same draws are counted on
         self._disagreed += int(counts[-1, 1])
         if not self._selects:
-            self.wanted, self._estimation = 0, votes
+            self.next_portion, self._estimation = 0, votes
             return
         # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just
         # because it was chosen, and no bound would hold on them.
         self._selection, self._counts, self._drawn = votes, [], 0
         if draws.only_class in (None, int(votes[draws.voter].argmax())):
-            self.wanted = self._portion()
+            self.next_portion = self._portion()
         else:
             self._estimation = np.zeros_like(votes)
 
@@ -109,29 +111,29 @@ class Tally:
         if self._estimation is None:
             raise RuntimeError("the votes are still being drawn")
         selection = np.zeros_like(self._estimation) if self._selection is None else self._selection
-        return Votes(self.sample.idx, selection, self._estimation, self.seconds, self._disagreed)
+        return Votes(self.request.idx, selection, self._estimation, self.seconds, self._disagreed)
 
     @property
     def _selects(self) -> bool:
-        return self._selection is None and self.sample.draws.n0 > 0
+        return self._selection is None and self.request.draws.n0 > 0
 
     @property
     def _looks(self) -> bool:
-        return not self._selects and self.sample.draws.should_stop is not None
+        return not self._selects and self.request.draws.should_stop is not None
 
     def _portion(self) -> int:
-        draws = self.sample.draws
+        draws = self.request.draws
         return portion(self._drawn, draws.n0 if self._selects else draws.n, self.batch_size, self._looks)
 
     def _should_stop(self, votes: np.ndarray) -> bool:
-        draws = self.sample.draws
+        draws = self.request.draws
         selection = np.zeros_like(votes) if self._selection is None else self._selection
         return draws.should_stop is not None and bool(draws.should_stop(selection[draws.voter], votes[draws.voter]))
 
     def _finite(self, counts: np.ndarray) -> np.ndarray:
         """The votes [V, K] of the counts, whose last column is for logits that are not finite."""
         if counts[:, -1].any():
-            name = "an image" if self.sample.idx < 0 else f"image idx {self.sample.idx}"
+            name = "an image" if self.request.idx < 0 else f"image idx {self.request.idx}"
             wrong = f"{counts[:, -1].max()} of {self._drawn} noisy copies"
             raise RunError(f"the classifier's logits are not finite on {wrong} of {name}")
         return counts[:, :-1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spacte.model.ensemble import classes_of_all, ensemble_logits, named_classes
-from spacte.model.members import ByMembers
+from spacte.model.members import HasMembers
 from spacte.model.passes import FixedPasses
 from spacte.utils import UserError
 
@@ -43,18 +43,18 @@ class Consensus:
     It is a function of the image alone, so every certificate holds for it as for any classifier; the other members see
     only the images that the first ones disagree on. The members are a network's heads, or the networks of an ensemble,
     each with the sum of its own heads. The others' work is spared where the `classifier`, images [N, C, H, W] -> logits
-    [L, N, K], computes ByMembers.
+    [L, N, K], computes by members (spacte.model.members).
     Source: Horvath et al. (ICLR 2022), section 4, for networks.
     """
 
     def __init__(self, classifier: Callable[[Tensor], Tensor], num_classes: int, first: int):
-        if isinstance(classifier, ByMembers) and first >= classifier.members:
+        if isinstance(classifier, HasMembers) and first >= classifier.members:
             raise ValueError(f"a consensus of {first} needs more members than {classifier.members}")
         self.classifier, self.num_classes, self.first = classifier, num_classes, first
 
     def __call__(self, images: Tensor) -> Tensor:
         """The classes named, [first + 1, N]; K where logits are not finite. Waits for the device once."""
-        if isinstance(self.classifier, ByMembers):
+        if isinstance(self.classifier, HasMembers):
             early, features = self.classifier.first_logits(images, self.first)
             undecided = disagree(early.argmax(-1)).nonzero().flatten()
             late = early[:0, undecided]

@@ -17,11 +17,12 @@ from tqdm import tqdm
 from spacte import cli
 from spacte.data.sources import open_split
 from spacte.data.splits import BatchedSplit
-from spacte.device import select_device, select_precision
+from spacte.device import select_device
 from spacte.distributed import init_distributed, is_main_process, main_process_first, on_main_process
 from spacte.files import gone_on_failure
 from spacte.model import build_classifier, checkpoint_file
 from spacte.names import PLACE_SETTINGS, as_recorded_today, unused_settings
+from spacte.precision import select_precision
 from spacte.provenance import source_state
 from spacte.train.objective import Objective
 from spacte.train.pretrained import Teachers, inputs_sha256, take_trunk
@@ -148,11 +149,15 @@ def _open_splits(
     recipe: Recipe, data_dir: str, workers: int, device: torch.device
 ) -> tuple[BatchedSplit, BatchedSplit]:
     """The training split, or its first images of each class, and the test split."""
-    where = (recipe.dataset, data_dir)
-    train_split = main_process_first(lambda: open_split(*where, True, device, workers))
+    train_split = main_process_first(
+        lambda: open_split(recipe.dataset, data_dir, train=True, device=device, workers=workers)
+    )
     if recipe.train_images is not None:
         train_split.keep_first_of_each_class(recipe.train_images)
-    test_split = main_process_first(lambda: open_split(*where, False, device, workers, train_split.spec))
+    spec = train_split.spec
+    test_split = main_process_first(
+        lambda: open_split(recipe.dataset, data_dir, train=False, device=device, workers=workers, spec=spec)
+    )
     return train_split, test_split
 
 

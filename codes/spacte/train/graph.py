@@ -5,7 +5,7 @@ import pickle
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +23,18 @@ class GraphedStep:
     computes are constants of a graph, so each epoch captures its own, one for each of the `full` sizes of a mini-batch.
     Eager are an epoch's first step, other sizes, and every step where one waits for the GPU, draws or counts on the
     CPU, or cannot be captured, which is said once. The losses lie on the device; the next step overwrites them.
-    `attributes` returns what a step might count with or keep: the objective's.
+    `attributes` are what a step might count with or keep, by name: the objective's own dictionary.
     """
 
     def __init__(
         self, step: Callable[..., dict[str, Tensor]], full: set[int], device: torch.device,
-        attributes: Callable[[], dict] = dict,
+        attributes: Mapping[str, object],
     ):  # fmt: skip
         self.step, self.full, self.attributes = step, full, attributes
         self.stream = torch.cuda.Stream(device)
-        self.fit: int | None = None  # the epoch whose steps can be captured
+        self.capturable: int | None = None  # the epoch whose steps can be captured
         self.graphs: dict[int, Graph] = {}  # of steps of that epoch, by their sizes
-        self.suspected: int | None = None  # the epoch of which one step could not
+        self.failed_once: int | None = None  # the epoch of which one step could not
         self.stopped = False
         # a head's backward pass is in another stream than its parameters' cosine term; autograd waits where it must
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
@@ -44,9 +44,9 @@ class GraphedStep:
         if len(images) not in self.full:
             with uncompiled():
                 return self.step(images, labels, epoch, *targets)
-        if not self.stopped and self.fit != epoch:
+        if not self.stopped and self.capturable != epoch:
             self.forget()
-            return self._watched(images, labels, epoch, *targets)
+            return self._eager_and_inspected(images, labels, epoch, *targets)
         if not self.stopped and len(images) not in self.graphs:
             self._capture(images, labels, epoch, *targets)  # which may stop it
         if self.stopped:
@@ -68,7 +68,7 @@ class GraphedStep:
         """Give the graphs' memory back."""
         self.graphs.clear()
 
-    def _watched(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
+    def _eager_and_inspected(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """An eager step that shows what a graph could not do: wait for the GPU, of which torch warns here, draw other
         numbers, count on or keep another tensor in Python at every replay.
 
@@ -88,9 +88,9 @@ class GraphedStep:
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         changed = [name for name, seen in self._in_python().items() if name not in before or before[name] != seen]
         if not waits and not changed:
-            self.fit = epoch
-        elif self.suspected != epoch:
-            self.suspected = epoch
+            self.capturable = epoch
+        elif self.failed_once != epoch:
+            self.failed_once = epoch
         elif waits:
             self._stop(f"something waits for the GPU in line {waits[0].lineno} of '{waits[0].filename}'")
         else:
@@ -102,7 +102,7 @@ class GraphedStep:
         states: dict[str, object] = {"torch's": torch.get_rng_state().tolist(), "Python's": random.getstate()}
         states["numpy's"] = np.random.get_state()
         generators = {f"{whose} generator": pickle.dumps(state) for whose, state in states.items()}
-        return {name: _seen(value) for name, value in (generators | self.attributes()).items()}
+        return {name: _snapshot(value) for name, value in {**generators, **self.attributes}.items()}
 
     def _capture(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> None:
         def step(images: Tensor, labels: Tensor, *targets: Tensor) -> dict[str, Tensor]:
@@ -120,32 +120,32 @@ class GraphedStep:
 
 
 @dataclass(frozen=True, eq=False)
-class _Itself:
-    """A value that equals only itself, if it has not been written to since: the number of writes tells it of tensors.
+class _ById:
+    """A value that equals only itself, and a tensor only if it has not been written to since.
 
-    Of a tensor on a GPU they do not count, for a graph writes into it at every replay, as a step does.
+    Writes to a tensor on a GPU are not counted, because a graph repeats them at every replay.
     """
 
     value: object  # kept, so that no other gets its place
     writes: int
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.value is other.value and self.writes == other.writes
+        return isinstance(other, _ById) and self.value is other.value and self.writes == other.writes
 
 
-def _seen(value: object) -> object:
-    """What a value holds now, to be compared with what it holds later: numbers and texts, also those in lists, tuples,
-    sets and dictionaries, by what they are, all else by itself.
+def _snapshot(value: object) -> object:
+    """What a value holds now, comparable with what it holds later: numbers and texts by value, also in lists, tuples,
+    sets and dictionaries; everything else by identity, tensors on the CPU also by how often they were written to.
     """
     if isinstance(value, dict):
-        return [(repr(key), _seen(own)) for key, own in value.items()]
+        return [(repr(key), _snapshot(own)) for key, own in value.items()]
     if isinstance(value, list | tuple | set):
-        return [_seen(own) for own in value]
+        return [_snapshot(own) for own in value]
     if isinstance(value, int | float | str | bytes | None):
         return repr(value)  # NaN differs from itself
     if isinstance(value, Tensor) and value.device.type == "cpu" and not value.is_inference():
-        return _Itself(value, value._version)
-    return _Itself(value, 0)
+        return _ById(value, value._version)
+    return _ById(value, 0)
 
 
 def uncompiled() -> contextlib.AbstractContextManager:

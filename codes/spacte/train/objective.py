@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from spacte.data.splits import BatchedSplit
+from spacte.model.batchnorm import keep_running_statistics
 from spacte.model.classifier import Classifier
-from spacte.model.noisy import keep_running_statistics, noisy_logits
+from spacte.model.noisy import noisy_logits
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
 from spacte.train.teaching import CircularLoss, Pace, pace_threshold, smoothed_cross_entropy
@@ -125,10 +126,11 @@ class Objective:
     def pace_from_noise(
         self, epoch: int, classifier: nn.Module, images: Tensor, labels: Tensor, noises: Tensor
     ) -> Pace:
-        """`pace` for a loss that is not on plain noisy copies, because they are attacked, say.
+        """`pace` for a loss on other inputs than plain noisy copies: attacked ones, say.
 
-        With --pace_share these decide all the same, as they did when lambda was measured: images [B, C, H, W] + noises
-        [m, B, C, H, W] in a further forward pass, without gradient and without a trace in BatchNorm's statistics.
+        With --pace_share the losses on plain noisy copies still decide which samples are easy, because lambda was
+        measured on these. They cost a further forward pass of images [B, C, H, W] + noises [m, B, C, H, W], without
+        gradient, which leaves BatchNorm's running statistics alone.
         """
         if self.recipe.pace_share is None:
             return self.pace(epoch)
@@ -137,7 +139,7 @@ class Objective:
         return self.pace_from_logits(epoch, logits, labels)
 
     def pace_from_logits(self, epoch: int, logits: Tensor, labels: Tensor) -> Pace:
-        """The same where logits [L, m, B, K] on plain noisy copies are there already."""
+        """The same where the logits [L, m, B, K] on plain noisy copies have been computed already."""
         pace = self.pace(epoch)
         if self.recipe.pace_share is None:
             return pace
@@ -150,20 +152,29 @@ class Objective:
             return 1.0
         return 1 - (1 - last) * (epoch - 1) / (epochs - 1)
 
-    def other_losses(
-        self, classifier: nn.Module, loss: CircularLoss, logits: Tensor, images: Tensor, noises: Tensor
-    ) -> dict[str, Tensor]:
-        """What every defence adds to its loss, scalars by name: "cos", L_cos, and with --teachers "distil".
+    def total_loss(
+        self,
+        classifier: nn.Module,
+        loss: CircularLoss,
+        logits: Tensor,
+        images: Tensor,
+        noises: Tensor,
+        **parts: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a call returns: `loss.total` with what every defence adds to it, and all parts by name, for the log.
 
-        "distil" is 1/2 sum_h c_h mean_ij KL(teacher || head h), on the noisy copies that the heads' `logits`
-        [L, m, B, K] are of: images [B, C, H, W] plus noises [m, B, C, H, W]. Samples that are hard for the neighbour
-        keep their weight: it is there that a teacher helps.
+        Added are "cos", L_cos, and with --teachers "distil": 1/2 sum_h c_h mean_ij KL(teacher || head h) on the noisy
+        copies that the heads' `logits` [L, m, B, K] are of, images [B, C, H, W] plus noises [m, B, C, H, W]. Samples
+        that are hard for the neighbour keep their weight there: it is for them that a teacher helps. `parts` are the
+        defence's own; they are logged, not added.
         """
-        others = {"cos": self.cosine_loss(classifier)}
+        added = {"cos": self.cosine_loss(classifier)}
         if self.teachers:
             divergences = self.teachers.divergences(logits, images, noises)
-            others["distil"] = _TEACHERS_WEIGHT * loss.head_weights @ divergences.mean(1)
-        return others
+            added["distil"] = _TEACHERS_WEIGHT * loss.head_weights @ divergences.mean(1)
+        heads = {f"head{h}": head for h, head in enumerate(loss.heads)}
+        loss_dict = {"ce": loss.ce, **added, **parts, "weight": loss.sample_weights.mean(), "easy": loss.easy, **heads}
+        return loss.total + sum(added.values()), loss_dict
 
     def cosine_loss(self, classifier: nn.Module) -> Tensor:
         """L_cos of the classifier's network, a scalar; 0 with --no_cosine."""
@@ -180,9 +191,3 @@ class Objective:
 def unwrapped(classifier: nn.Module) -> Classifier:
     """The classifier itself, without DistributedDataParallel around it."""
     return cast(Classifier, getattr(classifier, "module", classifier))
-
-
-def loss_dict(loss: CircularLoss, **others: Tensor) -> dict[str, Tensor]:
-    """The parts that every defence logs (L_ce, mean weight, share of easy samples, each head's loss) and `others`."""
-    heads = {f"head{h}": head for h, head in enumerate(loss.heads)}
-    return {"ce": loss.ce, **others, "weight": loss.sample_weights.mean(), "easy": loss.easy, **heads}

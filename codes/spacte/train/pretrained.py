@@ -73,7 +73,7 @@ def inputs_sha256(files: Mapping[str, Sequence[str | Path]]) -> dict[str, list[s
     return {name: [sha256(Path(path)) for path in paths] for name, paths in files.items()}
 
 
-def _loaded(name: str, recipe: Recipe, spec: DataSpec) -> checkpoint.Loaded:
+def _loaded(name: str, recipe: Recipe, spec: DataSpec) -> checkpoint.LoadedClassifier:
     """The network of a checkpoint. UserError if it is not of the training's data."""
     path, contents = Path(name), checkpoint_file.read(name)
     if not contents["args"]:

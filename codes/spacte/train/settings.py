@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from spacte import cli
 from spacte.data.spec import DATASETS
-from spacte.device import PRECISIONS
 from spacte.model import LEGAL_ARCHITECTURES
 from spacte.names import run_tail, unused_settings
+from spacte.precision import PRECISIONS
 from spacte.train.teaching import PACED_BY
 from spacte.utils import UserError
 
@@ -72,7 +72,7 @@ class Recipe:
 
     @property
     def paced(self) -> bool:
-        """Whether a lambda weights samples: that of a neighbour, which one head has not, or a head's own."""
+        """Whether a lambda weights samples: always where heads pace themselves, by the neighbour where there is one."""
         return self.paced_by == "self" or (self.paced_by == "neighbour" and self.num_heads > 1)
 
     @property

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from spacte.data.splits import BatchedSplit
 from spacte.device import keep_rng_state, restore_rng_state, rng_state
 from spacte.distributed import all_gather_object, broadcast, get_rank, get_world_size, weighted_by_size
+from spacte.model.batchnorm import keep_running_statistics
 from spacte.model.classifier import Classifier
-from spacte.model.noisy import keep_running_statistics, noisy_logits
+from spacte.model.noisy import noisy_logits
 from spacte.provenance import package_versions
 from spacte.train.graph import GraphedStep, uncompiled
 from spacte.train.look import Look
@@ -81,14 +82,14 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, recipe.lr_step_size, recipe.gamma)
         full = {math.ceil(recipe.batch_size / self.mini_batches), recipe.batch_size // self.mini_batches}
         graphs = graphs and device.type == "cuda" and get_world_size() == 1
-        self.graphed = GraphedStep(self.step, full, device, lambda: vars(objective)) if graphs else None
+        self.graphed = GraphedStep(self.step, full, device, vars(objective)) if graphs else None
         self.epoch = 0  # epochs done
         self.targets: Tensor | None = None  # what the objective needs of each training image beside its label
         self.fingerprint = train_split.fingerprint()
         torch.manual_seed(derived_seed("process", recipe.seed, get_rank()))
 
     def state(self) -> dict:
-        """What a checkpoint holds of the training itself; every process must ask."""
+        """What a checkpoint holds of the training itself. Every process must call it."""
         return {
             "state_dict": unwrapped(self.classifier).state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -216,9 +217,11 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """One optimiser step on a mini-batch; returns the loss's parts on the device, without waiting for them."""
-        loss, parts = _checked(self.objective(self.classifier, images, labels, epoch, *targets), self.objective.name())
+        loss, parts = _check_returned(
+            self.objective(self.classifier, images, labels, epoch, *targets), self.objective.name()
+        )
         if self.objective.teachers and "distil" not in parts:
-            raise UserError(f"{self.objective.name()} does not call `other_losses`: --teachers would teach nothing")
+            raise UserError(f"{self.objective.name()} does not call `total_loss`: --teachers would teach nothing")
         self.optimizer.zero_grad(set_to_none=True)  # a step whose capture failed may have left some
         weighted_by_size(loss, len(labels)).backward()  # the processes' gradients are averaged
         self.optimizer.step()
@@ -248,7 +251,7 @@ class Trainer:
 _OF_AN_EPOCH = ("epoch", "loss", "lr", "lambda", "images_per_second", "left")
 
 
-def _checked(returned: Any, name: str) -> tuple[Tensor, dict[str, Tensor]]:
+def _check_returned(returned: Any, name: str) -> tuple[Tensor, dict[str, Tensor]]:
     """What an objective returned. UserError if that is no scalar with its named parts, or a part has a taken name."""
     loss, parts = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     scalars = [loss, *parts.values()] if isinstance(parts, dict) else [None]
