@@ -9,7 +9,7 @@ import pytest
 from conftest import beside, make_log, with_config
 from scipy import stats
 
-from spacte.logs.certified import certificate_of, certified, decided
+from spacte.logs.certified import certificate_of, certified, known_radii
 from spacte.logs.certlog import read_log, read_table
 from spacte.logs.config import RunConfig
 from spacte.logs.counts import VoteCounts
@@ -68,13 +68,13 @@ def test_a_fixed_n_decides_every_radius(script, tmp_path):
 
 def test_what_a_rule_decides():
     config = RunConfig(noise_sd=0.5, N=1000, alpha=0.001, sequential=Stopping((0.0, 0.25), 0.01))
-    assert decided(config, [0, 0.25, 0.3, 1.0, 2]).tolist() == [True, True, False, False, True]
+    assert known_radii(config, [0, 0.25, 0.3, 1.0, 2]).tolist() == [True, True, False, False, True]
     again = config.with_certificate(alpha=0.01)
     assert again.sequential == Stopping((0.0, 0.25), 0.01, decides=False)
-    assert not decided(again, [0, 0.25]).any()
+    assert not known_radii(again, [0, 0.25]).any()
     assert config.with_certificate(alpha=0.001) == config  # it is what it was
     assert RunConfig.from_json(again.to_json()).sequential == again.sequential
-    assert decided(None, [0, 3]).all()
+    assert known_radii(None, [0, 3]).all()
 
 
 def test_votes_that_stopped_early_are_certified_again_by_the_anytime_bound(certify, script):

@@ -104,7 +104,7 @@ def base_from_checkpoints(
     """
     for network in networks:
         network.check_unchanged()
-    networks = [_examined(network, split, config.noise_sd) for network in networks]
+    networks = [_with_normalisation(network, split, config.noise_sd) for network in networks]
     batch_size = computing.batch_size(split)
     int8 = computing.precision == "int8"
     scales = _scales(networks, config.noise_sd, open_training) if int8 else []
@@ -167,8 +167,8 @@ def _scales(
     return on_main_process(measured)
 
 
-def _examined(network: LoadedClassifier, split: Split, noise_sd: float) -> LoadedClassifier:
-    """A published network, behind its normalisation; its BatchNorms say whether it is the one that was trained."""
+def _with_normalisation(network: LoadedClassifier, split: Split, noise_sd: float) -> LoadedClassifier:
+    """The network; a published one behind the normalisation with which, its BatchNorms say, it was trained."""
     if not network.published:
         return network
     images, _ = split.some(256)

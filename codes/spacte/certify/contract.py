@@ -16,8 +16,8 @@ from spacte.model.ensemble import with_ensemble
 from spacte.model.foreign import ForeignClassifier
 from spacte.utils import UserError, failure
 
-# what rounding makes of logits, as a share of their spread: in another place of the batch; in the same place of a batch
-# of the same size, where the same sums run in the same order
+# what rounding may change in logits, as a share of their spread: where an image moved within the batch; where it has
+# not, so that the same sums run in the same order
 _FINE, _COARSE = (1e-3, 1e-4), (1e-2, 1e-3)  # fp32; tf32 and bf16
 
 
@@ -32,7 +32,7 @@ def check_contract(classifier: ForeignClassifier, images: Tensor, num_classes: i
     """
     size, count = classifier.pass_size(images), len(images)
     images = images[torch.arange(size * math.ceil(len(images) / size)) % len(images)]  # whole passes: no padding
-    elsewhere, there = _FINE if classifier.precision == "fp32" else _COARSE
+    moved, in_place = _FINE if classifier.precision == "fp32" else _COARSE
     with torch.no_grad():  # as when votes are counted
         given = images.clone()
         logits = classifier(given)
@@ -51,16 +51,16 @@ def check_contract(classifier: ForeignClassifier, images: Tensor, num_classes: i
                 "before softmax (or their logarithms)"
             )
         others = classifier(_beside_other_images(images))
-        if _differ(logits[:, ::2], others[:, ::2], there):
-            _refuse(classifier, images, logits, there, "it changes beside other images")
+        if _differ(logits[:, ::2], others[:, ::2], in_place):
+            _refuse(classifier, images, logits, in_place, "it changes beside other images")
         copies = classifier(images[:1].expand_as(images).contiguous())  # as in certification
-        if _differ(logits[:, :1], copies[:, :1], there):
-            _refuse(classifier, images, logits, there, "it changes in a batch of its copies")
-        if _differ(logits, classifier(images.flip(0)).flip(1), elsewhere):
-            _refuse(classifier, images, logits, there, "it changes with its position in the batch")
-        if _differ(logits, classifier(images), there):
-            _refuse(classifier, images, logits, there, "")
-    if not _differ(logits, logits[:, :1].expand_as(logits), elsewhere):
+        if _differ(logits[:, :1], copies[:, :1], in_place):
+            _refuse(classifier, images, logits, in_place, "it changes in a batch of its copies")
+        if _differ(logits, classifier(images.flip(0)).flip(1), moved):
+            _refuse(classifier, images, logits, in_place, "it changes with its position in the batch")
+        if _differ(logits, classifier(images), in_place):
+            _refuse(classifier, images, logits, in_place, None)
+    if not _differ(logits, logits[:, :1].expand_as(logits), moved):
         warnings.warn("the classifier answers every image alike: are its trained weights loaded?", stacklevel=2)
     return logits[:, :count]
 
@@ -90,9 +90,12 @@ _DEPENDS = (
 )
 
 
-def _refuse(classifier: ForeignClassifier, images: Tensor, logits: Tensor, rounding: float, others: str) -> NoReturn:
-    """UserError with the reason for which the classifier answers otherwise than with `logits`: `others`, unless the
-    same batch alone, asked again, has another answer, too.
+def _refuse(
+    classifier: ForeignClassifier, images: Tensor, logits: Tensor, rounding: float, reason: str | None
+) -> NoReturn:
+    """UserError with the reason for which the classifier answers otherwise than with `logits`.
+
+    That is `reason`, the other images of the batch, unless the same batch has another answer now, too.
     """
     again, once_more = classifier(images), classifier(images)
     if _differ(again, once_more, rounding):
@@ -100,12 +103,12 @@ def _refuse(classifier: ForeignClassifier, images: Tensor, logits: Tensor, round
             "the classifier gives two different answers for the same images: switch off what is random in it "
             "(dropout, train mode, noise of its own); a certificate is about a function"
         )
-    if _differ(logits, again, rounding) or not others:
+    if _differ(logits, again, rounding) or reason is None:
         raise UserError(
             "the classifier answers the same images in another way after it has seen others: it keeps a state (running "
             "statistics, observers of a quantisation, a counter); freeze it before certification"
         )
-    raise UserError(_DEPENDS.format(others))
+    raise UserError(_DEPENDS.format(reason))
 
 
 def _beside_other_images(images: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """A run's files while they are written: what is still missing, rows in the order of idx, each one once.
 
-A kill at any moment loses at most the images in progress.
+an image's counts -> its process's part file, where there are several -> the counts file -> its row of the log
+
+The main process alone writes counts file and log, in order of idx, so that each is always the beginning of the whole. A
+kill at any moment loses at most the images in progress.
 """
 
 import contextlib
@@ -32,24 +35,24 @@ class RunWriter(Generic[C]):
     `write`; when the block of `writing` ends, all rows of the run are written, and `summary` says what they amount to.
     """
 
-    def __init__(self, missing: list[int], files: RunFiles, kept: "_OpenRun[C] | None"):
-        self.missing, self.files, self._kept = missing, files, kept  # kept: by the main process
+    def __init__(self, missing: list[int], files: RunFiles, open_run: "_OpenRun[C] | None"):
+        self.missing, self.files, self._open_run = missing, files, open_run  # None in all but the main process
 
     def write(self, *counts: C) -> None:
         """Take in the counts of an image, or of several at once."""
         if get_world_size() > 1:  # parts on disk, not messages: what a killed process has counted is not lost
             append(self.files.part(get_rank()), "".join(one.to_line() for one in counts))
-            if self._kept:
-                self._kept.show(self._kept.collect())
-        elif self._kept:
-            self._kept.show(self._kept.add(counts))
+            if self._open_run:
+                self._open_run.show(self._open_run.collect())
+        elif self._open_run:
+            self._open_run.show(self._open_run.add(counts))
 
     def summary(self) -> str:
         """What is said of all images together, in the main process, and written where the plan keeps it; else ""."""
-        if self._kept is None:
+        if self._open_run is None:
             return ""
-        plan, files = self._kept.plan, self.files
-        text = plan.summary(self._kept.counts, files.log)
+        plan, files = self._open_run.plan, self.files
+        text = plan.summary(self._open_run.counts, files.log)
         if plan.keeps_summary:
             replace_file(files.summary, text + "\n")
         return text
@@ -88,7 +91,7 @@ def writing(
 
 
 class _OpenRun(Generic[C]):
-    """The files of a run in the main process, locked from when it is made until it is closed.
+    """The open files of a run, in the main process: locked from when this is made until it is closed.
 
     `counts` are those of the images whose rows are written, in their order; `missing` the images that were still to be
     counted at the beginning.

@@ -48,11 +48,12 @@ def check_again(config: RunConfig, classes: int) -> None:
         raise UserError("--top_k needs votes on every image, and the log was made with --skip_wrong: make one without")
 
 
-def decided(config: RunConfig | None, radii: Radii) -> np.ndarray:
-    """Of which of the radii [R] a run tells how many images N draws certify there: booleans.
+def known_radii(config: RunConfig | None, radii: Radii) -> np.ndarray:
+    """At which radii [R] a log's certified accuracy is that of N fixed draws: booleans.
 
-    A fixed N tells of all, as nothing else is known of a log without a configuration; of a run that stopped early its
-    own stopping rule alone tells. One that knows each radius to within a tolerance tells of all, to within as much.
+    With a fixed N at all of them, which is assumed of a log without a configuration. A run that stopped early decided
+    those of its own stopping rule, and those that N draws cannot reach; one that stopped within a tolerance knows all
+    radii, to within as much.
     """
     radii = np.asarray(radii, dtype=float)
     if config is None or config.sequential is None:

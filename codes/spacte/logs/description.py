@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spacte.data.spec import DATASETS, SPECS
-from spacte.logs.certified import decided
+from spacte.logs.certified import known_radii
 from spacte.logs.certlog import Radii, beginning
 from spacte.logs.config import DESCRIBES, RunConfig, RunRecord
 from spacte.logs.runfiles import RunFiles
@@ -75,13 +75,13 @@ class Description:
         return self.dimension**-0.5
 
     def knows_radii_exactly(self, radii: Radii) -> np.ndarray:
-        """Of which radii [R], in its norm, the log tells exactly what its N draws certify: not within a tolerance."""
+        """At which radii [R], in its norm, certified accuracy is known exactly, not only to within a tolerance."""
         sequential = self.config.sequential if self.config else None
         return self.knows_radii(radii) & (sequential is None or sequential.tolerance is None)
 
     def knows_radii(self, radii: Radii) -> np.ndarray:
-        """Of which radii [R], in its norm, the log tells: see `decided`."""
-        return decided(self.config, np.asarray(radii, dtype=float) / self.per_l2)
+        """At which radii [R], in its norm, certified accuracy is known: see spacte.logs.certified.known_radii."""
+        return known_radii(self.config, np.asarray(radii, dtype=float) / self.per_l2)
 
     @property
     def trained(self) -> float | None:

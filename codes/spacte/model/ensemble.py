@@ -27,6 +27,11 @@ def with_ensemble(logits: Tensor) -> Tensor:
     return torch.cat([logits, ensemble_logits(logits).unsqueeze(0)]) if len(logits) > 1 else logits
 
 
+def num_voters(num_heads: int) -> int:
+    """V, the heads and the ensemble; one head is its own ensemble."""
+    return num_heads + 1 if num_heads > 1 else 1
+
+
 def named_classes(logits: Tensor, num_classes: int) -> Tensor:
     """The class of the largest logit, or K where they are not finite: [..., K] -> [...]. RunError for another K."""
     if logits.shape[-1] != num_classes:

@@ -26,10 +26,11 @@ from spacte.device import keep_rng_state, restore_rng_state, rng_state
 from spacte.distributed import all_gather_object, broadcast, get_rank, get_world_size, weighted_by_size
 from spacte.model.batchnorm import keep_running_statistics
 from spacte.model.classifier import Classifier
+from spacte.model.ensemble import num_voters
 from spacte.model.noisy import noisy_logits
 from spacte.provenance import package_versions
+from spacte.train.accuracy import count_right, warn_of_lost_classes
 from spacte.train.graph import GraphedStep, uncompiled
-from spacte.train.look import Look
 from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective, unwrapped
 from spacte.train.settings import Recipe
@@ -148,7 +149,9 @@ class Trainer:
                 if self.graphed:
                     self.graphed.forget()  # the next epoch captures its own
                 looks = is_due(self.epoch, test_freq, self.recipe.epochs)
-                row |= self.noisy_accuracy() if looks else self._accuracies([math.nan] * self._voters)
+                row |= (
+                    self.noisy_accuracy() if looks else self._accuracies([math.nan] * num_voters(self.recipe.num_heads))
+                )
                 done = (self.epoch - first) / (self.recipe.epochs - first)
                 row["left"] = str(timedelta(seconds=round((time.monotonic() - started) * (1 / done - 1))))
                 yield row
@@ -235,14 +238,10 @@ class Trainer:
         """
         with keep_rng_state(self.device):  # how often one looks does not change the training
             torch.manual_seed(derived_seed("test", self.recipe.seed, self.epoch, get_rank()))
-            look = Look(unwrapped(self.classifier), self.test_split, self.recipe, self.device)
+            right, images = count_right(unwrapped(self.classifier), self.test_split, self.recipe, self.device)
         if self.epoch == self.recipe.epochs:
-            look.warn_of_classes()
-        return self._accuracies(look.accuracies())
-
-    @property
-    def _voters(self) -> int:
-        return self.recipe.num_heads + (self.recipe.num_heads > 1)
+            warn_of_lost_classes(right, images, self.test_split.spec)
+        return self._accuracies((right.sum(1) / len(self.test_split)).tolist())
 
     def _accuracies(self, shares: list[float]) -> dict[str, float]:
         return {"acc": shares[-1], **{f"acc{h}": share for h, share in enumerate(shares[: self.recipe.num_heads])}}
