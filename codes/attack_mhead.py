@@ -5,8 +5,6 @@ python attack_mhead.py --model_path save/<...>/epoch150.pth --log logs/<...>-cer
 
 if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+    from spacte.certify import attack
 
-from spacte.certify import attack
-
-if __name__ == "__main__":
     attack.main(__doc__)

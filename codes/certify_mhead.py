@@ -10,8 +10,6 @@ python certify_mhead.py ... --sequential                # stop each image's draw
 
 if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+    from spacte.certify import certify
 
-from spacte.certify import certify
-
-if __name__ == "__main__":
     certify.main(__doc__)

@@ -5,8 +5,6 @@ python codes/merge_logs.py logs/<...>-shard-*-of-8.log
 
 if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+    from spacte.certify import relog
 
-from spacte.certify import relog
-
-if __name__ == "__main__":
     relog.merge_main(__doc__)

@@ -5,8 +5,6 @@ python predict_mhead.py --model_path save/CIFAR10/R110/noise-0.25/<run>/epoch150
 
 if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+    from spacte.certify import predict
 
-from spacte.certify import predict
-
-if __name__ == "__main__":
     predict.main(__doc__)

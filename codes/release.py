@@ -11,8 +11,6 @@ what certify_mhead.py --precision int8 would otherwise measure on training image
 
 if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+    from spacte.train import release
 
-from spacte.train import release
-
-if __name__ == "__main__":
     release.main(__doc__)

@@ -8,8 +8,6 @@ python codes/relog.py logs/<...>-certify-skip-20.log --top_k 5 --certificate all
 
 if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+    from spacte.certify import relog
 
-from spacte.certify import relog
-
-if __name__ == "__main__":
     relog.relog_main(__doc__)

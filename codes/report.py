@@ -16,8 +16,6 @@ python codes/report.py --training runs/<...>/<run> training.png
 
 if __name__ == "__main__":
     import spacte.script  # noqa: F401 - first, for Ctrl-C during the other imports
+    from spacte.report import command
 
-from spacte.report import command
-
-if __name__ == "__main__":
     command.main(__doc__)

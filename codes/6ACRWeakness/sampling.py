@@ -14,15 +14,24 @@ def kept(right: np.ndarray, n: int, threshold: float) -> np.ndarray:
     return right >= threshold * n - 1e-9  # a share that is the threshold stays, however threshold * n was rounded
 
 
+def check_votes(n: int) -> None:
+    """UserError if n is so small that 3/4 of n votes certify no radius."""
+    if not _radius(3 * n // 4, n) > 0:
+        raise UserError(f"--num_noise_dataset_weight {n} is too few to weight images: choose 12 or at least 14")
+
+
 def weights(right: np.ndarray, n: int) -> np.ndarray:
     """How often images are drawn, in proportion: [N] right votes of n -> [N] positive weights.
 
     The certified radius, in units of sigma, that the votes would give at confidence 0.9 if at least 3/4 of them were
-    right: Phi^-1 of the one-sided Clopper-Pearson bound. Raises UserError if n is so small that 3/4 of the votes
-    give none. Source: arXiv 2410.06895.
+    right. Raises UserError as `check_votes` does. Source: arXiv 2410.06895.
     """
+    check_votes(n)
     least = 3 * n // 4
-    radii = np.array([ndtri(lower_confidence_bound(count, n, _ALPHA)) for count in range(least, n + 1)])
-    if not radii[0] > 0:
-        raise UserError(f"--num_noise_dataset_weight {n} is too few to weight images: choose 12 or at least 14")
+    radii = np.array([_radius(count, n) for count in range(least, n + 1)])
     return radii[np.maximum(right, least) - least]
+
+
+def _radius(right: int, n: int) -> float:
+    """Phi^-1 of the one-sided Clopper-Pearson bound."""
+    return float(ndtri(lower_confidence_bound(right, n, _ALPHA)))

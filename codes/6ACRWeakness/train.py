@@ -57,7 +57,7 @@ class ACRWeakness(Objective):
         if self.ds_epoch >= self.recipe.epochs:
             last = self.recipe.epochs - 1
             raise UserError(f"--ds_epoch {self.ds_epoch} must lie in 0..{last}, below --epochs")
-        sampling.weights(np.zeros(1, dtype=int), self.num_noise_dataset_weight)
+        sampling.check_votes(self.num_noise_dataset_weight)
         self.weights = None  # [n], 0 for an image that is left out
         self.share_kept = 1.0  # of the images
 

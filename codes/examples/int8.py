@@ -41,7 +41,7 @@ def quantised(classifier: nn.Module, split, noise_sd: float, images: int) -> nn.
     generator = torch.Generator().manual_seed(0)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch announces this interface's end
-        some, _ = split.some(images)
+        some, _ = split.evenly_spaced(images)
         observed = prepare_fx(classifier.eval(), get_default_qconfig_mapping("x86"), (some[:1],))
         for image in some.split(1):
             observed(image + noise_sd * torch.randn(image.shape, generator=generator))

@@ -21,9 +21,9 @@ def test_digits_are_scikit_learns_in_a_fixed_stratified_split():
 
 def test_some_images_come_from_the_whole_split():
     split = open_split("digits", "", True)
-    images, labels = split.some(20)
+    images, labels = split.evenly_spaced(20)
     assert len(images) == len(labels) == 20 and torch.equal(images[-1], split[len(split) - 1][0])
-    assert len(split.some(10**6)[0]) == len(split)
+    assert len(split.evenly_spaced(10**6)[0]) == len(split)
 
 
 def test_digits_are_normalised_with_the_training_splits_moments():

@@ -31,7 +31,11 @@ def digits(count=200):
     """A published network of five heads, its scales, noised test images."""
     classifier = load_classifier(DIGITS).classifier
     training, test = (open_split("digits", "./data", train) for train in (True, False))
-    return classifier, scales_of(classifier, training.some(300)[0], 0.5), with_fixed_noise(test.some(count)[0], 0.5)
+    return (
+        classifier,
+        scales_of(classifier, training.evenly_spaced(300)[0], 0.5),
+        with_fixed_noise(test.evenly_spaced(count)[0], 0.5),
+    )
 
 
 # --- the plain reference ---
@@ -232,7 +236,7 @@ def test_a_trained_network_hardly_changes():
 def test_biases_are_shifted_so_that_mean_outputs_are_the_float_networks():
     classifier, scales, images = digits(1)
     normalise, network = _folded(classifier)
-    images = normalise(with_fixed_noise(open_split("digits", "./data", True).some(300)[0], 0.5))
+    images = normalise(with_fixed_noise(open_split("digits", "./data", True).evenly_spaced(300)[0], 0.5))
     found, expected = {}, {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -155,7 +155,7 @@ def test_measuring_the_pace_moves_no_draw_and_no_statistic(tmp_path):
     some = trainer._class_thresholds(4, 0.8, first)
     assert bool(some[:5].isfinite().all()) and bool(some[5:].isinf().all()), "what is left out is not measured"
     attacked = objective_of("3SmoothAdv", "--num_heads", 2, "--pace_share", 0.5)
-    images, labels = split.some(8)
+    images, labels = split.evenly_spaced(8)
     attacked.pace_from_noise(4, classifier, images, torch.as_tensor(labels), torch.zeros(2, *images.shape))
     assert torch.equal(draws, torch.get_rng_state()) and classifier.training
     after = classifier.state_dict()

@@ -28,7 +28,7 @@ for module in trainer.classifier.modules():
     if isinstance(module, torch.nn.BatchNorm2d):
         module.running_var.fill_(2.0)
 trainer.classifier.eval()
-images, labels = digits.some(int(count))
+images, labels = digits.evenly_spaced(int(count))
 mine = slice(get_rank(), None, get_world_size())
 trainer.step(images[mine], labels[mine], 150)
 if get_rank() == 0:

@@ -150,7 +150,7 @@ def _scales(
                 f"{noise_sd:g}), or load a file of release.py --int8"
             )
         try:
-            images, _ = open_training().some(SCALE_IMAGES)
+            images, _ = open_training().evenly_spaced(SCALE_IMAGES)
         except UserError as error:
             raise UserError(
                 f"--precision int8 measures scales at noise_sd {noise_sd:g} on training images, unless the checkpoint "
@@ -171,7 +171,7 @@ def _with_normalisation(network: LoadedClassifier, split: Split, noise_sd: float
     """The network; a published one behind the normalisation with which, its BatchNorms say, it was trained."""
     if not network.published:
         return network
-    images, _ = split.some(256)
+    images, _ = split.evenly_spaced(256)
     try:
         name, line = check_normalisation(network.classifier.network, network.normalize, network.spec, images, noise_sd)
     except UserError as error:
@@ -204,7 +204,7 @@ def base_from_callable(
         )
     batch_size = computing.batch_size(split)
     classifier = ForeignClassifier(function, computing.device, computing.precision, batch_size, computing.compiled)
-    images, _ = split.some(SPOT_CHECK_IMAGES)
+    images, _ = split.evenly_spaced(SPOT_CHECK_IMAGES)
     logits = check_contract(classifier, with_fixed_noise(images, config.noise_sd), split.spec.num_classes)
     parameters = parameters_sha256(function)  # after the first images: lazy modules have theirs only now
     if parameters is None:

@@ -26,7 +26,7 @@ def warn_at_chance(smooth: Smooth, split: Split) -> None:
     Guessing always names the commonest class; the share that is right must lie above that by more than chance does
     in one of 100 cases. Nothing is said where so few images could not show it.
     """
-    images, labels = split.some(enough_images(split))
+    images, labels = split.evenly_spaced(enough_images(split))
     images = with_fixed_noise(images, smooth.sigma)
     named = AllHeads(smooth.base_classifier, smooth.num_classes)(images)[-1].cpu()
     count, right = len(labels), int((named == labels).sum())

@@ -66,7 +66,7 @@ class Split(ABC):
         same.spec = spec
         return same
 
-    def some(self, count: int) -> tuple[Tensor, Tensor]:
+    def evenly_spaced(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` images [n, C, H, W], evenly spaced over the split (all, if there are fewer), and their labels [n];
         always the same ones.
         """

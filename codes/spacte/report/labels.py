@@ -1,8 +1,13 @@
 """Names for runs: what the user called them, what is known of them, what tells their paths apart.
 
-A run's `label` is the folders by which its log differs from the others'. Where two runs look alike nevertheless, each
-is told `apart` by its name, which holds flags, or else by its path. One whose defence is not known has its `method`
-from folders. Pictures and sentences take a short name of all this: `labels`.
+A run's `label` is the folders by which its log differs from the others':
+
+    logs/5-heads/seed-1/CIFAR10/R8/noise-0.50/certify_mhead/h-5-....log  ->  5-heads/seed-1
+    logs/1-head/seed-1/CIFAR10/R8/noise-0.50/certify_mhead/h-1-....log   ->  1-head/seed-1
+
+Where two runs look alike nevertheless, each is told `apart` by its name, which holds flags, or else by its path. One
+whose defence is not known has its `method` from folders. Pictures and sentences take a short name of all this:
+`labels`.
 """
 
 import itertools
@@ -27,7 +32,7 @@ def labelled(runs: list[Run]) -> list[Run]:
 
 
 def _told_apart(runs: list[Run], by: list[str]) -> list[Run]:
-    """The runs, of those that look alike with a text of theirs where it tells them apart."""
+    """The runs; those that look alike get their text of `by`, where these texts differ."""
     texts: dict[tuple, set[str]] = {}
     for run, text in zip(runs, by, strict=True):
         texts.setdefault(_shown_key(run), set()).add(text)
@@ -135,7 +140,7 @@ def _places(names: list, runs: list[Run]) -> list[str]:
 
 
 def _endings(places: list[str]) -> list[str]:
-    """Of files of one folder what stands behind the words with which all begin: sequential, alpha-0.01; "" of one."""
+    """What the names of files in one folder end in, after the words with which all begin: sequential, alpha-0.01."""
     if any("/" in place for place in places):
         return places
     words = [place.split("-") for place in places]

@@ -70,7 +70,7 @@ def _scales(released: dict, path: Path, data_dir: str) -> Scales:
     """Of int8, for the weights that are released. UserError if the folder does not hold the training images."""
     loaded = checkpoint.classifier_from_contents(released, path)
     split = open_split(loaded.dataset, data_dir, train=True, spec=loaded.spec)
-    images, _ = split.some(SCALE_IMAGES)
+    images, _ = split.evenly_spaced(SCALE_IMAGES)
     if released["args"].get("train_images") is not None:
         split.keep_first_of_each_class(released["args"]["train_images"])
     if split.fingerprint() != released["data_sha256"]:
