@@ -24,7 +24,9 @@ ROOMS = {
     "certify": {"data", "model", "smooth", "logs", "certify"},
     "jobs": {"jobs"},
 }
-BESIDE = {"cli", "device", "distributed", "files", "names", "processes", "provenance", "script", "utils"}
+BESIDE = {
+    "cli", "device", "distributed", "files", "names", "precision", "processes", "provenance", "script", "utils",
+}  # fmt: skip
 
 
 def imported(path):
