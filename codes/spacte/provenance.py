@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+SOURCE_FIELDS = ("source_sha256", "commit", "dirty")  # of `source_state`
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "statsmodels", "pandas", "scikit-learn")
 _DECIDE_VOTES = ("torch", "torchvision", "numpy", "scipy")
 

@@ -5,12 +5,17 @@
     python codes/studies/power.py --width 0.02 --deviation 0.25    # from a guess of the deviation over images
     python codes/studies/power.py --width 0.02 --deviation 0.25 A.log    # and its cost at the log's speed
 
-The width is that of the whole 95 % interval over images, from its lower to its upper end. A pilot needs its vote counts
-beside the log. For each number of draws N its votes are drawn again from the shares that it counted, and certified; the
-deviation over images is that of the radii, or of their differences image by image, less what the pilot's own draws
-contributed. More draws make radii larger, and the spread with them: what makes an interval narrow is images. So choose
-N by the radii that matter (`largest radius`), then read the images off its row. The seeds of a training vary, too,
-which no image can tell: see report.py --compare with two folders. The time is that of one certification of each log.
+The width is that of the whole 95 % interval over images, from its lower to its upper end. To find a difference of D in
+four of five studies, take a width of 1.4 D: with 2 D the interval leaves 0 out only every other time.
+
+A pilot needs its vote counts beside the log. For each number of draws N its votes are drawn again from the shares that
+it counted, and certified; the deviation over images is that of the radii, or of their differences image by image, less
+what the pilot's own draws contributed. A line says how far the pilot's own images leave the number of images open.
+There are never fewer images than report.py needs for an interval: 50 on which two runs differ, by the pilot's share of
+these. More draws make radii larger, and the spread with them: what makes an interval
+narrow is images. So choose N by the radii that matter (`largest radius`), then read the images off its row. The seeds
+of a training vary, too, which no image can tell: see report.py --compare with two folders. The time is that of one
+certification of each log.
 """
 
 if __name__ == "__main__":
@@ -30,7 +35,7 @@ from spacte.logs.certified import largest_radius, log_table
 from spacte.logs.certlog import certified_radius
 from spacte.logs.counts import VoteCounts
 from spacte.logs.table import markdown
-from spacte.report.comparable import check_same_images
+from spacte.report.comparable import check_pair, check_same_images
 from spacte.report.intervals import FEWEST_DIFFERENT, differ
 from spacte.report.reading import read_runs
 from spacte.report.recount import needed_counts
@@ -39,6 +44,7 @@ from spacte.utils import UserError
 
 _DRAWS = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _MOST_IMAGES = 10**9
+_DRAWN_AGAIN = 5000  # radii of a pilot for each N, so that their own draws no longer count
 
 
 def _main() -> None:
@@ -62,10 +68,15 @@ def _main() -> None:
     if len(runs) != len(args.logs):
         raise UserError("give logs, one or two, and no folders of several")
     check_same_images(runs)
+    if len(runs) == 2:
+        check_pair(*runs)
     draws = sorted(set(args.N or _DRAWS))
     table = plan(runs, args.width, draws, args.deviation, args.seed)
     times = [_time(seconds) for seconds in table.pop("seconds")]
+    error = table.pop("error").max()
     print(markdown(table.assign(time=times).dropna(axis=1, how="all")))
+    if args.deviation is None:
+        print(f"\nThe pilot's images leave the number of images open to within {100 * error:.0f} % (95 %).")
 
 
 def _time(seconds: float) -> str | None:
@@ -75,7 +86,8 @@ def _time(seconds: float) -> str | None:
 
 
 def plan(runs: list[Run], width: float, draws: list[int], deviation: float | None, seed: int = 0) -> pd.DataFrame:
-    """A row for each number of draws N: largest radius, deviation over images, images for the width, draws, seconds.
+    """A row for each number of draws N: largest radius, deviation over images, images for the width, draws, seconds,
+    and the `error` of the number of images, as a share of it, that a pilot's own images leave.
 
     At least as many images as report.py gives an interval for: of the pilots' images only some differ.
 
@@ -88,16 +100,18 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
     if pilots and len(shared) < 2:
         raise UserError("a pilot must have at least 2 images, and two pilots must share them")
     for n in draws:
-        spread, share = _spread(pilots, n, shared, rng) if pilots else (0.0, 1.0)
-        spread = spread if deviation is None else deviation
-        if spread == 0:
-            raise UserError("the pilot's radii vary no more than its draws explain: give --deviation")
+        spread, share, error = _spread(pilots, n, shared, rng) if pilots else (0.0, 1.0, 0.0)
+        if deviation is not None:
+            spread = deviation
+        elif error >= 1:  # of a variance that may be 0
+            said = f"as far as its {len(shared)} images tell: give --deviation"
+            raise UserError(f"the pilot's radii vary no more than its draws explain, {said}")
         images = _images(spread, width, math.ceil(FEWEST_DIFFERENT / (share or 1.0)))
         of_each = [pilot.draws(n) for pilot in pilots] or [100.0 + n]
         seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
         limit = min((largest_radius(replace(run.required_config, N=n)) for run in runs), default=math.nan)
         row = {"N": n, "largest radius": limit, "deviation": spread, "images": images}
-        rows.append(row | {"draws in all": round(images * max(of_each)), "seconds": seconds})
+        rows.append(row | {"draws in all": round(images * max(of_each)), "seconds": seconds, "error": error})
     return pd.DataFrame(rows)
 
 
@@ -110,21 +124,26 @@ def _images(spread: float, width: float, fewest: int) -> int:
     return max(fewest, math.ceil((2 * quantile * spread / width) ** 2))
 
 
-def _spread(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> tuple[float, float]:
-    """The deviation over images of what n draws would measure, and the share of images on which it is not 0.
+def _spread(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> tuple[float, float, float]:
+    """The deviation over images of what n draws would measure, the share of images on which it is not 0, and the half
+    width of the deviation's square's 95 % interval over the pilot's images, as a share of it.
 
-    Votes drawn from a pilot's shares vary by the images, by the pilot's draws and by their own; two such sets at the
-    pilot's N tell how much of that its draws are. Their variance is taken off.
+    Votes drawn from a pilot's shares vary by the images, by the pilot's draws and by their own; pairs of such sets at
+    the pilot's N tell how much of that its draws are. Their variance is taken off.
     """
+    times = max(2, math.ceil(_DRAWN_AGAIN / len(idx)))
 
     def measured(at: list[int]) -> np.ndarray:
         radii = [pilot.radii(draws, idx, rng) for pilot, draws in zip(pilots, at, strict=True)]
         return radii[0] - (radii[1] if len(radii) > 1 else 0)
 
     own = [pilot.run.required_config.N for pilot in pilots]
-    of_draws = np.mean((measured(own) - measured(own)) ** 2) / 2
-    twice = np.stack([measured([n] * len(pilots)) for _ in range(2)])
-    return math.sqrt(max(twice.var(axis=1, ddof=1).mean() - of_draws, 0.0)), float(differ(twice).mean())
+    of_draws = np.mean([(measured(own) - measured(own)) ** 2 for _ in range(times)], axis=0) / 2  # [images]
+    found = np.stack([measured([n] * len(pilots)) for _ in range(times)])
+    squares = ((found - found.mean(axis=1, keepdims=True)) ** 2).mean(axis=0) * len(idx) / (len(idx) - 1) - of_draws
+    variance = max(squares.mean(), 0.0)
+    error = stats.norm.ppf(0.975) * squares.std(ddof=1) / math.sqrt(len(idx)) / variance if variance else math.inf
+    return math.sqrt(variance), float(differ(found).mean()), error
 
 
 class _Pilot:

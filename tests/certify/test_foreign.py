@@ -159,6 +159,27 @@ def test_a_function_is_certified_as_a_checkpoint_is(certify, script, tmp_path):
     assert code == 0 and "my_models" in out
 
 
+def test_a_file_that_an_argument_names_may_lie_elsewhere_but_not_be_another(certify, script, tmp_path):
+    """By its hash; an older run, which holds its path alone, resumes under that path."""
+    (tmp_path / "weights.pth").write_text("weights")
+    log = certify("a", "build", "--classifier_args", "name=weights.pth", "--max", 100)
+    moved = tmp_path / "elsewhere" / "weights.pth"
+    moved.parent.mkdir()
+    moved.write_text("weights")
+    certify("a", "build", "--classifier_args", f"name={moved}", "--max", 200)
+    assert len(read_log(log)) == 7
+    flags = ("--classifier", "my_models.py:build", *DIGITS, "--logs_dir", "a", "--skip", 30, *RUN_FLAGS)
+    moved.write_text("others")
+    code, _, err = script("certify_mhead.py", *flags, "--classifier_args", f"name={moved}")
+    assert code == 2 and "another configuration: classifier_args (" in err
+    content = json.loads(beside(log, ".json").read_text())
+    del content["config"]["classifier_files"]
+    beside(log, ".json").write_text(json.dumps(content))
+    code, _, err = script("certify_mhead.py", *flags, "--classifier_args", "name=weights.pth")
+    assert code == 2 and "another configuration: classifier_args (" in err
+    assert script("certify_mhead.py", *flags, "--classifier_args", f"name={moved}")[0] == 0
+
+
 def test_several_heads_vote_alone_and_together(certify):
     log = certify("a", "three", "--sequential", "--certificate", "all-votes")
     assert read_counts(beside(log, "-counts.jsonl"))[0].estimation.shape == (4, 10)

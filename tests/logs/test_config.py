@@ -52,8 +52,8 @@ def test_what_identifies_a_smoothed_classifier_and_its_images():
     found = {one.name for one in fields(RunConfig) if IDENTIFIES in one.metadata.get("needed", ())}
     assert found == {
         "noise_sd", "checkpoint_sha256", "normalize", "scales_sha256", "classifier", "classifier_args",
-        "classifier_sha256", "parameters_sha256", "answers", "data_sha256", "head", "exact_noise", "precision",
-        "consensus",
+        "classifier_files", "classifier_sha256", "parameters_sha256", "answers", "data_sha256", "head", "exact_noise",
+        "precision", "consensus",
     }  # fmt: skip
     assert "data_sha256" in WHOLE.differences(replace(WHOLE, data_sha256="x"), IDENTIFIES)
 

@@ -235,7 +235,11 @@ def test_certifications_that_were_made_differently_say_so(tmp_path):
 def test_logs_of_two_hashes_are_perhaps_not_of_the_same_images(script, tmp_path):
     for name, sha256 in (("a", "11"), ("b", "22"), ("c", "11")):
         with_config(random_log(tmp_path / f"{name}.log", 20, 0), data_sha256=sha256)
-    assert script("report.py", "--compare", "a.log", "c.log")[2] == ""
-    assert (
-        "'a.log' and 'b.log': two data_sha256, so perhaps not" in script("report.py", "--compare", "a.log", "b.log")[2]
-    )
+    assert script("report.py", "--compare", "a.log", "c.log")[::2] == (0, "")
+    code, _, err = script("report.py", "--compare", "a.log", "b.log")
+    assert code == 2 and "'a.log' and 'b.log' cannot be compared image by image: two data_sha256" in err
+    assert err.count("\n") == 1
+    code, out, err = script("report.py", "a.log", "b.log", "c.log", "--format", "json", "--html", "page.html")
+    assert code == 0 and "two data_sha256, so perhaps not the same images; they are not ranked together" in err
+    assert [row["group"] for row in json.loads(out)["logs"]] == [1, 2, 1]
+    assert "perhaps not the same images" in (tmp_path / "page.html").read_text()

@@ -46,6 +46,21 @@ def test_enough_images_differ_for_an_interval(tmp_path, power):
     assert row["images"] == 500
 
 
+def test_few_images_of_a_pilot_tell_the_same_whichever_votes_are_drawn_again(tmp_path, power):
+    """But they say how little they tell: the number of images follows the pilot's own within the error given."""
+    numbers, errors = [], []
+    for pilot in range(20):
+        shares = np.random.default_rng(pilot).uniform(0.5, 0.95, 90)
+        log = run_with(tmp_path / f"{pilot}/1.log", [(0, votes(*[(int(N * share), 0)] * 3)) for share in shares])
+        tables = [power.plan(read_runs([log]), 0.02, [500], None, seed) for seed in (0, 1, 2)]
+        found = [int(table["images"][0]) for table in tables]
+        assert max(found) < 1.06 * min(found)
+        numbers.append(found[0])
+        errors.append(tables[0]["error"][0])
+    spread = np.std(numbers, ddof=1) / np.mean(numbers)
+    assert np.mean(errors) == pytest.approx(1.96 * spread, rel=0.5)
+
+
 def test_a_power_that_cannot_be_said_is_one_line(script, tmp_path):
     log = run_with(tmp_path / "1.log", [(0, votes((900, 50), (800, 200), (950, 50)))] * 3)
     for flags, message in (

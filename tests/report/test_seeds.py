@@ -56,6 +56,17 @@ def test_runs_of_one_name_and_other_recipes_are_other_rows(script, tmp_path):
     assert all(table[name] == pytest.approx(mean) for name, mean in means.items())
 
 
+def test_seeds_that_other_code_has_trained_are_averaged_with_a_warning(script, tmp_path):
+    for seed, source in enumerate(("a", "b", None, "a")):
+        log = random_log(tmp_path / f"mine/seed-{seed}/h-5-x.log", 10, seed)
+        with_config(log, [{"seed": seed} | ({"source": {"source_sha256": source * 64}} if source else {})])
+    code, out, err = script("report.py", "mine", "--over_seeds", "--radii", 0.5)
+    assert code == 0 and "h-5-x, 4 runs" in out
+    assert "the runs of 'h-5-x' were trained by different code (source_sha256 aaaaaaaa, bbbbbbbb)" in err
+    code, _, err = script("report.py", "mine/seed-0", "mine/seed-3", "--over_seeds", "--radii", 0.5)
+    assert code == 0 and "different code" not in err
+
+
 def test_hashes_that_an_older_run_has_not_recorded_make_no_other_row(script, tmp_path):
     """What a training took from files: one run does not say, two say the same; another one's file is another's."""
 

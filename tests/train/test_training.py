@@ -299,6 +299,20 @@ def test_a_run_of_an_older_name_is_resumed_where_it_lies(script, tmp_path):
     )
 
 
+def test_a_run_that_other_code_resumes_says_so(script, tmp_path):
+    """From there on the loss may be another one; the same code says nothing, nor does a run that is finished."""
+    flags = (*TINY, "--num_heads", 1, "--epochs", 2, "--resume")
+    assert script("0Gaussian/train.py", *flags)[0] == 0
+    (first,), (last,) = ((tmp_path / "save").rglob(f"epoch{epoch}.pth") for epoch in (1, 2))
+    last.unlink()
+    assert "the code has changed" not in script("0Gaussian/train.py", *flags)[2]
+    torch.save(torch.load(first, weights_only=True) | {"source_sha256": "e" * 64}, first)
+    assert "the code has changed" not in script("0Gaussian/train.py", *flags)[2]
+    last.unlink()
+    err = script("0Gaussian/train.py", *flags)[2]
+    assert "the code has changed since this run was interrupted (source_sha256 eeeeeeee up to epoch 1, " in err
+
+
 def test_a_run_is_not_resumed_by_another_defence(script, tmp_path):
     """Gaussian's and SmoothMix's runs have one name."""
     flags = (*TINY, "--num_heads", 1, "--epochs", 1, "--lbdlast", 1.0)

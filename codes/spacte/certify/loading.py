@@ -152,6 +152,7 @@ def _from_function(
         noise_sd=settings.noise_sd,
         classifier=f"{path.name}:{function_name}",
         classifier_args=arguments,
+        classifier_files={name: sha256(file) for name, file in foreign.files_in(arguments).items()} or None,
         classifier_sha256=sha256(path),
     )
     if split is None:

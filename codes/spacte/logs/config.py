@@ -111,6 +111,8 @@ class RunConfig:
     scales_sha256: tuple[str, ...] | None = _field(None, _is_list_of(_is_text), IDENTIFIES, kinds=OPTIONAL)  # of int8
     classifier: str | None = _field(None, _is_text, IDENTIFIES, kinds=OPTIONAL)  # the user's own
     classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, kinds=OPTIONAL)
+    # of the files that arguments name, by argument
+    classifier_files: dict[str, str] | None = _field(None, _is(dict), IDENTIFIES, kinds=OPTIONAL, added_later=True)
     classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, kinds=OPTIONAL)
     # None stands in the file, too: see `_is_written`
     parameters_sha256: str | None = _field(None, _or_none(_is_text), IDENTIFIES, kinds=OPTIONAL)
@@ -221,9 +223,13 @@ class RunConfig:
 
         `needed`: those alone that something needs. Older configurations hold the versions of packages that decide no
         vote, too, which are not compared, and lack fields that then had their default. Of `answers` rounding is no
-        difference, nor is their lack.
+        difference, nor is their lack. A file that an argument of the user's function names may lie elsewhere.
         """
         there, here = self._comparable(), other._comparable()
+        files = [values.pop("classifier_files", None) for values in (there, here)]
+        if None not in files:  # older configurations hold paths alone
+            for values, hashes in zip((there, here), files, strict=True):
+                values["classifier_args"] = values.get("classifier_args", {}) | hashes
         names: Iterable[str] = {**there, **here}
         if needed is not None:
             names = [name for name in names if name in _needed_for(needed)]

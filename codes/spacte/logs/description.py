@@ -92,6 +92,7 @@ class Description:
 
 _ARCH = r"(?:.*[-_])?(?:R|resnet|ResNet-?)(\d+)"  # R110, CIFAR10-R110; resnet110, cifar_resnet110 of other projects
 _SIGMA = r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)(?:_\d+)?"  # noise-0.50; sigma_0.5; noise_0.50_7483 with a seed
+DEFENCE_FOLDER = r"\d([A-Z]\w+)"  # 0Gaussian
 _DATASETS = {"fmnist": "FashionMNIST", "fashion_mnist": "FashionMNIST"} | {name.lower(): name for name in DATASETS}
 
 
@@ -99,7 +100,7 @@ def description(path: Path) -> Description:
     """What is known of a log's classifier."""
     heads, dataset = _part(path, r"h-(\d+)-.*", int), _dataset(path)
     from_path = Description(
-        defence=_part(path, r"\d([A-Z]\w+)", str),
+        defence=_part(path, DEFENCE_FOLDER, str),
         dataset=dataset,
         arch=_part(path, _ARCH, lambda depth: f"R{depth}"),
         heads=None if heads is None else Heads((heads,)),
@@ -113,7 +114,7 @@ def description(path: Path) -> Description:
     config, training = noted.config, noted.about.get("training")
     settings = training if isinstance(training, list) else []
     return Description(
-        defence=printable(config.defence or "") or from_path.defence,
+        defence=printable(config.defence or "") or (None if _is_of_others(config) else from_path.defence),
         dataset=printable(config.dataset),
         arch=printable(config.arch),
         heads=config.heads,
@@ -122,6 +123,11 @@ def description(path: Path) -> Description:
         training=tuple(as_recorded_today(one) for one in settings if isinstance(one, dict)),
         dimension=_dimension(noted.about.get("image_shape"), config.dataset),
     )
+
+
+def _is_of_others(config: RunConfig) -> bool:
+    """Whether the classifier was not trained here: it has no defence, whichever folder its log lies in."""
+    return config.classifier is not None or config.normalize is not None
 
 
 def _dimension(noted: object, dataset: str | None) -> int | None:

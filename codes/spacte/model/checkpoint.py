@@ -28,6 +28,7 @@ from spacte.model.normalisation import (
 from spacte.model.published import KNOWN, Weights, how_to_certify_it, identify_network, published_name
 from spacte.model.scales import Scales
 from spacte.names import printable_name
+from spacte.provenance import SOURCE_FIELDS
 from spacte.utils import UserError, listed
 
 
@@ -37,7 +38,7 @@ class LoadedClassifier:
 
     `arch`, `dataset`, `num_heads` and `noise_sd` are the caller's or else the checkpoint's (`noise_sd` may be None: not
     known), `run` and `defence` the names of the run and of its base defence, and `training` its flags, the hashes of
-    what it took something from (`inputs`) and which flags say where it ran (`places`).
+    what it took something from (`inputs`), which flags say where it ran (`places`), and the code that ran (`source`).
     `normalize` names the layer before the network: None where neither the file (`published`) nor the caller does; the
     classifier then runs only after `normalised_by`. `scales` are those of int8, where the file holds them.
     `file_sha256` is the hash of the file that was read, `classifier_sha256` says what the classifier was then.
@@ -151,6 +152,8 @@ def classifier_from_contents(
     run, defence = (contents[name] if isinstance(contents.get(name), str) else None for name in ("run", "defence"))
     run = printable_name(run or path.resolve().parent.name)  # it names files
     training = contents["args"] | {name: contents[name] for name in ("inputs", "places") if name in contents}
+    source = {name: contents[name] for name in SOURCE_FIELDS if name in contents}
+    training |= {"source": source} if source else {}
     training = {} if published else training  # another code's flags say nothing here
     known: str | None = "mean_std"
     if published:

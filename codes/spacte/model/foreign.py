@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
@@ -194,6 +195,12 @@ def parse_arguments(texts: tuple[str, ...]) -> dict:
             raise UserError(f"--classifier_args {text}: each must be key=value, with a key of its own")
         arguments[key] = _literal(value)
     return arguments
+
+
+def files_in(arguments: dict) -> dict[str, Path]:
+    """The files that arguments name, by argument."""
+    texts = {name: value for name, value in arguments.items() if isinstance(value, str)}
+    return {name: Path(text) for name, text in texts.items() if os.path.isfile(text)}
 
 
 def _literal(text: str) -> Any:

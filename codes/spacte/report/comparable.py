@@ -11,19 +11,16 @@ from spacte.logs.config import RunConfig
 from spacte.names import PLACE_SETTINGS, unused_settings
 from spacte.report.labels import experiment_label
 from spacte.report.run import Run
-from spacte.utils import UserError
+from spacte.utils import UserError, listed
 
 INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "pretrained network"}  # of a training
 # what two seeds of one experiment may be trained with that differs: the seed, the place, the paths of its inputs. A
 # training names its defence's own `inputs` and `places`; older ones did not
-_OF_A_SEED = ("seed", *PLACE_SETTINGS, "places", *INPUTS, "votes_dir")
+_OF_A_SEED = ("seed", *PLACE_SETTINGS, "places", *INPUTS, "votes_dir", "source")
 
 
 def check_same_images(runs: list[Run]) -> None:
-    """UserError that names file and line if the runs are about two data sets, or an image has two labels.
-
-    A warning if the hashes of the images that they were made from differ.
-    """
+    """UserError that names file and line if the runs are about two data sets, or an image has two labels."""
     first: dict[int, tuple[int, Run]] = {}
     known = [run for run in runs if run.dataset]
     for run in runs:
@@ -41,10 +38,34 @@ def check_same_images(runs: list[Run]) -> None:
             )
         for idx, label in zip(run.log["idx"], run.log["label"], strict=True):
             first.setdefault(idx, (label, run))
-    hashed = {run.config.data_sha256: run for run in reversed(runs) if run.config and run.config.data_sha256}
+
+
+def warn_of_other_images(runs: list[Run]) -> None:
+    """A warning if the images that runs were made from have two hashes: their rows are then not ranked together."""
+    hashed = {_data_sha256(run): run for run in reversed(runs) if _data_sha256(run)}
     if len(hashed) > 1:
         one, other, *_ = reversed(hashed.values())
-        warnings.warn(f"'{one.path}' and '{other.path}': two data_sha256, so perhaps not the same images", stacklevel=2)
+        text = f"'{one.path}' and '{other.path}': two data_sha256, so perhaps not the same images; they are not ranked"
+        warnings.warn(f"{text} together", stacklevel=2)
+
+
+def check_pair(a: Run, b: Run) -> None:
+    """UserError if runs cannot be compared image by image, because their images have two hashes."""
+    if _of_other_images(a, b):
+        raise UserError(
+            f"'{a.path}' and '{b.path}' cannot be compared image by image: two data_sha256, so perhaps not the same "
+            "images; certify both on the same files"
+        )
+
+
+def _data_sha256(run: Run) -> str:
+    """The hash of the images that the run was made from; "" where it is not known."""
+    return run.config.data_sha256 if run.config else ""
+
+
+def _of_other_images(a: Run, b: Run) -> bool:
+    """Whether two runs were made from images of two hashes: their images of one number need not be the same."""
+    return len({_data_sha256(a), _data_sha256(b)} - {""}) > 1
 
 
 def certification_differences(a: Run, b: Run) -> str:
@@ -142,10 +163,14 @@ def _recipe_differences(a: Run, b: Run) -> str:
 def comparable_groups(runs: list[Run]) -> list[int]:
     """The number, from 1, of each run's group: runs of one group certify the same images in the same way.
 
-    The way is `RunConfig.certification`; runs whose configurations lack one of its fields, or that have none, share a
-    group only with runs that lack the same. This alone decides which rows of a table are ranked against each other.
+    The images are the same if their numbers are and their data_sha256; the way is `RunConfig.certification`. Runs whose
+    configurations lack one of its fields, or that have none, share a group only with runs that lack the same. This
+    alone decides which rows of a table are ranked against each other.
     """
-    keys = [(frozenset(run.log["idx"]), json.dumps(run.config.certification()) if run.config else "") for run in runs]
+    keys = [
+        (frozenset(run.log["idx"]), _data_sha256(run), json.dumps(run.config.certification()) if run.config else "")
+        for run in runs
+    ]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys), start=1)}
     return [numbers[key] for key in keys]
 
@@ -155,7 +180,7 @@ def check_seeds(runs: list[Run]) -> None:
 
     They are not where they certify other images or with other settings, were trained with other recipes, or where both
     are about one checkpoint or one seed. What a log without a configuration was made with is not known: its images
-    alone are compared.
+    alone are compared. A warning where different code trained them.
     """
     for a, b in itertools.combinations(runs, 2):
         differences = [_recipe_differences(a, b), certification_differences(a, b)]
@@ -163,6 +188,8 @@ def check_seeds(runs: list[Run]) -> None:
         if images[0] != images[1]:
             shared = len(images[0] & images[1])
             differences.append(f"{len(images[0])} and {len(images[1])} images, {shared} of them the same")
+        if _of_other_images(a, b):
+            differences.append("two data_sha256 of the images")
         twice = checkpoints_of(a) & checkpoints_of(b)
         if twice:
             differences.append(f"one checkpoint_sha256, {min(twice)}")
@@ -173,6 +200,16 @@ def check_seeds(runs: list[Run]) -> None:
         if found:
             two = f"'{a.path}' and '{b.path}'"
             raise UserError(f"{two} are not two seeds of one experiment: {found}; leave one of them out")
+    sources = dict.fromkeys(source for run in runs for source in _sources(run))
+    if len(sources) > 1:
+        text = f"the runs of '{experiment_label(runs) or runs[0].name}' were trained by different code"
+        warnings.warn(f"{text} (source_sha256 {listed(one[:8] for one in sources)}): the same method?", stacklevel=2)
+
+
+def _sources(run: Run) -> list[str]:
+    """The hashes of the code that trained the run's networks, as far as they are known."""
+    sources = [one.get("source") for one in run.training]
+    return [str(one["source_sha256"]) for one in sources if isinstance(one, dict) and "source_sha256" in one]
 
 
 def _seeds(run: Run) -> set[str]:

@@ -8,7 +8,7 @@ import pandas as pd
 from spacte.logs.certlog import Radii, certified_at, certified_radius
 from spacte.logs.table import as_text, radius_decimals, radius_names, records
 from spacte.report.caveats import of_experiments, of_runs, seeds_are_few
-from spacte.report.comparable import certification_differences, check_seeds
+from spacte.report.comparable import certification_differences, check_pair, check_seeds
 from spacte.report.intervals import (
     FEWEST_DIFFERENT,
     Interval,
@@ -126,7 +126,7 @@ class Comparison:
 def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     """Match two runs' images by idx; `radii` default to those that one of them reaches.
 
-    Raises UserError if they share fewer than two images.
+    Raises UserError if they share fewer than two images, or these are perhaps others (two data_sha256).
     The interval of the ACRs is `acr_interval`'s, those of the accuracies are `accuracy_interval`'s.
     """
     return _compared([a], [b], radii, over_seeds=False)
@@ -193,7 +193,8 @@ def _stopping_rules(a: Run, b: Run) -> tuple[str, ...]:
 
 
 def _shared_images(a: Run, b: Run) -> tuple[pd.Index, list[list[int]]]:
-    """The idx that both runs have, and those that only one has."""
+    """The idx that both runs have, and those that only one has. UserError as of `compare`."""
+    check_pair(a, b)
     images = [pd.Index(run.log["idx"]) for run in (a, b)]
     shared = images[0].intersection(images[1]).sort_values()
     if len(shared) < 2:

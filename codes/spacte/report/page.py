@@ -89,6 +89,7 @@ def _heading(runs: list[Run]) -> dict[str, Any]:
         said("certificate", (run.certificate for run in runs)),
         said("radii in", (run.norm for run in runs), str.capitalize),
         said("images", sorted({len(one) for one in images})) + _which(images),
+        "perhaps not the same images: several data_sha256" * (len({*setting("data_sha256")} - {""}) > 1),
     ]
     title = ", ".join(filter(None, (*facts[:1], *facts[2:3])))
     return {"title": title, "facts": [fact for fact in facts if fact]}

@@ -9,7 +9,7 @@ from pathlib import Path
 from spacte.logs.certlog import COLUMNS, read_table
 from spacte.logs.description import check_certification_log, columns_of, description, kind_of, parts_of
 from spacte.logs.runfiles import run_name
-from spacte.report.comparable import check_same_images
+from spacte.report.comparable import check_same_images, warn_of_other_images
 from spacte.report.labels import labelled, natural, with_methods
 from spacte.report.recount import heads_alone, recertify
 from spacte.report.run import Run
@@ -47,6 +47,7 @@ def read_runs(paths: list[Path], reading: ReadOptions = ReadOptions()) -> list[R
         some = [run, *(heads_alone(run) if reading.heads else ())]
         runs += [one.in_norm(reading.norm) for one in some]
     check_same_images(runs)
+    warn_of_other_images(runs)
     runs = with_methods(labelled(runs))
     of_path = {run.path: run for run in reversed(runs)}  # each log's own run, which stands before its heads
     return sorted(runs, key=lambda run: (*_order(of_path[run.path]), run is not of_path[run.path], *_order(run)))

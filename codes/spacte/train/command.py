@@ -122,7 +122,9 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     log = TrainingLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
     about |= {"places": (*PLACE_SETTINGS, *objective.places)} | ({"inputs": inputs} if inputs else {})
-    about |= source_state(inspect.getfile(objective_type))
+    about |= (source := source_state(inspect.getfile(objective_type)))
+    if resumed and is_main_process():
+        _warn_of_other_code(resumed, source)
     for row in trainer.epochs(place.test_freq):
         if log:
             log.write(row)
@@ -222,6 +224,16 @@ def _check_same_run(contents: dict, objective: Objective, settings: dict, paths:
                 f"--{name} {value} contradicts the run in '{paths.checkpoints}', which has {name} {known[name]}"
             )
     _check_same_inputs(contents, objective, settings, paths)
+
+
+def _warn_of_other_code(contents: dict, source: dict) -> None:
+    """Warn where the checkpoint that is resumed was written by another version of the source."""
+    before, now = contents.get("source_sha256"), source["source_sha256"]
+    if isinstance(before, str) and before != now:
+        said = f"source_sha256 {before[:8]} up to epoch {contents['epoch']}, {now[:8]} from here on"
+        warnings.warn(
+            f"the code has changed since this run was interrupted ({said}): is the loss the same?", stacklevel=2
+        )
 
 
 def _check_same_inputs(contents: dict, objective: Objective, settings: dict, paths: TrainingPaths) -> None:

@@ -12,6 +12,7 @@ from spacte.files import check_ending, make_folder, sha256
 from spacte.model import checkpoint, checkpoint_file
 from spacte.model.scales import SCALE_IMAGES, Scales
 from spacte.names import PLACE_SETTINGS
+from spacte.provenance import SOURCE_FIELDS
 from spacte.utils import UserError
 
 _KEPT = ("state_dict", "data", "data_sha256", "run", "defence", "epoch", "source_sha256", "commit", "versions")
@@ -48,7 +49,7 @@ def release(path: Path, output: Path, half: bool = False, int8: str | None = Non
     if "optimizer" not in contents and (half or int8 is None or "int8" in contents):
         what = "; --int8 alone would add its scales" if "int8" not in contents else ", with scales of int8"
         raise UserError(f"'{path}' holds no optimiser: it has been released already{what}")
-    released = {name: contents[name] for name in _KEPT}
+    released = {name: contents[name] for name in (*_KEPT, *SOURCE_FIELDS) if name in contents}
     places = contents.get("places", PLACE_SETTINGS)  # of older versions without the defence's own
     released["args"] = {name: value for name, value in contents["args"].items() if name not in places}
     if "inputs" in contents:  # their hashes stay, the folders in which they lay do not
