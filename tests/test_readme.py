@@ -140,7 +140,7 @@ def test_a_defence_of_ones_own(script, tmp_path):
 def test_a_defence_that_weighs_the_training_images(script, tmp_path):
     folder = tmp_path / "8Weighed"
     folder.mkdir()
-    mine, start = block_with("class Mine(").split('if __name__ == "__main__":')
+    mine, start = block_with("class Mine(").rsplit('if __name__ == "__main__":', 1)
     weighed = "\n".join([mine, block_with("class MineWeighed"), 'if __name__ == "__main__":'])
     (folder / "train.py").write_text(weighed + start.replace("main(Mine", "main(MineWeighed"))
     (folder / "spacte").symlink_to(CODES / "spacte")

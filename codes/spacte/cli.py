@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import errno
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -26,8 +28,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        """End with exit code 2; of a flag that is unknown, the nearest one is named."""
+        unknown = re.match(r"unrecognized arguments: (--\w+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        advice = f"did you mean {near[0]}? See --help" if near else "see --help"
+        self.exit(2, f"{self.prog}: error: {message} ({advice})\n")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -37,7 +37,9 @@ class ImageTree(datasets.ImageFolder):
         try:
             super().__init__(folder, is_valid_file=self._is_image, allow_empty=True, **options)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"no images in '{folder}': expected one folder per class with image files in it") from error
+            raise UserError(
+                f"no images in '{folder}', below --data_dir: expected one folder per class with image files in it"
+            ) from error
         filled = set(self.targets)
         without = [f"'{name}'" for label, name in enumerate(self.classes) if label not in filled]
         if without and not (empty and filled):

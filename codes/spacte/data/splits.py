@@ -54,10 +54,10 @@ class Split(ABC):
                 [name for name in one if name not in other]
                 for one, other in ((spec.class_names, self.spec.class_names), (self.spec.class_names, spec.class_names))
             )
-            said = [f"{listed(unknown)} is unknown to it"] * bool(unknown)
+            said = [f"training had no class {listed(unknown)}"] * bool(unknown)
             said += [f"{listed(missing)} has no folder, not even an empty one"] * bool(missing)
             raise UserError(
-                f"the images' classes differ from those that were trained: {', '.join(said) or 'their order'}"
+                f"the images' classes are not those of training: {', '.join(said) or 'their order differs'}"
             )
         if spec.num_classes != self.spec.num_classes:
             raise UserError(f"the images have {self.spec.num_classes} classes, the classifier has {spec.num_classes}")
@@ -177,7 +177,10 @@ class InMemory(BatchedSplit):
         if len(labels) != len(images):
             raise UserError(f"{spec.name}: {len(images)} {part} images have {len(labels)} labels")
         if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
-            raise UserError(f"{spec.name}: labels must lie in 0..{spec.num_classes - 1}")
+            raise UserError(
+                f"{spec.name}: labels must lie in 0..{spec.num_classes - 1}; these lie in {int(labels.min())}.."
+                f"{int(labels.max())}"
+            )
         self.images, self.labels = images.to(self.device), labels.to(self.device)
         self._labels_on_cpu = labels.cpu()  # a number from a GPU waits for all that it has still to do
         self.crop, self.flip = crop if train else 0, flip and train

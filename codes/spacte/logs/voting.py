@@ -81,13 +81,13 @@ class Stopping:
     decides: bool = True
 
     def __str__(self) -> str:
-        """radii 0.25; radii 0, 0.25, ..., 1.75; tolerance 0.05; "... of another certificate" where it decides none."""
+        """radii 0.25; radii 0, 0.25, ..., 1.75; tolerance 0.05; with "for another certificate" if it decides none."""
         if self.tolerance is not None:
             text = f"tolerance {self.tolerance:g}"
         else:
             names = [f"{radius:g}" for radius in self.radii or ()]
             text = "radii " + ", ".join(names if len(names) < 5 else [*names[:2], "...", names[-1]])
-        return text if self.decides else f"{text} of another certificate"
+        return text if self.decides else f"{text}, for another certificate"
 
     def to_json(self) -> dict[str, Any]:
         """{"radii", "give_up"} or {"tolerance"}, and {"decides": false}."""

@@ -190,7 +190,10 @@ def _settings(
     settings = {name: known[name] if value is None else value for name, value in given.items()}
     missing = [name for name in ("arch", "dataset", "num_heads") if settings[name] is None]
     if missing:
-        raise UserError(f"checkpoint '{path}' does not say its {missing[0]}: give --{missing[0]}")
+        own = "; of a network that is not one of ours, certify your own function (--classifier)" * (
+            missing[0] == "arch"
+        )
+        raise UserError(f"checkpoint '{path}' does not say its {missing[0]}: give --{missing[0]}{own}")
     return settings
 
 

@@ -41,15 +41,24 @@ def _by_class(run: Run, radius: float) -> pd.Series:
     return pd.Series(certified_at(run.log, [radius])[0].astype(float)).groupby(run.log["label"].to_numpy()).mean()
 
 
+def _named(labels: list[int], images: dict[int, int]) -> str:
+    named = listed((f"{label} ({images[label]} images)" for label in labels), _MOST_NAMED)
+    return f"{'class' if len(labels) == 1 else 'classes'} {named}"
+
+
 def given_up(runs: list[Run]) -> list[str]:
-    """A line for each run in which a class is given up: none of its images, ten or more, is right at radius 0."""
+    """A line for each run in which a class is given up: none of its images, ten or more, is right at radius 0.
+
+    It also names the classes of which none of fewer images is right, which may be chance.
+    """
     lines = []
     for run, name in zip(runs, labels([[run] for run in runs]), strict=True):
         shares, images = _by_class(run, 0.0), run.log["label"].value_counts().to_dict()
         known = run.knows_radii([0.0]).all()
-        gone = [label for label, share in shares.items() if known and share == 0 and images[label] >= _FEWEST_IMAGES]
+        none_right = [label for label, share in shares.items() if known and share == 0]
+        gone = [label for label in none_right if images[label] >= _FEWEST_IMAGES]
+        few = [label for label in none_right if label not in gone]
         if gone:
-            named = listed((f"{label} ({images[label]} images)" for label in gone), _MOST_NAMED)
-            classes = "class" if len(gone) == 1 else "classes"
-            lines.append(f"'{name}' gives up {classes} {named}: none is right even at radius 0")
+            line = f"'{name}' gives up {_named(gone, images)}: none is right even at radius 0"
+            lines.append(line + f"; nor of {_named(few, images)}, which may be chance" * bool(few))
     return lines

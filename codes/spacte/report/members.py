@@ -106,7 +106,8 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
             undecided = ["low", "high", "mean clean", *(["clean"] if not some[0].knows_radii([0.0]).all() else [])]
             figures |= dict.fromkeys(undecided, np.nan) | {_OF_EACH[1]: None}
         rows.append(some[0].facts | {"stopping": some[0].stopping} | figures | {"run": name})
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    return found.astype({"shared": "Int64"}) if rows else found
 
 
 def _shared(runs: list[Run], members: list[Members]) -> dict[int, np.ndarray | None]:
@@ -165,13 +166,19 @@ def _interval(seeds: list[Members]) -> tuple[float, float]:
 
 
 def remarks(runs: list[Run]) -> list[str]:
-    """What a reader of the table must know of runs made with --skip_wrong or --sequential."""
+    """What a reader of the table must know: its columns, and what --skip_wrong and --sequential make of them."""
     lines = []
+    if any(run.heads and run.heads.total > 1 for run in runs):
+        lines.append(
+            "ACR and clean: of the vote; mean ACR, mean clean: of its members, each alone; adds: the difference of "
+            "these ACRs, with its 95 % interval from low to high. sd p: the deviation over members of the label's "
+            "share of votes; TV: the total variation between two members' votes, 0 where all agree; both are means "
+            "over the shared images, which all ensembles that were certified alike have counted."
+        )
     if any(run.config and run.config.skip_wrong for run in runs):
         lines.append(
             "drawn: images whose votes were counted. On the others (--skip_wrong) the vote is wrong and its members "
-            "count as wrong: their figures are lower bounds, and what the vote adds is an upper bound. sd p and TV are "
-            "those of the shared images, which all ensembles that were certified alike have counted."
+            "count as wrong: their figures are lower bounds, and what the vote adds is an upper bound."
         )
     if any(run.config and run.config.sequential for run in runs):
         lines.append(

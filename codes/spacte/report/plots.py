@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +178,7 @@ def training(folder: Path) -> Figure:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     if not list(folder.glob("*tfevents*")):
         raise UserError(f"folder '{folder}' holds no TensorBoard files (events.out.tfevents...)")
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # that a resumed run logs an epoch again is no news
     events.Reload()
     groups: dict[str, list[str]] = {}
     for tag in events.Tags()["scalars"]:

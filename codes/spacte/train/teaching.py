@@ -151,6 +151,11 @@ class CircularLoss:
 
     def weighted_mean(self, losses: Tensor) -> Tensor:
         """sum_h c_h mean_i w[h-1,i] losses[h,i]: a further loss of every head and sample, [L, B] -> a scalar."""
+        if losses.shape != self.sample_weights.shape:
+            wanted = list(self.sample_weights.shape)
+            raise ValueError(
+                f"losses {list(losses.shape)}: they must be [L, B], here {wanted}, one for each head and sample"
+            )
         return self.head_weights @ (self.sample_weights * losses).mean(1)
 
 

@@ -35,7 +35,7 @@ from spacte.train.meter import LossMeter
 from spacte.train.objective import Objective, unwrapped
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace, class_quantiles, smoothed_cross_entropy
-from spacte.utils import UserError, derived_seed
+from spacte.utils import UserError, derived_seed, listed
 
 _IMAGES_OF_A_PACE = 200  # for each class: a share measured on them has a standard error of at most .035
 _PART_OF_A_BATCH = 8  # a last batch of less than an eighth is left out of its epoch
@@ -255,11 +255,24 @@ def _check_returned(returned: Any, name: str) -> tuple[Tensor, dict[str, Tensor]
     loss, parts = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     scalars = [loss, *parts.values()] if isinstance(parts, dict) else [None]
     if not all(isinstance(one, Tensor) and not one.dim() for one in scalars):
-        raise UserError(f"{name} must return a scalar tensor and a dict of scalar tensors")
+        raise UserError(f"{name} must return a scalar tensor and a dict of scalar tensors, not {_kind(returned)}")
     taken = [part for part in cast(dict, parts) if part in _OF_AN_EPOCH or part.startswith("acc")]
     if taken:
         raise UserError(f"{name} calls a part of its loss '{taken[0]}', as a column of the log is called: take another")
     return loss, cast(dict, parts)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for a message: a tensor with its shape, a tuple or dict with what it holds."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}" if value.dim() else "a scalar tensor"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_kind, value))})"
+    if isinstance(value, dict):
+        return (
+            f"a dict of {listed(f'{name}: {_kind(one)}' for name, one in value.items())}" if value else "an empty dict"
+        )
+    return f"a {type(value).__name__}"
 
 
 def _compile(classifier: Classifier, device: torch.device) -> None:
