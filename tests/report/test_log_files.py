@@ -73,6 +73,14 @@ def test_a_configuration_says_more_than_the_path(tmp_path):
     assert (run.defence, run.dataset, run.arch, str(run.heads), run.sigma) == ("Gaussian", "CIFAR10", "R110", "5", 0.25)
 
 
+@pytest.mark.parametrize("other", [{"classifier": "mine.py:build"}, {"normalize": ["none"]}])
+def test_a_classifier_that_was_not_trained_here_has_no_defence_of_a_folders_name(tmp_path, other):
+    """A function of the user's, a published checkpoint: certified in a defence's folder, or kept below 2Papers."""
+    log = random_log(tmp_path / "1Consistency/logs/x.log", 10, 0)
+    assert read_runs([with_config(log)])[0].defence == "Consistency", "an older log of a checkpoint of ours"
+    assert read_runs([with_config(log, **other)])[0].defence is None
+
+
 def test_nothing_is_known_of_a_bare_log(tmp_path):
     (run,) = read_runs([random_log(tmp_path / "sigma_0.12", 10, 0)])
     assert (run.defence, run.dataset, run.arch, run.heads, run.sigma) == (None, None, None, None, 0.12)

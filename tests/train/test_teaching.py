@@ -11,6 +11,7 @@ from spacte.train.teaching import (
     head_weights,
     pace_threshold,
     received_weights,
+    taught_cross_entropy,
     teaching_weights,
 )
 
@@ -163,3 +164,11 @@ def test_a_share_of_1_weighs_every_sample_1(by):
     losses, labels = torch.rand(3, 30) * 50, torch.arange(30) % 4
     pace = Pace(class_quantiles(losses, labels, 1.0, 4), by)
     assert torch.equal(received_weights(losses * 2, pace.threshold_of(labels), by), torch.ones(3, 30))
+
+
+def test_a_further_loss_must_be_one_of_each_head_and_sample():
+    loss = taught_cross_entropy(torch.randn(2, 1, 5, 3), torch.zeros(5, dtype=torch.long), 1.0, 0.5)
+    assert loss.weighted_mean(torch.ones(2, 5)).dim() == 0
+    for shape in ((2,), (5,), (2, 5, 3)):
+        with pytest.raises(ValueError, match=r"they must be \[L, B\], here \[2, 5\]"):
+            loss.weighted_mean(torch.ones(shape))
