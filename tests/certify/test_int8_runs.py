@@ -33,10 +33,10 @@ def config(log):
 def no_training_data(monkeypatch):
     """From here on whoever asks for training images gets an error."""
 
-    def open_split(name, data_dir, train, *more, spec=None):
+    def open_split(name, data_dir, train, **more):
         if train:
             raise UserError("there are no training images here")
-        return opened(name, data_dir, train, *more, spec=spec)
+        return opened(name, data_dir, train, **more)
 
     opened = loading.open_split
     monkeypatch.setattr(loading, "open_split", open_split)
