@@ -110,6 +110,7 @@ MEASURED = {
     "five self-paced heads, `--whole_gradient`": "5-heads-self-whole",
     "five self-paced heads, `--whole_gradient --teachers`": "5-heads-self-sound-teachers",
     "one self-paced head, R14": "1-head-R14-self",
+    "one self-paced head, R14, `--teachers` (one run)": "1-head-R14-self-sound-teachers",
     "five networks": "5-networks/seeds-666-1-2-3-4",
 }
 
