@@ -173,6 +173,8 @@ def test_the_tables_of_members_and_classes_are_on_the_page_and_in_json(script, t
     members, classes = data["parts"]
     assert members["title"] == "What the vote adds to its members" and members["shaded"] == []
     assert classes["title"] == "Certified accuracy by class" and classes["shaded"] == ["mean", "smallest", "0"]
+    label = data["rows"][0]["label"]
+    assert label != found["logs"][0]["run"] and {row[0] for part in data["parts"] for row in part["rows"]} == {label}
 
 
 def test_csv_is_one_table(script, tmp_path):

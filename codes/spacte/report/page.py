@@ -47,7 +47,7 @@ def html(
         ],
         "table": _summary(table, rows),
         "comparisons": _comparisons(comparisons),
-        "parts": [_part(part) for part in parts if not part.table.empty],
+        "parts": [_part(part, dict(zip(table["run"], names, strict=False))) for part in parts if not part.table.empty],
         "runs": [
             {"label": label, "name": run.name, "config": run.config and _shareable(run.config.to_json())}
             for label, run in zip(labels([[run] for run in runs]), runs, strict=True)
@@ -138,9 +138,12 @@ def _comparisons(comparisons: list[Comparison]) -> dict[str, Any]:
     return {"figures": figures, "rows": rows, "sentences": [one.sentences() for one in comparisons]}
 
 
-def _part(part: ReportTable) -> dict[str, Any]:
-    """A further table as the page shows it, its run first; `shaded` are the columns that are a heat map."""
+def _part(part: ReportTable, called: dict[str, str]) -> dict[str, Any]:
+    """A further table as the page shows it, its run first and as it is `called` in the first table; `shaded` are the
+    columns that are a heat map.
+    """
     table = part.shown()
+    table = table.assign(run=[called.get(name, name) for name in table["run"]])
     table = table[["run", *table.columns.drop("run")]]
     return {
         "title": part.title,
