@@ -243,3 +243,6 @@ def test_logs_of_two_hashes_are_perhaps_not_of_the_same_images(script, tmp_path)
     assert code == 0 and "two data_sha256, so perhaps not the same images; they are not ranked together" in err
     assert [row["group"] for row in json.loads(out)["logs"]] == [1, 2, 1]
     assert "perhaps not the same images" in (tmp_path / "page.html").read_text()
+    remark = "Group 2 is not ranked with group 1: two data_sha256."
+    assert remark in (tmp_path / "page.html").read_text()
+    assert script("report.py", "a.log", "b.log", "c.log")[1].endswith(f"\n\n{remark}\n")

@@ -1,7 +1,7 @@
 """The figures of certification logs as rows of a table, and tables as text."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -78,25 +78,25 @@ def summary_table(rows: list[dict]) -> pd.DataFrame:
 # --- text ---
 
 
-def render(table: pd.DataFrame, style: str) -> str:
-    """A summary as markdown, LaTeX (booktabs) or CSV.
+def render(table: pd.DataFrame, style: str, remarks: Sequence[str] = ()) -> str:
+    """A summary as markdown, LaTeX (booktabs) or CSV, and remarks below it.
 
     Markdown and LaTeX have three decimals (a Linf ACR five), mark the best of each column within its group (see
     `best`), and leave out what nothing is known of, or says nothing; CSV has every digit.
     """
     if style == "csv":
         return csv(table)
-    remark = stopping_remark(table)
+    lines = [*remarks, *filter(None, [stopping_remark(table)])]
     if style == "latex":
         cells = _escaped(_cells(table, r"\textbf{{{}}}"), latex)
         cells = cells.map(lambda text: text.replace(" ± ", r" $\pm$ ").replace("≥ ", r"$\geq$ "))
         alignment = "".join("l" if name in TEXTS else "r" for name in cells)
         text = cells.to_latex(index=False, escape=False, column_format=alignment).rstrip("\n")
-        return text + (f"\n% {remark}" if remark else "")
+        return text + "".join(f"\n% {line}" for line in lines)
     cells = _escaped(_cells(table, "**{}**"), _in_markdown)
     sides = ["left" if name in TEXTS else "right" for name in cells]
     text = cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
-    return text + (f"\n\n{remark}" if remark else "")
+    return text + "\n" * bool(lines) + "".join(f"\n{line}" for line in lines)
 
 
 def _escaped(cells: pd.DataFrame, escape: Callable[[str], str]) -> pd.DataFrame:

@@ -13,9 +13,9 @@ import pandas as pd
 from spacte import cli
 from spacte.files import check_ending, replace_file
 from spacte.logs.description import NORMS
-from spacte.logs.table import csv, radius_decimals, records, render
+from spacte.logs.table import csv, radius_decimals, readable, records, render
 from spacte.report import classes, members, page, plots
-from spacte.report.comparable import check_same_images, rows_of
+from spacte.report.comparable import check_same_images, group_remarks, rows_of
 from spacte.report.comparison import Comparison, compare, compare_experiments
 from spacte.report.labels import labelled
 from spacte.report.reading import ReadOptions, read_runs
@@ -146,6 +146,7 @@ def report(settings: ReportSettings) -> None:
         table = (over_seeds if settings.over_seeds else summary)(runs, radii)
         if settings.envelope:
             table = envelope(table, radii)
+    remarks = group_remarks(runs) if table is not None and "group" in readable(table) else []
     parts = _parts(runs, settings)
     rows = [some for _, some in rows_of(runs, settings.over_seeds)]
     if settings.curves:
@@ -155,8 +156,8 @@ def report(settings: ReportSettings) -> None:
     if settings.ecdf:
         files[settings.ecdf] = plots.rendered(plots.probabilities(rows), settings.ecdf)
     if settings.html and table is not None:
-        files[settings.html] = page.html(rows, table, comparisons, parts)
-    _print(table, comparisons, parts, settings.format)
+        files[settings.html] = page.html(rows, table, comparisons, parts, remarks)
+    _print(table, remarks, comparisons, parts, settings.format)
     for path, content in files.items():
         replace_file(path, content)
         print(f"wrote {path}", file=sys.stderr)
@@ -210,7 +211,13 @@ def _parts(runs: list[Run], settings: ReportSettings) -> list[ReportTable]:
     return parts
 
 
-def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: list[ReportTable], style: str) -> None:
+def _print(
+    table: pd.DataFrame | None,
+    remarks: list[str],
+    comparisons: list[Comparison],
+    parts: list[ReportTable],
+    style: str,
+) -> None:
     if style == "json":
         found = {"logs": [] if table is None else records(table)}
         found |= {"comparisons": [one.record() for one in comparisons]}
@@ -221,7 +228,7 @@ def _print(table: pd.DataFrame | None, comparisons: list[Comparison], parts: lis
         tables = [one.rows() for one in comparisons] or [part.table for part in parts]
         print(csv(pd.concat(tables)))
     else:
-        texts = [] if table is None else [render(table, style)]
+        texts = [] if table is None else [render(table, style, remarks)]
         texts += [part.text(style) for part in parts]
         texts += [one.text(style) for one in comparisons]
         if texts:

@@ -14,6 +14,7 @@ from spacte.report.run import Run
 from spacte.utils import UserError, listed
 
 INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "pretrained network"}  # of a training
+_MOST_GROUPS = 6  # about which a table says something
 # what two seeds of one experiment may be trained with that differs: the seed, the place, the paths of its inputs. A
 # training names its defence's own `inputs` and `places`; older ones did not
 _OF_A_SEED = ("seed", *PLACE_SETTINGS, "places", *INPUTS, "votes_dir", "source")
@@ -173,6 +174,25 @@ def comparable_groups(runs: list[Run]) -> list[int]:
     ]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys), start=1)}
     return [numbers[key] for key in keys]
+
+
+def group_remarks(runs: list[Run]) -> list[str]:
+    """How each group of `comparable_groups` differs from the first, a line for each of the first few."""
+    first: dict[int, Run] = {}
+    for run, group in zip(runs, comparable_groups(runs), strict=True):
+        first.setdefault(group, run)
+    lines = []
+    for group, run in first.items():
+        differences = [certification_differences(first[1], run)]
+        images = [set(one.log["idx"]) for one in (first[1], run)]
+        if images[0] != images[1]:
+            differences.append(f"{len(images[0])} and {len(images[1])} images, {len(images[0] & images[1])} shared")
+        if _of_other_images(first[1], run):
+            differences.append("two data_sha256")
+        found = ", ".join(filter(None, differences)) or "one of them does not say how it was certified"
+        lines.append(f"Group {group} is not ranked with group 1: {found}.")
+    more = len(lines) - 1 - _MOST_GROUPS
+    return lines[1 : _MOST_GROUPS + 1] + [f"There are {more} more groups."] * (more > 0)
 
 
 def check_seeds(runs: list[Run]) -> None:

@@ -30,8 +30,9 @@ _INK = "#010203"  # stands for the page's own colour of text, which is another o
 
 
 def html(
-    rows: list[list[Run]], table: pd.DataFrame, comparisons: list[Comparison], parts: Sequence[ReportTable] = ()
-) -> str:
+    rows: list[list[Run]], table: pd.DataFrame, comparisons: list[Comparison], parts: Sequence[ReportTable] = (),
+    remarks: Sequence[str] = (),
+) -> str:  # fmt: skip
     """The page of a table whose rows are `rows`, runs or the seeds of experiments; `parts` are further tables.
 
     It holds no path of the machine that wrote it.
@@ -45,7 +46,7 @@ def html(
             {"key": key, "label": label, "name": some[0].name, "runs": [next(numbers) for _ in some]}
             for key, label, some in zip(keys, names, rows, strict=True)
         ],
-        "table": _summary(table, rows),
+        "table": _summary(table, rows) | {"remark": " ".join([*remarks, stopping_remark(table)])},
         "comparisons": _comparisons(comparisons),
         "parts": [_part(part, dict(zip(table["run"], names, strict=False))) for part in parts if not part.table.empty],
         "runs": [
@@ -115,7 +116,6 @@ def _summary(table: pd.DataFrame, rows: list[list[Run]]) -> dict[str, Any]:
         "rows": [list(row.values()) for row in records(shown)],
         "best": marks[shown.columns].to_numpy().tolist(),
         "bounds": lower_bounds(table)[shown.columns].to_numpy().tolist(),
-        "remark": stopping_remark(table),
         "keyed": len(rows),
     }
 
