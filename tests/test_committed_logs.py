@@ -80,6 +80,7 @@ VERDICTS = {
         "| with such teachers, without teachers": "5-heads-self-sound-teachers 5-heads-self-whole",
         "| one self-paced R14, with such teachers": "1-head-R14-self 5-heads-self-sound-teachers",
         "| with such teachers, five taught heads": "5-heads-self-sound-teachers 5-heads",
+        "| with such teachers, these five networks": "5-heads-self-sound-teachers 5-networks-self-sound",
         "what do they add to one deeper head?": "1-head-R14-self-sound-teachers 1-head-R14-self",
         "| one self-paced R14, five heads": "1-head-R14-self-sound-teachers 5-heads-self-sound-teachers",
     },

@@ -67,6 +67,20 @@ def test_seeds_that_other_code_has_trained_are_averaged_with_a_warning(script, t
     assert code == 0 and "different code" not in err
 
 
+def test_ensembles_that_share_a_network_are_rows_of_their_own(script, tmp_path):
+    """They are no seeds of each other."""
+    for label, networks in (("five/seeds-1-2", "ab"), ("sound/seeds-1-3", "ac"), ("sound/seeds-4-5", "de")):
+        log = random_log(tmp_path / label / "h-1-xx2.log", 10, len(label))
+        with_config(log, num_heads=[1, 1], checkpoint_sha256=[name * 64 for name in networks])
+    code, out, err = script("report.py", tmp_path, "--over_seeds", "--format", "csv")
+    assert code == 0, err
+    rows = ["five/seeds-1-2, 1 run", "sound/seeds-1-3, 1 run", "sound/seeds-4-5, 1 run"]
+    assert pd.read_csv(io.StringIO(out))["run"].tolist() == rows
+    with_config(tmp_path / "five/seeds-1-2/h-1-xx2.log", num_heads=[1, 1], checkpoint_sha256=["e" * 64, "f" * 64])
+    code, out, err = script("report.py", tmp_path / "sound", tmp_path / "five", "--over_seeds", "--format", "csv")
+    assert code == 0 and len(pd.read_csv(io.StringIO(out))) == 3, "one shares a network with one of the others"
+
+
 def test_hashes_that_an_older_run_has_not_recorded_make_no_other_row(script, tmp_path):
     """What a training took from files: one run does not say, two say the same; another one's file is another's."""
 

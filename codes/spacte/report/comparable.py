@@ -101,7 +101,8 @@ def experiments(runs: list[Run]) -> list[str]:
 def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
     """The rows of a table with their names: each run, or with `over_seeds` the runs of each experiment.
 
-    Raises UserError if the runs of an experiment differ by more than their seed, see `check_seeds`.
+    Ensembles that share a network are no seeds of each other: those that the user calls otherwise are rows of their
+    own. Raises UserError if the runs of an experiment differ by more than their seed, see `check_seeds`.
     """
     if not over_seeds:
         return [(run.title, [run]) for run in runs]
@@ -109,16 +110,27 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
     names = experiments(runs)
     for run, name in zip(runs, names, strict=True):
         found.setdefault((*run.experiment_key, name), []).append(run)
+    found = {key: some for whole, runs in found.items() for key, some in _by_label(whole, runs).items()}
     for some in found.values():
         check_seeds(some)
     user_labels = [(experiment_label(some), tuple(some[0].facts.values())) for some in found.values()]
     rows = []
-    for (*_, name), some, user in zip(found, found.values(), user_labels, strict=True):
+    for (*_, name, _), some, user in zip(found, found.values(), user_labels, strict=True):
         label, _ = user
         if not label or user_labels.count(user) > 1:
             label = ", ".join(filter(None, (label, name)))
         rows.append((f"{label}, {len(some)} run{'s' * (len(some) > 1)}", some))
     return rows
+
+
+def _by_label(key: tuple, runs: list[Run]) -> dict[tuple, list[Run]]:
+    """The runs of a key, as one experiment; where two share a network, as one for each label."""
+    pairs = itertools.combinations(runs, 2)
+    share = any(checkpoints_of(a) & checkpoints_of(b) for a, b in pairs)
+    found: dict[tuple, list[Run]] = {}
+    for run in runs:
+        found.setdefault((*key, experiment_label([run]) if share else ""), []).append(run)
+    return found
 
 
 def _recipe(run: Run) -> dict[str, str]:
