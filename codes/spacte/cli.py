@@ -29,8 +29,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2; of a flag that is unknown, the nearest one is named."""
-        unknown = re.match(r"unrecognized arguments: (--\w+)", message)
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        flags = [flag for flag in self._option_string_actions if flag not in ("-h", "--help")]
+        name = "--" + unknown[1][2:].replace("-", "_") if unknown else ""
+        near = difflib.get_close_matches(name, flags, n=1)
         advice = f"did you mean {near[0]}? See --help" if near else "see --help"
         self.exit(2, f"{self.prog}: error: {message} ({advice})\n")
 

@@ -12,10 +12,9 @@ A pilot needs its vote counts beside the log. For each number of draws N its vot
 it counted, and certified; the deviation over images is that of the radii, or of their differences image by image, less
 what the pilot's own draws contributed. A line says how far the pilot's own images leave the number of images open.
 There are never fewer images than report.py needs for an interval: 50 on which two runs differ, by the pilot's share of
-these. More draws make radii larger, and the spread with them: what makes an interval
-narrow is images. So choose N by the radii that matter (`largest radius`), then read the images off its row. The seeds
-of a training vary, too, which no image can tell: see report.py --compare with two folders. The time is that of one
-certification of each log.
+these. More draws make radii larger, and the spread with them: what makes an interval narrow is images. So choose N by
+the radii that matter (`largest radius`), then read the images off its row. The seeds of a training vary, too, which no
+image can tell: see report.py --compare with two folders. The time is that of one certification of each log.
 """
 
 if __name__ == "__main__":
@@ -44,6 +43,7 @@ from spacte.utils import UserError
 
 _DRAWS = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _MOST_IMAGES = 10**9
+_FEWEST_IMAGES = 50  # of a pilot, whose deviation then has an interval that misses in about a tenth of cases
 _DRAWN_AGAIN = 5000  # radii of a pilot for each N, so that their own draws no longer count
 
 
@@ -73,10 +73,13 @@ def _main() -> None:
     draws = sorted(set(args.N or _DRAWS))
     table = plan(runs, args.width, draws, args.deviation, args.seed)
     times = [_time(seconds) for seconds in table.pop("seconds")]
-    error = table.pop("error").max()
+    error, images = table.pop("error").max(), min((len(run.log) for run in runs), default=0)
     print(markdown(table.assign(time=times).dropna(axis=1, how="all")))
     if args.deviation is None:
-        print(f"\nThe pilot's images leave the number of images open to within {100 * error:.0f} % (95 %).")
+        open_to = f"leave that number open to within {100 * error:.0f} % (95 %)"
+        if images < _FEWEST_IMAGES:
+            open_to = "are too few to say how far they leave that number open"
+        print(f"\nHow many images are needed follows from the pilot's: its {images} images {open_to}.")
 
 
 def _time(seconds: float) -> str | None:
@@ -103,7 +106,7 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
         spread, share, error = _spread(pilots, n, shared, rng) if pilots else (0.0, 1.0, 0.0)
         if deviation is not None:
             spread = deviation
-        elif error >= 1:  # of a variance that may be 0
+        elif spread == 0:
             said = f"as far as its {len(shared)} images tell: give --deviation"
             raise UserError(f"the pilot's radii vary no more than its draws explain, {said}")
         images = _images(spread, width, math.ceil(FEWEST_DIFFERENT / (share or 1.0)))
@@ -138,11 +141,13 @@ def _spread(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> tuple[float,
         return radii[0] - (radii[1] if len(radii) > 1 else 0)
 
     own = [pilot.run.required_config.N for pilot in pilots]
-    of_draws = np.mean([(measured(own) - measured(own)) ** 2 for _ in range(times)], axis=0) / 2  # [images]
+    of_draws = np.stack([(measured(own) - measured(own)) ** 2 for _ in range(times)]) / 2  # [times, images]
     found = np.stack([measured([n] * len(pilots)) for _ in range(times)])
-    squares = ((found - found.mean(axis=1, keepdims=True)) ** 2).mean(axis=0) * len(idx) / (len(idx) - 1) - of_draws
-    variance = max(squares.mean(), 0.0)
-    error = stats.norm.ppf(0.975) * squares.std(ddof=1) / math.sqrt(len(idx)) / variance if variance else math.inf
+    squares = (found - found.mean(axis=1, keepdims=True)) ** 2 * len(idx) / (len(idx) - 1) - of_draws
+    variance, drawn = squares.mean(), squares.mean(axis=1).std(ddof=1) / math.sqrt(times)
+    if variance <= 3 * drawn:  # draws explain it
+        return 0.0, float(differ(found).mean()), math.nan
+    error = stats.norm.ppf(0.975) * squares.mean(axis=0).std(ddof=1) / math.sqrt(len(idx)) / variance
     return math.sqrt(variance), float(differ(found).mean()), error
 
 

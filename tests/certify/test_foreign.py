@@ -169,9 +169,10 @@ def test_a_file_that_an_argument_names_may_lie_elsewhere_but_not_be_another(cert
     certify("a", "build", "--classifier_args", f"name={moved}", "--max", 200)
     assert len(read_log(log)) == 7
     flags = ("--classifier", "my_models.py:build", *DIGITS, "--logs_dir", "a", "--skip", 30, *RUN_FLAGS)
-    moved.write_text("others")
-    code, _, err = script("certify_mhead.py", *flags, "--classifier_args", f"name={moved}")
+    (tmp_path / "weights.pth").write_text("others")
+    code, _, err = script("certify_mhead.py", *flags, "--classifier_args", "name=weights.pth")
     assert code == 2 and "another configuration: classifier_args (" in err
+    (tmp_path / "weights.pth").write_text("weights")
     content = json.loads(beside(log, ".json").read_text())
     del content["config"]["classifier_files"]
     beside(log, ".json").write_text(json.dumps(content))

@@ -135,12 +135,6 @@ def test_a_defence_may_be_called_anything(tmp_path):
     assert named(*tmp_path.rglob("*.log"))[0] == ["a", "b"]
 
 
-def test_a_folder_of_a_defence_is_no_part_of_a_label_whatever_its_class_is_called(tmp_path):
-    for folder, defence in (("0Gaussian/plain", "Gaussian"), ("8Mine/mine", "Trades")):
-        with_config(random_log(tmp_path / folder / "x.log", 10, 0), defence=defence)
-    assert named(*sorted(tmp_path.rglob("*.log")))[0] == ["plain", "mine"]
-
-
 def test_logs_of_two_places_of_a_machine_are_called_by_few_folders():
     parts = [["var", "shared", "alice", "runs", "seed-1"], ["tmp", "mine", "seed-2"]]
     assert _differing(parts) == [["runs", "seed-1"], ["mine", "seed-2"]]

@@ -123,11 +123,11 @@ def test_an_attack_climbs_the_network_in_eval_mode():
     """In training mode it would count the attacked images among BatchNorm's statistics."""
     modes = []
 
-    class RunRecord(torch.nn.Linear):
+    class Noted(torch.nn.Linear):
         def forward(self, images):
             modes.append(self.training)
             return super().forward(images.flatten(1)).unsqueeze(0)
 
     noises = torch.randn(2, 2, 1, 2, 2)
-    list(pgd(RunRecord(4, 3).train(), torch.rand(2, 1, 2, 2), torch.arange(2), lambda: noises, 2, 0.1))
+    list(pgd(Noted(4, 3).train(), torch.rand(2, 1, 2, 2), torch.arange(2), lambda: noises, 2, 0.1))
     assert modes == [False, False]

@@ -14,6 +14,7 @@ from spacte.train.teaching import (
     taught_cross_entropy,
     teaching_weights,
 )
+from spacte.utils import UserError
 
 
 @pytest.mark.parametrize("case", golden("losses")["pace_threshold"])
@@ -170,5 +171,5 @@ def test_a_further_loss_must_be_one_of_each_head_and_sample():
     loss = taught_cross_entropy(torch.randn(2, 1, 5, 3), torch.zeros(5, dtype=torch.long), 1.0, 0.5)
     assert loss.weighted_mean(torch.ones(2, 5)).dim() == 0
     for shape in ((2,), (5,), (2, 5, 3)):
-        with pytest.raises(ValueError, match=r"they must be \[L, B\], here \[2, 5\]"):
+        with pytest.raises(UserError, match=r"they must be \[L, B\], here \[2, 5\]"):
             loss.weighted_mean(torch.ones(shape))

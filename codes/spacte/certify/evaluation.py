@@ -44,7 +44,7 @@ class Evaluation:
         labels: dict[int, int] = {}
 
         def requests() -> Iterator[VoteRequest]:
-            """Each image's sample when it is its turn, so that few are in memory."""
+            """Each image's request when it is its turn, so that few are in memory."""
             for idx in indices:
                 image, labels[idx] = self.split[idx]
                 yield VoteRequest(image, self.generator(purpose, idx), draws_of(labels[idx]), idx)

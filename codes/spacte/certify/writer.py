@@ -188,7 +188,7 @@ def _locked(files: RunFiles, overwrite: bool) -> TextIO:
         counts = files.plain_counts
     elif counts.suffix == ".gz":
         raise UserError(f"'{counts}' is compressed: unpack it (gunzip) to resume the run")
-    return lock(counts, f"another run is writing '{files.log}' (to divide one, use torchrun or --shard)")
+    return lock(counts, f"another run is writing '{files.log}'")
 
 
 def _prepare_files(files: RunFiles, plan: Plan[C], about: dict[str, Any], held: TextIO, overwrite: bool) -> list[C]:

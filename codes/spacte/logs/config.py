@@ -144,6 +144,7 @@ class RunConfig:
     certificate: str = _field(
         "cohen", lambda value: value in CERTIFICATES, CERTIFIES, RANKED, kinds=("certify",), added_later=True
     )
+    # None: 1
     top_k: int | None = _field(None, lambda value: is_integer(value, 2, 10**7 - 1), CERTIFIES, RANKED, kinds=OPTIONAL)
     skip_wrong: bool = _field(False, _is(bool), CERTIFIES, RANKED, kinds=("certify",))
     sequential: Stopping | None = _field(None, _or_none(_is_stopping), CERTIFIES, RANKED, kinds=("certify",))
@@ -228,8 +229,9 @@ class RunConfig:
         there, here = self._comparable(), other._comparable()
         files = [values.pop("classifier_files", None) for values in (there, here)]
         if None not in files:  # older configurations hold paths alone
-            for values, hashes in zip((there, here), files, strict=True):
-                values["classifier_args"] = values.get("classifier_args", {}) | hashes
+            same = dict(files[0].items() & files[1].items())
+            for values in (there, here):
+                values["classifier_args"] = values.get("classifier_args", {}) | same
         names: Iterable[str] = {**there, **here}
         if needed is not None:
             names = [name for name in names if name in _needed_for(needed)]

@@ -92,7 +92,6 @@ class Description:
 
 _ARCH = r"(?:.*[-_])?(?:R|resnet|ResNet-?)(\d+)"  # R110, CIFAR10-R110; resnet110, cifar_resnet110 of other projects
 _SIGMA = r"(?:noise|sigma)[-_](\d+(?:\.\d+)?)(?:_\d+)?"  # noise-0.50; sigma_0.5; noise_0.50_7483 with a seed
-DEFENCE_FOLDER = r"\d([A-Z]\w+)"  # 0Gaussian
 _DATASETS = {"fmnist": "FashionMNIST", "fashion_mnist": "FashionMNIST"} | {name.lower(): name for name in DATASETS}
 
 
@@ -100,7 +99,7 @@ def description(path: Path) -> Description:
     """What is known of a log's classifier."""
     heads, dataset = _part(path, r"h-(\d+)-.*", int), _dataset(path)
     from_path = Description(
-        defence=_part(path, DEFENCE_FOLDER, str),
+        defence=_part(path, r"\d([A-Z]\w+)", str),
         dataset=dataset,
         arch=_part(path, _ARCH, lambda depth: f"R{depth}"),
         heads=None if heads is None else Heads((heads,)),

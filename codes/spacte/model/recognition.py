@@ -150,7 +150,7 @@ class _Search:
         self.network, self.spec = copy.deepcopy(network).to(images.device), spec
         self.bn1_max_kl = _BN1_MAX_KL + _BN1_SAMPLING / len(images)
         batches = batches_seen(cast(nn.BatchNorm2d, network.bn1))
-        self.near = _MAX_KL + (_LAG / batches if batches else 0)
+        self.max_kl = _MAX_KL + (_LAG / batches if batches else 0)
         with keep_rng_state(torch.device("cpu")):
             torch.default_generator.manual_seed(0)  # no GPU's generator
             whole = images.cpu()
@@ -209,7 +209,7 @@ class _Search:
             return Fit(values, sigma, share, bn1)
         view = self.noised(self.views[of_views.index(bn1)], sigma, share)
         found = statistics_kl(nn.Sequential(Normalize(*values).to(view.device), self.network), view)
-        limits = {name: self.near + _SAMPLING / (len(view) * pixels) for name, (_, pixels) in found.items()}
+        limits = {name: self.max_kl + _SAMPLING / (len(view) * pixels) for name, (_, pixels) in found.items()}
         limits["1.bn1"] = self.bn1_max_kl
         layer = max(found, key=lambda name: found[name][0] / limits[name])
         return Fit(values, sigma, share, bn1, found[layer][0], limits[layer], self.in_file(layer))

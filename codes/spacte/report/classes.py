@@ -42,14 +42,14 @@ def _by_class(run: Run, radius: float) -> pd.Series:
 
 
 def _named(labels: list[int], images: dict[int, int]) -> str:
-    named = listed((f"{label} ({images[label]} images)" for label in labels), _MOST_NAMED)
+    named = listed((f"{label} ({images[label]} image{'s' * (images[label] > 1)})" for label in labels), _MOST_NAMED)
     return f"{'class' if len(labels) == 1 else 'classes'} {named}"
 
 
 def given_up(runs: list[Run]) -> list[str]:
     """A line for each run in which a class is given up: none of its images, ten or more, is right at radius 0.
 
-    It also names the classes of which none of fewer images is right, which may be chance.
+    There it also names the classes of fewer images of which none is right, which may be chance.
     """
     lines = []
     for run, name in zip(runs, labels([[run] for run in runs]), strict=True):

@@ -15,7 +15,7 @@ from spacte.files import check_ending, replace_file
 from spacte.logs.description import NORMS
 from spacte.logs.table import csv, radius_decimals, readable, records, render
 from spacte.report import classes, members, page, plots
-from spacte.report.comparable import check_same_images, group_remarks, rows_of
+from spacte.report.comparable import check_pair, check_same_images, group_remarks, rows_of
 from spacte.report.comparison import Comparison, compare, compare_experiments
 from spacte.report.labels import labelled
 from spacte.report.reading import ReadOptions, read_runs
@@ -145,6 +145,8 @@ def report(settings: ReportSettings) -> None:
         radii = settings.radii or reached_radii(runs)
         table = (over_seeds if settings.over_seeds else summary)(runs, radii)
         if settings.envelope:
+            for run in runs[1:]:
+                check_pair(runs[0], run)
             table = envelope(table, radii)
     remarks = group_remarks(runs) if table is not None and "group" in readable(table) else []
     parts = _parts(runs, settings)

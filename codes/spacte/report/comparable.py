@@ -201,6 +201,8 @@ def group_remarks(runs: list[Run]) -> list[str]:
             differences.append(f"{len(images[0])} and {len(images[1])} images, {len(images[0] & images[1])} shared")
         if _of_other_images(first[1], run):
             differences.append("two data_sha256")
+        if bool(_data_sha256(first[1])) != bool(_data_sha256(run)):
+            differences.append("data_sha256 known of one alone")
         found = ", ".join(filter(None, differences)) or "one of them does not say how it was certified"
         lines.append(f"Group {group} is not ranked with group 1: {found}.")
     more = len(lines) - 1 - _MOST_GROUPS
@@ -232,10 +234,11 @@ def check_seeds(runs: list[Run]) -> None:
         if found:
             two = f"'{a.path}' and '{b.path}'"
             raise UserError(f"{two} are not two seeds of one experiment: {found}; leave one of them out")
-    sources = dict.fromkeys(source for run in runs for source in _sources(run))
-    if len(sources) > 1:
+    known = [sources for run in runs if (sources := _sources(run))]
+    if len({tuple(sources) for sources in known}) > 1:
+        every = dict.fromkeys(itertools.chain(*known))
         text = f"the runs of '{experiment_label(runs) or runs[0].name}' were trained by different code"
-        warnings.warn(f"{text} (source_sha256 {listed(one[:8] for one in sources)}): the same method?", stacklevel=2)
+        warnings.warn(f"{text} (source_sha256 {listed(one[:8] for one in every)}): the same method?", stacklevel=2)
 
 
 def _sources(run: Run) -> list[str]:

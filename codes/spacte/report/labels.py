@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from spacte.logs.description import DEFENCE_FOLDER, is_fact, is_seed, method_parts, parts_of
+from spacte.logs.description import is_fact, is_seed, method_parts, parts_of
 from spacte.names import CERTIFICATIONS, run_tail
 from spacte.report.run import Run
 
@@ -65,7 +65,7 @@ def _user_labels(runs: list[Run]) -> list[str]:
 
 
 def _own_folders(run: Run) -> list[str]:
-    said = rf"{re.escape(run.defence)}|{DEFENCE_FOLDER}|{CERTIFICATIONS}" if run.defence else CERTIFICATIONS
+    said = rf"\d?{re.escape(run.defence)}|{CERTIFICATIONS}" if run.defence else CERTIFICATIONS
     folders = [part for part in parts_of(run.path)[:-1] if not re.fullmatch(said, part)]
     if run.config is None:
         return [part for part in folders if not is_fact(part)]

@@ -71,7 +71,7 @@ def parse(
 
 
 def _check_settings(objective_type: type[Objective], own: dict, defaults: dict) -> None:
-    common = {*cli.defaults_of(Recipe), *cli.defaults_of(Place)}
+    common = {*cli.defaults_of(Recipe), *cli.defaults_of(Place), "source"}  # what a log says of the code
     for name in own:
         if name in common:
             raise UserError(f"{objective_type.__name__}.{name}: every run has a setting of this name, take another")

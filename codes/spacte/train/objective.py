@@ -159,6 +159,7 @@ class Objective:
         logits: Tensor,
         images: Tensor,
         noises: Tensor,
+        /,
         **parts: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What a call returns: `loss.total` with what every defence adds to it, and all parts by name, for the log.
@@ -166,13 +167,18 @@ class Objective:
         Added are "cos", L_cos, and with --teachers "distil": 1/2 sum_h c_h mean_ij KL(teacher || head h) on the noisy
         copies that the heads' `logits` [L, m, B, K] are of, images [B, C, H, W] plus noises [m, B, C, H, W]. Samples
         that are hard for the neighbour keep their weight there: it is for them that a teacher helps. `parts` are the
-        defence's own; they are logged, not added.
+        defence's own; they are logged, not added. UserError if one has the name of another part.
         """
         added = {"cos": self.cosine_loss(classifier)}
         if self.teachers:
             divergences = self.teachers.divergences(logits, images, noises)
             added["distil"] = _TEACHERS_WEIGHT * loss.head_weights @ divergences.mean(1)
         heads = {f"head{h}": head for h, head in enumerate(loss.heads)}
+        taken = parts.keys() & {"ce", "cos", "distil", "weight", "easy", *heads}
+        if taken:
+            raise UserError(
+                f"{self.name()} calls a part of its loss '{min(taken)}', as every defence does: take another"
+            )
         loss_dict = {"ce": loss.ce, **added, **parts, "weight": loss.sample_weights.mean(), "easy": loss.easy, **heads}
         return loss.total + sum(added.values()), loss_dict
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from spacte.distributed import all_reduce_mean, broadcast, weighted_by_size
+from spacte.utils import UserError
 
 
 def pace_threshold(epoch: int, epochs: int, num_classes: int, last: float) -> float:
@@ -153,7 +154,7 @@ class CircularLoss:
         """sum_h c_h mean_i w[h-1,i] losses[h,i]: a further loss of every head and sample, [L, B] -> a scalar."""
         if losses.shape != self.sample_weights.shape:
             wanted = list(self.sample_weights.shape)
-            raise ValueError(
+            raise UserError(
                 f"losses {list(losses.shape)}: they must be [L, B], here {wanted}, one for each head and sample"
             )
         return self.head_weights @ (self.sample_weights * losses).mean(1)
