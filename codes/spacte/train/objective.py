@@ -4,7 +4,7 @@ import math
 from argparse import _ArgumentGroup
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from spacte.model.noisy import noisy_logits
 from spacte.train.pretrained import Teachers
 from spacte.train.settings import Recipe
 from spacte.train.teaching import CircularLoss, Pace, pace_threshold, smoothed_cross_entropy
-from spacte.utils import UserError
+from spacte.utils import UserError, listed
 
 _TEACHERS_WEIGHT = 0.5
 
@@ -197,3 +197,31 @@ class Objective:
 def unwrapped(classifier: nn.Module) -> Classifier:
     """The classifier itself, without DistributedDataParallel around it."""
     return cast(Classifier, getattr(classifier, "module", classifier))
+
+
+_OF_AN_EPOCH = ("epoch", "loss", "lr", "lambda", "images_per_second", "left")  # columns of the log
+
+
+def check_returned(returned: Any, name: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """What an objective returned. UserError if that is no scalar with its named parts, or a part has a taken name."""
+    loss, parts = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+    scalars = [loss, *parts.values()] if isinstance(parts, dict) else [None]
+    if not all(isinstance(one, Tensor) and not one.dim() for one in scalars):
+        raise UserError(f"{name} must return a scalar tensor and a dict of scalar tensors, not {_kind(returned)}")
+    taken = [part for part in cast(dict, parts) if part in _OF_AN_EPOCH or part.startswith("acc")]
+    if taken:
+        raise UserError(f"{name} calls a part of its loss '{taken[0]}', as a column of the log is called: take another")
+    return loss, cast(dict, parts)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for a message: a tensor with its shape, a tuple or dict with what it holds."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}" if value.dim() else "a scalar tensor"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_kind, value))})"
+    if isinstance(value, dict):
+        return (
+            f"a dict of {listed(f'{name}: {_kind(one)}' for name, one in value.items())}" if value else "an empty dict"
+        )
+    return f"a {type(value).__name__}"

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +31,10 @@ from spacte.provenance import package_versions
 from spacte.train.accuracy import count_right, warn_of_lost_classes
 from spacte.train.graph import GraphedStep, uncompiled
 from spacte.train.meter import LossMeter
-from spacte.train.objective import Objective, unwrapped
+from spacte.train.objective import Objective, check_returned, unwrapped
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace, class_quantiles, smoothed_cross_entropy
-from spacte.utils import UserError, derived_seed, listed
+from spacte.utils import UserError, derived_seed
 
 _IMAGES_OF_A_PACE = 200  # for each class: a share measured on them has a standard error of at most .035
 _PART_OF_A_BATCH = 8  # a last batch of less than an eighth is left out of its epoch
@@ -220,7 +219,7 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """One optimiser step on a mini-batch; returns the loss's parts on the device, without waiting for them."""
-        loss, parts = _check_returned(
+        loss, parts = check_returned(
             self.objective(self.classifier, images, labels, epoch, *targets), self.objective.name()
         )
         if self.objective.teachers and "distil" not in parts:
@@ -245,34 +244,6 @@ class Trainer:
 
     def _accuracies(self, shares: list[float]) -> dict[str, float]:
         return {"acc": shares[-1], **{f"acc{h}": share for h, share in enumerate(shares[: self.recipe.num_heads])}}
-
-
-_OF_AN_EPOCH = ("epoch", "loss", "lr", "lambda", "images_per_second", "left")
-
-
-def _check_returned(returned: Any, name: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """What an objective returned. UserError if that is no scalar with its named parts, or a part has a taken name."""
-    loss, parts = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
-    scalars = [loss, *parts.values()] if isinstance(parts, dict) else [None]
-    if not all(isinstance(one, Tensor) and not one.dim() for one in scalars):
-        raise UserError(f"{name} must return a scalar tensor and a dict of scalar tensors, not {_kind(returned)}")
-    taken = [part for part in cast(dict, parts) if part in _OF_AN_EPOCH or part.startswith("acc")]
-    if taken:
-        raise UserError(f"{name} calls a part of its loss '{taken[0]}', as a column of the log is called: take another")
-    return loss, cast(dict, parts)
-
-
-def _kind(value: Any) -> str:
-    """What a value is, for a message: a tensor with its shape, a tuple or dict with what it holds."""
-    if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)}" if value.dim() else "a scalar tensor"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_kind, value))})"
-    if isinstance(value, dict):
-        return (
-            f"a dict of {listed(f'{name}: {_kind(one)}' for name, one in value.items())}" if value else "an empty dict"
-        )
-    return f"a {type(value).__name__}"
 
 
 def _compile(classifier: Classifier, device: torch.device) -> None:
