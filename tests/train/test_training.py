@@ -1,4 +1,4 @@
-"""Training runs on digits with the smallest network: resume, files, what stops a run."""
+"""Training runs on digits with the smallest network: files, names, what stops a run."""
 
 import os
 import re
@@ -6,13 +6,13 @@ import re
 import pandas as pd
 import pytest
 import torch
-from conftest import CODES, DEFENCES, TINY, load_module
+from conftest import CODES, DEFENCES, TINY, load_module, same
 from objectives import objective_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spacte.data.sources import open_split
 from spacte.files import lock
-from spacte.model import build_classifier, checkpoint_file
+from spacte.model import build_classifier
 from spacte.names import run_name_of_today
 from spacte.train.command import parse
 from spacte.train.meter import LossMeter
@@ -94,16 +94,6 @@ def test_one_head_trains_and_the_loss_falls(script, tmp_path, own_flags, defence
     assert log["ce"].iloc[-1] < 0.8 * log["ce"].iloc[0] and (log["cos"] == 0).all() and (log["weight"] == 1).all()
 
 
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def test_how_often_test_images_are_looked_at_changes_nothing_else(script, tmp_path):
     flags = (*TINY, "--train_images", 200, "--num_heads", 2, "--epochs", 4)
     assert script("0Gaussian/train.py", *flags)[0] == 0
@@ -118,38 +108,6 @@ def test_how_often_test_images_are_looked_at_changes_nothing_else(script, tmp_pa
     pd.testing.assert_frame_equal(rare, every.where(rare.notna()))
     weights = [torch.load(next((tmp_path / one).rglob("epoch4.pth")), weights_only=True) for one in ("save", "rare")]
     assert same(weights[0]["state_dict"], weights[1]["state_dict"])
-
-
-@pytest.mark.parametrize("defence", ["0Gaussian", "5CATRS", "6ACRWeakness"])
-def test_a_resumed_run_ends_as_if_never_interrupted(script, tmp_path, monkeypatch, own_flags, defence):
-    """ACR-weakness resumes in an epoch that goes by the weights of an earlier one."""
-    train, flags = f"{defence}/train.py", (*TINY, *own_flags(defence), "--train_images", 200, "--num_heads", 2)
-    flags += ("--epochs", 4, "--save_freq", 2)
-    assert script(train, *flags, "--save_dir", "whole", "--logs_dir", "whole-logs")[0] == 0
-
-    saves = []
-
-    def killed_after_two(path, contents, save=checkpoint_file.save):
-        if len(saves) == 2:
-            raise KeyboardInterrupt
-        saves.append(save(path, contents))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_file, "save", killed_after_two)
-        code, _, err = script(train, *flags)
-        assert code == 130 and "interrupted" in err
-    assert script(train, *flags, "--resume")[0] == 0
-
-    (resumed,), (whole,) = ((tmp_path / folder).rglob("epoch4.pth") for folder in ("save", "whole"))
-    resumed, whole = (torch.load(path, weights_only=True) for path in (resumed, whole))
-    for name in ("state_dict", "optimizer", "scheduler", "epoch", "rng", "data", "objective"):
-        assert same(resumed.get(name), whole.get(name)), name
-    logs = [next((tmp_path / folder).rglob("*-train.log")) for folder in ("logs", "whole-logs")]
-    tables = [pd.read_csv(log, sep="\t").drop(columns="images_per_second") for log in logs]
-    pd.testing.assert_frame_equal(*tables)
-
-    code, out, _ = script(train, *flags, "--resume")
-    assert code == 0 and "nothing is left to do" in out
 
 
 @pytest.mark.parametrize(("defence", "vectors", "fewest"), [
@@ -206,28 +164,6 @@ def test_a_run_is_trained_by_one_process(script, tmp_path, trained):
     assert log.read_text() == before and len(list(log.parent.iterdir())) == 1
 
 
-def test_resume_passes_over_a_damaged_checkpoint(script, tmp_path):
-    flags = (*TINY, "--num_heads", 2, "--epochs", 2)
-    assert script("0Gaussian/train.py", *flags)[0] == 0
-    (last,) = (tmp_path / "save").rglob("epoch2.pth")
-    before = torch.load(last, weights_only=True)["state_dict"]
-    last.write_bytes(last.read_bytes()[:1000])
-    code, out, err = script("0Gaussian/train.py", *flags, "--resume")
-    assert code == 0 and "passed over" in out + err
-    assert same(torch.load(last, weights_only=True)["state_dict"], before)
-
-
-def test_a_run_is_neither_overwritten_nor_mixed(script, trained):
-    flags = (*TINY, "--num_heads", 2, "--epochs", 1)
-    code, _, err = script("0Gaussian/train.py", *flags)
-    assert code == 2 and "already holds epoch1.pth: give --resume" in err and err.count("\n") == 1
-    code, _, err = script("0Gaussian/train.py", *flags, "--resume", "--lr_init", 0.2)
-    assert code == 2 and "--lr_init 0.2 contradicts" in err and "lr_init 0.1" in err
-    torch.save(torch.load(trained, weights_only=True) | {"data_sha256": "of other images"}, trained)
-    code, _, err = script("0Gaussian/train.py", *flags, "--resume")
-    assert code == 2 and "--data_dir differ from those that the run was started on" in err
-
-
 def test_each_seed_begins_with_its_own_weights(script, tmp_path):
     weights = []
     for seed in (1, 2):
@@ -269,56 +205,6 @@ def test_a_runs_name_says_what_it_uses(settings, name):
     assert recipe.name + recipe.variant == run_name_of_today(older) == run_name_of_today(name) == name
     assert older.startswith(f"h-{recipe.num_heads}-eps-{recipe.eps}-m-2-lbdlast-{recipe.lbdlast}")
     assert run_name_of_today(f"h-2-eps-0.8-m-2-lbdlast-1.2+{older}x2") == f"h-2-eps-0.8-m-2-lbdlast-1.2+{name}x2"
-
-
-def test_a_run_of_an_older_name_is_resumed_where_it_lies(script, tmp_path):
-    """Its log keeps its columns; the weights are those of a run that was never interrupted."""
-    flags = (*TINY, "--train_images", 200, "--num_heads", 1, "--epochs", 2, "--save_freq", 1)
-    assert script("0Gaussian/train.py", *flags)[0] == 0
-    whole, older = tmp_path / "save" / TAIL / "h-1-m-2-images-200", "h-1-eps-0.8-m-2-lbdlast-1.2-images-200"
-    weights = torch.load(whole / "epoch2.pth", weights_only=True)["state_dict"]
-    assert script("0Gaussian/train.py", *flags, "--resume", "--lbdlast", 0.3, "--eps", 0)[1].endswith("left to do\n")
-
-    begun = torch.load(whole / "epoch1.pth", weights_only=True)
-    lines = [line.split("\t") for line in begun["log"].splitlines()]
-    begun["log"] = "".join(
-        "\t".join([*line[:2], pace, *line[2:]]) + "\n" for line, pace in zip(lines, ("lambda", "2.3"), strict=True)
-    )
-    begun["run"] = older
-    whole.rename(whole.with_name(older))
-    (whole.with_name(older) / "epoch2.pth").unlink()
-    torch.save(begun, whole.with_name(older) / "epoch1.pth")
-    assert script("0Gaussian/train.py", *flags)[0] == 2, "without --resume"
-    code, _, err = script("0Gaussian/train.py", *flags, "--resume")
-    assert code == 0 and not whole.exists(), err
-    contents = torch.load(whole.with_name(older) / "epoch2.pth", weights_only=True)
-    assert same(contents["state_dict"], weights) and contents["run"] == older
-    log = pd.read_csv(tmp_path / "logs" / TAIL / "train" / f"{older}-train.log", sep="\t")
-    assert (
-        log["lambda"].isna().tolist() == [False, True] and log["epoch"].tolist() == [1, 2] and log["loss"].notna().all()
-    )
-
-
-def test_a_run_that_other_code_resumes_says_so(script, tmp_path):
-    """From there on the loss may be another one; the same code says nothing, nor does a run that is finished."""
-    flags = (*TINY, "--num_heads", 1, "--epochs", 2, "--resume")
-    assert script("0Gaussian/train.py", *flags)[0] == 0
-    (first,), (last,) = ((tmp_path / "save").rglob(f"epoch{epoch}.pth") for epoch in (1, 2))
-    last.unlink()
-    assert "the code has changed" not in script("0Gaussian/train.py", *flags)[2]
-    torch.save(torch.load(first, weights_only=True) | {"source_sha256": "e" * 64}, first)
-    assert "the code has changed" not in script("0Gaussian/train.py", *flags)[2]
-    last.unlink()
-    err = script("0Gaussian/train.py", *flags)[2]
-    assert "the code has changed since this run was interrupted (source_sha256 eeeeeeee up to epoch 1, " in err
-
-
-def test_a_run_is_not_resumed_by_another_defence(script, tmp_path):
-    """Gaussian's and SmoothMix's runs have one name."""
-    flags = (*TINY, "--num_heads", 1, "--epochs", 1, "--lbdlast", 1.0)
-    assert script("2SmoothMix/train.py", *flags)[0] == 0
-    code, _, err = script("0Gaussian/train.py", *flags, "--resume")
-    assert code == 2 and "was trained by SmoothMix, not by Gaussian" in err
 
 
 def test_bf16_training_runs(script, tmp_path):
@@ -374,29 +260,6 @@ def test_defaults_are_the_papers_cifar10_setting():
         flags = vars(recipe) | own
         assert flags | paper | extra == flags
         assert f"lbdlast={lbdlast}" in (CODES / defence / "train.py").read_text()
-
-
-def test_a_setting_that_a_checkpoint_does_not_know_had_its_default(script, trained):
-    """As an older program left it: a run goes on with the default, and not with another value."""
-    contents = torch.load(trained, weights_only=True)
-    for name in ("paced_by", "train_images"):
-        del contents["args"][name]
-    del contents["data_sha256"], contents["commit"]
-    torch.save(contents, trained)
-    flags = (*TINY, "--num_heads", 2, "--resume")
-    code, out, err = script("0Gaussian/train.py", *flags, "--epochs", 1)
-    assert code == 0 and "nothing is left to do" in out, err
-    contents["args"]["epochs"] = 2
-    contents["run"] += "-no-teaching"
-    other = trained.parent.with_name(trained.parent.name + "-no-teaching")
-    other.mkdir()
-    torch.save(contents, other / "epoch1.pth")
-    code, _, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--no_teaching")
-    assert code == 2 and "--paced_by none contradicts" in err and "paced_by neighbour" in err
-    contents["args"]["no_teaching"] = True  # as it was called
-    torch.save(contents, other / "epoch1.pth")
-    code, _, err = script("0Gaussian/train.py", *flags, "--epochs", 2, "--no_teaching")
-    assert code == 0, err
 
 
 def test_flags_default_to_what_the_settings_default_to():
