@@ -58,6 +58,7 @@ from pathlib import Path
 from spacte import cli
 from spacte.files import lock, make_folder, replace_file
 from spacte.jobs import slurm
+from spacte.jobs.flags import check_flags
 from spacte.jobs.gpus import visible_gpus
 from spacte.jobs.job import Job, is_finished, state
 from spacte.jobs.queue import Queue, Running
@@ -206,6 +207,8 @@ def _main() -> None:
     if work.is_relative_to(CODES.parent):
         raise UserError(f"--work '{args.work}' lies in the checkout '{CODES.parent}': give a folder outside it")
     jobs = read_queue(args.queue, CODES, work, args.order)
+    if not (args.list or args.collect or args.job):  # then jobs begin, here or elsewhere
+        check_flags(jobs)
     if args.list:
         _list(jobs, work)
     elif args.commands:
