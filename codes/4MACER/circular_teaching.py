@@ -11,7 +11,7 @@ from spacte.train.teaching import EXPLORE, CircularLoss, Pace, taught_cross_entr
 
 @dataclass
 class MACERLoss(CircularLoss):
-    """A circular loss whose `total` is `cl` + lbd * `rl`; `ce` and `heads` belong to the pace and are no part of it."""
+    """A circular loss whose `total` is `cl` + lbd * `rl`; `ce` and `heads` serve only the weights and are not in it."""
 
     cl: Tensor
     rl: Tensor

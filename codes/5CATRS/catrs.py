@@ -13,8 +13,9 @@ def attack(classifier, images: Tensor, noises: Tensor, soft_votes: Tensor, steps
 
     J = sum_i mean_h mean_j KL(soft_votes_i || softmax z_h(x_i + noise_ji)). Each of `steps` steps goes 2 max_norm /
     steps in L2 along its gradient, for each noise by itself, then into the ball of radius max_norm around the drawn
-    noise, and then gets the drawn noise's mean and, about, its scale: the centred noise is divided by its uncentred
-    root mean square and multiplied by the drawn one's, as in the authors' code. It may so leave the ball again.
+    noise, and then gets the drawn noise's mean and, roughly, its scale: as in the authors' code, the centred noise is
+    divided by the root mean square of the uncentred one and multiplied by the drawn noise's. This may take it out of
+    the ball again.
 
     classifier: [N, C, H, W] -> [L, N, K], run in eval mode and left as it was, its parameters without gradient;
     images [B, C, H, W], soft_votes [B, K] in rows that sum to 1. Source: arXiv 2212.09000.

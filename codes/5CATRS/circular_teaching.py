@@ -10,7 +10,7 @@ from spacte.train.teaching import EXPLORE, CircularLoss, Pace, cross_entropies, 
 
 @dataclass
 class CATRSLoss(CircularLoss):
-    """A circular loss whose `total` is `low` + lbd * `high`; `ce` and `heads` belong to the pace and are no part of it.
+    """A circular loss whose `total` is `low` + lbd * `high`; `ce` and `heads` serve only the weights and are not in it.
 
     `mask` is the share of (head, sample) pairs that `high` counts.
     """

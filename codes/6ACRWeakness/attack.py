@@ -14,8 +14,8 @@ def attack(classifier, images: Tensor, labels: Tensor, noises: Tensor, steps: in
 
     Each noise goes at most `steps` steps of length `step_size` along the gradient of its copy's mean cross-entropy over
     the heads, after each of which it is scaled back to the norm that it was drawn with. The first point that the
-    ensemble gets wrong is kept, hence a noise that fools it already; where there is none, the last one. Nothing is
-    clipped.
+    ensemble gets wrong is kept, so a drawn noise that already fools it stays as it is; if there is none, the last point
+    is kept. Nothing is clipped.
 
     classifier: [N, C, H, W] -> [L, N, K], run in eval mode and left as it was, its parameters without gradient;
     images [B, C, H, W], labels [B]. Source: arXiv 2410.06895.

@@ -23,8 +23,8 @@ def check_votes(n: int) -> None:
 def weights(right: np.ndarray, n: int) -> np.ndarray:
     """How often images are drawn, in proportion: [N] right votes of n -> [N] positive weights.
 
-    The certified radius, in units of sigma, that the votes would give at confidence 0.9 if at least 3/4 of them were
-    right. Raises UserError as `check_votes` does. Source: arXiv 2410.06895.
+    A weight is the radius, in units of sigma, that the votes certify at confidence 0.9; fewer than 3/4 right count as
+    3/4. Raises UserError as `check_votes` does. Source: arXiv 2410.06895.
     """
     check_votes(n)
     least = 3 * n // 4

@@ -75,8 +75,8 @@ class ACRWeakness(Objective):
         return self.weights
 
     def _weighed(self, epoch, classifier, split, leaves_out):
-        """The weights by the network's votes, [n]; with `leaves_out` images are left out before, else those stay out
-        that are.
+        """The weights from the network's votes, [n]. With `leaves_out` it is first decided which images to leave out;
+        otherwise those that are already left out stay so.
         """
         votes = self.num_noise_ds if leaves_out else self.num_noise_dataset_weight
         batch_size = default_batch_size(split.device, split.spec.shape, votes)

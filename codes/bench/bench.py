@@ -12,10 +12,11 @@ for the cosine term, and the losses fetched at every step. `fast` is what certif
 take turns in one process, and `ratio` is the median of the turns' ratios (`spread`: smallest and largest). Images are
 random: speed does not depend on them.
 
-`ceiling_fraction` is the share of the hardware's limit that `fast` reaches: the time that its convolutions and products
-need at the speed of a large matrix product or a large 3x3 convolution, whichever is the faster here, in the same
-precision, or, where that is longer, the time to read every layer's input and weights and write its output once at the
-speed of a large copy, over the time it took. All speeds are the best that were measured, after each case.
+`ceiling_fraction` is the share of the hardware's limit that `fast` reaches: the least time that its work can take,
+divided by the time it took. The least time is the longer one of two: of its convolutions and products at the speed of a
+large matrix product or a large 3x3 convolution, whichever is faster here, in the same precision; and of reading every
+layer's input and weights and writing its output once at the speed of a large copy. These speeds are measured after each
+case, and the best ones count.
 """
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ The ways, one after the other, on the same images:
     consensus    the same with --consensus K, where there are more than K heads
     together     all that there are of the three
 
-`seconds` is what the whole table takes: the choice of a pass's size, the first batch, with what torch has not compiled
-before, then all draws, certificates and files; loading, and what int8 measures then, is not counted. Each way is
-measured once, and `ratio` is the authors' seconds over its own: on a machine that other programs use at the same time
-it says little, other than that of bench.py, whose ways take turns. `draws` are the noisy copies that the table takes.
+`seconds` is what the whole table takes: the choice of a pass's size, the first batch, for which torch may compile, then
+all draws, certificates and files. Loading, and what int8 measures while loading, is not counted. Each way is measured
+once, and `ratio` is the authors' seconds divided by its own: on a machine that other programs use at the same time it
+says little, unlike the ratio of bench.py, whose ways take turns. `draws` are the noisy copies that the table takes.
 
 A way with a fixed N, except for the second one, draws only --share of N: the seconds after its first batch are
 multiplied up, and so are its draws. Its votes are not. Its certificates are those of the N that stands in its row: they

@@ -32,7 +32,7 @@ def read_speeds(path: Path) -> tuple[dict, list[dict]]:
 
 
 def rows_of(rows: list[dict], **described) -> list[dict]:
-    """The measured rows that say so of themselves, such as task="train", heads=5."""
+    """The measured rows whose fields have these values, such as task="train", heads=5."""
     return [row for row in rows if "speed" in row and described.items() <= row.items()]
 
 

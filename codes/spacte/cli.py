@@ -91,7 +91,7 @@ def _check_setting(name: str, value: Any, flag: argparse.Action) -> Any:
 
 
 def parse_value(name: str, value: Any, kind: Callable[[str], Any] | None, choices: Iterable = ()) -> Any:
-    """A setting's value as a flag of that kind makes it of the text that says it. UserError, with what is legal."""
+    """A setting's value as a flag of that kind would parse it from text. UserError, with what is legal, if not."""
     if kind is None and not isinstance(value, str):
         raise UserError(f"{name}: '{value}' must be text")
     try:

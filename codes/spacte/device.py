@@ -85,8 +85,9 @@ def _check_compiler(device: torch.device) -> None:
 def default_batch_size(device: torch.device, shape: tuple[int, ...], draws: int) -> int:
     """How many noisy images [C, H, W], or inputs of another shape, a batch has where nobody says: 1,000 on the CPU.
 
-    On a GPU as many as keep it busy: up to 4,096 of CIFAR-10's images, and 256 of ImageNet's. The `draws` of an image
-    then fill whole batches, or one batch is filled by whole images: a part of a batch would be computed for nothing.
+    On a GPU as many as keep it busy: up to 4,096 of CIFAR-10's images, and 256 of ImageNet's, reduced so that the
+    `draws` of an image make equal batches, or those of several images one batch: a part that is padded would be
+    computed for nothing.
     """
     if device.type == "cpu":
         return 1000

@@ -33,7 +33,7 @@ PLACE_SETTINGS = (
 
 CERTIFICATIONS = "certify-mhead"  # the folder of certification logs
 
-_LATER_SETTINGS = {  # of a training run, with what runs did before they were recorded
+_LATER_SETTINGS = {  # those that older training runs did not record, with the values that these runs had
     "paced_by": "neighbour",
     "pace_share": None,
     "whole_gradient": False,

@@ -46,7 +46,7 @@ def _parse_certify(flags: list[str]) -> None:
 
 
 def _main() -> None:
-    import spacte.certify.certify  # noqa: F401 - seconds, in which the other folders' processes import it, too
+    import spacte.certify.certify  # noqa: F401 - before stdin is read: all folders' processes import at once
 
     print(json.dumps([_refusal(script, flags) for script, *flags in json.load(sys.stdin)]))
 

@@ -47,8 +47,8 @@ def failure(error: BaseException) -> str:
 def derived_seed(purpose: str, *numbers: int) -> int:
     """A 63-bit seed that is a function of the purpose and the numbers (0 to 2^64 - 1) alone, mixed by SeedSequence.
 
-    torch's CPU generator keeps 32 bits of it: that two of 10,000 images share their noise has a chance of 1 %, which
-    no image's certificate depends on.
+    torch's CPU generator keeps 32 bits of it, so that some two of 10,000 images share their noise with probability
+    1 %. No certificate depends on that, since each is about one image.
     """
     words = [len(purpose), *purpose.encode()]
     for number in numbers:

@@ -128,11 +128,11 @@ def _images(spread: float, width: float, fewest: int) -> int:
 
 
 def _spread(pilots: list["_Pilot"], n: int, idx: list[int], rng) -> tuple[float, float, float]:
-    """The deviation over images of what n draws would measure, the share of images on which it is not 0, and the half
-    width of the deviation's square's 95 % interval over the pilot's images, as a share of it.
+    """Of what n draws would measure: its standard deviation over images, the share of images on which it is not 0, and
+    the half width of a 95 % interval of its variance, over the pilot's images, as a share of that variance.
 
-    Votes drawn from a pilot's shares vary by the images, by the pilot's draws and by their own; pairs of such sets at
-    the pilot's N tell how much of that its draws are. Their variance is taken off.
+    Votes drawn again from a pilot's shares vary by the images, by the pilot's own draws and by these new draws. The
+    variance of the pilot's own draws is estimated from pairs of such sets at the pilot's N, and subtracted.
     """
     times = max(2, math.ceil(_DRAWN_AGAIN / len(idx)))
 

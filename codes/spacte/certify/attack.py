@@ -109,11 +109,13 @@ def attacked(
 ) -> Iterator[AttackCounts]:
     """The votes on each image, moved at each of the radii; `certified` is the certification log by idx.
 
-    The attack climbs from the class that is certified, else from the label: only so can it break a certificate on a
-    wrong class. On a consensus it climbs the summed logits of the first C, which usually decide.
+    The attack raises the loss of the certified class, or of the label where nothing was certified: only so can it break
+    a certificate of a wrong class. A consensus is attacked through the summed logits of its first C members, which
+    usually decide.
     """
     heads, consensus = config.num_heads, config.consensus
-    first = sum(heads[:consensus]) if len(heads) > 1 else consensus  # heads that climb, of networks all of theirs
+    # how many heads' logits are attacked; for a consensus of networks, all heads of the first ones
+    first = sum(heads[:consensus]) if len(heads) > 1 else consensus
 
     def voting(images: Tensor) -> Tensor:
         logits = evaluation.smooth.base_classifier(images)[:first]

@@ -96,11 +96,11 @@ def base_from_checkpoints(
     computing: ComputeSettings,
     open_training: Callable[[], Split] | None = None,
 ) -> BaseClassifier:
-    """One checkpoint's network or the ensemble of several, folded and fast; `config` is their `joint_config`.
+    """One checkpoint's network or the ensemble of several, made fast by `freeze`; `config` is their `joint_config`.
 
-    `open_training` is asked for the training images where int8 needs them. Raises UserError if a network is no longer
-    the one that was loaded, a published one, after the images of the split, not the one that was trained, or int8 has
-    no images to measure its scales on.
+    `open_training` is asked for the training images where int8 needs them. Raises UserError if a network has changed
+    since it was loaded; if a published one, judged by the images of the split, is not the network that was trained; or
+    if int8 has no images to measure its scales on.
     """
     for network in networks:
         network.check_unchanged()
@@ -125,7 +125,7 @@ def base_from_checkpoints(
 
 
 def _run_name(networks: list[LoadedClassifier], training: list[dict | None], noise_sd: float) -> str:
-    """The networks' runs and, where it is another than the noise here, that of their training, which is also said."""
+    """The name of the networks' runs, with the sigma of their training where it is not `noise_sd`; also prints that."""
     name = _joint_name([network.run for network in networks])
     trained = sorted({one["noise_sd"] for one in training if one and "noise_sd" in one} - {noise_sd})
     if trained and is_main_process():
@@ -137,7 +137,7 @@ def _run_name(networks: list[LoadedClassifier], training: list[dict | None], noi
 def _scales(
     networks: list[LoadedClassifier], noise_sd: float, open_training: Callable[[], Split] | None
 ) -> list[Scales]:
-    """Of int8, of each network: those that its file holds for this noise, or measured."""
+    """The int8 scales of each network: those that its file holds for this noise, or measured ones."""
 
     def measured() -> list[Scales]:
         """The main process measures for all."""

@@ -16,19 +16,19 @@ from spacte.model.ensemble import with_ensemble
 from spacte.model.foreign import ForeignClassifier
 from spacte.utils import UserError, failure
 
-# what rounding may change in logits, as a share of their spread: where an image moved within the batch; where it has
-# not, so that the same sums run in the same order
+# by how much rounding may change logits, as a share of their spread: of an image that moved within the batch, and of
+# one that did not, whose sums run in the same order
 _FINE, _COARSE = (1e-3, 1e-4), (1e-2, 1e-3)  # fp32; tf32 and bf16
 
 
 def check_contract(classifier: ForeignClassifier, images: Tensor, num_classes: int) -> Tensor:
-    """The logits [L, N, K] of a classifier that is a function of each image alone, on the N noised `images`.
+    """Check that a classifier is a function of each image alone; returns its logits [L, N, K] on N noised `images`.
 
-    A spot check: what these images do not show (a rarer dependence on other images, or one on time) stays the user's
-    word. A classifier that computes in its input gets copies from then on. Raises UserError that says what to do: where
-    it fails, returns other than finite logits [L, N, K] of the data's classes, answers the same batch in two ways, at
-    once or after other batches, or an image differently beside others or in another place, and where the values of
-    heads that are to be summed are probabilities.
+    A spot check: what these images do not show (a rarer dependence on other images, or one on time) is for the user to
+    ensure. A classifier that overwrites its input gets copies from then on. Raises UserError that says what to do if
+    the classifier fails; does not return finite logits [L, N, K] of the data's classes; answers the same batch in two
+    ways, at once or after other batches; answers an image differently beside other images or in another place of the
+    batch; or has several heads that return probabilities, since what is summed over heads is logits.
     """
     size, count = classifier.pass_size(images), len(images)
     images = images[torch.arange(size * math.ceil(len(images) / size)) % len(images)]  # whole passes: no padding
@@ -68,8 +68,8 @@ def check_contract(classifier: ForeignClassifier, images: Tensor, num_classes: i
 def answers(logits: Tensor) -> tuple[float, ...]:
     """What tells the classifier from another one with the same parameters: three numbers for each image.
 
-    Each is the sum of the logits [L, N, K] of an image with fixed signs, over their norm in the mean over the images:
-    about 1 in size.
+    Each is a sum of an image's logits (of [L, N, K]) with fixed random signs, divided by the root mean square over the
+    images of the logits' norm: about 1 in size.
     """
     of_each = logits.transpose(0, 1).flatten(1).double().cpu()  # [N, L K]
     drawn = torch.randint(0, 2, (of_each.shape[1], 3), device="cpu", generator=torch.Generator().manual_seed(0))
@@ -93,9 +93,10 @@ _DEPENDS = (
 def _refuse(
     classifier: ForeignClassifier, images: Tensor, logits: Tensor, rounding: float, reason: str | None
 ) -> NoReturn:
-    """UserError with the reason for which the classifier answers otherwise than with `logits`.
+    """UserError that says why the classifier's answers differ from `logits`.
 
-    That is `reason`, the other images of the batch, unless the same batch has another answer now, too.
+    It gives `reason`, a dependence on the rest of the batch, only if `images` themselves still get `logits`. Otherwise
+    the classifier is random or keeps a state.
     """
     again, once_more = classifier(images), classifier(images)
     if _differ(again, once_more, rounding):

@@ -37,7 +37,7 @@ from spacte.precision import keep_arithmetic_settings
 from spacte.smooth.noise import GridNoise
 from spacte.utils import UserError
 
-_TURN = threading.RLock()  # of a call: torch's settings and a module's mode are the process's
+_TURN = threading.RLock()  # held during a call: torch's settings and a module's mode are shared by all threads
 
 
 def _begin_turns_again() -> None:
@@ -48,7 +48,7 @@ def _begin_turns_again() -> None:
 
 os.register_at_fork(after_in_child=_begin_turns_again)
 _KINDS = (ClassifierSettings, RunSettings, CertifySettings)
-# what the call's own arguments say, or a checkpoint
+# flags that are not accepted: the call's own arguments, or a checkpoint, say these
 _NOT_BY_NAME = {
     "model_path", "classifier", "classifier_args", "normalize", "arch", "dataset", "data_dir", "num_heads", "noise_sd",
 }  # fmt: skip
@@ -71,8 +71,8 @@ def certify_dataset(
     `data`: a torch Dataset whose items are an image and its label, or (images, labels). Images are uint8, which become
     value / `levels` (255, or what the checkpoint says), or floating point; those of a checkpoint are [C, H, W] in
     [0, 1]. Another classifier's may have any shape and range (signals [S], embeddings, rows of a table): sigma and
-    radii are then in their units, and the guarantee is about what is given. For an embedding it is the embedding's,
-    not the text's that it was made of.
+    radii are then in their units, and the guarantee is about what is given: for an embedding, about changes of the
+    embedding, not of the text that it was computed from.
     `noise_sd` is sigma, `num_classes` is K; a checkpoint may know both, and be certified at another sigma.
     `exact_noise` asks that all values are multiples of 1 / `levels`.
     `dataset` (default: the checkpoint's, or "data") and `name` are what the log's path says:
@@ -173,7 +173,7 @@ def _from_callable(
     function: Any, data: Any, noise_sd: float | None, num_classes: int | None, levels: int | None,
     dataset: str | None, computing: ComputeSettings,
 ) -> tuple[BaseClassifier, UserSplit]:  # fmt: skip
-    """UserError if the function is none, or it is not said what is certified."""
+    """UserError if `function` is not callable, noise_sd or num_classes is missing, or a number is not legal."""
     if not callable(function):
         raise UserError(
             f"the classifier is a {type(function).__name__}: it must be a module, another callable, or what "

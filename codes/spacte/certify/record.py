@@ -16,8 +16,8 @@ from spacte.provenance import package_versions, source_state
 def decide_pass_size(evaluation: Evaluation, files: RunFiles, requested: int | None, overwrite: bool) -> None:
     """Let passes on the CPU be as large as requested, or as the run's JSON or its other shards' say; else measure.
 
-    So the counts of a run, whose last digit they may decide, are the same in all its parts, except that shards which
-    begin in the same moment may measure differently. Every process must call it.
+    The size may decide how logits round, and so a near tie: thus it is the same in all parts of a run, except that
+    shards that begin at the same moment may measure different ones. Every process must call it.
     """
     network = evaluation.smooth.base_classifier
 
@@ -36,7 +36,8 @@ def decide_pass_size(evaluation: Evaluation, files: RunFiles, requested: int | N
 def about(evaluation: Evaluation, *settings: Any) -> dict[str, Any]:
     """What a run's JSON records beside its configuration: what may change when it resumes.
 
-    Of these a log depends on the device: only the same model of card draws the same noise as a GPU did.
+    Some of it still matters to a log: the noise that a GPU draws depends on its model and on the batch size (see
+    `Evaluation.generator`), and near ties depend on the images per pass.
     """
     device = evaluation.device
     return {

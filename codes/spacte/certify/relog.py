@@ -56,7 +56,7 @@ def merge(logs: list[Path], overwrite: bool = False) -> None:
     if len(counts) != _number_of_images(first, replace(runs[0], shard=None), shards[0]):
         raise UserError("the shards hold an image twice")
     ending = shard_ending(runs[0].shard)
-    before, _, after = logs[0].name.rpartition(ending)  # an attacked shard's is there twice
+    before, _, after = logs[0].name.rpartition(ending)  # it is there twice after an attack on a shard's log
     output = logs[0].with_name(before + after)
     if output.resolve() in [log.resolve() for log in logs]:
         raise UserError(f"'{logs[0]}' was renamed: its name must hold '{ending}'")
@@ -102,9 +102,9 @@ def relog(log: Path, settings: RelogSettings) -> None:
     """Write the log that the same votes give at another alpha, under another certificate, for top k or for one head.
 
     Each certificate holds at its alpha, because none of these changes what was drawn: alpha and the certificate enter
-    only the bounds, and an anytime bound holds whatever rule stopped the draws. It is so for an alpha, a certificate, a
-    k and a head that were chosen without regard to the votes: the best of several heads, picked by their logs,
-    certifies at the sum of their alphas only. The label, which top k certifies, is no function of the votes.
+    only the bounds, and an anytime bound holds whatever rule stopped the draws. This presumes that alpha, certificate,
+    k and head were chosen without regard to the votes: the best of several heads, picked by their logs, is certified
+    only at the sum of their alphas. The class that top k certifies is the label, which does not depend on the votes.
     Raises UserError before anything is written if that cannot be done.
     """
     _check_log(log)

@@ -192,7 +192,7 @@ def _locked(files: RunFiles, overwrite: bool) -> TextIO:
 
 
 def _prepare_files(files: RunFiles, plan: Plan[C], about: dict[str, Any], held: TextIO, overwrite: bool) -> list[C]:
-    """Let the files be as after the last whole image, or empty ones; returns the counts that they hold."""
+    """Restore the files as they were after the last whole image, or empty them; returns the counts that they hold."""
     try:
         if overwrite:  # the votes first and the configuration last: a kill in between leaves nothing to be mixed up
             held.truncate(0)

@@ -30,7 +30,7 @@ class UserSplit(Split):
         self._read: dict[int, bytes] = {}  # the hashes of the items that were read
         if len(dataset) == 0:
             raise UserError(f"{spec.name}: the data are empty")
-        for idx in 2 * [*range(min(8, len(dataset)))]:  # at once, where all items change
+        for idx in 2 * [*range(min(8, len(dataset)))]:  # twice: items that change are refused now
             self[idx]
 
     def __len__(self) -> int:

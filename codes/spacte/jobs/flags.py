@@ -19,8 +19,8 @@ from spacte.utils import UserError
 def check_flags(jobs: Sequence[Job]) -> None:
     """UserError, with what the script says, if train.py or certify_mhead.py would refuse an unfinished job's flags.
 
-    Files and devices that flags name may come later: they are not looked at. Nor is a script that does not read its
-    flags by this library; one that cannot be imported is named in a warning.
+    Files and devices that flags name are not looked at, since they may come later. Scripts that do not parse their
+    flags with this library are skipped; one that cannot be imported is named in a warning.
     """
     by_folder: dict[Path, dict[tuple[str, ...], Job]] = {}
     for job in jobs:

@@ -232,9 +232,9 @@ def certify_command(job: Job) -> list[str]:
 
 
 def _in_work(job: Job, part: str) -> str:
-    """A part of a job's flags, WORK/ replaced, also after --name=.
+    """A part of a job's flags with the work folder in place of WORK/, also after --name=.
 
-    Queue files may name runs as older versions did: what is not there by that name has today's.
+    Queue files may name runs as older versions did: a path that is not there is taken by today's names of runs.
     """
     found = re.fullmatch(r"(--\w+=)?WORK/(.*)", part, re.DOTALL)
     if not found:

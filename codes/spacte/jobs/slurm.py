@@ -21,7 +21,7 @@ _SET_BY_THE_QUEUE = (
     "--array", "--dependency", "--output", "--no-requeue", "--parsable", "--wait", "--wrap", "-a", "-d", "-o", "-W",
 )  # fmt: skip
 _LARGEST_ARRAY = 1000  # what SLURM takes unless it is told otherwise
-_SECONDS_TO_END = 120  # before the time limit: a job ends in one, and SLURM may send the signal a minute late
+_SECONDS_TO_END = 120  # before the time limit: a job ends within a minute, and SLURM may send the signal a minute late
 
 
 def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: str, most: int | None) -> None:
@@ -84,7 +84,7 @@ def _sbatch_flags(text: str) -> list[str]:
 
 
 def _script(command: list[str], jobs: list[Job]) -> str:
-    """Python takes the shell's place, and with it the signal."""
+    """The batch script: Python replaces the shell (exec), so that it gets the signal that is sent to the shell."""
     names = " ".join(shlex.quote(job.name) for job in jobs)
     return f'#!/bin/bash\njobs=({names})\nexec {shlex.join(command)} "${{jobs[$SLURM_ARRAY_TASK_ID]}}"\n'
 
@@ -177,11 +177,11 @@ class _TimeIsOver(BaseException):
 
 @contextmanager
 def requeued(job: Job) -> Iterator[None]:
-    """At USR1 the block ends, and the SLURM job goes back into SLURM's queue; also where its files are locked, which an
-    earlier run may do that lives on, on a node that SLURM has lost.
+    """At USR1 the block ends, and the SLURM job is requeued. The same happens if its files are locked, perhaps by an
+    earlier run that is still alive on a node that SLURM has lost.
 
-    RunError if USR1 comes and nothing new of the job is on disk since the block began: it would never end. UserError
-    where this is no SLURM job.
+    RunError if at USR1 nothing new of the job is on disk since the block began: it would be requeued for ever.
+    UserError if this is no SLURM job.
     """
     number = _own_number()
     if number is None:

@@ -49,11 +49,12 @@ def check_again(config: RunConfig, classes: int) -> None:
 
 
 def known_radii(config: RunConfig | None, radii: Radii) -> np.ndarray:
-    """At which radii [R] a log's certified accuracy is that of N fixed draws: booleans.
+    """Booleans [R]: whether the log tells, at each of the radii, the certified accuracy that N fixed draws would give.
 
-    With a fixed N at all of them, which is assumed of a log without a configuration. A run that stopped early decided
-    those of its own stopping rule, and those that N draws cannot reach; one that stopped within a tolerance knows all
-    radii, to within as much.
+    True everywhere with a fixed N, which is assumed of a log without a configuration. A run that stopped early tells it
+    at the radii of its own stopping rule and at those that N draws cannot reach; one that stopped within a tolerance at
+    all radii, with certified radii known to within the tolerance. False everywhere if the rule was asked about
+    certificates other than these.
     """
     radii = np.asarray(radii, dtype=float)
     if config is None or config.sequential is None:
@@ -108,7 +109,7 @@ def _fewest_certifying(config: RunConfig, classes: int) -> int:
 
 
 def check_draws(counts: VoteCounts, config: RunConfig) -> None:
-    """UserError if votes that a configuration certifies are not of as many draws as it says, or of other heads."""
+    """UserError if the votes are not of as many draws as the configuration says, or the head that votes is missing."""
     selected, estimated = int(counts.selection[-1].sum()), int(counts.estimation[-1].sum())
     legal = range(1, config.N + 1) if config.sequential else (config.N,)
     unneeded = config.skip_wrong and estimated == 0

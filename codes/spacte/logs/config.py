@@ -10,7 +10,7 @@ from spacte.logs.voting import Heads, Stopping
 from spacte.provenance import deciding_versions
 from spacte.smooth.certificates import CERTIFICATES
 
-KINDS = ("certify", "predict", "attack", "votes")  # votes: those of a network that a training learns from
+KINDS = ("certify", "predict", "attack", "votes")  # votes: counted on training images, for CAT-RS to learn from
 OPTIONAL = ()  # of no kind: a field that stands in a file only where it has a value
 
 
@@ -52,7 +52,7 @@ def _is_positive(value: object) -> bool:
 
 
 def _is_stopping(value: object) -> bool:
-    """What a later version may write there is refused: it would stop by another rule."""
+    """Whether it is a stopping rule of this version; one with unknown keys, a later version's, is refused."""
     if not isinstance(value, dict) or not value.keys() <= {"radii", "give_up", "tolerance", "decides"}:
         return False
     if not isinstance(value.get("decides", True), bool):
@@ -64,11 +64,11 @@ def _is_stopping(value: object) -> bool:
 # --- the configuration ---
 
 # what a field can be needed for
-DESCRIBES = "describes"  # the classifier, in a report
-IDENTIFIES = "identifies"  # the smoothed classifier and its images: an attack must be on what was certified
-CERTIFIES = "certifies"  # votes: makes certificates from them
-MAKES_ROWS = "makes rows"  # of the log, beside the votes
-RANKED = "ranked"  # logs that differ in it are not ranked together: neither one in bold, nor a verdict
+DESCRIBES = "describes"  # to describe the classifier in a report
+IDENTIFIES = "identifies"  # to identify the smoothed classifier and its images: an attack must be on what was certified
+CERTIFIES = "certifies"  # to compute certificates from votes
+MAKES_ROWS = "makes rows"  # to make the log's rows, together with the votes
+RANKED = "ranked"  # to rank logs: those that differ in it are not ranked together, and a comparison says so
 
 
 def _field(
@@ -95,8 +95,8 @@ class RunConfig:
     It is filled on its way: the classifier by certify.base_classifier, how it is evaluated by certify.loading, draws
     and certificate by certify, predict or attack, which then write it beside the log.
 
-    Of a file that is not whole, `lacking` are the fields of its kind that are missing or illegal, in whose place the
-    default stands. `unknown` is what a file holds beside them: what is illegal, of another kind, or not known here.
+    `lacking` names the fields of its kind that a file lacks, or holds with an illegal value: they have their defaults.
+    `unknown` is what else the file holds: these illegal values, fields of another kind, fields that are not known here.
     """
 
     kind: str = _field("certify", lambda value: value in KINDS, MAKES_ROWS)
@@ -154,8 +154,8 @@ class RunConfig:
 
     @property
     def level(self) -> float:
-        """The alpha at which bounds are computed: the exact noise's law is off by at most `noise_slack`, so that they
-        fail with probability at most `alpha` under it.
+        """The alpha at which bounds are computed: less than `alpha` by `noise_slack`, by which the distribution of the
+        drawn noise may differ from the exact one (total variation). So they fail with probability at most `alpha`.
         """
         return self.alpha - self.noise_slack
 
@@ -172,7 +172,7 @@ class RunConfig:
     def with_certificate(self, **changes: Any) -> "RunConfig":
         """The configuration of the same votes with other certificates: of another alpha, kind, top_k or head.
 
-        What ended a sequential run's draws did not ask about them.
+        A sequential run's stopping rule was not asked about them: its `decides` becomes False.
         """
         again = replace(self, **changes)
         if again == self or self.sequential is None:
@@ -205,7 +205,7 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunConfig":
-        """The configuration in a file, by any version of this program, or of what is like it."""
+        """The configuration in a JSON file of any version; `lacking` and `unknown` say what is wrong with it."""
         kind = values.get("kind")
         kind = kind if kind in KINDS else "certify"
         found, lacking = {}, []
@@ -222,9 +222,10 @@ class RunConfig:
     def differences(self, other: "RunConfig", needed: str | None = None) -> str:
         """The fields in which another configuration differs, with both values; empty where it does not.
 
-        `needed`: those alone that something needs. Older configurations hold the versions of packages that decide no
-        vote, too, which are not compared, and lack fields that then had their default. Of `answers` rounding is no
-        difference, nor is their lack. A file that an argument of the user's function names may lie elsewhere.
+        `needed`: only the fields that are needed for this. A field that an older configuration lacks has its default;
+        versions of packages that decide no vote, which older ones hold, are not compared. `answers` may differ by
+        rounding, or be missing on one side. A file that an argument of the user's function names may have moved, as
+        long as its hash is the same.
         """
         there, here = self._comparable(), other._comparable()
         files = [values.pop("classifier_files", None) for values in (there, here)]
@@ -252,7 +253,7 @@ _ROUNDING = {"fp32": 0.01}  # what devices and batches of other sizes may change
 
 
 def _are_alike(answers: tuple[float, ...] | None, others: tuple[float, ...] | None, rounding: float) -> bool:
-    """Whether they are one function's. Unknown ones are taken to be, and another number, as older versions had."""
+    """Whether these can be one function's. Unknown ones can; so can another number of them, as older versions had."""
     if answers is None or others is None or len(answers) != len(others):
         return True
     return all(abs(a - b) <= rounding for a, b in zip(answers, others, strict=True))

@@ -29,11 +29,12 @@ C = TypeVar("C", bound=Counts)
 
 @dataclass(frozen=True)
 class VoteCounts:
-    """What was counted on one image: `selection` and `estimation` [V, K], the heads' rows and last the ensemble's.
+    """What was counted on one image: the votes `selection` and `estimation` [V, K] of V voters for K classes.
 
-    Each row sums to the number of draws that were used; a prediction selects nothing, its `selection` is 0. Where a
-    consensus voted, its first members `disagreed` on that many of these draws; None where there was none, and in files
-    that are older.
+    The last row is the ensemble's, the rows before it are its heads' (with a consensus, its first members'); one head
+    is its own ensemble, V = 1. Each row sums to the number of draws. A prediction selects no class: its `selection` is
+    0. `disagreed` is the number of draws on which a consensus' first members disagreed; None without a consensus, and
+    in older files.
     """
 
     idx: int

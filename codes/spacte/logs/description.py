@@ -27,9 +27,9 @@ DESCRIPTION = ("defence", "dataset", "arch", "heads", "sigma", "certificate", "n
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is known of a log's classifier (None: nothing is); `training` is what each of its checkpoints was trained
-    with, as far as the file beside the log tells. `dimension` is the number of an image's values, in all channels, and
-    `norm` that in which radii are given.
+    """What is known of a log's classifier; a field of which nothing is known is None. `training` are the settings that
+    each of its checkpoints was trained with, as far as the JSON beside the log tells. `dimension` is the number of an
+    image's values over all channels, and `norm` is the norm in which radii are given.
     """
 
     defence: str | None
@@ -62,11 +62,12 @@ class Description:
 
     @property
     def per_l2(self) -> float:
-        """The radius in its norm that an L2 radius of 1 is worth. UserError if that takes an unknown dimension.
+        """The radius in `norm` that an L2 certificate of radius 1 implies. UserError if the dimension d is needed and
+        not known.
 
-        The L2 ball of radius r holds the L1 ball of radius r and the Linf ball of radius r / sqrt(d), and no larger
-        ones: a step along one axis is as long in L1 as in L2, one along a diagonal sqrt(d) times as long as in Linf. So
-        a certificate in L2 is one in each norm.
+        The L2 ball of radius r contains the L1 ball of radius r and the Linf ball of radius r / sqrt(d), and no larger
+        ones: a step along an axis has the same length in L1 and L2, and a step along a diagonal is sqrt(d) times as
+        long in L2 as in Linf.
         """
         if self.norm != "linf":
             return 1.0

@@ -1,7 +1,7 @@
-"""What makes rows of votes: the plans of certification, prediction and attack.
+"""How votes become the rows of a log: the plans of certification, prediction and attack.
 
-A plan says what is drawn for an image, what the log's rows are, and how all images are summed up. Draws and rows follow
-from the configuration.
+A plan follows from the configuration. It says what is drawn for an image (an attack draws by itself), what the image's
+rows are, and how all images are summarised.
 """
 
 from dataclasses import replace
@@ -248,7 +248,7 @@ def _check_deciding(config: RunConfig) -> None:
 
 
 def table_stopping(config: RunConfig, give_up: float = GIVE_UP) -> Stopping:
-    """By default draws end when the radii of the table are decided that N draws can reach."""
+    """The default rule: an image's draws end once all radii of the table that N draws can reach are decided."""
     limit = largest_radius(replace(config, sequential=Stopping()))
     return Stopping(tuple(table_radii(limit, config.dataset).tolist()), give_up)
 

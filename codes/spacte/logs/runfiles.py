@@ -75,7 +75,7 @@ class RunFiles:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
     def noted(self, from_scratch: bool) -> dict[str, Any] | None:
-        """What the run's JSON says "about" it, unless it starts from scratch, else another shard's; None without."""
+        """The "about" of the run's JSON (not if `from_scratch`), or else of another shard's; None without either."""
         stem, shard, _ = self.json.name.partition("-shard-")
         others = sorted(self.json.parent.glob(f"{glob.escape(stem)}-shard-*.json")) if shard else []
         for path in (self.json, *others):
@@ -126,14 +126,15 @@ def folder_of(config: RunConfig, logs_dir: str, script: str) -> Path:
     return Path(logs_dir) / run_tail(config.dataset, config.arch, config.noise_sd) / script
 
 
-# how a log's name ends that says how it was certified, also again by relog.py
+# the end of a log's name that says how it was certified, by certify_mhead.py or, again, by relog.py
 CERTIFIED = re.compile(r"(?:-alpha-[\de.-]*\d)?(?:-cohen|-all-votes)?(?:-top-\d+)?(?P<head>-head-\d+)?$")
 
 
 def run_name(log_name: str, configured: bool) -> str:
-    """The training run's name, of a log's name without .log; what a configuration says of certificates is cut off.
+    """The training run's name in a log's name without .log.
 
-    Logs of older names, h-1-eps-0.8-m-2-lbdlast-1.2, are of the same run as those of today's, h-1-m-2.
+    If the log is `configured`, has a configuration beside it, the ending that says how it was certified is cut off,
+    except the head. Names that older versions gave, h-1-eps-0.8-m-2-lbdlast-1.2, become today's, h-1-m-2.
     """
     name = run_name_of_today(re.sub(r"-certify-skip-\d+", "", log_name))
     return re.sub(rf"(?:-sequential)?{CERTIFIED.pattern}", r"\g<head>", name) if configured else name

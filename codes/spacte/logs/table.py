@@ -43,7 +43,7 @@ def _in_levels(radius: float) -> str:
 def summary_row(
     known: Description, log: pd.DataFrame, radii: Radii, group: int, run: str, draws: float | None, name: str = ""
 ) -> dict:
-    """What a summary says of a certification log: see `summary_table`. Of `run` and `name` the latter is the flags'."""
+    """A log's row of a summary, see `summary_table`: `run` is what people call it, `name` its name by its flags."""
     accuracies = np.where(known.knows_radii([0.0, *radii]), certified_accuracy(log, [0.0, *radii]), np.nan).tolist()
     return known.facts | {
         "trained": known.trained,
@@ -82,7 +82,7 @@ def render(table: pd.DataFrame, style: str, remarks: Sequence[str] = ()) -> str:
     """A summary as markdown, LaTeX (booktabs) or CSV, and remarks below it.
 
     Markdown and LaTeX have three decimals (a Linf ACR five), mark the best of each column within its group (see
-    `best`), and leave out what nothing is known of, or says nothing; CSV has every digit.
+    `best`), and leave out columns that are empty or say nothing more (see `readable`); CSV has every column and digit.
     """
     if style == "csv":
         return csv(table)
@@ -153,10 +153,10 @@ def radius_decimals(norm: str) -> int:
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:
-    """Which cells of a summary are the best of their column and group, as they are shown, booleans.
+    """Booleans: which cells of a summary are the best of their column within their group, rounded as they are shown.
 
-    None in a group whose rows are all equal, none in a row without a group, and no lower bound: what it is less than is
-    not known. To abstain less is no merit, since a wrong answer is no abstention.
+    Nothing is marked where all rows of a group are equal, nor in a row without a group. A lower bound is not marked,
+    since the value itself is not known; nor is `abstained`, since one can abstain less by being wrong more often.
     """
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
     bounds = lower_bounds(table)
@@ -183,8 +183,8 @@ def lower_bounds(table: pd.DataFrame) -> pd.DataFrame:
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A summary as people read it: without the columns that say nothing more.
 
-    These are the groups where they are the certificates, the L2 norm, draws where every image has as many, and what the
-    label and the remarks say.
+    These are `name` and `stopping`, which the label and the remarks say; `group` where there are no more groups than
+    certificates; `norm` where all radii are L2; `draws` where all runs have the same fixed N.
     """
     groups, certificates = (table[name].nunique(dropna=False) for name in ("group", "certificate"))
     fixed = bool(table["stopping"].isna().all()) and table["draws"].nunique(dropna=False) == 1

@@ -8,7 +8,8 @@ from spacte.utils import UserError
 
 @dataclass(frozen=True)
 class Heads:
-    """Who votes: all heads of the networks together, one `head` alone, or a `consensus` of the first.
+    """Who votes: all heads of the networks together, one `head` alone, or a `consensus`: where so many of the first
+    members agree, their class, else that of all together (spacte.smooth.voters.Consensus).
 
     `networks` says how many heads each of the networks has. As text: 5; 5+1 (of two networks); 5 networks (of one head
     each); head 2 of 5; network 2 of 5; 5 by consensus of 2.
@@ -55,7 +56,7 @@ class Heads:
         return -1 if self.head is None else self.head
 
     def alone(self, head: int) -> "Heads":
-        """The head alone; one of a consensus has voted on every copy.
+        """With this head voting alone. A consensus counts only its first heads, which have seen every noisy copy.
 
         UserError if the votes are not heads': a consensus of networks of several heads counts whole networks.
         """
@@ -72,7 +73,8 @@ class Stopping:
     of the bound that does), or once the radius is known to within `tolerance`.
 
     `decides`: whether the rule was asked about the certificates of this configuration. It was not where the votes are
-    certified again, at another alpha, say, or for a head: they still hold, but draws may have ended too early for them.
+    certified again, for example at another alpha or for one head. Such certificates are valid, but may be smaller than
+    those of N draws at any radius.
     """
 
     radii: tuple[float, ...] | None = None

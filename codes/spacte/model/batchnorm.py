@@ -20,10 +20,10 @@ def statistics_kl(classifier: nn.Module, images: Tensor) -> dict[str, tuple[floa
     """How far the running statistics of each BatchNorm lie from what it is given for `images` [N, C, H, W], in nats,
     and how many pixels it is given of an image.
 
-    The mean over channels of the Kullback-Leibler divergence of two normals: of a channel's mean and variance over
-    images and pixels, from those of training. BatchNorm's epsilon is part of both variances, so that dead channels lie
-    at 0. As in training each layer normalises by its batch: by the running statistics, which lag behind the weights,
-    differences would grow from layer to layer.
+    The distance is the mean over channels of the Kullback-Leibler divergence KL(data || training) of two normals, which
+    have the channel's mean and variance over images and pixels, and those of training. BatchNorm's epsilon is part of
+    both variances, so that dead channels lie at 0. As in training, each layer normalises by its batch's statistics: the
+    running ones lag behind the weights, and differences would grow from layer to layer.
     """
     classifier = copy.deepcopy(classifier)
     sums: dict[str, Tensor] = {}

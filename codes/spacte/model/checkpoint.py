@@ -208,7 +208,7 @@ def _spec(contents: dict, dataset: str, path: Path, given: DataSpec | None) -> D
 def _published_classifier(
     network: MultiHeadNetwork, normalize: str, spec: DataSpec, path: Path
 ) -> tuple[Classifier, str | None]:
-    """A published network behind the normalisation, and its name; with "auto" behind one that is still to be told."""
+    """A published network behind the normalisation, and its name; with "auto" behind a placeholder, and None."""
     if normalize == "auto":
         return Classifier(UnknownNormalisation(), network), None
     if spec.name == "ImageFolder" and normalize in ("mean_std", "centre"):

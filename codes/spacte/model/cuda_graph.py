@@ -16,7 +16,7 @@ def side_by_side(parts: Iterable[Callable[[Tensor], Tensor]], inputs: Tensor) ->
     """What each part makes of the same inputs, in their order.
 
     While a CUDA graph is captured each part gets a stream of its own, and so does its backward pass: one small kernel
-    fills a fraction of a GPU, and a graph's replays have no host that could be too slow. The values are the same.
+    fills only a fraction of a GPU, and in a replay Python is not needed to launch kernels. The values are the same.
     Elsewhere the parts come one after another.
     """
     parts = list(parts)
@@ -38,7 +38,7 @@ def side_by_side(parts: Iterable[Callable[[Tensor], Tensor]], inputs: Tensor) ->
 class Graph:
     """A function of tensors, captured for these inputs; a call replays it for others of their shapes.
 
-    What it returns lies where every replay writes it.
+    Every replay writes its results to the same memory, so a call overwrites what the call before returned.
     """
 
     def __init__(self, function: Callable, *inputs: Tensor, stream: torch.cuda.Stream | None = None):

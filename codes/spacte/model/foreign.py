@@ -30,7 +30,7 @@ class ForeignClassifier(FixedPasses):
 
     A module is moved to the device and put into eval mode if it is not there already; another callable has its networks
     where it wants, and finds its images on the device. `precision` "bf16" is torch.autocast. With `copies` it gets
-    images of its own, in which it may compute. `compiled` makes torch forget all that the process has compiled.
+    a copy of the images, which it may overwrite. `compiled` makes torch forget all that the process has compiled.
     """
 
     def __init__(self, function: Callable, device: torch.device, precision: str, batch_size: int, compiled: bool):
@@ -116,8 +116,8 @@ def _describe(value: object) -> str:
 
 
 class _AsItIs(SourceFileLoader):
-    """Runs a file as it is now. Kept bytecode may be of another version, for it is told by size and second alone: the
-    log would hold the SHA-256 of a file that did not run.
+    """Loads a file from its source, never from cached bytecode. Python tells whether bytecode is up to date by size and
+    modification time in whole seconds: the log could hold the SHA-256 of a version that did not run.
     """
 
     def path_stats(self, path: str) -> Mapping[str, Any]:
@@ -178,7 +178,7 @@ def file_and_function(name: str) -> tuple[Path, str]:
 
 
 def run_name(function: str, arguments: dict) -> str:
-    """What the run is called: the function, then its arguments; of a file, its name alone."""
+    """What the run is called: the function, then its arguments; of a text, such as a file's path, only the stem."""
     values = {key: Path(value).stem if isinstance(value, str) else value for key, value in arguments.items()}
     return printable_name("-".join([function, *(f"{key}-{value}" for key, value in values.items())]))
 

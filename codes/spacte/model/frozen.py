@@ -36,10 +36,10 @@ def freeze(
     """A copy of `Sequential(normalise, network)` for inference: the same function except for rounding, never trained.
 
     images [N, C, H, W] -> logits [L, N, K], float32. `precision` "bf16" computes in bfloat16 between the normalisation
-    and the linear layers (fp32 and tf32 are settings of torch: spacte.precision); "int8", on the CPU, in integers
-    (spacte.model.int8) by `scales`, which `scales_of` measures; of images that require a gradient in float32. A pass
-    has at most `batch_size` images, halved while they do not fit into a GPU's memory; there it is a CUDA graph of fused
-    convolutions. `compiled`: through torch.compile, with constants folded.
+    and the linear layers (fp32 and tf32 are settings of torch: spacte.precision). "int8", on the CPU, computes in
+    integers (spacte.model.int8) with `scales`, which `scales_of` measures; images that require a gradient pass the
+    float32 network instead. A pass has at most `batch_size` images; on a GPU it is a CUDA graph of fused convolutions,
+    and is halved while it does not fit into memory. `compiled`: through torch.compile, with constants folded.
     """
     device = torch.device(device)
     if precision not in _PRECISIONS:
@@ -54,7 +54,7 @@ def freeze(
         return FrozenClassifier(normalise, quantised, device, batch_size, compiled, for_gradients=network)
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            module.float()  # 8 bits of a logit would make ties
+            module.float()  # with bfloat16's 8 significant bits logits would tie
     frozen = FrozenClassifier(normalise.to(device), network, device, batch_size, compiled)
     if frozen.is_graph:
         fuse(network, widen=precision != "fp32", probe=_probe(network))

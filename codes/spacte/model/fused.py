@@ -26,8 +26,8 @@ def fuse(network: MultiHeadNetwork, widen: bool, probe: Tensor) -> None:
     """Let the stem and the blocks of a network on a GPU, its BatchNorm folded, run as the module says.
 
     Where gradients are enabled they run as before. They always do if the fused network fails on the images `probe` [N,
-    C, H, W] or computes something else, which a warning says: versions of cuDNN and cards differ. `widen` only where
-    matrix units compute: without them the products with zeros cost what they save.
+    C, H, W] or computes something else, which a warning says: versions of cuDNN and cards differ. `widen` pays only on
+    tensor cores: elsewhere the added products with zeros cost as much as is saved.
     """
     expected = network(probe)
     stem = cast(nn.Conv2d, network.conv1)

@@ -32,8 +32,9 @@ class MultiHeadNetwork(nn.Module):
 
     A loss that is the mean over L heads (eps = 1 - 1/L, the paper's .8 for five) gives each head's own parameters 1/L
     of the gradient that a network of one head would give them, as if they had 1/L of its learning rate; the trunk,
-    which all heads move, gets as much as there. That is the paper's loss. With `whole_gradient` a head's parameters get
-    L times the gradient that comes through its logits; the trunk's, the cosine constraint's and weight decay stay.
+    which all heads train, gets as much as with one head. That is the paper's loss. With `whole_gradient` a head's
+    parameters get L times the gradient that comes through its logits; the trunk's gradient, the cosine constraint's and
+    weight decay stay as they are.
 
     Source: arXiv 2211.10882, section 3; weights are initialised as in He et al. (2015), fan-out.
     """

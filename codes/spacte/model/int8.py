@@ -12,7 +12,7 @@ numbers: the order of a sum, which threads and sizes of passes decide, changes n
 Between blocks activations stay float32: 8 bits, rounded again after each of 54 blocks, changed one vote in eight of an
 R110; now it is one in thirty.
 
-Sources: Jacob et al. (CVPR 2018), section 2; the biases' shifts: Nagel et al. (ICCV 2019), section 4.2, on data.
+Sources: Jacob et al. (CVPR 2018), section 2; bias correction, here with data (`shifts`): Nagel et al. (ICCV 2019), 4.2.
 """
 
 import math
@@ -32,7 +32,7 @@ from spacte.utils import UserError
 
 _WEIGHT = 64  # the largest weight
 _UNSIGNED, _SIGNED = 255, 127  # the largest activation: after a ReLU, or on either side of the zero
-_ZERO = 128  # where activations of both signs have theirs
+_ZERO = 128  # the zero point of activations of both signs
 _HEADS, _INTO_HEADS = "heads", r"heads\.\d+\.0\.0"  # what all heads read, and the blocks that read it
 _SHAPES = 4  # of passes, for which weights are kept laid out
 _LINEAR_WEIGHT, _POOLED = 2**20, 2**12  # integers of the linear layer: up to 2^20 * 2^20 * 8192 channels = 2^53

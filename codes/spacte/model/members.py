@@ -22,7 +22,7 @@ class HasMembers(Protocol):
         """The first members' logits on images [N, C, H, W], [first, N, K], and features [N, ...] for the others."""
 
     def other_logits(self, features: Tensor, first: int) -> Tensor:
-        """The logits of all members but the first, of the features of a few images: [M - first, N, K]."""
+        """The other members' logits, from the features of a few images: [M - first, N, K], M = `members`."""
 
 
 class NetworkEnsemble(nn.Module):

@@ -51,8 +51,8 @@ class UnknownNormalisation(nn.Module):
 
 
 def normalisation(name: str, spec: DataSpec) -> Normalize:
-    """The layer by name: mean_std (x - mean) / std and centre x - mean with the data set's constants, none x, or its
-    constants. Raises UserError if it is neither.
+    """The layer by name: mean_std is (x - mean) / std and centre is x - mean, with the data set's constants; none is x.
+    Or the name holds constants, m,m,m/s,s,s. Raises UserError otherwise.
     """
     return Normalize(*constants(name, spec))
 
@@ -73,7 +73,7 @@ def constants(name: str, spec: DataSpec) -> Constants:
 def parse_constants(text: str) -> Constants:
     """The constants that a text m,m,m/s,s,s holds, one for each channel or one for all.
 
-    Raises UserError if it is neither of that form nor a name.
+    Raises UserError if it is not of that form; its message lists the names of normalisations, too.
     """
     means, slash, deviations = text.partition("/")
     try:

@@ -20,7 +20,7 @@ from spacte.model.ensemble import classes_of_all
 from spacte.precision import autocast
 
 CPU_PIXELS = 2**18  # of a pass on the CPU; R50 at 224x224 then needs 2 GB
-_FEW = 4  # passes of few images hold this part of the others'
+_FEW = 4  # how many times smaller passes of a few images are
 
 
 class FixedPasses(nn.Module):
@@ -77,7 +77,7 @@ class FixedPasses(nn.Module):
                 size = self.pass_size(inputs)
                 if few:
                     size = math.ceil(size / _FEW)
-                with autocast(self.device, "fp32"):  # what the caller has switched on would make it another function
+                with autocast(self.device, "fp32"):  # an autocast of the caller's would make it another function
                     found = [self._pass(stage, part, size, settings, dims) for part in inputs.split(size)]
                 break
             except RuntimeError as error:

@@ -26,7 +26,7 @@ _LENET = {"conv1": (20, None, 5, 5), "conv2": (50, 20, 5, 5), "fc1": (500, 800),
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict under our names, `names` with those in the file.
+    """A state dict: `tensors` by our names, and `names`, which gives the name in the file for each of ours.
 
     `arch` is None where the file is no published network's; `constants` are those of a normalisation in the file.
     """

@@ -47,8 +47,8 @@ class Fit:
     """How far the statistics of training lie from those after a normalisation, in nats, with noise of `sigma` on this
     `share` of the images.
 
-    `bn1` is that of the first BatchNorm, `worst`, where the others were asked, that of the `layer` that lies farthest
-    beyond its `limit`.
+    `bn1` is the distance of the first BatchNorm. Where the other layers were compared, too, `worst` is the distance of
+    the `layer` for which it is largest in proportion to its `limit`.
     """
 
     values: Constants
@@ -64,12 +64,12 @@ class Fit:
 def check_normalisation(
     network: MultiHeadNetwork, name: str | None, spec: DataSpec, images: Tensor, sigma: float
 ) -> tuple[str, str | None]:
-    """The normalisation that the network was trained with, and a line for the user or None; `name` is their own word.
+    """The normalisation that the network was trained with, and a line for the user or None; `name` is what they gave.
 
-    `images` [N, C, H, W] without noise, of training or test, and `sigma` that of the noise; where it fits none, those
-    of published networks are tried. Without a name the nearest of the known normalisations is taken if it is near
-    in every layer, clearly nearer than the others. A name stands unless the statistics say that the network is another.
-    Raises UserError with the distances if they say so, or cannot tell.
+    `images` [N, C, H, W] without noise are training or test images, `sigma` is the noise's; where nothing fits with
+    it, the sigmas of published networks are tried. Without a name the nearest of the known normalisations is taken if
+    it is near in every layer, clearly nearer than the others. A name stands unless the statistics say that the network
+    is another. Raises UserError with the distances if they say so, or cannot tell.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.BatchNorm2d)), None)
     if first is None:

@@ -65,8 +65,9 @@ def calibrate(network: MultiHeadNetwork, images: Tensor, noise_sd: float) -> Sca
     """The scales of a network whose BatchNorm is folded, in float32 on the CPU, on normalised noised training images
     [N, C, H, W].
 
-    They are the same for any number of threads: sums of integers are exact, means are taken in float64, and what is
-    left of rounding is rounded off. A CPU that rounds a product once less may find another digit, which the hash tells.
+    They are the same for any number of threads: sums of integers are exact, means are taken in float64, and the
+    rounding errors that remain are rounded off. A CPU that fuses multiplications with additions may still find another
+    digit: the hash then differs.
     """
     images = images.to(memory_format=torch.channels_last)
     few = images[:: max(1, len(images) // _AT_ONCE)][:_AT_ONCE].contiguous(memory_format=torch.channels_last)

@@ -15,8 +15,8 @@ from spacte.utils import UserError, listed
 
 INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "pretrained network"}  # of a training
 _MOST_GROUPS = 6  # about which a table says something
-# what two seeds of one experiment may be trained with that differs: the seed, the place, the paths of its inputs. A
-# training names its defence's own `inputs` and `places`; older ones did not
+# settings in which two seeds of one experiment may differ: the seed, where files go, the paths of inputs. A training
+# also records its defence's own such settings, under `inputs` and `places`; older ones did not
 _OF_A_SEED = ("seed", *PLACE_SETTINGS, "places", *INPUTS, "votes_dir", "source")
 
 
@@ -87,8 +87,8 @@ def certification_differences(a: Run, b: Run) -> str:
 def experiments(runs: list[Run]) -> list[str]:
     """The name of each run's experiment, which its seeds share.
 
-    It is the run's name and, where runs of that name and description were trained with other recipes, as far as their
-    configurations tell, what is its own: h-1-m-2, lr_init 0.3.
+    It is the run's name. If runs of the same name and description were trained with different recipes, as far as their
+    configurations tell, it is followed by the settings that differ: h-1-m-2, lr_init 0.3.
     """
     recipes, names = [_recipe(run) for run in runs], []
     for run, recipe in zip(runs, recipes, strict=True):
@@ -101,7 +101,7 @@ def experiments(runs: list[Run]) -> list[str]:
 def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
     """The rows of a table with their names: each run, or with `over_seeds` the runs of each experiment.
 
-    Ensembles that share a network are no seeds of each other: those that the user calls otherwise are rows of their
+    Ensembles that share a network are not independent seeds: those that the user calls differently have rows of their
     own. Raises UserError if the runs of an experiment differ by more than their seed, see `check_seeds`.
     """
     if not over_seeds:
@@ -134,8 +134,8 @@ def _by_label(key: tuple, runs: list[Run]) -> dict[tuple, list[Run]]:
 
 
 def _recipe(run: Run) -> dict[str, str]:
-    """What the classifier was trained with, except seed, place and what was not used; of an ensemble all values,
-    0.1+0.3.
+    """The settings that the classifier was trained with, except seed, places and unused ones; of an ensemble each
+    setting's different values, as 0.1+0.3.
     """
     trained = []
     for one in run.training:
@@ -212,9 +212,9 @@ def group_remarks(runs: list[Run]) -> list[str]:
 def check_seeds(runs: list[Run]) -> None:
     """UserError that names two of the runs if they are not two seeds of one experiment.
 
-    They are not where they certify other images or with other settings, were trained with other recipes, or where both
-    are about one checkpoint or one seed. What a log without a configuration was made with is not known: its images
-    alone are compared. A warning where different code trained them.
+    Seeds of one experiment certify the same images with the same settings and were trained with the same recipe, but
+    differ in checkpoint and seed. Of a log without a configuration only the images are compared, since the rest is not
+    known. A warning says where different code trained them.
     """
     for a, b in itertools.combinations(runs, 2):
         differences = [_recipe_differences(a, b), certification_differences(a, b)]

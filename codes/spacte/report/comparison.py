@@ -32,14 +32,16 @@ class Comparison:
     """What the images that two runs, or the runs of two experiments, share say of their difference, a minus b.
 
     `table` has a row for ACR, clean accuracy and the certified accuracy at each radius: both values on the shared
-    images, their difference, its 95 % interval, from `low` to `high`, and the p-value of no difference, by Holm's
-    method adjusted for all rows; NaN for an ACR of which too few images tell, see `acr_interval`, and where a run is
-    sequential for the ACR, since two lower bounds tell nothing of a difference, and for each radius that it did not
-    decide. `different` is the number of images whose radii differ, `only_a` and `only_b` are the idx that the other run
-    has not, `settings` is how their certifications differ, as far as their configurations tell, and `certificate` what
-    kind both are ("": two kinds, or nothing tells). `seeds` are the numbers of runs of two experiments; None where two
-    runs are compared. `stopping` are the rules by which the runs end their draws, where one of them is sequential: one
-    rule if it is the same. `remarks` are sentences on what the intervals do not count.
+    images, their difference, its 95 % interval from `low` to `high`, and the p-value of no difference, adjusted for all
+    rows by Holm's method. Interval and p-value are NaN for the ACR if too few images' radii differ, see
+    `acr_interval`. If a run is sequential, they and the difference are NaN for the ACR, since two lower bounds tell
+    nothing of a difference, and for each radius that it did not decide, or knows only to within a tolerance.
+
+    `different` is the number of images whose radii differ. `only_a` and `only_b` are the idx that the other run does
+    not have. `settings` says how the certifications differ, as far as the configurations tell; `certificate` is the
+    kind of both ("": two kinds, or not known). `seeds` are the numbers of runs of two experiments; None where two runs
+    are compared. If a run is sequential, `stopping` holds the rules by which draws end: one if both have the same.
+    `remarks` are sentences on what the intervals do not account for.
     """
 
     a: str

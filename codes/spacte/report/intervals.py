@@ -14,7 +14,7 @@ _LEVEL = 0.95
 # tail, t misses 8.9 %.
 FEWEST_DIFFERENT = 50
 _ROUNDING = 1e-9  # of differences of radii, which have 6 digits
-FEWEST_SEEDS = 3  # that tell how much the one run of another experiment would differ with another seed
+FEWEST_SEEDS = 3  # whose variance may stand in for that of another experiment, which has one run
 
 
 @dataclass(frozen=True)
@@ -63,26 +63,26 @@ def interval_over_seeds(differences: np.ndarray) -> tuple[float, float]:
 def experiments_interval(a: np.ndarray, b: np.ndarray, proportions: bool = False) -> Interval:
     """A 95 % interval of the difference of two experiments' means: [F, seeds, images] each -> [F].
 
-    For other test images and other seeds alike. With D_i the difference of the means over seeds on image i, and A_s and
-    B_s the means over images of each seed, the variance of the difference is estimated by
+    It accounts for other test images and for other seeds. With D_i the difference of the means over seeds on image i,
+    and A_s and B_s the means over images of each seed, the variance of the difference is estimated by
 
         var_i(D_i) / images + var_s(A_s) / seeds of a + var_s(B_s) / seeds of b
 
-    which counts the share that belongs to image and seed together twice and so is on average too large rather than too
-    small; Student's t with Satterthwaite's degrees of freedom. Of an experiment of one run the seeds are taken to
-    vary as much as the other's: as true as the recipes are alike, and too much where the run is an ensemble's. Against
-    fewer than three runs that would say little: NaN. Of two single runs seeds count for nothing: the interval is for
+    which counts the interaction of image and seed twice and so is on average too large rather than too small. The
+    interval is Student's t with Satterthwaite's degrees of freedom. An experiment of one run is taken to vary over
+    seeds as much as the other one: this holds as far as the recipes are alike, and is too much if the single run is an
+    ensemble's. If the other has only two runs, they tell too little: NaN. If each side has one run, the interval is for
     other images alone. NaN where the variance is 0, and where fewer than FEWEST_DIFFERENT images differ.
 
-    Figures that are 0 or 1 are `proportions`: as in `accuracy_interval` an image more on each side counts among the
-    D_i, without which their variance is too small where few images differ; then as few as there are have an interval.
+    Figures that are 0 or 1 are `proportions`: as in `accuracy_interval`, one more image on each side is added to the
+    D_i, whose variance would be too small where few images differ. They then have an interval however few differ.
 
     Simulated with normal effects of 500 images and of seeds, whose deviation is 0 to 6 times the images' standard
-    error: it leaves out the true difference in at most 5.8 % of the cases with 3 to 10 seeds a side that vary alike,
-    and 8.6 % where only one side varies; with 2 seeds on a side 10 and 14 %; with one run against 5, which vary as
-    much, 5.9 %, against 3 7.8 %, and 22 and 20 % where the single run varies twice as much. What belongs to image and
-    seed together makes it rarer. Effects far from normal make it more frequent: where one training in five or ten gives
-    a class up, five seeds often hold none that does, and it is left out in 33 to 41 %.
+    error, the interval misses the true difference in at most 5.8 % of cases with 3 to 10 seeds a side that vary alike,
+    and 8.6 % where only one side varies; with 2 seeds on a side in 10 and 14 %; with one run against 5, which vary as
+    much, in 5.9 %, against 3 in 7.8 %, and in 22 and 20 % where the single run varies twice as much. Interactions of
+    image and seed make misses rarer. Effects far from normal make them more frequent: where one training in five or
+    ten gives up a class, five seeds often contain none that does, and 33 to 41 % of intervals miss.
     """
     mean = a.mean(axis=(1, 2)) - b.mean(axis=(1, 2))
     fewest, most = sorted((a.shape[1], b.shape[1]))
@@ -100,7 +100,7 @@ def experiments_interval(a: np.ndarray, b: np.ndarray, proportions: bool = False
 
 
 def _over_seeds(differences: np.ndarray) -> Interval:
-    """The same for paired differences [F, seeds, images], which other seeds of both sides would change together."""
+    """As `experiments_interval`, of paired differences [F, seeds, images]: another seed changes both sides together."""
     return _satterthwaite(differences.mean(axis=(1, 2)), [_of_images(differences.mean(axis=1)), _of_seeds(differences)])
 
 
@@ -108,12 +108,12 @@ _Part = tuple[np.ndarray, int]  # a variance of the mean [F], and its degrees of
 
 
 def _of_images(values: np.ndarray) -> _Part:
-    """[F, images]."""
+    """Variance and degrees of freedom of the mean over images of [F, images]."""
     return values.var(axis=-1, ddof=1) / values.shape[-1], values.shape[-1] - 1
 
 
 def _of_seeds(runs: np.ndarray) -> _Part:
-    """[F, seeds, images]."""
+    """Variance and degrees of freedom of the mean over seeds of the means over images of [F, seeds, images]."""
     return _of_images(runs.mean(axis=2))
 
 
@@ -143,8 +143,8 @@ def accuracy_interval(a: np.ndarray, b: np.ndarray) -> Interval:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values adjusted for being looked at together (Holm, 1979): if none of the differences is there, one of them
-    falls below 5 % in at most 5 % of the cases. NaN stays NaN and does not count.
+    """p-values adjusted for multiple comparisons (Holm, 1979): if no difference is real, any of them falls below 5 %
+    with probability at most 5 %. NaN stays NaN and does not count.
     """
     from statsmodels.stats.multitest import multipletests  # here: a second to import, which a table does not need
 

@@ -76,8 +76,8 @@ def _own_folders(run: Run) -> list[str]:
 def labels(rows: Sequence[list[Run]]) -> list[str]:
     """A short name for each row of a picture or a sentence, a run or the seeds of an experiment.
 
-    It is the user's, with what runs of one label differ in, where that tells each from the others; otherwise what is
-    known of the run, and in a tie in what their logs' paths differ.
+    It is the user's label, followed by what runs of one label differ in, if all rows are then told apart. Otherwise it
+    is what is known of the run and, for those that still are alike, the part in which their logs' paths differ.
     """
     short, runs = [], [some[0] for some in rows]
     are_experiments = any(len(some) > 1 for some in rows)
@@ -156,8 +156,8 @@ def differing_parts(paths: list[Path]) -> list[str]:
 def _differing(parts: list[list[str]]) -> list[list[str]]:
     """The lists without the beginning and the end that all share.
 
-    Where they share no beginning, they come from different places of a machine, which are nobody's names: no more of
-    the innermost parts is kept than tells them apart.
+    Paths that share no beginning come from unrelated folders, whose names mean nothing here: only as many of the
+    innermost parts are kept, two or more, as tell them apart.
     """
     related = len({one[0] for one in parts if one}) <= 1
     for _ in range(2):  # the beginning, and, turned round, the end

@@ -23,9 +23,9 @@ class Members:
 
     `vote` [I] and `alone` [M, I] are certified radii, `right` [I] and `right_alone` [M, I] whether they are correct.
     `drawn` [I] says which images' votes were counted: with --skip_wrong those that the vote's selection got right. On
-    the others a member counts as wrong like the vote, so that its figures are then lower bounds. Of the D drawn ones,
-    `deviation` [D] is the deviation over the members of the label's share of votes, and `variation` [D] the total
-    variation between the votes of two members, a mean over pairs; both are NaN where there is one member.
+    the others each member counts as wrong, as the vote does: the members' figures are then lower bounds. For the D
+    drawn images, `deviation` [D] is the standard deviation over members of the label's share of votes, `variation` [D]
+    the total variation distance between two members' votes, averaged over pairs; both are NaN with one member.
     """
 
     idx: np.ndarray
@@ -84,7 +84,7 @@ def _shares(estimation: np.ndarray) -> np.ndarray:
 
 
 def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
-    """A row for each run of which counts tell, or for the seeds of each experiment: their means. Heads alone have none.
+    """A row for each run with vote counts, or the means over each experiment's seeds. A head alone has no row.
 
     Columns: what the run is; images, and drawn, those whose votes were counted; ACR and clean of the vote, mean ACR and
     mean clean of its members; adds, what the vote adds to the mean ACR, with its 95 % interval low to high (over
@@ -92,8 +92,8 @@ def table(runs: list[Run], over_seeds: bool = False) -> pd.DataFrame:
     variation between two members' votes, both means over the images that all ensembles certified alike have counted:
     shared; each member's ACR and clean, ascending.
 
-    TV bounds from below the share of noisy copies on which two members disagree: disagreements that go both ways leave
-    no trace in sums. Both sd p and TV contain the noise of the draws, so they are compared at one N.
+    TV is a lower bound on the share of noisy copies on which two members disagree: opposite disagreements cancel in
+    the counts. Both sd p and TV contain the noise of the draws, so compare them only at the same N.
     """
     every = [None if run.heads and run.heads.head is not None else members_of(run) for run in runs]
     of_run = {id(run): one for run, one in zip(runs, every, strict=True) if one is not None}

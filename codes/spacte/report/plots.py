@@ -35,7 +35,7 @@ _LONGEST_OF_TWO = 48  # signs of a name that fits beside another
 
 @contextlib.contextmanager
 def _text_is_text() -> Iterator[None]:
-    """While this lasts, no name, whoever gave it, is a formula because of its dollars."""
+    """A context in which matplotlib does not read a name with dollar signs as a formula."""
     import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False}):
@@ -206,7 +206,7 @@ def training(folder: Path) -> Figure:
 
 
 def rendered(figure: Figure, path: Path) -> bytes:
-    """The picture as a file, in the format that the path's ending names: a full disk breaks no library's writer."""
+    """The picture as bytes, in the format of the path's ending. Made in memory: no library meets a full disk."""
     file = io.BytesIO()
     figure.savefig(file, format=path.suffix[1:], dpi=200)
     return file.getvalue()

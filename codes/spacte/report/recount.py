@@ -80,7 +80,9 @@ def draws_of(run: Run) -> float | None:
 
 
 def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
-    """The vote counts beside a log, in its order; None, with a warning that says so, where they do not tell.
+    """The vote counts beside a log, in its order; None where they or the configuration are missing.
+
+    A warning then says so, and what follows from it, `otherwise`.
 
     Raises UserError if they or the configuration are not this log's.
     """
@@ -123,9 +125,9 @@ def votes_of(run: Run, or_selection: bool = False) -> list[np.ndarray] | None:
 
 
 def label_probabilities(run: Run) -> np.ndarray:
-    """Each image's probability under noise of its own class: the share of its votes, [images].
+    """The probability of each image's label under noise, [images]: the share of votes for it.
 
-    Without counts what the radius tells, a lower bound from 1/2 on, and 0 where the image is wrong or abstained.
+    Without counts the lower bound that the radius implies, at least 1/2, and 0 where the image is wrong or abstained.
     """
     votes = votes_of(run, or_selection=True)
     if votes is not None:

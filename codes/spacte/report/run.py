@@ -16,9 +16,9 @@ from spacte.utils import UserError
 class Run(Description):
     """A certification log and what is known of its classifier.
 
-    `name` is the training run's, by its flags; `label` what the user called it, by the folders of the log ("": nothing
-    tells it from the others); `apart` what else tells it from those that look alike; and `method` the folders by which
-    logs differ that nothing else is known of. The radii of `log` are in the run's norm.
+    `name` is the training run's name, made of its flags. `label` is what the user called it: the folders by which its
+    log differs from the others' ("": none). `apart` is what else distinguishes it from runs that look alike. `method`
+    are the folders that name the method where the defence is not known. The radii of `log` are in the run's norm.
     """
 
     name: str

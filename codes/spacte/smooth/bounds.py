@@ -45,13 +45,14 @@ def anytime_lower_bound(n_a: ArrayLike, n: ArrayLike, alpha: float) -> Any:
 
         E_n(p) = int theta^A (1-theta)^(n-A) dpi_p(theta) / (p^A (1-p)^(n-A)),    A the successes in n draws.
 
-    1. Under p each likelihood ratio (theta/p)^A ((1-theta)/(1-p))^(n-A) is a non-negative martingale of mean 1, hence
-       so is their mixture E_n(p), for every p has a fixed prior of its own. Ville's inequality gives
+    1. Under p each likelihood ratio (theta/p)^A ((1-theta)/(1-p))^(n-A) is a non-negative martingale of mean 1.
+       The prior pi_p depends on p alone, so their mixture E_n(p) is one, too. Ville's inequality gives
        P(exists n: E_n(p_A) >= 1/alpha) <= alpha.
-    2. The bound L_n is the root of E_n(p) = 1/alpha below A/n (E_n <= 1 at A/n), so it exceeds p_A only if E_n(p_A) >=
-       1/alpha, provided that E_n >= 1/alpha on all of (0, L_n]: that E_n crosses 1/alpha once below A/n. For p_A = 0 or
-       1 nothing is to be shown.
-    3. It does. E_n(p) -> infinity as p -> 0 (A >= 1). With d = A - n p and the prior's hazard h = pi(p)/P(theta > p),
+    2. The bound L_n is the root of E_n(p) = 1/alpha below A/n (E_n <= 1 at A/n). Step 3 shows that E_n crosses 1/alpha
+       only once there, so E_n >= 1/alpha on all of (0, L_n]. Hence L_n exceeds p_A only if E_n(p_A) >= 1/alpha. For
+       p_A = 0 or 1 there is nothing to show.
+    3. E_n crosses 1/alpha once below A/n. E_n(p) -> infinity as p -> 0 (A >= 1). With d = A - n p and the prior's
+       hazard h = pi(p)/P(theta > p),
 
            d/dp log E_n(p) = h (1 - 1/E_n(p)) - d / (p (1-p)) .
 
@@ -62,7 +63,7 @@ def anytime_lower_bound(n_a: ArrayLike, n: ArrayLike, alpha: float) -> Any:
        so d/p >= log(1/alpha), p < 1/(2 log(1/alpha)) < 2/3 and n (1-p) > n/3; with n (1-p) = d < 1/2 this leaves n = 1
        only, where E_1(p) = int theta dpi_p / p <= 1/p < 2 for p > 1/2 is below 1/alpha. And 1 <= A < n
        means n (1-p) > 1 and n p = A - d > 1/2, so n p (1-p) >= max(p, (1-p)/2) >= 1/3. Contradiction.
-    4. A larger alpha is replaced by 0.47, which bounds less.
+    4. An alpha above 0.47 is replaced by 0.47, which only lowers the bound.
 
     Source: the method of mixtures (Robbins, 1970); Voracek (NeurIPS 2024, arXiv 2406.17830), whose released threshold
     log(1/(2 alpha)) is not valid one-sided; the truncation and its proof are ours.
@@ -74,8 +75,8 @@ def anytime_lower_bound(n_a: ArrayLike, n: ArrayLike, alpha: float) -> Any:
 def anytime_brackets(n_a: ArrayLike, n: ArrayLike, alpha: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ever narrower (below, above) with below <= anytime_lower_bound <= above; the last `below` is that bound itself.
 
-    They are the bisection that computes it, every fourth step. Each midpoint lies between the ends before it, in
-    floating point, too, and the last lower end is the bound, so that every pair of ends holds it between them.
+    They are the ends of the bisection that computes the bound, after every fourth step. In floating point, too, each
+    midpoint lies between the ends before it, and the last lower end is the bound itself: every pair encloses it.
     """
     n_a, n = np.broadcast_arrays(np.asarray(n_a, dtype=float), np.asarray(n, dtype=float))
     if np.any((n_a < 0) | (n_a > n) | (n < 1)):
@@ -91,14 +92,14 @@ def anytime_brackets(n_a: ArrayLike, n: ArrayLike, alpha: float) -> Iterator[tup
 
 
 def convinces(n_a: Any, n: Any, p: Any, alpha: float) -> Any:
-    """Whether n_a votes of n put the anytime bound above p: E_n(p) >= 1/alpha, below the observed rate."""
+    """Whether n_a votes of n put the anytime bound at p or above: p < n_a / n, and E_n(p) >= 1/alpha."""
     rounding = 1e-9 + 1e-14 * n  # more than the error of log E_n in double precision, against mpmath up to n = 10^7
     threshold = -math.log(min(alpha, 0.47)) + rounding
     return (p < n_a / n) & (_log_e_value(n_a, n, p) >= threshold)
 
 
 def _log_e_value(n_a: Any, n: Any, p: Any) -> np.ndarray:
-    """log E_n(p) of `anytime_lower_bound`, in closed form; -inf where p is 0 or 1 (nothing speaks against it)."""
+    """log E_n(p) of `anytime_lower_bound`, in closed form; by convention -inf, no evidence, where p is 0 or 1."""
     a, b = _PRIOR + n_a, _PRIOR + n - n_a
     with np.errstate(divide="ignore", invalid="ignore"):
         evidence = special.betaln(a, b) + np.log(special.betaincc(a, b, p))

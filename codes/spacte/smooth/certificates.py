@@ -22,7 +22,7 @@ CERTIFICATES = ("cohen", "all-votes")
 
 
 def validate_certificate(certificate: Any) -> None:
-    """Its numbers become Python's. ValueError for an unknown `kind`, or an `alpha` of 1 or more."""
+    """Make a certificate's `alpha` and `sigma` Python floats. ValueError for an unknown `kind`, or an `alpha` >= 1."""
     for name in ("alpha", "sigma"):
         object.__setattr__(certificate, name, float(getattr(certificate, name)))
     if certificate.kind not in CERTIFICATES:
@@ -32,7 +32,7 @@ def validate_certificate(certificate: Any) -> None:
 
 
 def check_alpha(alpha: float) -> None:
-    """ValueError if it is no probability of being wrong."""
+    """ValueError unless 0 < alpha < 1."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha {alpha}: it must be above 0 and below 1")
 
@@ -62,10 +62,10 @@ class Certificate:
        class B.
     4. So the radius exceeds r only if L > p_A or U_B < p_B: with probability at most alpha/2 + alpha/2.
 
-    No level is shared out among the K - 1 other classes, since only the bound of the one class B has to hold. That the
-    strongest other class is read off the estimation votes is sound because the largest of the bounds is taken; a class
-    that the selection votes name the runner-up would not do, nor would a class A chosen by the estimation votes. If n
-    is a stopping time the bounds are anytime-valid, and the same four steps hold at every n at once. With two classes
+    The level alpha/2 is not divided among the K - 1 other classes, since only the bound of the one class B has to hold.
+    The strongest other class may be read off the estimation votes because the largest of the bounds is taken. It would
+    not be valid to bound only the runner-up of the selection votes, nor to choose A by the estimation votes. If n is a
+    stopping time, the bounds are anytime-valid, and the same four steps hold at every n at once. With two classes
     p_B = 1 - p_A: there is nothing else to bound, L is taken at level alpha, and the certificate is Cohen et al.'s.
     """
 
@@ -75,17 +75,17 @@ class Certificate:
     kind: str = "cohen"
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown kind, and an alpha that is no probability of being wrong.
+        """ValueError for an unknown kind, or an alpha of 1 or more; one of 0 or less certifies nothing.
 
-        Numbers of numpy and torch become Python's: float32 would round a radius up.
+        Numbers of numpy and torch become Python floats: in float32 a radius could be rounded up.
         """
         validate_certificate(self)
 
     @lru_cache(maxsize=2**17)  # noqa: B019 (a value, like what it is computed from)
     def radius(self, n_a: float, n_b: float, n: int, classes: int) -> float | None:
-        """The L2 radius that n_a of n votes for a class and n_b for the strongest other one certify; None: none.
+        """The L2 radius certified by n votes, n_a for the class and n_b for the strongest other; None: nothing is.
 
-        It is remembered: an image's row, its score and the summary all ask for it.
+        Cached, because an image's row, its score and the summary all ask for it.
         """
         if self.alpha <= 0:
             return None
@@ -153,11 +153,11 @@ def multiclass_certificate(
 
 
 def prediction(votes: np.ndarray, alpha: float) -> int:
-    """The class with most of the votes [K], or ABSTAIN where the runner-up may well be the winner.
+    """The class with most of the votes [K], or ABSTAIN where a two-sided binomial test does not tell it from the next.
 
-    With probability at least 1 - alpha the smoothed classifier's class or ABSTAIN. Source: Cohen et al. (ICML 2019),
-    algorithm PREDICT; Hung and Fithian (2019). A single class is always the winner. ValueError for
-    an alpha of 1 or more.
+    With probability at least 1 - alpha the result is the smoothed classifier's class or ABSTAIN. A single class is
+    always the winner. ValueError for an alpha of 1 or more. Source: Cohen et al. (ICML 2019), algorithm PREDICT; Hung
+    and Fithian (2019).
     """
     if not alpha < 1:
         raise ValueError(f"alpha {alpha}: it must be below 1")
@@ -167,7 +167,7 @@ def prediction(votes: np.ndarray, alpha: float) -> int:
     most, next_most = int(votes[first]), int(votes[second])
     if most == 0:
         return ABSTAIN
-    p_value = 2 * betainc(most, next_most + 1, 0.5)  # P(at least `most` heads of so many fair coins), twice
+    p_value = 2 * betainc(most, next_most + 1, 0.5)  # twice P(X >= most), X ~ Binomial(most + next_most, 1/2)
     return ABSTAIN if p_value > alpha else first
 
 

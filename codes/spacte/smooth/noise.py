@@ -54,11 +54,11 @@ class GridNoise:
     noise e is ordinary smoothing of a classifier, so its certificate is the usual theorem. Where x lies on the grid,
     Q(x + e) = x + Q(e), and Q(e) takes the value k/levels with probability Phi((k + 1/2)/(levels sigma)) -
     Phi((k - 1/2)/(levels sigma)). So it suffices to draw k: by where a uniform 62-bit integer falls among the
-    quantiles, rounded to 62 bits. No float32 normal, and no rounding of x + e, is left in the argument; what is assumed
-    is that the generator's bits are uniform, and that the network is a function of its input. Rounding moves each
-    quantile by at most 2^-63, hence one pixel's law, over its `2 reach + 1` values, by less than (2 reach + 1) 2^-62 in
-    total variation; `slack` bounds that for all pixels of all draws together, and a certificate at level alpha must be
-    computed at alpha - slack to hold at alpha.
+    cumulative probabilities of k, rounded to 62 bits. The argument then needs no float32 normal and no rounding of
+    x + e. It assumes that the generator's bits are uniform, and that the network is a function of its input. Rounding
+    moves each cumulative probability by at most 2^-63, hence one pixel's law, over its `2 reach + 1` values, by less
+    than (2 reach + 1) 2^-62 in total variation. `slack` bounds that for all pixels of all draws together: to hold at
+    level alpha, a certificate must be computed at alpha - slack.
 
     Source: Voracek and Hein (ICLR 2023, arXiv 2207.07209).
     """

@@ -22,9 +22,9 @@ class Smooth:
 
     `base_classifier` maps [N, C, H, W] to logits [L, N, K] (or [N, K], one head) and must treat each image of a batch
     on its own: a module is put into eval mode when it votes. `noise` draws the noisy copies
-    (spacte.smooth.noise; default: float32 normals). With a `consensus` of K, the base classifier's class is the one
-    that the first K heads agree on, else that of the heads' summed logits: see spacte.smooth.voters.Consensus; of the
-    heads the first K alone then vote, too.
+    (spacte.smooth.noise; default: float32 normals). With a `consensus` of C, the base classifier's class is the one on
+    which the first C heads agree, or else that of all heads' summed logits (spacte.smooth.voters.Consensus). Only these
+    C heads then have votes of their own, too.
     Source: Cohen et al. (ICML 2019), section 3; heads as in arXiv 2211.10882.
 
     What `certify` computes, for one image and in batches that hold n copies:
@@ -176,9 +176,9 @@ def _next_batch(active: list[Tally], coming: Iterator[VoteRequest], batch_size: 
 def count(classes: Tensor, sizes: list[int], num_classes: int) -> Tensor:
     """How often each class was named in each of P portions of these sizes: [V, N] -> [P, V + 1, K + 1].
 
-    The last column counts logits that are not finite. The last row counts no votes but whether the voters before the
-    last one, the ensemble, name different classes: its column 1 holds the copies on which they do, column 0 the others.
-    Does not wait for the device.
+    Column K counts the copies whose logits are not finite. Row V is no voter's: its column 1 counts the copies on which
+    the voters other than the ensemble (row V - 1) name different classes, its column 0 the others. Does not wait for
+    the device.
     """
     rows = torch.cat([classes, disagree(classes[:-1]).to(classes.dtype).unsqueeze(0)])
     counts = rows.new_zeros(len(sizes), len(rows), num_classes + 1)

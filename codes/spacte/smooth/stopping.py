@@ -22,10 +22,11 @@ GIVE_UP = 0.01  # the level of the bound by which a radius is given up, unless a
 
 
 class RadiiDecided:
-    """Stop once every one of some radii is either certified or given up.
+    """Stop once each of the `radii` is either certified or given up.
 
-    Given up means: even if p_A were its 1 - give_up upper confidence bound, the anytime bound after all `n_max` draws
-    would be expected to stay below. A larger `give_up` saves draws and loses some certificates at the border.
+    A radius is given up if it would be missed even in a favourable case: the votes expected after all `n_max` draws, if
+    p_A were its upper confidence bound at level 1 - give_up, do not certify it. A larger `give_up` saves draws and
+    loses some certificates at the border.
     """
 
     def __init__(self, radii: Sequence[float], n_max: int, alpha: float, sigma: float, give_up: float = GIVE_UP):
@@ -48,8 +49,9 @@ class RadiiDecided:
 class RadiusKnown:
     """Stop once the radius is known to within `tolerance`: between its anytime lower and a 99 % upper bound.
 
-    The upper bound is at most what all of `n_max` votes would certify. Where it is below 1/2, hardly anything can be
-    certified, and nothing more is drawn. Its level costs no validity, it only ends draws: 99 % is enough.
+    The upper bound on p_A is capped at the anytime bound of `n_max` unanimous votes. Where it is below 1/2, hardly
+    anything can be certified, and nothing more is drawn. It only decides when to stop, so validity does not depend on
+    its level: 99 % is enough.
     """
 
     def __init__(self, tolerance: float, n_max: int, alpha: float, sigma: float):
@@ -72,12 +74,12 @@ class AllVotesDecided:
     """The two rules above for the certificate from all the votes, which needs the strongest other class's votes, too.
 
     Stop once each of `radii` is certified or given up or, where a `tolerance` stands in their place, once the radius is
-    known to within it. What may still be hoped for is the radius after all `n_max` draws if p_A were its 1 - give_up
-    upper confidence bound and the other class's probability its lower one.
+    known to within it. The radius hoped for is the one after all `n_max` draws if p_A were its 1 - give_up upper
+    confidence bound and the other class's probability its lower one.
 
-    The radii are not computed, only bracketed, until the answer is the same at both ends of the brackets. It then is
-    the radii' own, since it is monotone: larger certified radii or smaller hoped ones never turn "stop" into "go on".
-    The last bracket is the radii themselves, so that there always is an answer.
+    To save time the certified and the hoped radius are only bracketed, until both ends of the brackets give the same
+    answer. The exact radii would give it, too, since it is monotone: a larger certified radius or a smaller hoped one
+    never turns "stop" into "go on". The last bracket is the exact radii, so that there always is an answer.
     """
 
     def __init__(

@@ -32,9 +32,10 @@ class VoteRequest:
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """The votes on an image, `selection` and `estimation` [V, K], and its share of the time, by copies.
+    """The votes on an image, `selection` and `estimation` [V, K], and the `seconds` that they took.
 
-    `disagreed` is the number of copies on which the voters before the last one, the ensemble, named different classes.
+    Images that were drawn together share the time in proportion to their noisy copies. `disagreed` is the number of
+    copies on which the voters other than the ensemble (the last row) named different classes.
     """
 
     idx: int
@@ -48,9 +49,9 @@ class Tally:
     """The votes on an image while they are drawn, in portions of at most `batch_size` noisy copies.
 
     First come the draws of the selection, then those of the estimation. `next_portion` is how many copies are to be
-    drawn next, 0 when the votes are complete. Whoever draws them calls `add` with their counts, which stay on the
-    device, and where `must_read` says so `read` with all `counts` so far, fetched from there. `untimed` is the number
-    of copies whose time is not in `seconds` yet.
+    drawn next, 0 when the votes are complete. The caller draws them and calls `add` with their counts, which stay on
+    the device. Where `must_read` is then true, it also fetches `counts()`, all counts so far, and calls `read` with
+    them. `untimed` is the number of copies whose time is not in `seconds` yet.
     """
 
     def __init__(self, request: VoteRequest, batch_size: int, seconds: float = 0.0):
@@ -98,8 +99,8 @@ class Tally:
         if not self._selects:
             self.next_portion, self._estimation = 0, votes
             return
-        # The estimation counts fresh draws alone: among the votes that chose the class, it is over-represented just
-        # because it was chosen, and no bound would hold on them.
+        # The estimation counts only fresh draws. The selection votes favour the class that they chose, so a bound
+        # computed from them would not hold.
         self._selection, self._counts, self._drawn = votes, [], 0
         if draws.only_class in (None, int(votes[draws.voter].argmax())):
             self.next_portion = self._portion()

@@ -1,4 +1,4 @@
-"""That a class is among the k of most votes: a certificate from votes, a pure function of arrays."""
+"""A certificate from votes that a class is among the k most probable ones: pure functions of arrays."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,7 +37,7 @@ class TopK:
         U_t = min(upper bound from m_t at level alpha / (2 k C(k, t)), 1 - L)
 
     the radius is the largest of the roots that have L and U_t in place of p_A and p(S_t); nothing is certified where
-    there is none, and max_t r_t stands for -1 where A is not among the k at x itself.
+    there is none. In the proof max_t r_t counts as -1 where A is not among the k most probable classes at x itself.
 
     Proof. T and its subsets are fixed sets of classes: unknown, but no functions of the draws.
 
@@ -68,7 +68,7 @@ class TopK:
 
     @lru_cache(maxsize=2**14)  # noqa: B019 (a value, like what it is computed from)
     def radius(self, n_a: int, strongest: tuple[int, ...], n: int) -> float | None:
-        """The L2 radius that n_a of n votes for a class certify; None: none.
+        """The L2 radius that n_a of n votes for a class certify; None where nothing is certified.
 
         `strongest` are the votes of the k strongest other classes, descending.
         """

@@ -19,11 +19,12 @@ from spacte.model.cuda_graph import Graph
 class GraphedStep:
     """A trainer's step, (images, labels, epoch, *targets) -> losses by name, replayed as a CUDA graph where it can be.
 
-    The values are those of eager steps, for the draws are the same. Learning rate, lambda and all else that Python
-    computes are constants of a graph, so each epoch captures its own, one for each of the `full` sizes of a mini-batch.
-    Eager are an epoch's first step, other sizes, and every step where one waits for the GPU, draws or counts on the
-    CPU, or cannot be captured, which is said once. The losses lie on the device; the next step overwrites them.
-    `attributes` are what a step might count with or keep, by name: the objective's own dictionary.
+    A replay draws the same random numbers as an eager step and returns the same values. Learning rate, lambda and all
+    else that Python computes are constants of a graph, so each epoch captures its own, one for each of the `full` sizes
+    of a mini-batch. An epoch's first step is eager, and so are mini-batches of other sizes. If steps wait for the GPU,
+    draw or count on the CPU, or cannot be captured, all are eager from then on, and a line on stderr says why. The
+    losses lie on the device; the next step overwrites them. `attributes`, the objective's own dictionary, holds by name
+    what a step might count in or keep.
     """
 
     def __init__(
@@ -69,10 +70,10 @@ class GraphedStep:
         self.graphs.clear()
 
     def _eager_and_inspected(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
-        """An eager step that shows what a graph could not do: wait for the GPU, of which torch warns here, draw other
-        numbers, count on or keep another tensor in Python at every replay.
+        """An eager step, watched for what a graph's replays could not do: wait for the GPU (torch warns of it here),
+        draw new random numbers on the CPU, count in Python, or keep a new tensor there.
 
-        An epoch's first step may do so while something is compiled or begun; the second must not.
+        An epoch's first step may do so, while something is compiled or set up; its second must not.
         """
         before = self._in_python()
         with warnings.catch_warnings(record=True) as caught:
@@ -126,7 +127,7 @@ class _ById:
     Writes to a tensor on a GPU are not counted, because a graph repeats them at every replay.
     """
 
-    value: object  # kept, so that no other gets its place
+    value: object  # kept alive, so that no other object gets its address
     writes: int
 
     def __eq__(self, other: object) -> bool:

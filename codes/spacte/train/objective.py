@@ -114,7 +114,8 @@ class Objective:
     def pace(self, epoch: int) -> Pace:
         """The pace of the epoch, for the loss.
 
-        With --pace_share lambda is each class's, infinite until it has been measured; where nothing is paced, too.
+        With --pace_share each class has its own lambda, infinite until it has been measured. Where nothing is paced,
+        lambda is infinite, too.
         """
         recipe = self.recipe
         if not recipe.paced:
@@ -146,7 +147,7 @@ class Objective:
         return replace(pace, losses=smoothed_cross_entropy(logits.detach(), labels))
 
     def easy_share(self, epoch: int) -> float:
-        """q(epoch): the share of each class's samples that is to be easy, from 1 in a straight line to --pace_share."""
+        """q(epoch): the share of each class's samples to be easy, falling linearly from 1 to --pace_share."""
         last, epochs = self.recipe.pace_share, self.recipe.epochs
         if last is None:
             return 1.0
@@ -165,8 +166,8 @@ class Objective:
         """What a call returns: `loss.total` with what every defence adds to it, and all parts by name, for the log.
 
         Added are "cos", L_cos, and with --teachers "distil": 1/2 sum_h c_h mean_ij KL(teacher || head h) on the noisy
-        copies that the heads' `logits` [L, m, B, K] are of, images [B, C, H, W] plus noises [m, B, C, H, W]. Samples
-        that are hard for the neighbour keep their weight there: it is for them that a teacher helps. `parts` are the
+        copies that the heads' `logits` [L, m, B, K] are of, images [B, C, H, W] plus noises [m, B, C, H, W]. The sample
+        weights do not apply there: a teacher helps most where the neighbour finds a sample hard. `parts` are the
         defence's own; they are logged, not added. UserError if one has the name of another part.
         """
         added = {"cos": self.cosine_loss(classifier)}

@@ -38,7 +38,8 @@ def _command(description: str) -> None:
 def release(path: Path, output: Path, half: bool = False, int8: str | None = None) -> None:
     """Write to `output` what certification needs of the checkpoint at `path`; UserError if that cannot be done.
 
-    `int8`: with scales from the training images in this folder; a released file, too, gets them.
+    `int8` is the folder of the training images: the file then also holds the scales measured on them. They can be
+    added to a file that has been released already.
     """
     check_ending(output, (".pth",))
     contents = checkpoint_file.read(path)

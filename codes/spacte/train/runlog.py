@@ -67,7 +67,7 @@ class TrainingLog:
     """
 
     def __init__(self, paths: TrainingPaths, epochs: int, epochs_done: int = 0, text: str | None = ""):
-        """`text` is None where a checkpoint of an older version does not hold it: the log that lies there is its."""
+        """`text` is None where an older version's checkpoint lacks it: the log file found is then this run's."""
         self.path, self.epochs = paths.log, epochs
         self._lock = lock(paths.checkpoints / "lock", f"another process is training '{paths.checkpoints}'")
         for left in paths.checkpoints.glob(".*.tmp"):  # under the lock all are dead, whichever machine wrote them
@@ -137,7 +137,7 @@ class TrainingLog:
 
 
 def _say_nothing_of_tensorboard(failed: threading.ExceptHookArgs) -> None:
-    """For threading.excepthook: its thread's OSError is raised again where the log writes, and said there."""
+    """A threading.excepthook silent about an OSError in TensorBoard's thread: TrainingLog meets it and warns."""
     if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
         threading.__excepthook__(failed)
 

@@ -4,8 +4,8 @@ Functions on tensors; only the head weights are drawn, and agreed on by the proc
 Source: arXiv 2211.10882, section 3.2. Heads that pace themselves and a lambda for each class are not in the paper.
 
 A hard sample is not dropped, as in self-paced learning (Kumar et al., NeurIPS 2010): at lambda its weight falls from 1
-to (1 + e^-lambda) / 2, and then like e^-loss. Where heads agree, or pace themselves, a loss l weighted so has the
-derivative of a bounded one,
+to (1 + e^-lambda) / 2, and then like e^-loss. Where heads agree, or pace themselves, a loss l weighted in this way has
+the gradient of a bounded function,
 
     phi(l) = l up to lambda, then lambda + (1 + e^-lambda) (u - ln(1 + e^u) + ln 2) with u = l - lambda,
 
@@ -65,7 +65,7 @@ class Pace:
 
     `by` is "neighbour" (head h - 1 weights what head h learns: the paper's ring; one head has none, its weights are 1),
     "self" (each head by its own loss; with one head self-paced learning) or "none" (every weight is 1). `losses` [L, B]
-    are the smoothed losses that decide, where they are not those that are learnt.
+    are the smoothed losses that are compared with lambda, where these are not the ones that are minimised.
     """
 
     threshold: float | Tensor

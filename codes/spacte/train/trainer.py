@@ -196,12 +196,12 @@ class Trainer:
 
     @torch.no_grad()
     def _class_thresholds(self, epoch: int, share: float, weights: Tensor | None) -> Tensor:
-        """lambda of each class for the epoch, [K]: what a `share` of its losses lies below, on noise without an attack.
+        """lambda of each class for the epoch, [K]: the `share` quantile of its losses, on noise without an attack.
 
-        Measured before the epoch on mini-batches like its own, drawn by the epoch's sampling `weights`, BatchNorm by
-        the batch's own statistics: 200 training images for each class on average, or all, which the processes share.
-        Nothing that this draws moves the training's draws. It costs a third of as many steps: a twentieth of an epoch
-        of ImageNet.
+        Measured before the epoch on mini-batches like the epoch's own: drawn by its sampling `weights`, with BatchNorm
+        in training mode. They hold 200 training images per class on average, or all if there are fewer, and are divided
+        among the processes. The random numbers of training stay as they would be without. The cost is a third of that
+        of as many training steps: for ImageNet a twentieth of an epoch.
         """
         order = torch.Generator().manual_seed(derived_seed("pace", self.recipe.seed, epoch))
         enough = math.ceil(_IMAGES_OF_A_PACE * self.objective.num_classes / self.recipe.batch_size)
