@@ -29,8 +29,8 @@ def attack(classifier, images: Tensor, noises: Tensor, soft_votes: Tensor, steps
         point = project(noises, point, max_norm)
         return mean + (point - _mean(point)) / _root_mean_square(point) * scale
 
-    *_, adversary = ascend(classifier, noises, loss, steps, 2 * max_norm / steps, constrain)
-    return adversary
+    *_, adversarial_noises = ascend(classifier, noises, loss, steps, 2 * max_norm / steps, constrain)
+    return adversarial_noises
 
 
 def _mean(noises: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class CATRSLoss(CircularLoss):
 
 def ct_loss(
     logits: Tensor,
-    adversarial: Tensor,
+    adversarial_logits: Tensor,
     labels: Tensor,
     soft_votes: Tensor,
     threshold: float | Pace,
@@ -39,8 +39,8 @@ def ct_loss(
     where drawn [L, B] ~ Binomial(m, p) if it is not given, with p the share of the head's copies that it gets right or,
     with `confidence_mask`, the label's soft vote.
 
-    logits and adversarial [L, m, B, K] of the heads on m noised copies of each image, the second under adversarial
-    noise; labels [B], soft_votes [B, K]. The pace is measured on `logits`.
+    logits and adversarial_logits [L, m, B, K] of the heads on m noised copies of each image, the second under
+    adversarial noise; labels [B], soft_votes [B, K]. The pace is measured on `logits`.
     Source: arXiv 2212.09000; circular teaching: arXiv 2211.10882, section 3.2.
     """
     loss = taught_cross_entropy(logits, labels, threshold, eps, explore)
@@ -53,5 +53,5 @@ def ct_loss(
     k = drawn.long().clamp(min=1)
     mask = (k == copies).float()
     low = loss.weighted_mean(summed.gather(1, k.unsqueeze(1) - 1).squeeze(1) / copies)
-    high = loss.weighted_mean(mask * divergences(adversarial, soft_votes).amax(1))
+    high = loss.weighted_mean(mask * divergences(adversarial_logits, soft_votes).amax(1))
     return CATRSLoss(**vars(loss) | {"total": low + lbd * high}, low=low, high=high, mask=mask.mean())

@@ -81,9 +81,9 @@ class CATRS(Objective):
         """The loss and its parts; see Objective. `soft_votes` [B, K] are the rows of `targets`."""
         noises = self.draw_noises(images)  # [m, B, C, H, W]
         logits = noisy_logits(classifier, images, noises)  # [L, m, B, K]
-        adversary = attack(unwrapped(classifier), images, noises, soft_votes, self.num_steps, self.epsilon)
+        adversarial_noises = attack(unwrapped(classifier), images, noises, soft_votes, self.num_steps, self.epsilon)
         loss = ct_loss(
-            logits, noisy_logits(classifier, images, adversary), labels, soft_votes,
+            logits, noisy_logits(classifier, images, adversarial_noises), labels, soft_votes,
             self.pace(epoch), self.recipe.eps, self.lbd, self.confidence_mask,
         )  # fmt: skip
         own = {"low": loss.low, "high": loss.high, "mask": loss.mask}

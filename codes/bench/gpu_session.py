@@ -221,8 +221,8 @@ class _Steps:
         with contextlib.suppress(_SecondEpoch):
             self.session.run("two-epochs", [sys.executable, "train.py", *flags], _CODES / args.defence, notice)
         shutil.rmtree(folder)
-        if len(times) < 3 and args.epochs > 1:
-            raise RunError("train.py did not say when its first two epochs ended")
+        if len(times) < min(3, 1 + args.epochs):
+            raise RunError("train.py did not say when its first epochs ended")
         started, first, *second = times
         epoch = second[0] - first if second else first - started
         return Pace(max(first - started - epoch, 0), epoch)

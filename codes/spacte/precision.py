@@ -37,8 +37,8 @@ def select_precision(name: str, device: torch.device) -> str:
             file=sys.stderr,
         )
     backends: Any = torch.backends  # which torch's types do not know in full
-    for of_others in (backends, backends.cudnn, backends.mkldnn.conv):
-        of_others.fp32_precision = "none"  # torch's newer settings would hold beside these two
+    for backend in (backends, backends.cudnn, backends.mkldnn.conv):
+        backend.fp32_precision = "none"  # torch's newer settings would hold beside these two
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return precision

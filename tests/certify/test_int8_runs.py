@@ -134,7 +134,7 @@ def test_an_attack_climbs_the_float_network_and_the_int8_network_votes(script, c
     code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], log, *more))
     assert code == 2 and "precision" in err  # of another classifier
     code, _, err = script("0Gaussian/attack_mhead.py", *attack_flags(digits_models[0], log, *more, *INT8))
-    assert code == 0 and err.count("int8 has no gradient: the float32 network's is climbed") == 1
+    assert code == 0 and err.count("int8 has no gradient: the float32 network is attacked") == 1
     code, _, err = script(
         "0Gaussian/predict_mhead.py",
         "--model_path",

@@ -256,6 +256,31 @@ def test_a_16_bit_tiff_is_refused(tmp_path):
         _read_image(str(tmp_path / "deep.tif"))
 
 
+@pytest.mark.parametrize("largest", [b"65535", b"1023"])
+@pytest.mark.parametrize("kind", [b"P2", b"P3", b"P5", b"P6"])
+def test_a_deep_ppm_is_refused(tmp_path, kind, largest):
+    """As text or as bytes, grey or in colour."""
+    channels = 3 if kind in (b"P3", b"P6") else 1
+    pixels = b"7 " * channels if kind in (b"P2", b"P3") else b"\0\7" * channels
+    (tmp_path / "deep.ppm").write_bytes(kind + b"\n1 1\n" + largest + b"\n" + pixels)
+    with pytest.raises(UserError, match=r"deep.ppm' has more than 8 bits"):
+        _read_image(str(tmp_path / "deep.ppm"))
+
+
+def test_a_ppm_of_fewer_levels_is_read(tmp_path):
+    (tmp_path / "few.ppm").write_bytes(b"P6\n1 1\n51\n" + bytes([51, 0, 17]))
+    assert load_rgb(str(tmp_path / "few.ppm")).getpixel((0, 0)) == (255, 0, 85)
+
+
+def test_a_16_bit_sgi_file_is_refused(tmp_path):
+    image = Image.new("RGB", (4, 3), (9, 8, 7))
+    image.save(tmp_path / "image.sgi")
+    assert load_rgb(str(tmp_path / "image.sgi")).getpixel((0, 0)) == (9, 8, 7)
+    image.save(tmp_path / "image.sgi", bpc=2)
+    with pytest.raises(UserError, match=r"image.sgi' has more than 8 bits"):
+        _read_image(str(tmp_path / "image.sgi"))
+
+
 def test_a_png_whose_second_chunk_of_pixels_is_broken_is_named(tmp_path):
     pixels = zlib.compress(bytes(4))
     write_png(tmp_path / "broken.png", 8, 2, (b"IDAT", pixels[:3]), (b"\0\0\0\0", pixels[3:]))

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from conftest import CODES, DEFENCES, ROOT, load_module
 
-from spacte.jobs.job import by_name, train_command
+from spacte.jobs.job import flag_values, train_command
 from spacte.jobs.queue_file import read_queue
 from spacte.logs.certlog import average_certified_radius, read_log
 from spacte.train.command import parse
@@ -21,7 +21,7 @@ def test_the_digits_queue_is_the_matrix_of_its_page(tmp_path):
     documented = re.findall(r"^python train.py (--dataset digits .*) --seed \$seed \$folders(.*)$", page, re.MULTILINE)
     assert len(documented) == 3
     for k, flags in enumerate(documented):
-        wanted = by_name(" ".join(flags).split()) | {"--save_freq": ["5"]}
+        wanted = flag_values(" ".join(flags).split()) | {"--save_freq": ["5"]}
         assert jobs[2 * k].settings()["train"] == wanted
         assert jobs[2 * k + 1].settings()["train"] == wanted | {"--num_heads": ["1"]}
         assert jobs[2 * k].name[0] == str(k) and len(jobs[30 + k].members) == 5
@@ -47,7 +47,7 @@ def test_the_digits_queue_of_the_further_defences_is_one_regime(tmp_path):
             assert str(getattr(recipe, name)) == digits["train"][f"--{name}"][0]
         assert job.settings()["certify"] == digits["certify"] and place.device == "cpu"
     recipe, place, _ = parse(Objective, "", train_command(first)[2:])
-    asked = {by_name(train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
+    asked = {flag_values(train_command(job)[2:])["--pretrained_model"][0] for job in runs if "5CATRS" in job.name}
     assert asked == {str(TrainingPaths.of(recipe, place, recipe.name).checkpoint(recipe.epochs))}
 
 

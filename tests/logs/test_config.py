@@ -35,6 +35,7 @@ def test_the_committed_configurations_are_whole_and_stay_as_they_are():
     [
         WHOLE,
         replace(WHOLE, sequential=Stopping((0.0, 0.25), 0.01), skip_wrong=True, head=2, consensus=None),
+        replace(WHOLE, sequential=Stopping((0.5,))),
         replace(WHOLE, sequential=Stopping(tolerance=0.1), consensus=3, normalize=("mean_std",)),
         replace(WHOLE, kind="predict", N0=0),
         replace(WHOLE, seed=2**63 - 1, noise_sd=2e9, N=10**12),

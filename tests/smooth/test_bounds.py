@@ -10,8 +10,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from spacte.smooth.bounds import (
     _log_e_value,
+    anytime_bound_reaches,
     anytime_lower_bound,
-    convinces,
     lower_confidence_bound,
     radius_of,
     upper_confidence_bound,
@@ -25,8 +25,8 @@ def false_certificate_rate(p, n_max, alpha):
     for n in range(1, n_max + 1):
         alive = np.append(alive * (1 - p), 0) + np.append(0, alive * p)
         successes = np.arange(n + 1)
-        # where the e-value convinces against p, below the observed rate: there and only there the bound exceeds p
-        errs = convinces(successes, n, p, alpha)
+        # where the e-value speaks against p, below the observed rate: there and only there the bound exceeds p
+        errs = anytime_bound_reaches(successes, n, p, alpha)
         wrong += alive[errs].sum()
         alive[errs] = 0
     return wrong
@@ -46,7 +46,7 @@ def test_the_error_is_where_the_bound_exceeds_p():
         for p in (0.3, 0.5, 0.9, 0.97):
             successes = np.arange(n + 1)
             bounds = anytime_lower_bound(successes, n, 0.05)
-            assert np.array_equal(bounds > p, convinces(successes, n, p, 0.05))
+            assert np.array_equal(bounds > p, anytime_bound_reaches(successes, n, p, 0.05))
 
 
 def test_long_streams_err_at_most_at_their_level():
@@ -59,7 +59,7 @@ def test_long_streams_err_at_most_at_their_level():
     votes, wrong = np.zeros(streams, dtype=int), np.zeros(streams, dtype=bool)
     for n, more in zip(looks, np.diff(looks, prepend=0), strict=True):
         votes += rng.binomial(more, p, streams)
-        wrong |= convinces(votes, n, p, alpha)
+        wrong |= anytime_bound_reaches(votes, n, p, alpha)
     assert stats.binom.sf(85, streams, alpha) < 1e-6
     assert wrong.sum() <= 85
 

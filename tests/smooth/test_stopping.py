@@ -65,6 +65,14 @@ def test_radii_are_decided_as_the_radii_themselves_say(kind, classes):
     assert 0.1 < expected.mean() < 0.9
 
 
+def test_a_single_class_is_decided_once_its_votes_certify_the_radii():
+    """There is no other class to bound."""
+    estimation = np.array([[100], [1000], [N]])
+    now = radii_of(ALL_VOTES, estimation[:, 0], np.zeros(3, int), estimation[:, 0], 1)
+    radius = (now[0] + now[1]) / 2
+    assert decisions(AllVotesDecided(ALL_VOTES, N, [radius]), estimation) == [False, True, True]
+
+
 @pytest.mark.parametrize("tolerance", [0.01, 0.1])
 def test_a_tolerance_is_met_as_the_radii_themselves_say(tolerance):
     estimation = votes_of(1000)

@@ -72,7 +72,7 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     indices = run.chosen(sorted(certified.index))
     _check_same_images(source.log, certified.loc[indices], evaluation.split)
     if evaluation.config.precision == "int8" and is_main_process():
-        print("int8 has no gradient: the float32 network's is climbed, the int8 network votes", file=sys.stderr)
+        print("int8 has no gradient: the float32 network is attacked, the int8 network votes", file=sys.stderr)
     if evaluation.config.classifier is not None:  # the user's own
         check_gradient(evaluation.smooth.base_classifier, evaluation.split[indices[0]][0].expand(8, -1, -1, -1))
     plan = AttackPlan(_config(evaluation, run, settings))
@@ -127,9 +127,9 @@ def attacked(
         predict, norms, votes, seconds = int(claim["predict"]), [], [], []
         for radius in config.radii:
             started = time.monotonic()
-            climbed = label if predict == ABSTAIN else predict
+            attacked_class = label if predict == ABSTAIN else predict
             moved = through_noise(
-                voting, image, climbed, radius, evaluation.smooth.sigma, config.num_steps, config.num_noise_vec,
+                voting, image, attacked_class, radius, evaluation.smooth.sigma, config.num_steps, config.num_noise_vec,
                 generator,
             )  # fmt: skip
             if config.exact_noise:  # towards the image, onto the grid: the norm does not grow
@@ -144,19 +144,19 @@ def attacked(
 
 
 def through_noise(
-    logits_of: Callable[[Tensor], Tensor], image: Tensor, climbed: int, radius: float, sigma: float, steps: int,
-    noises: int, generator: torch.Generator,
+    logits_of: Callable[[Tensor], Tensor], image: Tensor, attacked_class: int, radius: float, sigma: float, steps: int,
+    num_noise_vec: int, generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
-    """The image [C, H, W] moved by at most `radius` in L2 so that the class `climbed` loses votes.
+    """The image [C, H, W] moved by at most `radius` in L2 so that the class `attacked_class` loses votes.
 
-    PGD on -log mean_j softmax(logits_of(x + sigma eps_j))[climbed], logits_of: [N, C, H, W] -> [L, N, K]: every step
-    draws fresh noise and goes 2 radius / steps. Source: Salman et al. (NeurIPS 2019), SmoothAdv-PGD, section 2.2.
+    PGD on -log mean_j softmax(logits_of(x + sigma eps_j))[attacked_class], logits_of: [N, C, H, W] -> [L, N, K]: every
+    step draws fresh noise and goes 2 radius / steps. Source: Salman et al. (NeurIPS 2019), SmoothAdv-PGD, section 2.2.
     """
 
     def fresh() -> Tensor:
-        return torch.randn((noises, 1, *image.shape), device=image.device, generator=generator) * sigma
+        return torch.randn((num_noise_vec, 1, *image.shape), device=image.device, generator=generator) * sigma
 
-    label = torch.tensor([climbed], device=image.device)
+    label = torch.tensor([attacked_class], device=image.device)
     *_, moved = pgd(logits_of, image.unsqueeze(0), label, fresh, steps, 2 * radius / steps, radius)
     return moved.squeeze(0)
 

@@ -191,7 +191,7 @@ def _joint_name(names: list[str], repeats: bool = True) -> str:
 
 
 def base_from_callable(
-    function: Callable, split: Split, run: str, config: RunConfig, computing: ComputeSettings
+    function: Callable, split: Split, run_name: str, config: RunConfig, computing: ComputeSettings
 ) -> BaseClassifier:
     """A user's module or callable; `config` holds dataset, arch, noise_sd and what else identifies it.
 
@@ -214,7 +214,7 @@ def base_from_callable(
         )
     _warn_of_other_arithmetic(computing)
     config = replace(config, num_heads=(len(logits),), parameters_sha256=parameters, answers=answers(logits))
-    return BaseClassifier(classifier, run, config, [None])
+    return BaseClassifier(classifier, run_name, config, [None])
 
 
 def _warn_of_other_arithmetic(computing: ComputeSettings) -> None:

@@ -25,7 +25,7 @@ def decide_pass_size(evaluation: Evaluation, files: RunFiles, requested: int | N
         """The main process decides for all."""
         if requested is not None:
             return requested
-        earlier = files.noted(overwrite)
+        earlier = files.earlier_about(overwrite)
         if earlier is not None and earlier.get("device") == "cpu":
             return earlier.get("images_per_pass")
         return pass_size.fastest_pass_size(network, evaluation.split[0][0])

@@ -8,7 +8,7 @@ from spacte import cli
 from spacte.certify.run_settings import RunSettings, shard_ending
 from spacte.certify.writer import writing
 from spacte.files import check_ending
-from spacte.logs.certified import check_again
+from spacte.logs.certified import check_recertifiable
 from spacte.logs.config import RunConfig, RunRecord, is_integer
 from spacte.logs.counts import Counts, VoteCounts, heads_of, read_counts
 from spacte.logs.plans import Plan, plan_of
@@ -149,7 +149,7 @@ def _check_certificate(counts: Counts, config: RunConfig, source: RunFiles) -> N
         raise UserError(f"'{source.log}' holds no certificates: --certificate and --top_k are for certification logs")
     if not counts.selection.any():
         raise UserError(f"'{source.counts}' holds no selection votes: no class was chosen by them")
-    check_again(config, counts.selection.shape[1])
+    check_recertifiable(config, counts.selection.shape[1])
 
 
 def _check_head(head: int, counts: Counts, config: RunConfig, log: Path) -> None:

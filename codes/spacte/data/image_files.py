@@ -105,7 +105,7 @@ def _annotations(folder: Path) -> dict[str, str]:
     return {name: klass for name, klass, *_ in (line.split("\t") for line in lines if line.count("\t"))}
 
 
-def test_folder(data_dir: Path) -> Path:
+def folder_of_test_split(data_dir: Path) -> Path:
     """The test split's folder: `test`, or else `val` or `validation`. Tiny-ImageNet's test images have no labels."""
     if (data_dir / "val" / _ANNOTATIONS).is_file():
         return data_dir / "val"
@@ -151,7 +151,8 @@ def load_rgb(path: str) -> Image.Image:
 def _open_image(path: str) -> Image.Image:
     """The decoded image, as it is stored: EXIF rotation is not applied and transparency will be dropped.
 
-    Raises UserError that names the file if it cannot be decoded, is too large, or has more than 8 bits per channel.
+    Raises UserError that names the file if it cannot be decoded, is too large, or has more than 8 bits per channel (not
+    told of JPEG 2000 and AVIF in colour).
     """
     try:
         with warnings.catch_warnings():
@@ -175,9 +176,12 @@ def _is_deep(image: Image.Image, path: str) -> bool:
     """Whether more than 8 bits per channel are stored; Pillow reads many such images as 8 bits without a word."""
     if image.mode.startswith(("I", "F")):
         return True
-    if image.format == "PNG":
+    if image.format in ("PNG", "SGI"):
         with open(path, "rb") as file:
-            return file.read(25)[24] > 8  # the bit depth in IHDR, which comes first
+            head = file.read(25)
+        return head[24] > 8 if image.format == "PNG" else head[3] > 1  # IHDR's bits, SGI's bytes per channel
     if image.format == "TIFF":
         return max(getattr(image, "tag_v2", {}).get(258, (1,))) > 8  # BitsPerSample
-    return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()) if image.format == "PPM")
+    if image.format == "PPM":  # its decoder is told the largest value, unless that is 255
+        return any(isinstance(tile[3], tuple) and tile[3][-1] > 255 for tile in getattr(image, "tile", ()))
+    return False

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from spacte.data.image_files import ImageTree, load_rgb, read_tree, test_folder
+from spacte.data.image_files import ImageTree, folder_of_test_split, load_rgb, read_tree
 from spacte.data.spec import DataSpec, data_spec
 from spacte.data.splits import BatchedSplit, InMemory, StreamedSplit
 from spacte.files import gone_on_failure, remove_leftovers, temporary_name
@@ -169,7 +169,9 @@ def open_split(
 
 def _opened(name: str, data_dir: Path, train: bool, device: torch.device, workers: int) -> BatchedSplit:
     if name == "ImageFolder":
-        images, labels, class_names = read_tree(data_dir / "train" if train else test_folder(data_dir), empty=not train)
+        images, labels, class_names = read_tree(
+            data_dir / "train" if train else folder_of_test_split(data_dir), empty=not train
+        )
         return InMemory(_measured_spec(images, class_names), images, labels, train, device, crop=4, flip=True)
     spec = data_spec(name)
     if name == "ImageNet":

@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 
-from spacte.jobs.job import Job, by_name
+from spacte.jobs.job import Job, flag_values
 
 
 def visible_gpus() -> list[str]:
@@ -33,7 +33,7 @@ def gpu_of(job: Job, slot: int, gpus: Sequence[str]) -> str | None:
 
     So it is with one GPU or none, and for a job whose flags number a GPU themselves (--device cuda:<index>).
     """
-    devices = [value for flags in (job.train, job.certify) for value in by_name(flags or ()).get("--device", [])]
+    devices = [value for flags in (job.train, job.certify) for value in flag_values(flags or ()).get("--device", [])]
     if len(gpus) < 2 or any(device.startswith("cuda:") for device in devices):
         return None
     return gpus[slot % len(gpus)]

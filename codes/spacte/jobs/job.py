@@ -60,9 +60,9 @@ class Job:
     def settings(self) -> dict:
         """What the queue file says of it and of the trainings that it takes something from, as job.json records it."""
         flags = {"train": self.train, "certify": self.certify}
-        settings: dict[str, Any] = {step: None if own is None else by_name(own) for step, own in flags.items()}
-        settings |= {"members": {member.name: by_name(member.train or ()) for member in self.members}}
-        return settings | {"after": {one.name: by_name(one.train or ()) for one in self._comes_after()}}
+        settings: dict[str, Any] = {step: None if own is None else flag_values(own) for step, own in flags.items()}
+        settings |= {"members": {member.name: flag_values(member.train or ()) for member in self.members}}
+        return settings | {"after": {one.name: flag_values(one.train or ()) for one in self._comes_after()}}
 
     def _comes_after(self) -> Iterator["Job"]:
         """What was trained before it: what it, or one that it needs, comes after."""
@@ -71,7 +71,7 @@ class Job:
             yield from one._comes_after()
 
 
-def by_name(flags: tuple[str, ...] | list[str]) -> dict[str, list[str]]:
+def flag_values(flags: tuple[str, ...] | list[str]) -> dict[str, list[str]]:
     """The values of each flag; of a flag that comes twice the last one counts, as for argparse."""
     settings, name = {}, ""
     for part in flags:
@@ -187,7 +187,7 @@ def last_line(output: Path) -> str:
 
 def left_on_disk(job: Job) -> dict[Path, int]:
     """The checkpoints and counts with which it would resume, and their sizes."""
-    votes = [_in_work(job, part) for part in by_name(job.train or ()).get("--votes_dir", ["votes"])]
+    votes = [_in_work(job, part) for part in flag_values(job.train or ()).get("--votes_dir", ["votes"])]
     folders = [job.folder, *(job.scripts / folder for folder in votes)]
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".pth", ".jsonl")]
     return {path: path.stat().st_size for path in found}

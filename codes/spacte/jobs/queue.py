@@ -50,8 +50,8 @@ class Running:
         check_unchanged(job)
         self.job, self.nice, self.locks, self.slot, self.started = job, nice, locks, slot, time.monotonic()
         gpu = gpu_of(job, slot, gpus)
-        self.own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | self.own
+        self.gpu_environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | self.gpu_environment
         self.output = job.folder / "output.txt"
         self.tidied = self.started
         self.is_fresh = not self.output.exists()  # otherwise its time says nothing of other jobs'
@@ -78,7 +78,7 @@ class Running:
             return True
         self.command = self.steps.pop(0)(self.job)
         with open(self.output, "a", errors="surrogateescape") as output:  # names of files can be any bytes
-            own = [f"{name}={value}" for name, value in self.own.items()]
+            own = [f"{name}={value}" for name, value in self.gpu_environment.items()]
             output.write(f"$ cd {shlex.quote(str(self.job.scripts))}; {shlex.join(own + self.command)}\n")
             output.flush()
             self.child = subprocess.Popen(

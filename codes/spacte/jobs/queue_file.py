@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Collection
 from pathlib import Path
 
-from spacte.jobs.job import Job, by_name
+from spacte.jobs.job import Job, flag_values
 from spacte.utils import UserError, listed
 
 _SET_BY_THE_QUEUE = {
@@ -198,7 +198,7 @@ def _flags(where: str, step: str, defaults: dict, entry: dict) -> tuple[str, ...
         if own and not own[0].startswith("--"):
             raise UserError(f"{where}: {step} = '{text}' must begin with a flag, --...")
         flags += own
-    for name in by_name(flags):
+    for name in flag_values(flags):
         if name in _SET_BY_THE_QUEUE[step]:
             taken = ", ".join(_SET_BY_THE_QUEUE[step])
             raise UserError(f"{where}: {step} must not hold {name}: the queue sets {taken}")

@@ -98,10 +98,10 @@ def _sbatch(flags: list[str], script: str) -> str:
     return number
 
 
-def _run(command: list[str], failure: type[UserError] = TakenError, given: str = "") -> str:
+def _run(command: list[str], failure: type[UserError] = TakenError, stdin: str = "") -> str:
     """What one of SLURM's commands says. `failure` if it fails, usually because SLURM is not answering."""
     try:
-        result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired as error:
         raise TakenError(f"{command[0]} did not answer within {error.timeout:g} s") from error
     except OSError as error:

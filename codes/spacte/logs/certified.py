@@ -41,7 +41,7 @@ def check_certificate(certificate: str, classes: int, top_k: int | None = None) 
         raise UserError(f"--top_k {top_k}: of {classes} classes, choose 2 to {classes - 1}")
 
 
-def check_again(config: RunConfig, classes: int) -> None:
+def check_recertifiable(config: RunConfig, classes: int) -> None:
     """UserError if votes among that many classes cannot be certified as a configuration says."""
     check_certificate(config.certificate, classes, config.top_k)
     if config.top_k is not None and config.skip_wrong:

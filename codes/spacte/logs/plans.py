@@ -212,8 +212,8 @@ def plan_of(config: RunConfig, source: Path) -> Plan:
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
     """A row per attack radius: the images still right under attack, the certified ones, the broken certificates."""
-    certified = (table["predict"] == table["label"]) & (table["radius"] >= table["attack_radius"])
-    groups = table.assign(certified=certified).groupby("attack_radius")
+    is_certified = (table["predict"] == table["label"]) & (table["radius"] >= table["attack_radius"])
+    groups = table.assign(certified=is_certified).groupby("attack_radius")
     means = groups[["correct", "certified"]].mean().rename(columns={"correct": "empirical accuracy"})
     means = means.rename(columns={"certified": "certified accuracy"})
     return means.assign(broken=groups["broken"].sum(), images=groups.size()).reset_index()

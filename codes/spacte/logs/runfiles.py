@@ -74,7 +74,7 @@ class RunFiles:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"'{self.json}' beside the log is missing or no configuration") from error
 
-    def noted(self, from_scratch: bool) -> dict[str, Any] | None:
+    def earlier_about(self, from_scratch: bool) -> dict[str, Any] | None:
         """The "about" of the run's JSON (not if `from_scratch`), or else of another shard's; None without either."""
         stem, shard, _ = self.json.name.partition("-shard-")
         others = sorted(self.json.parent.glob(f"{glob.escape(stem)}-shard-*.json")) if shard else []

@@ -92,11 +92,12 @@ class Stopping:
         return text if self.decides else f"{text}, for another certificate"
 
     def to_json(self) -> dict[str, Any]:
-        """{"radii", "give_up"} or {"tolerance"}, and {"decides": false}."""
+        """{"radii", "give_up"} or {"tolerance"}, and {"decides": false}; without a give_up that is not known."""
         undecided = {} if self.decides else {"decides": False}
         if self.tolerance is not None:
             return {"tolerance": self.tolerance, **undecided}
-        return {"radii": list(self.radii or ()), "give_up": self.give_up, **undecided}
+        give_up = {} if self.give_up is None else {"give_up": self.give_up}
+        return {"radii": list(self.radii or ()), **give_up, **undecided}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Stopping":

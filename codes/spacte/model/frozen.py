@@ -146,8 +146,8 @@ class FrozenClassifier(FixedPasses):
 
     def logits(self, images: Tensor) -> Tensor:
         """See FixedPasses."""
-        climbs = torch.is_grad_enabled() and images.requires_grad
-        network = self.for_gradients if climbs and self.for_gradients is not None else self.network
+        needs_gradient = torch.is_grad_enabled() and images.requires_grad
+        network = self.for_gradients if needs_gradient and self.for_gradients is not None else self.network
         return network(self._normalised(images))
 
     @property

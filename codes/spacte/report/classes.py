@@ -41,9 +41,11 @@ def _by_class(run: Run, radius: float) -> pd.Series:
     return pd.Series(certified_at(run.log, [radius])[0].astype(float)).groupby(run.log["label"].to_numpy()).mean()
 
 
-def _named(labels: list[int], images: dict[int, int]) -> str:
-    named = listed((f"{label} ({images[label]} image{'s' * (images[label] > 1)})" for label in labels), _MOST_NAMED)
-    return f"{'class' if len(labels) == 1 else 'classes'} {named}"
+def _named(class_labels: list[int], images: dict[int, int]) -> str:
+    named = listed(
+        (f"{label} ({images[label]} image{'s' * (images[label] > 1)})" for label in class_labels), _MOST_NAMED
+    )
+    return f"{'class' if len(class_labels) == 1 else 'classes'} {named}"
 
 
 def given_up(runs: list[Run]) -> list[str]:

@@ -17,7 +17,7 @@ INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "
 _MOST_GROUPS = 6  # about which a table says something
 # settings in which two seeds of one experiment may differ: the seed, where files go, the paths of inputs. A training
 # also records its defence's own such settings, under `inputs` and `places`; older ones did not
-_OF_A_SEED = ("seed", *PLACE_SETTINGS, "places", *INPUTS, "votes_dir", "source")
+_MAY_DIFFER_BETWEEN_SEEDS = ("seed", *PLACE_SETTINGS, "places", *INPUTS, "votes_dir", "source")
 
 
 def check_same_images(runs: list[Run]) -> None:
@@ -141,7 +141,7 @@ def _recipe(run: Run) -> dict[str, str]:
     for one in run.training:
         places = one.get("places")
         own = places if isinstance(places, list | tuple) else ()
-        left_out = (*_OF_A_SEED, *own, *inputs_of(one), *unused_settings(one))
+        left_out = (*_MAY_DIFFER_BETWEEN_SEEDS, *own, *inputs_of(one), *unused_settings(one))
         trained.append({name: value for name, value in one.items() if name not in left_out})
     names = {name: None for one in trained for name in one}
     return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in trained)) for name in names}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from spacte.logs.certified import check_again, check_draws, log_table
+from spacte.logs.certified import check_draws, check_recertifiable, log_table
 from spacte.logs.config import CERTIFIES, MAKES_ROWS, RANKED, RunConfig
 from spacte.logs.counts import VoteCounts, mean_draws, read_counts
 from spacte.logs.runfiles import RunFiles
@@ -34,7 +34,7 @@ def _config_again(run: Run, counts: list[VoteCounts], certificate: str | None, t
     changes = {"certificate": certificate or config.certificate, "top_k": top_k or config.top_k}
     again = config.with_certificate(**changes)
     try:
-        check_again(again, counts[0].estimation.shape[1])
+        check_recertifiable(again, counts[0].estimation.shape[1])
     except UserError as error:
         raise UserError(f"'{run.path}': {error}") from error
     return again
@@ -79,25 +79,25 @@ def draws_of(run: Run) -> float | None:
     return mean_draws(_counts_behind(run)) if RunFiles(run.path).counts.exists() else None
 
 
-def counts_of(run: Run, otherwise: str) -> list[VoteCounts] | None:
+def counts_of(run: Run, consequence: str) -> list[VoteCounts] | None:
     """The vote counts beside a log, in its order; None where they or the configuration are missing.
 
-    A warning then says so, and what follows from it, `otherwise`.
+    A warning then says so, and what follows from it, `consequence`.
 
     Raises UserError if they or the configuration are not this log's.
     """
     lacking = _lacking(run)
     if lacking:
-        warnings.warn(f"{lacking} beside '{run.path}': {otherwise}", stacklevel=3)
+        warnings.warn(f"{lacking} beside '{run.path}': {consequence}", stacklevel=3)
         return None
     return _counts_behind(run)
 
 
-def needed_counts(run: Run, otherwise: str) -> list[VoteCounts]:
+def needed_counts(run: Run, consequence: str) -> list[VoteCounts]:
     """The vote counts beside a log, in its order. UserError, which says so, where they do not tell."""
     lacking = _lacking(run)
     if lacking:
-        raise UserError(f"{lacking} beside '{run.path}': {otherwise}")
+        raise UserError(f"{lacking} beside '{run.path}': {consequence}")
     return _counts_behind(run)
 
 

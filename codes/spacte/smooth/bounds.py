@@ -86,12 +86,12 @@ def anytime_brackets(n_a: ArrayLike, n: ArrayLike, alpha: float) -> Iterator[tup
     for _ in range(15):
         for _ in range(4):
             middle = (below + above) / 2
-            convincing = convinces(n_a, n, middle, alpha)
+            convincing = anytime_bound_reaches(n_a, n, middle, alpha)
             below, above = np.where(convincing, middle, below), np.where(convincing, above, middle)
         yield below, above
 
 
-def convinces(n_a: Any, n: Any, p: Any, alpha: float) -> Any:
+def anytime_bound_reaches(n_a: Any, n: Any, p: Any, alpha: float) -> Any:
     """Whether n_a votes of n put the anytime bound at p or above: p < n_a / n, and E_n(p) >= 1/alpha."""
     rounding = 1e-9 + 1e-14 * n  # more than the error of log E_n in double precision, against mpmath up to n = 10^7
     threshold = -math.log(min(alpha, 0.47)) + rounding

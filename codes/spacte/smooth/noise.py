@@ -68,8 +68,8 @@ class GridNoise:
         reach = int(10 * sigma * levels) + 1  # Phi(-10) < 2^-62: nothing is beyond
         with mpmath.workprec(256):
             step = mpmath.mpf(1) / (levels * mpmath.mpf(sigma))
-            quantiles = [mpmath.ncdf((k + mpmath.mpf(1) / 2) * step) for k in range(-reach, reach)]
-            self.thresholds = torch.tensor([int(mpmath.nint(q * 2**_BITS)) for q in quantiles])
+            cumulative = [mpmath.ncdf((k + mpmath.mpf(1) / 2) * step) for k in range(-reach, reach)]
+            self.thresholds = torch.tensor([int(mpmath.nint(q * 2**_BITS)) for q in cumulative])
         self.reach = reach
 
     def slack(self, pixels: int, draws: int) -> float:

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
 from spacte.smooth.bounds import (
+    anytime_bound_reaches,
     anytime_lower_bound,
-    convinces,
     lower_confidence_bound,
     radius_of,
     upper_confidence_bound,
@@ -41,7 +41,7 @@ class RadiiDecided:
     def enough(self, n_a: ArrayLike, n: int) -> np.ndarray:
         """Whether n_a votes of n, a number or an array of them, are enough to stop."""
         n_a = np.asarray(n_a)[..., None]  # [..., 1] against the radii
-        certified = convinces(n_a, n, self.needed, self.alpha)
+        certified = anytime_bound_reaches(n_a, n, self.needed, self.alpha)
         expected = n_a + (self.n_max - n) * upper_confidence_bound(n_a, n, self.give_up)
         return np.all(certified | (expected < self.votes), axis=-1)
 
@@ -67,7 +67,7 @@ class RadiusKnown:
         upper = radius_of(min(upper_confidence_bound(n_a, n, GIVE_UP), self.most), self.sigma)
         if upper is None or upper <= self.tolerance:
             return True
-        return bool(convinces(n_a, n, ndtr((upper - self.tolerance) / self.sigma), self.alpha))
+        return bool(anytime_bound_reaches(n_a, n, ndtr((upper - self.tolerance) / self.sigma), self.alpha))
 
 
 class AllVotesDecided:
@@ -92,7 +92,7 @@ class AllVotesDecided:
     def __call__(self, selection: np.ndarray, estimation: np.ndarray) -> bool:
         """Whether these votes [K] are enough to stop."""
         chosen, n = int(selection.argmax()), int(estimation.sum())
-        n_a, n_b, left = int(estimation[chosen]), int(np.delete(estimation, chosen).max()), self.n_max - n
+        n_a, n_b, left = int(estimation[chosen]), int(np.delete(estimation, chosen).max(initial=0)), self.n_max - n
         hoped_a = min(self.n_max, n_a + left * upper_confidence_bound(n_a, n, self.give_up))
         hoped_b = n_b + left * lower_confidence_bound(n_b, n, self.give_up)
         votes = ([n_a, hoped_a], [n_b, min(hoped_b, self.n_max - hoped_a)], [n, self.n_max])
@@ -119,5 +119,5 @@ def _votes_needed(p: float, n: int, alpha: float) -> int:
     fewest, enough = 0, n + 1
     while enough - fewest > 1:
         middle = (fewest + enough) // 2
-        fewest, enough = (fewest, middle) if convinces(middle, n, p, alpha) else (middle, enough)
+        fewest, enough = (fewest, middle) if anytime_bound_reaches(middle, n, p, alpha) else (middle, enough)
     return enough

@@ -114,7 +114,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
         if is_main_process():
             print(f"{paths.checkpoint(recipe.epochs)} is the last epoch: nothing is left to do")
         return
-    inputs = on_main_process(lambda: inputs_sha256(objective.files()))
+    inputs = on_main_process(lambda: inputs_sha256(objective.input_files()))
     with gone_on_failure(*paths.folders):  # made first: what a defence prepares may take hours
         on_main_process(paths.make_folders)
         trainer.prepare()
@@ -238,10 +238,10 @@ def _warn_of_other_code(contents: dict, source: dict) -> None:
 
 def _check_same_inputs(contents: dict, objective: Objective, settings: dict, paths: TrainingPaths) -> None:
     """UserError if the training took something from other files; those of a finished run may be gone."""
-    files = [Path(path) for some in objective.files().values() for path in some]
+    files = [Path(path) for some in objective.input_files().values() for path in some]
     if contents["epoch"] == settings["epochs"] and not all(path.exists() for path in files):
         return
-    began_with, here = contents.get("inputs", {}), inputs_sha256(objective.files())
+    began_with, here = contents.get("inputs", {}), inputs_sha256(objective.input_files())
     unknown = () if "places" in contents else objective.inputs  # to older versions
     for name in {**began_with, **here}:
         if name not in unknown and began_with.get(name) != here.get(name):

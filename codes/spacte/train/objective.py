@@ -61,7 +61,7 @@ class Objective:
                 raise UserError(f"{cls.__name__}.{one.name} has no default: every setting needs one")
         return {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in own}
 
-    def files(self) -> dict[str, tuple[str | Path, ...]]:
+    def input_files(self) -> dict[str, tuple[str | Path, ...]]:
         """The checkpoints that the training takes something from, by setting: the recipe's and the defence's own."""
         found = dict[str, tuple[str | Path, ...]]()
         for owner in (self.recipe, self):

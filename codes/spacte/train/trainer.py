@@ -172,8 +172,8 @@ class Trainer:
         batches = self.train_split.batches(recipe.batch_size, order, self.smallest, weights, self.targets)
         step = self.graphed or self.step
         for images, labels, *targets in batches:
-            for some, their_labels, *theirs in self._split(images, labels, *targets):
-                meter.add(step(some, their_labels, epoch, *theirs), len(their_labels))
+            for mini_images, mini_labels, *mini_targets in self._split(images, labels, *targets):
+                meter.add(step(mini_images, mini_labels, epoch, *mini_targets), len(mini_labels))
                 if len(meter.pending) == _STEPS_BETWEEN_CHECKS:
                     meter.flush()
                     bar.set_postfix({"loss": f"{meter.means()['loss']:.3f}"} | shown)
@@ -210,9 +210,9 @@ class Trainer:
         with keep_rng_state(self.device), uncompiled(), keep_running_statistics(network):
             torch.manual_seed(derived_seed("pace", self.recipe.seed, epoch, get_rank()))
             for images, labels in itertools.islice(batches, enough):
-                for some, their_labels in self._split(images, labels):
-                    logits = noisy_logits(network, some, self.objective.draw_noises(some))
-                    found.append((smoothed_cross_entropy(logits, their_labels).cpu(), their_labels.cpu()))
+                for mini_images, mini_labels in self._split(images, labels):
+                    logits = noisy_logits(network, mini_images, self.objective.draw_noises(mini_images))
+                    found.append((smoothed_cross_entropy(logits, mini_labels).cpu(), mini_labels.cpu()))
         everywhere = [one for process in all_gather_object(found) for one in process]
         losses, labels = (torch.cat(parts, -1) for parts in zip(*everywhere, strict=True))
         return class_quantiles(losses, labels, share, self.objective.num_classes).to(self.device)
