@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from spacte.logs.certified import certificate_row
-from spacte.logs.certlog import HEADER
+from spacte.logs.certified import certified
+from spacte.logs.certlog import HEADER, format_row
 from spacte.logs.config import RunConfig
 from spacte.logs.counts import VoteCounts
 
@@ -36,7 +36,7 @@ def run_with(path, images, seed=0, **config):
             100 * np.eye(3, dtype=int)[shown.argmax(-1)],
             0 * shown if estimation is None else estimation,
         )
-        rows.append(certificate_row(one, RunConfig.from_json(config)))
+        rows.append(format_row(idx, label, *certified(one, RunConfig.from_json(config)), one.seconds))
         lines.append(one.to_line())
     path.write_text(HEADER + "".join(rows))
     path.with_name(f"{path.stem}-counts.jsonl").write_text("".join(lines))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spacte.model.ascent import ascend, l2_norms, on_sphere
+from spacte.model.ascent import ascend, l2_norms
 from spacte.model.ensemble import ensemble_logits
 from spacte.model.noisy import noisy_logits
 from spacte.train.teaching import smoothed_cross_entropy
@@ -28,7 +28,10 @@ def attack(classifier, images: Tensor, labels: Tensor, noises: Tensor, steps: in
         wrong.append(ensemble_logits(logits.detach()).argmax(-1) != labels)  # [m, B]
         return smoothed_cross_entropy(logits, labels).mean(0).sum() * len(noises)
 
-    *tested, kept = ascend(classifier, noises, loss, steps, step_size, lambda point: on_sphere(point, norms))
+    def constrain(point: Tensor) -> Tensor:
+        return point * norms / (l2_norms(point) + 1e-8)
+
+    *tested, kept = ascend(classifier, noises, loss, steps, step_size, constrain)
     for point, is_wrong in zip(reversed(tested), reversed(wrong), strict=True):
         kept = torch.where(is_wrong[..., None, None, None], point, kept)
     return kept

@@ -36,14 +36,10 @@ def page(output: Path, state: dict, unfinished: dict[str, str]) -> str:
 
 
 def _steps(state: dict, unfinished: dict[str, str]) -> str:
-    spent, done = state.get("spent", {}), state["steps"]
-    names = list(dict.fromkeys([*done, *spent, *unfinished]))
-    rows = [{"step": name, "seconds": spent.get(name), "state": _how(name, done, unfinished)} for name in names]
+    spent, states = state.get("spent", {}), unfinished | dict.fromkeys(state["steps"], "finished")
+    names = list(dict.fromkeys([*state["steps"], *spent, *unfinished]))
+    rows = [{"step": n, "seconds": spent.get(n), "state": states.get(n, "not finished")} for n in names]
     return markdown(pd.DataFrame(rows)) if rows else "None yet."
-
-
-def _how(name: str, done: dict, unfinished: dict[str, str]) -> str:
-    return "finished" if name in done else unfinished.get(name, "not finished")
 
 
 def _speeds(rows: list[dict]) -> str:

@@ -14,11 +14,6 @@ from spacte.smooth.voters import AllHeads
 _UNLIKELY = 0.01
 
 
-def enough_images(split: Split) -> int:
-    """How many images of a split tell what a network does, within seconds: 256, of ImageNet's size 64."""
-    return 256 if math.prod(split.spec.shape[1:]) <= 64**2 else 64
-
-
 @torch.no_grad()
 def warn_at_chance(smooth: Smooth, split: Split) -> None:
     """Warn where the base classifier is right on no more noised images, from the whole split, than by guessing.
@@ -26,7 +21,8 @@ def warn_at_chance(smooth: Smooth, split: Split) -> None:
     Guessing always names the commonest class; the share that is right must lie above that by more than chance does
     in one of 100 cases. Nothing is said where so few images could not show it.
     """
-    images, labels = split.evenly_spaced(enough_images(split))
+    enough = 256 if math.prod(split.spec.shape[1:]) <= 64**2 else 64  # to tell within seconds
+    images, labels = split.evenly_spaced(enough)
     images = with_fixed_noise(images, smooth.sigma)
     named = AllHeads(smooth.base_classifier, smooth.num_classes)(images)[-1].cpu()
     count, right = len(labels), int((named == labels).sum())

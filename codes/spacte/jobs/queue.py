@@ -71,7 +71,7 @@ class Running:
                 return False
             if code:
                 how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-                raise RunError(f"{self.command[1]} ended with {how}: {self.last_line()}")
+                raise RunError(f"{self.command[1]} ended with {how}: {last_line(self.output)}")
             remove_old_checkpoints(self.job, keep=1)
         if not self.steps:
             write_record(self.job, finished=True, seconds=self.seconds() if self.is_fresh else None)
@@ -111,17 +111,13 @@ class Running:
     def seconds_left(self) -> float | None:
         """What the running command said last; None where it has said nothing, or its folder is gone."""
         try:
-            said = re.search(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d) left$", self.last_line())
+            said = re.search(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d) left$", last_line(self.output))
         except OSError:
             said = None
         if said is None:
             return None
         days, hours, minutes, seconds = (int(part or 0) for part in said.groups())
         return timedelta(days, seconds, minutes=minutes, hours=hours).total_seconds()
-
-    def last_line(self) -> str:
-        """The last line of the output that holds something."""
-        return last_line(self.output)
 
 
 class Queue:

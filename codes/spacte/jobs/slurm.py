@@ -47,7 +47,7 @@ def submit(jobs: list[Job], command: list[str], work: Path, name: str, flags: st
         tasks = f"--array=0-{len(array) - 1}" + f"%{most}" * (most is not None)
         number = _sbatch([tasks, *after, signal_to, *own], _script(command, array))
         numbers |= {job.name: f"{number}_{task}" for task, job in enumerate(array)}
-        _write_numbers(work, numbers)
+        replace_file(_numbers_file(work), json.dumps(numbers, indent=1) + "\n")
         print(
             f"submitted {number}: {len(array)} job{'s' * (len(array) > 1)}"
             + f", after {listed(needs, 2)}" * bool(needs)
@@ -158,10 +158,6 @@ def _read_numbers(work: Path) -> dict[str, str]:
     if not isinstance(numbers, dict) or not all(isinstance(number, str) for number in numbers.values()):
         raise UserError(f"'{_numbers_file(work)}' does not hold the numbers of jobs")
     return numbers
-
-
-def _write_numbers(work: Path, numbers: dict[str, str]) -> None:
-    replace_file(_numbers_file(work), json.dumps(numbers, indent=1) + "\n")
 
 
 def _numbers_file(work: Path) -> Path:

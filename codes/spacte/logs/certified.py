@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from spacte.logs.certlog import COLUMNS, Radii, format_row, round_down
+from spacte.logs.certlog import COLUMNS, Radii, round_down
 from spacte.logs.config import CERTIFIES, RANKED, RunConfig
 from spacte.logs.counts import VoteCounts, heads_of
 from spacte.smooth.certificates import Certificate
@@ -124,12 +124,6 @@ def check_voter(config: RunConfig, voters: int) -> None:
     heads = heads_of(voters)
     if config.head is not None and config.head >= heads:
         raise UserError(f"not a vote count of this run: head {config.head} votes, and there are 0..{heads - 1}")
-
-
-def certificate_row(counts: VoteCounts, config: RunConfig) -> str:
-    """An image's line in a certification log."""
-    predict, radius = certified(counts, config)
-    return format_row(counts.idx, counts.label, predict, radius, counts.seconds)
 
 
 def log_table(counts: list[VoteCounts], config: RunConfig) -> pd.DataFrame:

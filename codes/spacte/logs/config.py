@@ -22,16 +22,15 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
 def _is_list_of(accept: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, list) and all(map(accept, value))
 
 
 def _is(*kinds: type) -> Callable[[object], bool]:
     return lambda value: isinstance(value, kinds)
+
+
+_is_text = _is(str)
 
 
 def _or_none(accept: Callable[[object], bool]) -> Callable[[object], bool]:
@@ -81,8 +80,8 @@ def _field(
     """A field, and what it is `needed` for.
 
     `legal` says whether a value in a file may stand there. `kinds` are the kinds of runs in whose JSON the field always
-    stands; an OPTIONAL one stands there only where it is not None. Older files lack a field that was `added_later`, and
-    meant the default; a run that lacks another field does not resume.
+    stands; an OPTIONAL one stands there only where it is not None, and older files may lack it. They also lack a field
+    that was `added_later`, and meant the default; a run that lacks another field does not resume.
     """
     rules = {"legal": legal, "needed": needed, "kinds": kinds, "added_later": added_later}
     return field(default_factory=dict, metadata=rules) if default == {} else field(default=default, metadata=rules)
@@ -112,13 +111,11 @@ class RunConfig:
     classifier: str | None = _field(None, _is_text, IDENTIFIES, kinds=OPTIONAL)  # the user's own
     classifier_args: dict[str, Any] | None = _field(None, _is(dict), IDENTIFIES, kinds=OPTIONAL)
     # of the files that arguments name, by argument
-    classifier_files: dict[str, str] | None = _field(None, _is(dict), IDENTIFIES, kinds=OPTIONAL, added_later=True)
+    classifier_files: dict[str, str] | None = _field(None, _is(dict), IDENTIFIES, kinds=OPTIONAL)
     classifier_sha256: str | None = _field(None, _is_text, IDENTIFIES, kinds=OPTIONAL)
     # None stands in the file, too: see `_is_written`
     parameters_sha256: str | None = _field(None, _or_none(_is_text), IDENTIFIES, kinds=OPTIONAL)
-    answers: tuple[float, ...] | None = _field(
-        None, _is_list_of(is_number), IDENTIFIES, kinds=OPTIONAL, added_later=True
-    )
+    answers: tuple[float, ...] | None = _field(None, _is_list_of(is_number), IDENTIFIES, kinds=OPTIONAL)
     # how it is evaluated
     data_sha256: str = _field("", _is_text, IDENTIFIES)
     head: int | None = _field(None, _or_none(is_integer), DESCRIBES, IDENTIFIES)
@@ -129,7 +126,7 @@ class RunConfig:
     noise_slack: float = _field(0.0, lambda value: value == 0 or _is_open_probability(value), CERTIFIES)
     arithmetic: dict[str, Any] = _field({}, _is(dict))
     versions: dict[str, Any] = _field({}, lambda value: isinstance(value, dict) and _is_text(value.get("python")))
-    consensus: int | None = _field(None, _or_none(is_integer), IDENTIFIES, CERTIFIES, kinds=OPTIONAL, added_later=True)
+    consensus: int | None = _field(None, _or_none(is_integer), IDENTIFIES, CERTIFIES, kinds=OPTIONAL)
     skip: int = _field(1, _is_positive, MAKES_ROWS, kinds=("certify", "predict", "attack"))
     # an attack
     log_sha256: str = _field("", _is_text, kinds=("attack",))

@@ -184,11 +184,6 @@ def printable(text: str | Path) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(text))
 
 
-def method_parts(place: str) -> str:
-    """Of folders a/b/c those that say neither sigma, architecture, data set nor seed: what may be a method's name."""
-    return "/".join(part for part in place.split("/") if not (is_fact(part) or is_seed(part)))
-
-
 def is_seed(part: str) -> bool:
     """Whether a folder's name is that of a seed: seed-666, seed_1, seed1."""
     return re.fullmatch(r"seed[-_]?\d+", part) is not None

@@ -15,7 +15,6 @@ import pandas as pd
 from spacte.logs import certlog
 from spacte.logs.certified import (
     certificate_of,
-    certificate_row,
     certified,
     check_draws,
     check_voter,
@@ -82,7 +81,8 @@ class CertifyPlan:
 
     def rows(self, counts: VoteCounts) -> str:
         """See Plan: one line."""
-        return certificate_row(counts, self.config)
+        predict, radius = certified(counts, self.config)
+        return certlog.format_row(counts.idx, counts.label, predict, radius, counts.seconds)
 
     def score(self, counts: VoteCounts) -> float:
         """See Plan: its radius where it is right."""

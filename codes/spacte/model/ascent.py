@@ -93,11 +93,6 @@ def project(centre: Tensor, point: Tensor, radius: float | None) -> Tensor:
     return centre + offset * (radius / l2_norms(offset).clamp(min=1e-12)).clamp(max=1)
 
 
-def on_sphere(noises: Tensor, norms: Tensor) -> Tensor:
-    """Each noise [..., C, H, W] scaled to its L2 norm [..., 1, 1, 1]: on the sphere around 0, where it was drawn."""
-    return noises * norms / (l2_norms(noises) + 1e-8)
-
-
 def l2_norms(images: Tensor) -> Tensor:
     """The L2 norm of each image or noise: [..., C, H, W] -> [..., 1, 1, 1]."""
     return torch.linalg.vector_norm(images, dim=(-3, -2, -1), keepdim=True)

@@ -57,7 +57,7 @@ def quantise(
         setattr(network, stages[-1], nn.Sequential(last, _Quantise(quantiser.activations(_HEADS))))
     for number, head in enumerate(cast(list[nn.Sequential], network.heads)):
         into_linear = quantiser.activations(f"heads.{number}.1")
-        head[0] = nn.Sequential(head[0], _Quantise(into_linear), _ToFloat())
+        head[0] = nn.Sequential(head[0], _Quantise(into_linear, torch.float32))
         head[1] = _Linear(cast(nn.Linear, head[1]), into_linear)
     strange = sorted({*peaks, *shifts} - quantiser.names)
     if strange:
@@ -265,23 +265,15 @@ class _Block(nn.Module):
 
 
 class _Quantise(nn.Module):
-    """Activations as uint8: [N, C, H, W] -> [N, C, H, W]."""
+    """Activations as uint8, or as these integers in float32, whose sums are exact: [N, C, H, W] -> [N, C, H, W]."""
 
-    def __init__(self, target: _Activations):
+    def __init__(self, target: _Activations, kind: torch.dtype = torch.uint8):
         super().__init__()
-        self.target = target
+        self.target, self.kind = target, kind
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return self.target.quantised(x)
-
-
-class _ToFloat(nn.Module):
-    """A head's integers as float32, whose sums over pixels are exact: [N, C, H, W] -> [N, C, H, W]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        return x.float()
+        return self.target.quantised(x).to(self.kind)
 
 
 class _Linear(nn.Module):

@@ -11,7 +11,7 @@ Side = tuple[str, list[Run]]  # an experiment's name and its runs
 
 def of_runs(a: Run, b: Run) -> Iterator[str]:
     """On two runs, each one training."""
-    if not _same_classifier(a, b):
+    if not checkpoints_of(a) or checkpoints_of(a) != checkpoints_of(b):  # not known to certify one classifier
         yield "One run each: the interval is for other images, not for other trainings."
 
 
@@ -50,11 +50,6 @@ def seeds_are_few(runs: tuple[int, int]) -> bool:
 def _networks(run: Run) -> int:
     """How many vote together; 0 where nothing tells."""
     return len(run.heads.networks) if run.heads else 0
-
-
-def _same_classifier(a: Run, b: Run) -> bool:
-    """Whether two runs are known to certify one classifier."""
-    return bool(checkpoints_of(a)) and checkpoints_of(a) == checkpoints_of(b)
 
 
 def _shared_inputs(runs: list[Run]) -> list[str]:

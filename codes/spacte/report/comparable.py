@@ -106,16 +106,15 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
     """
     if not over_seeds:
         return [(run.title, [run]) for run in runs]
-    found: dict[tuple, list[Run]] = {}
-    names = experiments(runs)
-    for run, name in zip(runs, names, strict=True):
-        found.setdefault((*run.experiment_key, name), []).append(run)
-    found = {key: some for whole, runs in found.items() for key, some in _by_label(whole, runs).items()}
-    for some in found.values():
+    alike: dict[tuple, list[Run]] = {}
+    for run, name in zip(runs, experiments(runs), strict=True):
+        alike.setdefault((name, *run.experiment_key), []).append(run)
+    found = [(name, some) for (name, *_), group in alike.items() for some in _by_label(group)]
+    for _, some in found:
         check_seeds(some)
-    user_labels = [(experiment_label(some), tuple(some[0].facts.values())) for some in found.values()]
+    user_labels = [(experiment_label(some), tuple(some[0].facts.values())) for _, some in found]
     rows = []
-    for (*_, name, _), some, user in zip(found, found.values(), user_labels, strict=True):
+    for (name, some), user in zip(found, user_labels, strict=True):
         label, _ = user
         if not label or user_labels.count(user) > 1:
             label = ", ".join(filter(None, (label, name)))
@@ -123,14 +122,13 @@ def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
     return rows
 
 
-def _by_label(key: tuple, runs: list[Run]) -> dict[tuple, list[Run]]:
-    """The runs of a key, as one experiment; where two share a network, as one for each label."""
-    pairs = itertools.combinations(runs, 2)
-    share = any(checkpoints_of(a) & checkpoints_of(b) for a, b in pairs)
-    found: dict[tuple, list[Run]] = {}
+def _by_label(runs: list[Run]) -> list[list[Run]]:
+    """Like runs as one experiment; where two share a network, as one for each label."""
+    share = any(checkpoints_of(a) & checkpoints_of(b) for a, b in itertools.combinations(runs, 2))
+    found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault((*key, experiment_label([run]) if share else ""), []).append(run)
-    return found
+        found.setdefault(experiment_label([run]) if share else "", []).append(run)
+    return list(found.values())
 
 
 def _recipe(run: Run) -> dict[str, str]:

@@ -13,7 +13,6 @@ from spacte.report.intervals import (
     FEWEST_DIFFERENT,
     Interval,
     accuracy_interval,
-    acr_interval,
     concatenated,
     differ,
     experiments_interval,
@@ -34,8 +33,8 @@ class Comparison:
     `table` has a row for ACR, clean accuracy and the certified accuracy at each radius: both values on the shared
     images, their difference, its 95 % interval from `low` to `high`, and the p-value of no difference, adjusted for all
     rows by Holm's method. Interval and p-value are NaN for the ACR if too few images' radii differ, see
-    `acr_interval`. If a run is sequential, they and the difference are NaN for the ACR, since two lower bounds tell
-    nothing of a difference, and for each radius that it did not decide, or knows only to within a tolerance.
+    `experiments_interval`. If a run is sequential, they and the difference are NaN for the ACR, since two lower bounds
+    tell nothing of a difference, and for each radius that it did not decide, or knows only to within a tolerance.
 
     `different` is the number of images whose radii differ. `only_a` and `only_b` are the idx that the other run does
     not have. `settings` says how the certifications differ, as far as the configurations tell; `certificate` is the
@@ -129,7 +128,7 @@ def compare(a: Run, b: Run, radii: Radii | None = None) -> Comparison:
     """Match two runs' images by idx; `radii` default to those that one of them reaches.
 
     Raises UserError if they share fewer than two images, or these are perhaps others (two data_sha256).
-    The interval of the ACRs is `acr_interval`'s, those of the accuracies are `accuracy_interval`'s.
+    The interval of the ACRs is `experiments_interval`'s, those of the accuracies are `accuracy_interval`'s.
     """
     return _compared([a], [b], radii, over_seeds=False)
 
@@ -155,17 +154,15 @@ def _compared(a: list[Run], b: list[Run], radii: Radii | None, over_seeds: bool)
     figures_a, figures_b = (_figures(runs, shared, radii) for runs in (a, b))
     differences = figures_a[0].mean(axis=0) - figures_b[0].mean(axis=0)
     different, names = int(differ(differences).sum()), labels([a[:1], b[:1]])
+    of_acr = experiments_interval(figures_a[:1], figures_b[:1])
     if over_seeds:
-        interval = concatenated(
-            experiments_interval(figures_a[:1], figures_b[:1]),
-            experiments_interval(figures_a[1:], figures_b[1:], proportions=True),
-        )
+        of_accuracies = experiments_interval(figures_a[1:], figures_b[1:], proportions=True)
         names = [experiment_label(runs) or label for runs, label in zip((a, b), names, strict=True)]
         remarks = of_experiments((names[0], a), (names[1], b))
     else:
-        certified = (figures[1:, 0].astype(bool) for figures in (figures_a, figures_b))
-        interval = concatenated(acr_interval(differences[None]), accuracy_interval(*certified))
+        of_accuracies = accuracy_interval(*(figures[1:, 0].astype(bool) for figures in (figures_a, figures_b)))
         remarks = of_runs(a[0], b[0])
+    interval = concatenated(of_acr, of_accuracies)
     stopping = _stopping_rules(a[0], b[0])
     mean_a, mean_b = (figures.mean(axis=(1, 2)) for figures in (figures_a, figures_b))
     return Comparison(

@@ -31,32 +31,18 @@ def concatenated(*parts: Interval) -> Interval:
     return Interval(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("low", "high", "p")))
 
 
-def acr_interval(differences: np.ndarray) -> Interval:
-    """Student's 95 % interval of the mean of differences of radii: [F, images] -> [F].
-
-    NaN where fewer than FEWEST_DIFFERENT of the differences are not 0, and where all are equal. The level is
-    approximate: where a few images of hundreds carry most of the difference, no interval of theirs holds.
-    """
-    images = differences.shape[1]
-    mean, spread = differences.mean(axis=1), differences.std(axis=1, ddof=1)
-    error = spread / np.sqrt(images)
-    error[(differ(differences).sum(axis=1) < FEWEST_DIFFERENT) | (spread < _ROUNDING)] = np.nan
-    return _student(mean, error, images - 1)
-
-
-def _student(mean: np.ndarray, error: np.ndarray, degrees: np.ndarray | int) -> Interval:
-    half = stdtrit(degrees, (1 + _LEVEL) / 2) * error
-    return Interval(mean - half, mean + half, 2 * stdtr(degrees, -np.abs(mean / error)))
-
-
 def interval_over_seeds(differences: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of the mean of paired differences [seeds, images]: over images, and over seeds if several.
 
     NaN where fewer than FEWEST_DIFFERENT images differ, averaged over the seeds, and where all differ alike.
     """
-    if differences.shape[1] < 2 or int(differ(differences.mean(axis=0)).sum()) < FEWEST_DIFFERENT:
+    of_each = differences.mean(axis=0, keepdims=True)  # [1, images]
+    if of_each.shape[1] < 2 or int(differ(of_each).sum()) < FEWEST_DIFFERENT:
         return np.nan, np.nan
-    interval = acr_interval(differences) if len(differences) == 1 else _over_seeds(differences[None])
+    parts = [_of_images(of_each)]
+    if len(differences) > 1:  # another seed changes both sides of a difference together
+        parts.append(_of_seeds(differences[None]))
+    interval = _satterthwaite(of_each.mean(axis=1), parts)
     return float(interval.low[0]), float(interval.high[0])
 
 
@@ -72,7 +58,8 @@ def experiments_interval(a: np.ndarray, b: np.ndarray, proportions: bool = False
     interval is Student's t with Satterthwaite's degrees of freedom. An experiment of one run is taken to vary over
     seeds as much as the other one: this holds as far as the recipes are alike, and is too much if the single run is an
     ensemble's. If the other has only two runs, they tell too little: NaN. If each side has one run, the interval is for
-    other images alone. NaN where the variance is 0, and where fewer than FEWEST_DIFFERENT images differ.
+    other images alone, and the paired t. NaN where the variance is 0, and where fewer than FEWEST_DIFFERENT images
+    differ. The level is approximate: where a few images of hundreds carry most of the difference, no interval holds.
 
     Figures that are 0 or 1 are `proportions`: as in `accuracy_interval`, one more image on each side is added to the
     D_i, whose variance would be too small where few images differ. They then have an interval however few differ.
@@ -99,11 +86,6 @@ def experiments_interval(a: np.ndarray, b: np.ndarray, proportions: bool = False
     return _satterthwaite(mean, parts)
 
 
-def _over_seeds(differences: np.ndarray) -> Interval:
-    """As `experiments_interval`, of paired differences [F, seeds, images]: another seed changes both sides together."""
-    return _satterthwaite(differences.mean(axis=(1, 2)), [_of_images(differences.mean(axis=1)), _of_seeds(differences)])
-
-
 _Part = tuple[np.ndarray, int]  # a variance of the mean [F], and its degrees of freedom
 
 
@@ -118,11 +100,14 @@ def _of_seeds(runs: np.ndarray) -> _Part:
 
 
 def _satterthwaite(mean: np.ndarray, parts: list[_Part]) -> Interval:
+    """Student's interval of a mean [F] whose variance is the sum of the parts."""
     variances, freedom = np.array([variance for variance, _ in parts]), np.array([[degrees] for _, degrees in parts])
     total = variances.sum(axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0 where nothing varies
         degrees = total**2 / (variances**2 / freedom).sum(axis=0)
-    return _student(mean, np.where(total < _ROUNDING**2, np.nan, np.sqrt(total)), degrees)
+    error = np.where(total < _ROUNDING**2, np.nan, np.sqrt(total))
+    half = stdtrit(degrees, (1 + _LEVEL) / 2) * error
+    return Interval(mean - half, mean + half, 2 * stdtr(degrees, -np.abs(mean / error)))
 
 
 def accuracy_interval(a: np.ndarray, b: np.ndarray) -> Interval:

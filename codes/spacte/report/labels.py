@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from spacte.logs.description import is_fact, is_seed, method_parts, parts_of
+from spacte.logs.description import is_fact, is_seed, parts_of
 from spacte.names import CERTIFICATIONS, run_tail
 from spacte.report.run import Run
 
@@ -50,7 +50,8 @@ def _shown_key(run: Run) -> tuple:
 def with_methods(runs: list[Run]) -> list[Run]:
     """The runs, those of an unknown defence with the folders in which they differ: cat-rs/noise_0.25, cohen/..."""
     unknown = [run for run in runs if run.defence is None]
-    methods = map(method_parts, differing_parts([run.path.parent for run in unknown]) if unknown else ())
+    folders = _differing([list(parts_of(run.path.parent)) for run in unknown]) if unknown else []
+    methods = ("/".join(part for part in own if not (is_fact(part) or is_seed(part))) for own in folders)
     named = {id(run): method for run, method in zip(unknown, methods, strict=True)}
     return [replace(run, method=named.get(id(run), "")) for run in runs]
 
@@ -79,13 +80,18 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
     It is the user's label, followed by what runs of one label differ in, if all rows are then told apart. Otherwise it
     is what is known of the run and, for those that still are alike, the part in which their logs' paths differ.
     """
-    short, runs = [], [some[0] for some in rows]
-    are_experiments = any(len(some) > 1 for some in rows)
-    user_labels = [experiment_label(some) if are_experiments else some[0].label and some[0].title for some in rows]
-    if all(user_labels):
-        user_labels = _with_differences(user_labels, runs)
-        if len(set(user_labels)) == len(user_labels):
-            return [_counted(label, some) for label, some in zip(user_labels, rows, strict=True)]
+    runs, are_experiments = [some[0] for some in rows], any(len(some) > 1 for some in rows)
+    found = [experiment_label(some) if are_experiments else some[0].label and some[0].title for some in rows]
+    if all(found):
+        found = _with_differences(found, runs)
+    if not all(found) or len(set(found)) < len(found):
+        found = _by_facts(runs)
+    return [f"{label}, {len(some)} runs" if len(some) > 1 else label for label, some in zip(found, rows, strict=True)]
+
+
+def _by_facts(runs: list[Run]) -> list[str]:
+    """What is known of each run and, for those that still are alike, the part in which their logs' paths differ."""
+    short = []
     for run in runs:
         heads = run.heads and run.heads.in_words
         parts = [run.defence, heads, *run.variant, run.sigma and f"sigma {run.sigma:g}"]
@@ -93,10 +99,8 @@ def labels(rows: Sequence[list[Run]]) -> list[str]:
             if len({getattr(other, name) for other in runs}) > 1:
                 parts.append(getattr(run, name))
         short.append(", ".join(part for part in parts if part))
-    ties = _places(short, runs)
-    for number, (text, place) in enumerate(zip(short, ties, strict=True)):
-        short[number] = f"{text} ({place})" if text and place else text or place or runs[number].title
-    return [_counted(label, some) for label, some in zip(short, rows, strict=True)]
+    named = zip(short, _places(short, runs), runs, strict=True)
+    return [f"{text} ({place})" if text and place else text or place or run.title for text, place, run in named]
 
 
 def _with_differences(user_labels: list[str], runs: list[Run]) -> list[str]:
@@ -113,10 +117,6 @@ def _with_differences(user_labels: list[str], runs: list[Run]) -> list[str]:
             parts.append(run.certificate or "")
         named.append(", ".join(filter(None, parts)))
     return named
-
-
-def _counted(label: str, runs: list[Run]) -> str:
-    return f"{label}, {len(runs)} runs" if len(runs) > 1 else label
 
 
 def experiment_label(runs: list[Run]) -> str:

@@ -24,20 +24,13 @@ def recertify(run: Run, certificate: str | None = None, top_k: int | None = None
     Raises UserError if no counts or no configuration lie beside the log, or they cannot be certified so.
     """
     counts = needed_counts(run, "its certificates are fixed")
-    config = _config_again(run, counts, certificate, top_k)
-    return replace(run, log=tabled(run, counts, config), config=config)
-
-
-def _config_again(run: Run, counts: list[VoteCounts], certificate: str | None, top_k: int | None) -> RunConfig:
-    """The configuration of the votes under another certificate or for another top k; None: as it is."""
     config = run.required_config
-    changes = {"certificate": certificate or config.certificate, "top_k": top_k or config.top_k}
-    again = config.with_certificate(**changes)
+    config = config.with_certificate(certificate=certificate or config.certificate, top_k=top_k or config.top_k)
     try:
-        check_recertifiable(again, counts[0].estimation.shape[1])
+        check_recertifiable(config, counts[0].estimation.shape[1])
     except UserError as error:
         raise UserError(f"'{run.path}': {error}") from error
-    return again
+    return replace(run, log=tabled(run, counts, config), config=config)
 
 
 def tabled(run: Run, counts: list[VoteCounts], config: RunConfig) -> pd.DataFrame:

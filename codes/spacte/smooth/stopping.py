@@ -3,6 +3,7 @@
 A rule can be chosen freely: it only decides when to stop, and the anytime-valid bounds hold whenever that is.
 """
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -116,8 +117,4 @@ def _votes(selection: np.ndarray, estimation: np.ndarray) -> tuple[int, int]:
 
 def _votes_needed(p: float, n: int, alpha: float) -> int:
     """The fewest votes of n whose anytime bound reaches p; n + 1 where not even n do."""
-    fewest, enough = 0, n + 1
-    while enough - fewest > 1:
-        middle = (fewest + enough) // 2
-        fewest, enough = (fewest, middle) if anytime_bound_reaches(middle, n, p, alpha) else (middle, enough)
-    return enough
+    return bisect.bisect_left(range(n + 1), True, key=lambda votes: anytime_bound_reaches(votes, n, p, alpha))

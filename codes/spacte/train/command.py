@@ -118,7 +118,7 @@ def train(objective_type: type[Objective], recipe: Recipe, place: Place, own: di
     with gone_on_failure(*paths.folders):  # made first: what a defence prepares may take hours
         on_main_process(paths.make_folders)
         trainer.prepare()
-    text = resumed.get("log") if resumed else ""
+    text = resumed["log"] if resumed else ""
     log = TrainingLog(paths, recipe.epochs, trainer.epoch, text) if is_main_process() else None
     about = {"run": run, "defence": objective.name(), "args": settings | dataclasses.asdict(place)}
     about |= {"places": (*PLACE_SETTINGS, *objective.places)} | ({"inputs": inputs} if inputs else {})
@@ -202,10 +202,11 @@ def _resume_point(paths: TrainingPaths, objective: Objective, settings: dict, re
 
 def _is_whole(contents: dict, epoch: int) -> bool:
     """Whether these are the contents of this epoch's checkpoint, as a trainer restores them."""
-    kinds = {"args": dict, "defence": str, "data": object, "rng": list, "optimizer": dict, "scheduler": dict}
+    kinds = {"args": dict, "defence": str, "data": object, "rng": list, "log": str}
+    kinds |= {"optimizer": dict, "scheduler": dict}
     if not all(isinstance(contents.get(name), kind) and name in contents for name, kind in kinds.items()):
         return False
-    if not isinstance(contents.get("log", ""), str | None) or "param_groups" not in contents["optimizer"]:
+    if "param_groups" not in contents["optimizer"]:
         return False
     return contents.get("epoch") == contents["scheduler"].get("last_epoch") == epoch
 

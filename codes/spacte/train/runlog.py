@@ -66,16 +66,14 @@ class TrainingLog:
     UserError if another process trains the same run or writes the same log, or it cannot be written.
     """
 
-    def __init__(self, paths: TrainingPaths, epochs: int, epochs_done: int = 0, text: str | None = ""):
-        """`text` is None where an older version's checkpoint lacks it: the log file found is then this run's."""
+    def __init__(self, paths: TrainingPaths, epochs: int, epochs_done: int, text: str):
         self.path, self.epochs = paths.log, epochs
         self._lock = lock(paths.checkpoints / "lock", f"another process is training '{paths.checkpoints}'")
         for left in paths.checkpoints.glob(".*.tmp"):  # under the lock all are dead, whichever machine wrote them
             left.unlink(missing_ok=True)
         taken = f"another process is writing '{paths.log}': give another --logs_dir"
         self._file = lock(paths.log, taken)
-        there = paths.log.read_text()
-        self.text = _rows_up_to(there, epochs_done) if text is None else text
+        there, self.text = paths.log.read_text(), text
         if epochs_done and there.startswith(self.text):  # later epochs are trained, and logged, again
             self._file.truncate(len(self.text.encode()))
         elif epochs_done and self.text.startswith(there):  # its end was lost
@@ -140,12 +138,6 @@ def _say_nothing_of_tensorboard(failed: threading.ExceptHookArgs) -> None:
     """A threading.excepthook silent about an OSError in TensorBoard's thread: TrainingLog meets it and warns."""
     if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
         threading.__excepthook__(failed)
-
-
-def _rows_up_to(text: str, epoch: int) -> str:
-    """The header of a log and its whole rows up to the epoch."""
-    header, *rows = text.splitlines(keepends=True) or [""]
-    return header + "".join(row for row in rows if row.endswith("\n") and int(row.split("\t")[0]) <= epoch)
 
 
 def _tag(name: str) -> str:
