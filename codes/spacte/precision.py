@@ -95,6 +95,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def keep_arithmetic_settings() -> Iterator[None]:
     """At its end torch's settings of precision and of cuDNN, which `select_device` and `select_precision` change, are
     as they were.
+
+    Torch has two generations of them over the same state. Where the caller has used the newer one, reading the older
+    one can raise; setting one of the newer ones also sets those below it, so that outer ones come first here.
     """
     backends: Any = torch.backends
     newer = [backends, backends.cudnn, backends.mkldnn, backends.cuda.matmul]  # each before those that follow it

@@ -1,6 +1,8 @@
 """When enough has been drawn: rules that end an image's estimation draws early.
 
 A rule can be chosen freely: it only decides when to stop, and the anytime-valid bounds hold whenever that is.
+Cohen's certificate has rules of its own, which compare the class's votes with thresholds that are computed once for all
+images; with all votes two radii depend on two counts, and are bracketed at each look.
 """
 
 import bisect
