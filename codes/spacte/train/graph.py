@@ -22,9 +22,11 @@ class GraphedStep:
     A replay draws the same random numbers as an eager step and returns the same values. Learning rate, lambda and all
     else that Python computes are constants of a graph, so each epoch captures its own, one for each of the `full` sizes
     of a mini-batch. An epoch's first step is eager, and so are mini-batches of other sizes. If steps wait for the GPU,
-    draw or count on the CPU, or cannot be captured, all are eager from then on, and a line on stderr says why: no
-    defence here does so, but a user's may, and a replay would silently leave out what Python did. The losses lie on the device; the next step overwrites them. `attributes`, the objective's own dictionary, holds by name
-    what a step might count in or keep.
+    draw or count on the CPU, or cannot be captured, all are eager from then on, and a line on stderr says why. No
+    defence here does so, but a user's may, and a replay would silently leave out what Python did.
+
+    The losses lie on the device; the next step overwrites them. `attributes`, the objective's own dictionary, holds by
+    name what a step might count in or keep.
     """
 
     def __init__(
