@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import io
 import os
 import re
@@ -148,7 +149,8 @@ def run_with_settings(parser: Parser, function: Callable[..., None], *kinds: typ
 
 
 def run(command: Callable[[], None]) -> None:
-    """Run a script's body. A UserError prints one line on stderr and exits with code 2; a warning is one line.
+    """Run a script's body. A UserError prints one line on stderr and exits with code 2; a warning is one line,
+    said once.
 
     A TakenError exits with 75: the same command may be tried later. A RunError, which the user did not cause (a loss
     that is not finite, say), prints one line and exits with code 1; Ctrl-C exits with 130. Where stdout or stderr are
@@ -157,7 +159,8 @@ def run(command: Callable[[], None]) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for good
-    warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
+    said = functools.cache(lambda text: _say(f"warning: {text}"))
+    warnings.showwarning = lambda message, *where: said(str(message))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     try:

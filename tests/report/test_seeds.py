@@ -99,6 +99,20 @@ def test_hashes_that_an_older_run_has_not_recorded_make_no_other_row(script, tmp
     }
 
 
+def test_seeds_of_one_folder_may_have_learnt_from_files_of_their_own(script, tmp_path):
+    """As a whole method's seeds have; that is said once. Another folder's runs stay another row."""
+    for label, taken in (("own", "abb"), ("other", "ac")):
+        for seed, inputs in enumerate(taken):
+            log = random_log(tmp_path / f"{label}/seed-{seed}/h-5-x.log", 10, seed)
+            with_config(log, [{"seed": seed, "inputs": {"teachers": [inputs * 64]}}])
+    code, out, err = script("report.py", tmp_path, "--over_seeds", "--format", "csv", "--radii", 0.5)
+    assert code == 0 and set(pd.read_csv(io.StringIO(out))["run"]) == {"own, 3 runs", "other, 2 runs"}
+    told = "the runs of 'own' did not all learn from the same files (teachers aaaaaaaa; teachers bbbbbbbb): what others"
+    assert err.count(told) == 1 and err.count("the same files") == 2
+    code, out, err = script("report.py", "--compare", "own", "other")
+    assert code == 0 and err.count(told) == 1
+
+
 def test_the_places_of_a_defence_of_ones_own_make_no_other_row(script, tmp_path):
     """Where a training's features lie differs from seed to seed; that all began with one prior is said."""
     for side in ("a", "b"):

@@ -88,14 +88,28 @@ def experiments(runs: list[Run]) -> list[str]:
     """The name of each run's experiment, which its seeds share.
 
     It is the run's name. If runs of the same name and description were trained with different recipes, as far as their
-    configurations tell, it is followed by the settings that differ: h-1-m-2, lr_init 0.3.
+    configurations tell, it is followed by the settings that differ: h-1-m-2, lr_init 0.3. What trainings took from
+    other files (teachers, say) is another recipe, unless the user has put them as seeds into one folder.
     """
-    recipes, names = [_recipe(run) for run in runs], []
+    recipes, names = _recipes_of_folders(runs), []
     for run, recipe in zip(runs, recipes, strict=True):
         others = [other for like, other in zip(runs, recipes, strict=True) if like.experiment_key == run.experiment_key]
         particular = [name for name in recipe if any(other and _differ(recipe, other, name) for other in others)]
         names.append(", ".join([run.name, *(f"{name} {recipe[name]}" for name in particular)]))
     return names
+
+
+def _recipes_of_folders(runs: list[Run]) -> list[dict[str, str]]:
+    """The runs' recipes, in which the inputs of all runs of a label are one: aaaaaaaa or bbbbbbbb."""
+    recipes, together = [_recipe(run) for run in runs], dict[tuple, dict[str, None]]()
+    keys = [(*run.experiment_key, experiment_label([run]) or number) for number, run in enumerate(runs)]
+    for key, recipe in zip(keys, recipes, strict=True):
+        if "inputs" in recipe:
+            together.setdefault(key, {})[recipe["inputs"]] = None
+    return [
+        recipe | {"inputs": " or ".join(together[key])} if "inputs" in recipe else recipe
+        for key, recipe in zip(keys, recipes, strict=True)
+    ]
 
 
 def rows_of(runs: list[Run], over_seeds: bool) -> list[tuple[str, list[Run]]]:
@@ -165,9 +179,12 @@ def _differ(one: dict[str, str], other: dict[str, str], name: str) -> bool:
 
 
 def _recipe_differences(a: Run, b: Run) -> str:
-    """How the classifiers' recipes differ, as far as both configurations tell them: the settings, with both values."""
+    """How the classifiers' recipes differ, as far as both configurations tell them: the settings, with both values.
+
+    What they took from files may differ: see `check_seeds`.
+    """
     one, other = _recipe(a), _recipe(b)
-    names = [name for name in one | other if _differ(one, other, name)] if one and other else []
+    names = [name for name in one | other if name != "inputs" and _differ(one, other, name)] if one and other else []
     return ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in names)
 
 
@@ -212,7 +229,8 @@ def check_seeds(runs: list[Run]) -> None:
 
     Seeds of one experiment certify the same images with the same settings and were trained with the same recipe, but
     differ in checkpoint and seed. Of a log without a configuration only the images are compared, since the rest is not
-    known. A warning says where different code trained them.
+    known. A warning says where different code trained them, or they took something (teachers, say) from other files:
+    seeds of a whole method have teachers of their own.
     """
     for a, b in itertools.combinations(runs, 2):
         differences = [_recipe_differences(a, b), certification_differences(a, b)]
@@ -233,10 +251,15 @@ def check_seeds(runs: list[Run]) -> None:
             two = f"'{a.path}' and '{b.path}'"
             raise UserError(f"{two} are not two seeds of one experiment: {found}; leave one of them out")
     known = [sources for run in runs if (sources := _sources(run))]
+    name = experiment_label(runs) or runs[0].name
     if len({tuple(sources) for sources in known}) > 1:
         every = dict.fromkeys(itertools.chain(*known))
-        text = f"the runs of '{experiment_label(runs) or runs[0].name}' were trained by different code"
+        text = f"the runs of '{name}' were trained by different code"
         warnings.warn(f"{text} (source_sha256 {listed(one[:8] for one in every)}): the same method?", stacklevel=2)
+    taken = dict.fromkeys(recipe["inputs"] for recipe in map(_recipe, runs) if "inputs" in recipe)
+    if len(taken) > 1:
+        text = f"the runs of '{name}' did not all learn from the same files ({'; '.join(taken)})"
+        warnings.warn(f"{text}: what others would change is then in their spread", stacklevel=2)
 
 
 def _sources(run: Run) -> list[str]:
