@@ -83,6 +83,8 @@ VERDICTS = {
         "| with such teachers, these five networks": "5-heads-self-sound-teachers 5-networks-self-sound",
         "what do they add to one deeper head?": "1-head-R14-self-sound-teachers 1-head-R14-self",
         "| one self-paced R14, five heads": "1-head-R14-self-sound-teachers 5-heads-self-sound-teachers",
+        "| such an R14, two self-paced networks": "1-head-R14-self-sound-teachers 2-networks-self",
+        "| such an R14, these five networks": "1-head-R14-self-sound-teachers 5-networks-self-sound",
     },
 }
 

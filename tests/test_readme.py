@@ -110,7 +110,7 @@ MEASURED = {
     "five self-paced heads, `--whole_gradient`": "5-heads-self-whole",
     "five self-paced heads, `--whole_gradient --teachers`": "5-heads-self-sound-teachers",
     "one self-paced head, R14": "1-head-R14-self",
-    "one self-paced head, R14, `--teachers` (one run)": "1-head-R14-self-sound-teachers",
+    "one self-paced head, R14, `--teachers`": "1-head-R14-self-sound-teachers",
     "five networks": "5-networks/seeds-666-1-2-3-4",
 }
 
@@ -236,6 +236,11 @@ ROW = r"^\| `(\S+\.pth)` \| \w+, (\d+) \| (\w+), 0\.5 \| .* \| (0\.\d+), (0\.\d+
 PRETRAINED = sorted(
     re.findall(ROW, TEXTS["codes/pretrained/README.md"], re.MULTILINE)
 )  # name, heads, data, ACR under each certificate, hash
+LOGGED_AS = {
+    "1-head": "cifar10/0Gaussian/1-head/seed-666",
+    "1-head-R14-teachers": "cifar10-heads/0Gaussian/1-head-R14-self-sound-teachers/seed-1",
+    "5-heads": "cifar10/0Gaussian/5-heads/seed-666",
+}
 
 
 def test_the_pretrained_models_are_those_of_the_table():
@@ -271,8 +276,7 @@ def test_the_pretrained_models_have_the_figures_of_the_tables(script, name, head
                 assert row == pytest.approx(told, abs=0.004)
         found = [row[3] for row in table]
     else:
-        label = re.search(r"\d-heads?", name)[0]
-        run = ROOT / "logs_certification/cifar10/0Gaussian" / label / "seed-666"
+        run = ROOT / "logs_certification" / LOGGED_AS[name.removeprefix("cifar10-gaussian-0.50-").removesuffix(".pth")]
         logged = [read_runs([run], ReadOptions(certificate=kind)) for kind in CERTIFICATES]
         found = [average_certified_radius(one.log) for (one,) in logged]
     assert found == pytest.approx([float(acr) for acr in acrs], abs=0.002)
