@@ -4,6 +4,7 @@ comes, or after its training, perhaps days later.
 jobs -> the flags of their scripts -> what these say (spacte.refusals), in a process per defence's folder
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -23,9 +24,9 @@ def check_flags(jobs: Sequence[Job]) -> None:
     flags with this library are skipped; one that cannot be imported is named in a warning.
     """
     by_folder: dict[Path, dict[tuple[str, ...], Job]] = {}
-    for job in jobs:
+    for job in itertools.filterfalse(is_finished, jobs):
         for script, flags in (("train.py", job.train), ("certify_mhead.py", job.certify)):
-            if flags is not None and not is_finished(job) and _is_ours(job.scripts / script):
+            if flags is not None and _is_ours(job.scripts / script):
                 by_folder.setdefault(job.scripts, {}).setdefault((script, *flags), job)
     children = {folder: _start_child(folder) for folder in by_folder}
     for folder, child in children.items():

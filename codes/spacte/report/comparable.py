@@ -17,7 +17,7 @@ INPUTS = {"teachers": "teachers", "frozen_trunk": "trunk", "pretrained_model": "
 _MOST_GROUPS = 6  # about which a table says something
 # settings in which two seeds of one experiment may differ: the seed, where files go, the paths of inputs. A training
 # also records its defence's own such settings, under `inputs` and `places`; older ones did not
-_MAY_DIFFER_BETWEEN_SEEDS = ("seed", *PLACE_SETTINGS, "places", *INPUTS, "votes_dir", "source")
+_MAY_DIFFER_BETWEEN_SEEDS = ("seed", *PLACE_SETTINGS, "places", "inputs", *INPUTS, "votes_dir", "source")
 
 
 def check_same_images(runs: list[Run]) -> None:
@@ -100,15 +100,14 @@ def experiments(runs: list[Run]) -> list[str]:
 
 
 def _recipes_of_folders(runs: list[Run]) -> list[dict[str, str]]:
-    """The runs' recipes, in which the inputs of all runs of a label are one: aaaaaaaa or bbbbbbbb."""
-    recipes, together = [_recipe(run) for run in runs], dict[tuple, dict[str, None]]()
+    """The runs' recipes with their inputs, which those of all runs of a label are: aaaaaaaa or bbbbbbbb."""
     keys = [(*run.experiment_key, experiment_label([run]) or number) for number, run in enumerate(runs)]
-    for key, recipe in zip(keys, recipes, strict=True):
-        if "inputs" in recipe:
-            together.setdefault(key, {})[recipe["inputs"]] = None
+    together: dict[tuple, dict[str, None]] = {}
+    for key, run in zip(keys, runs, strict=True):
+        together.setdefault(key, {}).update(dict.fromkeys(_inputs(run)))
     return [
-        recipe | {"inputs": " or ".join(together[key])} if "inputs" in recipe else recipe
-        for key, recipe in zip(keys, recipes, strict=True)
+        _recipe(run) | ({"inputs": " or ".join(together[key])} if _inputs(run) else {})
+        for key, run in zip(keys, runs, strict=True)
     ]
 
 
@@ -159,6 +158,12 @@ def _recipe(run: Run) -> dict[str, str]:
     return {name: "+".join(dict.fromkeys(_short(one.get(name)) for one in trained)) for name in names}
 
 
+def _inputs(run: Run) -> list[str]:
+    """What the run's trainings took from files, as one text; none where they have recorded nothing."""
+    texts = dict.fromkeys(_short(one.get("inputs")) for one in run.training)
+    return ["+".join(texts)] if any("inputs" in one for one in run.training) else []
+
+
 def inputs_of(training: dict) -> dict:
     """The hashes of what a training took from files, by the setting that names them."""
     inputs = training.get("inputs")
@@ -179,12 +184,9 @@ def _differ(one: dict[str, str], other: dict[str, str], name: str) -> bool:
 
 
 def _recipe_differences(a: Run, b: Run) -> str:
-    """How the classifiers' recipes differ, as far as both configurations tell them: the settings, with both values.
-
-    What they took from files may differ: see `check_seeds`.
-    """
+    """How the classifiers' recipes differ, as far as both configurations tell them: the settings, with both values."""
     one, other = _recipe(a), _recipe(b)
-    names = [name for name in one | other if name != "inputs" and _differ(one, other, name)] if one and other else []
+    names = [name for name in one | other if one.get(name) != other.get(name)] if one and other else []
     return ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in names)
 
 
@@ -256,7 +258,7 @@ def check_seeds(runs: list[Run]) -> None:
         every = dict.fromkeys(itertools.chain(*known))
         text = f"the runs of '{name}' were trained by different code"
         warnings.warn(f"{text} (source_sha256 {listed(one[:8] for one in every)}): the same method?", stacklevel=2)
-    taken = dict.fromkeys(recipe["inputs"] for recipe in map(_recipe, runs) if "inputs" in recipe)
+    taken = dict.fromkeys(itertools.chain(*map(_inputs, runs)))
     if len(taken) > 1:
         text = f"the runs of '{name}' did not all learn from the same files ({'; '.join(taken)})"
         warnings.warn(f"{text}: what others would change is then in their spread", stacklevel=2)
