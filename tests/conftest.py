@@ -254,6 +254,12 @@ def digits():
     return next(split.batches(len(split)))
 
 
+@pytest.fixture
+def models(tmp_path):
+    """A user's my_models.py in the folder where the scripts run: its path."""
+    return Path(shutil.copy(Path(__file__).parent / "my_models.py", tmp_path))
+
+
 def linear():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10))
