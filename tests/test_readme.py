@@ -1,21 +1,11 @@
 """What the READMEs show and no other test runs: links, commands, tables, a defence and a classifier of one's own."""
 
-import importlib
-import json
 import re
 
-import numpy as np
 import pytest
 import torch
-from conftest import CODES, DEFENCES, EXCERPTS, ROOT, TINY
-from scipy import stats
+from conftest import CODES, DEFENCES, ROOT, TINY
 from torchvision.models import resnet18
-
-from spacte.files import sha256
-from spacte.logs.certlog import average_certified_radius
-from spacte.model.checkpoint import load_classifier
-from spacte.report.reading import ReadOptions, read_runs
-from spacte.smooth.certificates import CERTIFICATES, Certificate, multiclass_certificate
 
 PAGES = [path for folder in (CODES, ROOT / "logs_certification") for path in sorted(folder.rglob("*.md"))
          if not any(parent.is_symlink() for parent in path.parents)]  # fmt: skip
@@ -171,136 +161,3 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
     acr, accuracies = capsys.readouterr().out.split(maxsplit=1)
     assert 0.79 < float(acr) < 0.81 and accuracies == "[1. 1. 1.]\n"  # 0.25 Phi^-1(0.001^(1/10000))
     assert names["log"].name == "mine-certify-skip-20.log"
-
-
-def test_the_benchmark(script, tmp_path):
-    """Every field is there, and the ratio is that of the two speeds; one turn has no other median."""
-    flags = ("--arch", "R8", "--dataset", "digits", "--turns", 1, "--seconds", 0.05, "--batch_size", 32)
-    code, out, err = script(
-        "bench/bench.py",
-        *flags,
-        "--device",
-        "cpu",
-        "--json",
-        tmp_path / "figures" / "bench.json",
-        "--markdown",
-        tmp_path / "records" / "today.md",
-    )
-    assert code == 0, err
-    rows = json.loads((tmp_path / "figures" / "bench.json").read_text())
-    assert [row["task"] for row in rows] == ["certify", "train"]
-    for row in rows:
-        assert {"arch", "dataset", "heads", "device", "precision", "batch_size", "ceiling_fraction"} < row.keys()
-        assert row["plain"] > 0 and row["ratio"] == row["fast"] / row["plain"] and row["ceiling_fraction"] > 0
-    assert f"| {rows[0]['arch']}" in out
-    record = (tmp_path / "records" / "today.md").read_text()
-    assert (
-        record.startswith("## 20") and "python codes/bench/bench.py --arch R8" in record and "| certify | R8" in record
-    )
-    code, _, err = script("bench/bench.py", *flags, "--task", "certify", "table")
-    assert code == 2 and "--task table has flags of its own: give it alone" in err
-    code, _, err = script("bench/bench.py", "--dataset", "CIFAR100")
-    assert code == 2 and "--dataset needs --arch" in err
-    code, _, err = script("bench/bench.py", *flags, "--json", "/dev/null/bench.json")
-    assert code == 2 and "cannot write to '/dev/null'" in err
-
-
-def test_the_tools_for_certificates_from_all_votes(certify, script):
-    """Each rule has its row; with all the votes fewer draws reach Cohen's accuracy."""
-    log = certify("a", "--N", 1000, "--batch_size", 1000)
-    code, out, err = script("studies/certificate_savings.py", log)
-    assert code == 0 and out.count("| all-votes") == 2 and out.count("| cohen") == 2, err
-    code, _, err = script("studies/certificate_savings.py", log, "--N", 5)
-    assert code == 2 and "--N 5 at --alpha 0.001 can never certify" in err and err.count("\n") == 1
-    code, _, err = script("studies/certificate_savings.py", certify("b", "--skip_wrong"))
-    assert code == 2 and "has images without estimation votes" in err
-    code, _, err = script("studies/certificate_savings.py", EXCERPTS)
-    assert code == 2 and "has no vote counts beside it" in err
-
-
-def test_the_rules_for_certificates_that_are_compared(monkeypatch):
-    """On a few votes: ours is the library's certificate, Cohen's too, and the joint test's p-value is exact."""
-    monkeypatch.syspath_prepend(str(CODES))
-    compare = importlib.import_module("compare_certificates")
-    selection = np.array([90, 6, 4])
-    for estimation in (np.array([900, 60, 40]), np.array([500, 300, 200]), np.array([0, 600, 400])):
-        ours = multiclass_certificate(selection, estimation, 0.001, 1.0)[1]
-        assert compare.RULES["half"](selection, estimation, 0.001) == pytest.approx(ours, abs=1e-9)
-        cohens = Certificate(0.001, 1.0)(selection, estimation)[1]
-        assert compare.RULES["Cohen's"](selection, estimation, 0.001) == pytest.approx(cohens, abs=1e-9)
-        for rule in compare.RULES.values():
-            assert 0 <= rule(selection, estimation, 0.001) < stats.norm.ppf(0.999)
-
-
-ROW = r"^\| `(\S+\.pth)` \| \w+, (\d+) \| (\w+), 0\.5 \| .* \| (0\.\d+), (0\.\d+) \| `(\w{64})` \|$"
-PRETRAINED = sorted(
-    re.findall(ROW, TEXTS["codes/pretrained/README.md"], re.MULTILINE)
-)  # name, heads, data, ACR under each certificate, hash
-LOGGED_AS = {
-    "1-head": "cifar10/0Gaussian/1-head/seed-666",
-    "1-head-R14-teachers": "cifar10-heads/0Gaussian/1-head-R14-self-sound-teachers/seed-1",
-    "5-heads": "cifar10/0Gaussian/5-heads/seed-666",
-}
-
-
-def test_the_pretrained_models_are_those_of_the_table():
-    """Hash, size, heads and data of each; their logits are finite."""
-    files = sorted((CODES / "pretrained").glob("*.pth"))
-    assert [row[0] for row in PRETRAINED] == [file.name for file in files] != []
-    for (name, heads, data, *_, digest), file in zip(PRETRAINED, files, strict=True):
-        assert sha256(file) == digest and file.stat().st_size < 5e6, name
-        loaded = load_classifier(file)
-        assert loaded.spec.name == data and loaded.num_heads == int(heads)
-        with torch.inference_mode():
-            logits = loaded.classifier(torch.rand(2, *loaded.spec.shape))
-        assert logits.shape == (int(heads), 2, 10) and logits.isfinite().all()
-
-
-@pytest.mark.parametrize(("name", "heads", "acrs"), [(row[0], row[1], row[3:5]) for row in PRETRAINED])
-def test_the_pretrained_models_have_the_figures_of_the_tables(script, name, heads, acrs):
-    """Those of digits are certified, one by README's command, whose table must be what that prints; those of CIFAR-10
-    have the logs of the runs that made them. Another machine rounds otherwise.
-    """
-    if name.startswith("digits"):
-        command = f"--model_path codes/pretrained/{name} --N 1000 --device cpu"
-        code, out, err = script("certify_mhead.py", *command.replace("codes/", f"{CODES}/").split())
-        assert code == 0, err
-        table = [_numbers(line.split("|")[7:-2]) for line in out.splitlines() if line.startswith("| Gaussian")]
-        assert f"| {heads}       |" in out and len(table) == 2
-        in_readme = f"python codes/certify_mhead.py {command}\n" in README
-        assert in_readme == (heads == "5")
-        if in_readme:
-            shown = [line.split("|")[2:-1] for line in README.splitlines() if re.match(r"\| (cohen|all-votes) ", line)]
-            assert [len(row) for row in shown] == [len(row) for row in table] == [8, 8]
-            for row, told in zip(table, map(_numbers, shown), strict=True):
-                assert row == pytest.approx(told, abs=0.004)
-        found = [row[3] for row in table]
-    else:
-        run = ROOT / "logs_certification" / LOGGED_AS[name.removeprefix("cifar10-gaussian-0.50-").removesuffix(".pth")]
-        logged = [read_runs([run], ReadOptions(certificate=kind)) for kind in CERTIFICATES]
-        found = [average_certified_radius(one.log) for (one,) in logged]
-    assert found == pytest.approx([float(acr) for acr in acrs], abs=0.002)
-
-
-def _numbers(cells):
-    return [float(cell.split("±")[0]) for cell in cells]
-
-
-def test_a_released_checkpoint_is_certified_like_its_own_and_not_resumed(script, trained, tmp_path):
-    released, again, half = (tmp_path / f"{name}.pth" for name in ("released", "again", "half"))
-    assert script("release.py", trained, "--output", released)[0] == 0
-    code, out, _ = script("release.py", trained, "--output", half, "--half")
-    assert code == 0 and out.endswith(f"SHA-256 {sha256(half)}\n")
-    assert script("release.py", trained, "--output", again)[0] == 0 and sha256(again) == sha256(released)
-    sizes = [path.stat().st_size for path in (trained, released, half)]
-    assert sizes[0] > 1.8 * sizes[1] > 1.8 * 1.8 * sizes[2]
-    images = torch.rand(50, 1, 8, 8)
-    with torch.inference_mode():
-        whole, same, rounded = (load_classifier(path).classifier(images) for path in (trained, released, half))
-    assert torch.equal(whole, same) and 0 < (whole - rounded).abs().max() < 0.02 * whole.abs().max()
-    for path, message in ((trained, "'released.pth' exists"), (released, "has been released already")):
-        code, _, err = script("release.py", path, "--output", "released.pth" if path == trained else "new.pth")
-        assert code == 2 and message in err and err.count("\n") == 1
-    released.rename(trained)
-    code, _, err = script("0Gaussian/train.py", *TINY, "--num_heads", 2, "--epochs", 1, "--resume")
-    assert code == 2 and "it cannot be resumed" in err
