@@ -32,11 +32,20 @@ def test_auto_is_the_authors_arithmetic_and_fp32_is_ieee(monkeypatch, name, devi
     assert arithmetic()["cudnn_allow_tf32"] is tf32 and arithmetic()["float32_matmul_precision"] == "highest"
 
 
-def test_a_gpu_that_is_too_old_for_tf32_computes_and_records_fp32(monkeypatch):
+def test_a_gpu_that_is_too_old_for_tf32_and_bf16_computes_and_records_fp32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert select_precision("auto", CUDA) == "fp32" and arithmetic()["cudnn_allow_tf32"] is False
-    with pytest.raises(UserError, match=r"needs a GPU of compute capability 8\.0 or later"):
-        select_precision("tf32", CUDA)
+    for name in ("tf32", "bf16"):
+        with pytest.raises(UserError, match=rf"--precision {name} needs a GPU of compute capability 8\.0 or later"):
+            select_precision(name, CUDA)
+
+
+def test_processes_compute_alike(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr("spacte.precision.all_gather_object", lambda value: [value, "fp32"])
+    assert select_precision("fp32", CUDA) == "fp32"
+    with pytest.raises(UserError, match="generations that --precision auto treats differently: choose fp32"):
+        select_precision("auto", CUDA)
 
 
 @pytest.mark.parametrize("newer", [torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv])

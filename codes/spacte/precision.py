@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from spacte.distributed import is_main_process
+from spacte.distributed import all_gather_object, is_main_process
 from spacte.utils import UserError
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")  # of training
@@ -21,16 +21,18 @@ def select_precision(name: str, device: torch.device) -> str:
     fp32 is IEEE float32, to which "auto" falls back on a GPU that is too old for TF32; tf32 lets a GPU's convolutions
     round their float32 inputs to TF32; bf16 computes convolutions and products in bfloat16; int8 is a quantised
     network's (spacte.model.int8). From here on float32 is computed so, whatever was set before: the precision in a log
-    is the one that ran. A line says where bf16 is slow. Raises UserError for tf32 where there is none, and for int8 on
-    a GPU.
+    is the one that ran. A line says where a CPU emulates bf16. Raises UserError for what the device does not have, and
+    where the GPUs of several processes would compute differently. Every process must call it.
     """
     if name == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 needs a GPU: choose fp32 or bf16 on the CPU")
-    if name == "tf32" and not _has_tf32(device):
-        raise UserError("--precision tf32 needs a GPU of compute capability 8.0 or later: choose fp32 here")
+    if name in ("tf32", "bf16") and device.type == "cuda" and not _is_ampere(device):  # cuDNN has no bf16 there
+        raise UserError(f"--precision {name} needs a GPU of compute capability 8.0 or later: choose fp32 here")
     if name == "int8" and device.type != "cpu":
         raise UserError("--precision int8 runs on a CPU only: choose fp32, tf32 or bf16 on a GPU, or --device cpu")
-    precision = name if name != "auto" else "tf32" if _has_tf32(device) else "fp32"
+    precision = name if name != "auto" else "tf32" if _is_ampere(device) else "fp32"
+    if len(set(all_gather_object(precision))) > 1:
+        raise UserError("these GPUs are of generations that --precision auto treats differently: choose fp32")
     if precision == "bf16" and device.type == "cpu" and not _multiplies_bf16() and is_main_process():
         print(
             "this CPU has neither AVX512_BF16 nor AMX (see lscpu) and emulates --precision bf16: fp32 is faster here",
@@ -44,8 +46,9 @@ def select_precision(name: str, device: torch.device) -> str:
     return precision
 
 
-def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
+def _is_ampere(device: torch.device) -> bool:
+    """Whether it is a GPU of that generation or a later one."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _multiplies_bf16() -> bool:

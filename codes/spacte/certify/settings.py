@@ -72,7 +72,7 @@ def add_classifier_flags(parser: cli.Parser) -> None:
     )
     add("--exact_noise", action="store_true", help="noise on the data's grid: sound in floating point, slower")
     add("--device", help="auto, cpu, cuda or cuda:<index>")
-    arithmetic = "of the arithmetic; auto: tf32 on CUDA, else fp32; int8: a quantised network, the fastest on a CPU"
+    arithmetic = "auto: tf32 on CUDA (convolutions only), else fp32; int8: a quantised network, the fastest on a CPU"
     add("--precision", choices=INFERENCE_PRECISIONS, help=arithmetic)
     add("--compile", action="store_true", help="through torch.compile: a minute at the first start, then faster")
     parser.set_defaults(**cli.defaults_of(ClassifierSettings))
