@@ -119,17 +119,17 @@ class Smooth:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: it must be at least 1")
         coming, active = self._check_each(requests), list[Tally]()
-        passes, since = self._pass_sizes(), time.monotonic()
+        in_passes = fixed_pass_modules(self.base_classifier)
+        passes, since = [one.max_pass_size for one in in_passes], time.monotonic()
+        self._switch_to_eval()
         while batch := _next_batch(active, coming, batch_size):
             sizes = [tally.next_portion for tally in batch]
-            if isinstance(self.base_classifier, nn.Module):  # the caller may have trained it on meanwhile
-                switch_to_eval(self.base_classifier)
             copies = [self.noise(tally.request.x, tally.next_portion, tally.request.generator) for tally in batch]
             classes = self.voter(concatenated(copies, 0))
             for tally, counts in zip(batch, count(classes, sizes, self.num_classes), strict=True):
                 tally.add(counts)
             _read([tally for tally in batch if tally.must_read])
-            passes_before, passes = passes, self._pass_sizes()
+            passes_before, passes = passes, [one.max_pass_size for one in in_passes]
             if passes != passes_before:  # smaller passes round differently: votes of both would be of two functions
                 active = [tally.restarted() for tally in active]
                 continue
@@ -140,6 +140,7 @@ class Smooth:
                 since = now
                 active = [tally for tally in active if tally.next_portion]
                 yield from [tally.votes() for tally in finished]
+                self._switch_to_eval()  # the caller may have trained it on meanwhile
 
     def _check_each(self, requests: Iterable[VoteRequest]) -> Iterator[VoteRequest]:
         """The requests, as they are begun. UserError if one's image can have no such noise."""
@@ -147,8 +148,9 @@ class Smooth:
             self.noise.check(request.x)
             yield request
 
-    def _pass_sizes(self) -> list[int]:
-        return [one.max_pass_size for one in fixed_pass_modules(self.base_classifier)]
+    def _switch_to_eval(self) -> None:
+        if isinstance(self.base_classifier, nn.Module):
+            switch_to_eval(self.base_classifier)
 
 
 def _next_batch(active: list[Tally], coming: Iterator[VoteRequest], batch_size: int) -> list[Tally]:
