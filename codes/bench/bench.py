@@ -187,7 +187,7 @@ def _ceilings(device: torch.device, precision: str, seconds: float) -> tuple[flo
     convolution = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(device, dtype, memory_format=torch.channels_last)
     x = torch.randn(images, 256, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
     flop = 2 * convolution.weight.numel() * x.numel() // 256
-    source = torch.randn(size * size * (16 if device.type == "cuda" else 8), device=device)
+    source = torch.randn(size * size * (4 if device.type == "cuda" else 8), device=device)  # 1 GiB, 128 MiB
     target = torch.empty_like(source)
     ways = [(lambda: a @ b, 2 * size**3), (lambda: convolution(x), flop)]
     if precision == "int8":

@@ -8,6 +8,7 @@ from scipy.special import bdtrc
 
 from spacte.data.splits import Split
 from spacte.model.noisy import with_fixed_noise
+from spacte.model.passes import fixed_pass_modules
 from spacte.smooth.smooth import Smooth
 from spacte.smooth.voters import AllHeads
 
@@ -25,6 +26,9 @@ def warn_at_chance(smooth: Smooth, split: Split) -> None:
     images, labels = split.evenly_spaced(enough)
     images = with_fixed_noise(images, smooth.sigma)
     named = AllHeads(smooth.base_classifier, smooth.num_classes)(images)[-1].cpu()
+    if smooth.consensus is not None:  # whose heads vote in other functions
+        for one in fixed_pass_modules(smooth.base_classifier):
+            one.forget_functions()
     count, right = len(labels), int((named == labels).sum())
     chance = max(1 / smooth.num_classes, float(labels.bincount().max()) / count)
     if chance**count < _UNLIKELY and bdtrc(right - 1, count, chance) >= _UNLIKELY:

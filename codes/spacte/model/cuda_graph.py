@@ -73,8 +73,10 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 @contextlib.contextmanager
 def _capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
     """What is computed within it becomes the graph. An error that is raised within it ends the capture cleanly."""
-    # other threads may continue: pinning the memory of the next batches, say, or watching over NCCL
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    # Other threads may continue: pinning the memory of the next batches, say, or watching over NCCL. A capture whose
+    # end fails does not give the caller's stream back; the outer context does.
+    around, mode = torch.cuda.current_stream(stream.device), "thread_local"
+    with torch.cuda.stream(around), torch.cuda.graph(graph, stream=stream, capture_error_mode=mode):
         try:
             yield
         except BaseException:

@@ -44,7 +44,8 @@ class GraphedStep:
 
     def __call__(self, images: Tensor, labels: Tensor, epoch: int, *targets: Tensor) -> dict[str, Tensor]:
         """See the class."""
-        if len(images) not in self.full:
+        if len(images) not in self.full:  # of an epoch's last batch: the graphs' memory is free for it
+            self.forget()
             with uncompiled():
                 return self.step(images, labels, epoch, *targets)
         if not self.stopped and self.capturable != epoch:
