@@ -10,7 +10,7 @@ from conftest import EXCERPTS, make_log, random_log, with_config
 
 from spacte.logs import certlog
 from spacte.report import comparison
-from spacte.report.comparison import _named, compare
+from spacte.report.comparison import _named, compare, compare_experiments
 from spacte.report.intervals import holm
 from spacte.report.reading import read_runs
 
@@ -246,3 +246,13 @@ def test_logs_of_two_hashes_are_perhaps_not_of_the_same_images(script, tmp_path)
     remark = "Group 2 is not ranked with group 1: two data_sha256."
     assert remark in (tmp_path / "page.html").read_text()
     assert script("report.py", "a.log", "b.log", "c.log")[1].endswith(f"\n\n{remark}\n")
+
+
+def test_images_differ_by_their_means_over_the_seeds(tmp_path):
+    for side in "ab":
+        for seed in range(2):
+            more = 0.1 if (side, seed) == ("a", 1) else 0
+            rows = [(idx, 1, 1, 0.5 + more * (idx < 10)) for idx in range(60)]
+            make_log(tmp_path / side / f"seed-{seed}" / "run.log", rows)
+    a, b = (read_runs([tmp_path / side]) for side in "ab")
+    assert compare_experiments(a, b).different == 10

@@ -130,3 +130,29 @@ def test_holms_p_values():
     found = holm(np.array([0.04, np.nan, 0.01, 0.03]))
     assert found == pytest.approx([0.06, np.nan, 0.03, 0.06], nan_ok=True)
     assert np.isnan(holm(np.full(2, np.nan))).all()
+
+
+def test_two_seeds_that_differ_widen_the_interval():
+    images = np.random.default_rng(0).normal(size=(1, 60))
+    one, two = (np.diff(interval_over_seeds(images + of_seed)) for of_seed in (0.0, np.array([[1.0], [-1.0]])))
+    assert two > 2 * one
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("different", [49, 50])
+def test_the_interval_over_seeds_needs_fifty_images_that_differ_on_average_over_them(seeds, different):
+    differences = np.random.default_rng(0).normal(size=(seeds, 80))
+    differences[:, different:] = 0
+    assert np.isnan(interval_over_seeds(differences)).all() == (different < 50)
+
+
+def test_three_seeds_tell_how_a_single_run_varies():
+    rng = np.random.default_rng(0)
+    one, three = rng.normal(size=(1, 1, 300)), rng.normal(size=(1, 3, 300))
+    for found in (experiments_interval(one, three), experiments_interval(three, one)):
+        assert np.isfinite([found.low, found.high, found.p]).all()
+
+
+def test_an_accuracys_interval_ends_at_1():
+    right, wrong = np.ones((1, 3), bool), np.zeros((1, 3), bool)
+    assert accuracy_interval(right, wrong).high == 1 and accuracy_interval(wrong, right).low == -1

@@ -9,6 +9,8 @@ import pytest
 from known_votes import SIGMA, N, run_with, votes
 
 from spacte.logs.certlog import HEADER, average_certified_radius, certified_accuracy, read_log
+from spacte.report.reading import read_runs
+from spacte.report.recount import draws_of, votes_of
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
 
 
@@ -187,3 +189,51 @@ def test_csv_is_one_table(script, tmp_path):
     assert code == 2 and "nothing to read" in err
     code, _, err = script("report.py", "--compare", log, log, "--by_class", "0")
     assert code == 2 and "--by_class needs logs" in err
+
+
+def test_members_are_sorted_in_each_seed(script, tmp_path):
+    """Whose number says nothing: the first head is the better one in one seed, the second in the other."""
+    for seed, (first, second) in enumerate([(900, 700), (700, 900)]):
+        run_with(tmp_path / f"seed-{seed}" / "run.log", [(0, votes((first, 50), (second, 50), (950, 20)))], seed)
+    table, _ = shown(script, tmp_path, "--members", "--over_seeds")
+    assert table["each ACR"][0] == f"{radius(700):.3f} {radius(900):.3f}"
+
+
+def test_a_sequential_run_has_no_interval_of_what_its_vote_adds(script, tmp_path):
+    rng = np.random.default_rng(0)
+    images = [(0, votes((n, 50), (n - 20, 50), (n + 60, 20))) for n in rng.integers(700, 850, 60)]
+    for name, rule in (("fixed", None), ("early", {"radii": [0.0, 0.25], "give_up": 0.01})):
+        log = run_with(tmp_path / name / "run.log", images, sequential=rule)
+        table, _ = shown(script, log, "--members")
+        assert table[["low", "high"]].isna().all(axis=None) == (name == "early")
+
+
+def test_members_of_several_seeds_are_the_means_over_all(script, tmp_path):
+    right = votes((900, 50), (800, 50), (950, 20))
+    run_with(tmp_path / "seed-1" / "run.log", [(0, right), (0, right), (0, None), (0, None)], 1, skip_wrong=True)
+    run_with(tmp_path / "seed-2" / "run.log", [(0, right), (0, right), (0, right), (0, right)], 2, skip_wrong=True)
+    table, _ = shown(script, tmp_path, "--members", "--over_seeds")
+    assert (table["clean"][0], table["mean clean"][0], table["drawn"][0]) == (0.75, 0.75, 3)
+
+
+def test_the_classes_of_several_seeds_are_the_means_over_all(script, tmp_path):
+    right, wrong = votes((900, 50), (900, 50), (990, 10)), votes((100, 800), (100, 800), (100, 800))
+    for seed, second in enumerate((right, wrong)):
+        run_with(tmp_path / f"seed-{seed}" / "run.log", [(0, right), (0, second), (1, wrong)], seed)
+    table, _ = shown(script, tmp_path, "--by_class", "0", "--over_seeds")
+    assert (table["0"][0], table["1"][0], table["smallest"][0]) == (0.75, 1, 0.75)
+    assert table["mean"][0] == pytest.approx(5 / 6)
+
+
+def test_an_image_that_was_not_drawn_has_no_votes(tmp_path):
+    log = run_with(tmp_path / "1.log", [(0, votes((900, 50), (800, 200), (950, 50))), (0, None)], skip_wrong=True)
+    (run,) = read_runs([log])
+    assert [int(one.sum()) for one in votes_of(run)] == [1000, 0]
+    assert [int(one.sum()) for one in votes_of(run, or_selection=True)] == [1000, 100]
+
+
+def test_draws_that_skip_wrong_spares_are_not_counted(tmp_path):
+    images = [(0, votes((900, 50), (800, 200), (950, 50))), (0, None)]
+    log = run_with(tmp_path / "1.log", images, skip_wrong=True, precision="fp32", exact_noise=False, skip=1)
+    (run,) = read_runs([log])
+    assert draws_of(run) == N / 2

@@ -14,6 +14,7 @@ from spacte.logs.table import radius_names, table_radii
 from spacte.report import plots
 from spacte.report.comparison import compare
 from spacte.report.reading import ReadOptions, read_runs
+from spacte.report.recount import label_probabilities
 from spacte.smooth.topk import TopK
 from spacte.utils import UserError
 
@@ -154,3 +155,12 @@ def test_a_comparison_says_top_k(certify, digits_models):
     assert "certificates for top 2" in compare(*sides).sentences()
     mixed = compare(sides[0], read_runs([sides[1].path])[0])
     assert "top_k 2 and 1" in mixed.sentences() and math.isfinite(mixed.table["a"][0])
+
+
+def test_the_probabilities_do_not_depend_on_the_norm(tmp_path):
+    """Of a log without votes: those that its radii imply."""
+    log = with_config(make_log(tmp_path / "x.log", [(0, 1, 1, 0.4), (1, 1, 2, 0.4), (2, 1, 1, 0.0)]))
+    (run,) = read_runs([log])
+    found = label_probabilities(run)
+    assert found == pytest.approx([0.788145, 0, 0.5], abs=1e-5)
+    assert label_probabilities(run.in_norm("linf")) == pytest.approx(found, abs=1e-4)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from conftest import beside, make_log, with_config
 from scipy import stats
+from test_members import shown
 
 from spacte.logs.certified import certificate_of, certified, known_radii
 from spacte.logs.certlog import read_log, read_table
@@ -49,8 +50,6 @@ def test_radii_that_were_not_decided_have_no_figure(script, tmp_path):
     assert table["stopping"].tolist() == ["radii 0.25"] and table["0.5"].isna().all() and table["ACR"][0] > 0
     _, out, _ = script("report.py", "x.log", "--radii", 0.25, "--format", "latex")
     assert r"$\geq$ 0.495" in out and "% --sequential ended draws early" in out
-    found = cells(script("report.py", "x.log", "--by_class", 0.5, "--radii", 0.25)[1].partition("\n\n| ")[2])
-    assert "0.917" not in str(found)
 
 
 def test_a_radius_known_to_within_a_tolerance_is_a_lower_bound_everywhere(script, tmp_path):
@@ -196,11 +195,11 @@ def test_the_best_over_sigma_keeps_what_is_not_known(script, tmp_path):
 
 
 def test_members_of_a_sequential_run(script, certify):
-    """The vote's rule was not about its members: no interval of what it adds, no clean accuracy of theirs."""
+    """The vote's rule was not about its members: no clean accuracy of theirs."""
     path = certify("a", "--sequential", "--radii", 0.25)
     table = pd.read_csv(io.StringIO(script("report.py", path, "--members", "--format", "csv")[1]))
     assert table["stopping"].tolist() == ["radii 0.25"] and table["ACR"].notna().all()
-    assert table[["low", "high", "clean", "mean clean", "each clean"]].isna().all(axis=None)
+    assert table[["clean", "mean clean", "each clean"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("rule", [RULE, {"tolerance": 0.05}])
@@ -236,3 +235,18 @@ def test_a_table_whose_figures_are_bounds_says_so(certify, recwarn):
     assert not recwarn
     with pytest.warns(UserWarning, match="--sequential run's: its ACR is a lower bound, and so is certified accuracy"):
         read_log(early)
+
+
+def test_classes_have_no_figure_at_a_radius_that_was_not_decided(script, tmp_path):
+    with_config(make_log(tmp_path / "x.log", [(idx, 1, 1, 0.2 + 0.01 * idx) for idx in range(60)]), sequential=RULE)
+    table, _ = shown(script, "x.log", "--by_class", 0.25)
+    assert table["radius"].tolist() == [0, 0.25]
+    assert table[["mean", "smallest", "1"]].loc[0].isna().all()
+    assert table[["mean", "smallest", "1"]].loc[1].tolist() == pytest.approx([55 / 60] * 3)
+
+
+def test_a_class_is_not_given_up_at_a_radius_that_was_not_decided(script, tmp_path):
+    rows = [(idx, 1, 1, 0.5) for idx in range(10)] + [(10 + idx, 2, -1, 0.0) for idx in range(10)]
+    for name, rule, says in (("fixed", None, True), ("early", RULE, False)):
+        with_config(make_log(tmp_path / f"{name}.log", rows), sequential=rule)
+        assert ("gives up class 2" in shown(script, f"{name}.log", "--by_class", 0.25)[1]) == says

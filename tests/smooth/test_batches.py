@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from spacte.smooth.draws import Draws
-from spacte.smooth.smooth import Smooth
-from spacte.smooth.tally import VoteRequest
+from spacte.smooth.draws import Draws, portion
+from spacte.smooth.smooth import Smooth, _next_batch
+from spacte.smooth.tally import Tally, VoteRequest
 
 
 class Means(torch.nn.Module):
@@ -63,3 +63,20 @@ def test_the_seconds_of_the_images_are_those_of_the_run(monkeypatch):
     done = {one.idx: one.seconds for one in Smooth(Means(), 2, 0.5).count_many(requests([250, 30, 700]), 100)}
     # images 0 and 1 are finished with the same batch: the first tick; image 2 alone takes the second
     assert done == pytest.approx({0: 250 / 280, 1: 30 / 280, 2: 1})
+
+
+def test_a_rule_is_asked_after_100_draws_and_then_after_a_quarter_more():
+    drawn = [0, 100, 400, 800, 8000, 9950]
+    assert [portion(n, 10_000, 1000, True) for n in drawn] == [100, 100, 100, 200, 1000, 50]
+    assert portion(0, 10_000, 1000, False) == 1000 and portion(9950, 10_000, 1000, False) == 50
+
+
+def test_no_image_is_begun_while_the_youngest_waits():
+    one, two, three = (VoteRequest(torch.zeros(1, 2, 2), None, Draws(0, 60)) for _ in range(3))
+    active = [Tally(one, 100), Tally(two, 100)]
+    assert _next_batch(active, iter([three]), 100) == active[:1] and len(active) == 2
+
+
+def test_a_restarted_tally_keeps_its_seconds():
+    tally = Tally(VoteRequest(torch.zeros(1, 2, 2), None, Draws(0, 60)), 100, 2.5)
+    assert tally.restarted().seconds == 2.5

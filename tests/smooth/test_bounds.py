@@ -131,3 +131,28 @@ def test_bounds_of_a_fixed_number_of_draws_are_statsmodels():
         assert ours == pytest.approx(low.tolist(), rel=1e-12)
         assert upper_confidence_bound(votes, n, alpha) == pytest.approx(high, rel=1e-12)
         assert upper_confidence_bound(int(votes[0]), int(n[0]), alpha) == pytest.approx(high[0], rel=1e-12)
+
+
+def test_an_e_value_that_rounding_alone_lifts_over_its_threshold_convinces_nobody():
+    log_e = float(_log_e_value(90, 100, 0.8))
+    assert not anytime_bound_reaches(90, 100, 0.8, math.exp(-(log_e - 5e-10)))
+    assert anytime_bound_reaches(90, 100, 0.8, math.exp(-(log_e - 1e-8)))
+
+
+def test_above_a_level_of_47_percent_the_bound_stays():
+    """Step 4 of the proof: above it the e-value may cross its threshold twice."""
+    votes = np.arange(0, 21)
+    assert np.array_equal(anytime_lower_bound(votes, 20, 0.9), anytime_lower_bound(votes, 20, 0.47))
+
+
+def test_the_bound_is_the_last_number_that_the_votes_reach():
+    """From below, to the last digits."""
+    for n in (1, 2, 5, 30, 200, 10_000):
+        votes = np.unique(np.linspace(1, n, 50).astype(int))
+        bounds = anytime_lower_bound(votes, n, 0.05)
+        assert anytime_bound_reaches(votes, n, bounds, 0.05).all()
+        assert not anytime_bound_reaches(votes, n, bounds * (1 + 1e-12), 0.05).any()
+
+
+def test_a_bound_of_one_half_is_a_radius_of_0():
+    assert radius_of(0.5, 1.0) == 0.0 and radius_of(np.nextafter(0.5, 0), 1.0) is None

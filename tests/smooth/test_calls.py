@@ -80,3 +80,15 @@ def test_what_are_no_logits_is_named(returned, message):
             Smooth(returned, 10, 0.5, consensus=consensus).count_votes(torch.zeros(1, 8, 8), 50, 50)
     with pytest.raises(ValueError, match="is a dict: give a callable, of load_classifier's"):
         Smooth({}, 10, 0.5)
+
+
+def test_votes_need_no_gradient():
+    enabled = []
+
+    def classifier(images):
+        enabled.append(torch.is_grad_enabled())
+        return images.flatten(1)[:, :2]
+
+    smooth = Smooth(classifier, 2, 0.5)
+    smooth.certify(torch.zeros(1, 2, 2), 10, 50, 0.05, 20)
+    assert not any(enabled) and torch.is_grad_enabled()

@@ -10,13 +10,14 @@ import pytest
 import torch
 from scipy import stats
 
-from spacte.logs.certified import certificate_of
+from spacte.logs.certified import certificate_of, certified
 from spacte.logs.config import RunConfig
 from spacte.logs.counts import VoteCounts
 from spacte.logs.plans import PredictPlan
 from spacte.smooth.certificates import ABSTAIN, Certificate
 from spacte.smooth.noise import GaussianNoise, GridNoise
 from spacte.smooth.smooth import Smooth
+from spacte.smooth.topk import TopK
 
 
 def grid_noise(sigma=0.25, levels=255):
@@ -81,6 +82,11 @@ def test_an_image_off_the_grid_is_refused_before_it_is_drawn(monkeypatch):
     assert len(asked) == 2
 
 
+def test_the_slack_is_that_of_the_proof():
+    noise = GridNoise(0.25, 255)
+    assert noise.slack(48, 1000) == (2 * noise.reach + 1) * 48_000 / 2**62
+
+
 def test_the_slack_is_paid_for_by_the_certificate():
     assert 0 < GridNoise(1.0, 255).slack(3 * 32 * 32, 100_000) < 1e-6
     assert grid_noise().slack(48, 1000) == pytest.approx(48_000 * grid_noise().slack(1, 1)), "each pixel of each draw"
@@ -100,6 +106,14 @@ def test_the_slack_is_paid_in_a_run_too():
     votes = VoteCounts(0, 0, 1.0, np.zeros((1, 2)), np.array([[68, 32]]))  # the binomial test's p is 0.0004
     assert "\t0\t1\t" in PredictPlan(replace(config, noise_slack=0.0)).rows(votes)
     assert f"\t{ABSTAIN}\t0\t" in PredictPlan(config).rows(votes)
+
+
+@pytest.mark.parametrize("certificate", ["cohen", "all-votes"])
+def test_the_slack_is_paid_for_top_k_too(certificate):
+    config = RunConfig(alpha=0.001, noise_slack=0.0009, noise_sd=0.25, N=100, top_k=2, certificate=certificate)
+    votes = np.array([[90, 5, 3, 2]])
+    found = certified(VoteCounts(0, 0, 1.0, np.zeros((1, 4), int), votes), config)
+    assert found == TopK(0.001 - 0.0009, 0.25, 2, kind=certificate)(0, votes[0]) and found[1] > 0
 
 
 def test_float_noise_has_the_asked_deviation():

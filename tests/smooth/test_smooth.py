@@ -12,7 +12,7 @@ from scipy import special, stats
 from spacte.model.passes import FixedPasses
 from spacte.smooth import certificates
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
-from spacte.smooth.certificates import ABSTAIN, Certificate, multiclass_certificate, prediction
+from spacte.smooth.certificates import ABSTAIN, Certificate, fewest_deciding_votes, multiclass_certificate, prediction
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
 from spacte.smooth.tally import VoteRequest
@@ -126,6 +126,22 @@ def test_the_bound_uses_the_estimation_draws_only():
     assert predict == 1 and radius == pytest.approx(stats.norm.ppf(stats.beta.ppf(0.001, 900, 101)))
 
 
+def test_what_selection_found_wrong_keeps_the_class_and_claims_nothing():
+    assert Certificate(0.001, 0.5)(np.array([3, 97]), np.zeros(2, int)) == (1, 0.0)
+
+
+def test_an_alpha_of_1_is_no_certificate():
+    for kind in ("cohen", "all-votes"):
+        with pytest.raises(ValueError, match=r"alpha 1\.0: it must be below 1"):
+            Certificate(1.0, 0.5, kind=kind)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.25, 0.1, 0.001, 2.0**-20])
+def test_the_fewest_votes_that_decide_do_and_one_less_does_not(alpha):
+    n = fewest_deciding_votes(alpha)
+    assert prediction(np.array([n, 0]), alpha) == 0 and prediction(np.array([n - 1, 0]), alpha) == ABSTAIN
+
+
 def test_prediction_compares_the_two_best():
     assert prediction(np.array([5, 90, 5]), 0.001) == 1
     assert prediction(np.array([45, 55, 0]), 0.001) == ABSTAIN
@@ -150,6 +166,24 @@ def test_the_voters_own_class_decides_whether_estimation_begins(voter, drawn):
     request = VoteRequest(torch.zeros(1, 2, 2), None, Draws(10, 50, voter, only_class=0))
     (votes,) = Smooth(FixedLogits(), 3, 1.0).count_many([request], 50)
     assert votes.estimation[-1].sum() == drawn
+
+
+def test_a_rule_is_asked_about_the_voter():
+    """Head 0 names class 0, the ensemble class 1."""
+    asked = []
+
+    def rule(selection, estimation):
+        asked.append((selection.tolist(), estimation.tolist()))
+        return True
+
+    request = VoteRequest(torch.zeros(1, 2, 2), None, Draws(10, 500, 0, rule))
+    list(Smooth(FixedLogits(), 3, 1.0).count_many([request], 500))
+    assert asked == [([10, 0, 0], [100, 0, 0])]
+
+
+def test_a_prediction_is_the_ensembles():
+    """Head 0 names class 0, the sum class 1."""
+    assert Smooth(FixedLogits(), 3, 1.0).predict(torch.zeros(1, 2, 2), 30, 0.001, 30) == 1
 
 
 def test_a_plain_classifier_is_one_head():

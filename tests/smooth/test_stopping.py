@@ -93,6 +93,22 @@ def test_the_papers_radius_is_known_as_its_bounds_say(tolerance):
     assert 0.1 < expected.mean() < 0.9
 
 
+def test_the_papers_radii_are_decided_as_their_bounds_say():
+    estimation = votes_of(1000)
+    n_a, n = estimation[:, 0], estimation.sum(1)
+    needed = stats.norm.cdf(TABLE / SIGMA)
+    hoped = np.floor(n_a + (N - n) * clopper_pearson(n_a, n)[1])
+    certified = anytime_lower_bound(n_a, n, ALPHA)[:, None] >= needed
+    missed = anytime_lower_bound(hoped, N, ALPHA)[:, None] < needed
+    expected = (certified | missed).all(1)
+    assert decisions(RadiiDecided(TABLE, N, ALPHA, SIGMA, GIVE_UP), estimation) == expected.tolist()
+    assert 0.1 < expected.mean() < 0.9
+
+
+def test_a_radius_that_no_votes_reach_is_given_up_at_once():
+    assert RadiiDecided([9.0], 1000, ALPHA, SIGMA).enough(100, 100)
+
+
 def test_a_radius_that_is_met_to_the_last_bit_is_certified_and_not_given_up():
     """The border itself: no bracket can tell, the radius does."""
     estimation, met = votes_of(60, seed=1), 0

@@ -76,6 +76,19 @@ def test_the_radius_exceeds_the_true_one_with_probability_at_most_alpha(kind, k,
     assert max(rates) > ALPHA / 200  # it is no certificate that never claims anything
 
 
+def test_no_sum_of_others_is_more_probable_than_what_is_left():
+    """All other votes are for the two strongest: the bound at the smaller level is the looser one."""
+    n, alpha = 1000, 0.1
+    for n_a in (400, 700):
+        low = lower_confidence_bound(n_a, n, alpha / 2)
+        others = [(n - n_a) // 2] * 2
+        strongest, both = upper_confidence_bound(others[0], n, alpha / 8), upper_confidence_bound(n - n_a, n, alpha / 4)
+        assert both > 1 - low > strongest
+        expected = 0.5 * robust_radii(low, np.array([strongest, 1 - low]), np.array([1, 2])).max()
+        found = TopK(alpha, 0.5, 2, kind="all-votes")(0, np.array([n_a, *others]))[1]
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_level_is_shared_out_for_a_reason():
     """The weaker of the two strongest others is no fixed class: its bound errs nearly twice as often as that of one."""
     votes, p = outcomes(30, 3), (0.4, 0.3, 0.3)

@@ -5,10 +5,12 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import DEFENCES, TINY, load_module
+from conftest import DEFENCES, TINY, load_module, same
 from objectives import call, objective_of
 
+from spacte.data.sources import open_split
 from spacte.model import build_classifier
+from spacte.train import trainer as trainer_module
 from spacte.train.command import parse
 from spacte.train.settings import Recipe
 from spacte.train.teaching import Pace
@@ -117,7 +119,7 @@ def test_the_share_is_met_by_the_losses_of_a_step(script, tmp_path):
     assert half["lambda"][0] == math.inf and half["lambda"][1:].between(0, 10).all()
 
 
-@pytest.mark.parametrize("defence", ["2SmoothMix", "3SmoothAdv", "6ACRWeakness", "7Stability"])
+@pytest.mark.parametrize("defence", ["2SmoothMix", "6ACRWeakness", "7Stability"])
 def test_the_share_is_met_where_the_loss_is_not_on_plain_noise(script, tmp_path, own_flags, defence):
     """But on attacked or on clean images: .5 of the last of 4 epochs, and as much more as the epoch itself lowers the
     losses. Measured on the attacked ones it would be .2, on the clean ones .9.
@@ -206,3 +208,62 @@ def test_settings_without_effect_are_refused():
 def test_two_words_on_who_paces_contradict_each_other(script):
     code, _, err = script("0Gaussian/train.py", *TINY, "--no_teaching", "--paced_by", "self")
     assert code == 2 and "not allowed with argument" in err
+
+
+def test_the_flag_of_the_whole_gradient_reaches_the_network(script, tmp_path):
+    states = []
+    for more in ((), ("--whole_gradient",)):
+        flags = (*TINY, "--num_heads", 2, "--eps", 0.5, "--epochs", 1, "--train_images", 200, *more)
+        code, _, err = script("0Gaussian/train.py", *flags, "--save_dir", f"save{len(states)}")
+        assert code == 0, err
+        (path,) = (tmp_path / f"save{len(states)}").rglob("epoch1.pth")
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    assert not same(*states)
+
+
+def paced_trainer(images):
+    """Of two heads on the first images of digits, with a lambda for each class."""
+    objective = objective_of("0Gaussian", "--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--pace_share", 0.5)
+    digits = open_split("digits", "", True)
+    if images < len(digits):
+        digits.keep_first_of_each_class(images)
+    return Trainer(objective.recipe, objective, build_classifier("R8", "digits", 2), CPU, digits, digits)
+
+
+@pytest.mark.parametrize(("classes", "images"), [(10, 1437), (5, 1024)])
+def test_the_pace_is_measured_on_200_images_of_each_class(monkeypatch, classes, images):
+    """In whole batches of 256; where there are fewer, on all."""
+    measured = []
+
+    def quantiles(losses, labels, *more):
+        measured.append(len(labels))
+        return torch.zeros(classes)
+
+    monkeypatch.setattr(trainer_module, "class_quantiles", quantiles)
+    trainer = paced_trainer(1437)
+    trainer.objective.num_classes = classes
+    trainer._class_thresholds(2, 0.9, None)
+    assert measured == [images]
+
+
+def test_the_pace_is_measured_by_draws_of_its_own():
+    """Whatever was drawn before."""
+    trainer, found = paced_trainer(200), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(trainer._class_thresholds(4, 0.8, None))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("defence", "flags"), [("2SmoothMix", ("--mix_step", 1)), ("3SmoothAdv", ()), ("6ACRWeakness", ())]
+)
+def test_the_pace_is_measured_on_the_images_themselves(monkeypatch, defence, flags):
+    objective, asked = objective_of(defence, *flags), []
+    pace = objective.pace_from_noise
+    objective.pace_from_noise = lambda *given: asked.append(given[2:]) or pace(*given)
+    drawn, draw = [], objective.draw_noises
+    objective.draw_noises = lambda images: drawn.append(draw(images)) or drawn[0]
+    images, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    objective(build_classifier("R8", "digits", 2), images, labels, 150)
+    assert all(one is other for one, other in zip(asked[0], (images, labels, drawn[0]), strict=True))

@@ -224,3 +224,18 @@ def test_catrs_noises_leave_the_votes_and_keep_their_means(attacked):
         catrs_attack.divergences(noisy_logits(classifier, images, x), votes).mean().detach() for x in (noises, moved)
     )
     assert after > before and classifier.training and classifier.weights.requires_grad
+
+
+def test_stability_is_the_mean_of_the_copies_cross_entropies():
+    torch.manual_seed(0)
+    clean, noisy, labels = torch.randn(2, 6, 5), torch.randn(2, 3, 6, 5), torch.arange(6) % 5
+    stability = load_module("7Stability", "circular_teaching")
+    loss = stability.ct_loss(clean, noisy, labels, 1.0, 0.6, 2.0, explore=0)
+    each = torch.stack([-(clean.softmax(-1) * noisy[:, j].log_softmax(-1)).sum(-1) for j in range(3)])  # [m, L, B]
+    torch.testing.assert_close(loss.stability, loss.head_weights @ (loss.sample_weights * each.mean(0)).mean(1))
+
+
+def test_a_share_that_is_the_threshold_stays():
+    """.07 of 100 is 7.000000000000001 in floating point."""
+    kept = load_module("6ACRWeakness", "sampling").kept
+    assert kept(np.array([6, 7, 8]), 100, 0.07).tolist() == [False, True, True]

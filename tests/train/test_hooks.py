@@ -149,3 +149,20 @@ def test_a_wrong_flag_is_one_line(script, tmp_path, defence, flags, message):
     code, _, err = script(f"{defence}/train.py", *TINY, "--train_images", 200, "--num_noise_vec", 4, *flags)
     is_one_line(code, err, message)
     assert not written(tmp_path)
+
+
+def test_acrweakness_asks_the_smoothed_ensemble_by_draws_of_the_seed_and_the_epoch(network, split):
+    objective, smooth = acrweakness("--epochs", 9, "--ds_epoch", 2, "--seed", 5), Smooth(freeze(network, CPU), 10, 0.5)
+    found = objective._right_votes("weighed", smooth, split, range(100), 16, 3)
+    labels, votes = poll(smooth, split, range(100), 16, ("weighed", 5, 3))
+    assert np.array_equal(found, votes[np.arange(100), -1, labels])
+    assert (found != votes[np.arange(100), 0, labels]).any()
+
+
+def test_acrweakness_asks_under_the_noise_of_the_training(network, split, monkeypatch):
+    objective, asked = acrweakness("--epochs", 9, "--ds_epoch", 0, "--noise_sd", 0.3), []
+    names = objective.sampling_weights.__globals__
+    ask = names["poll"]
+    monkeypatch.setitem(names, "poll", lambda smooth, *more: asked.append(smooth.sigma) or ask(smooth, *more))
+    objective.sampling_weights(1, network, split)
+    assert asked == [0.3, 0.3]

@@ -131,3 +131,38 @@ def test_an_attack_climbs_the_network_in_eval_mode():
     noises = torch.randn(2, 2, 1, 2, 2)
     list(pgd(Noted(4, 3).train(), torch.rand(2, 1, 2, 2), torch.arange(2), lambda: noises, 2, 0.1))
     assert modes == [False, False]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_attack_leaves_a_module_in_its_mode(training):
+    layers = torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Unflatten(0, (1, -1))
+    network = torch.nn.Sequential(*layers).train(training)
+    noises = torch.randn(2, 2, 1, 2, 2)
+    list(pgd(network, torch.rand(2, 1, 2, 2), torch.arange(2), lambda: noises, 2, 0.1))
+    assert network.training == training and network[1].training == training
+
+
+def mixed():
+    torch.manual_seed(1)
+    heads = AffineHeads({"weights": torch.randn(3, 5, 16).tolist(), "biases": torch.zeros(3, 5).tolist()})
+    return heads, torch.rand(6, 1, 4, 4), torch.rand(6, 1, 4, 4), 0.5 * torch.randn(2, 6, 1, 4, 4), torch.arange(6) % 5
+
+
+def test_each_image_is_mixed_by_a_draw_of_its_own():
+    """Uniform in (0, 1) where it is not given."""
+    case = mixed()
+    torch.manual_seed(0)
+    drawn = smoothmix.ct_loss(*case, 1.0, 0.8, explore=0)
+    torch.manual_seed(0)
+    torch.randint(3, ()), torch.rand(())  # which head is favoured is drawn first
+    given = smoothmix.ct_loss(*case, 1.0, 0.8, torch.rand(6), explore=0)
+    assert drawn.mix == given.mix
+
+
+def test_a_target_that_underflows_leaves_the_gradient_finite():
+    heads, clean, adversary, noises, labels = mixed()
+    with torch.no_grad():
+        heads.weights.mul_(1000)
+    loss = smoothmix.ct_loss(heads, clean, adversary, noises, labels, 1.0, 0.8, torch.zeros(6), explore=0)
+    (loss.ce + loss.mix).backward()
+    assert heads.weights.grad.isfinite().all()

@@ -1,25 +1,16 @@
 """What a training step minimises, on which images, with which recipe."""
 
-import dataclasses
-import warnings
-
 import pandas as pd
 import pytest
 import torch
 from conftest import DEFENCES, TINY, load_module
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spacte.data.spec import DataSpec
-from spacte.data.splits import InMemory
 from spacte.model import build_classifier
-from spacte.model.classifier import Classifier
+from spacte.model.noisy import noisy_logits
 from spacte.train.command import parse
 from spacte.train.meter import LossMeter
-from spacte.train.objective import Objective
-from spacte.train.settings import Recipe
-from spacte.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -138,87 +129,6 @@ def test_consistency_takes_the_users_word_on_the_means_gradient(monkeypatch, fla
     assert calls[0][4:] == (7, 0.25, expected)
 
 
-# --- the recipe ---
-
-SPEC = DataSpec("marked", (1, 8, 8), 2, (0.5,), (0.5,))
-
-
-def marked_images(n):
-    """n images whose first pixel tells their number and whose second their label, 255 for 1."""
-    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
-    images[:, 0, 0, 0] = torch.arange(n)
-    labels = torch.arange(n) % 2
-    images[:, 0, 0, 1] = labels * 255
-    return InMemory(SPEC, images, labels)
-
-
-class ReadsTheLabel(nn.Module):
-    """Two heads that read the label off the image."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, images):
-        score = (images[:, 0, 0, 1] - 0.5) * self.scale
-        return torch.stack([-score, score], 1).expand(2, -1, -1)
-
-
-class Spy(Objective):
-    """Notes which images each step gets."""
-
-    def __init__(self, recipe, num_classes):
-        super().__init__(recipe, num_classes)
-        self.seen = []
-
-    def __call__(self, classifier, images, labels, epoch):
-        self.seen.append((images[:, 0, 0, 0] * 255).round().int().tolist())
-        loss = classifier(images).square().mean()
-        return loss, {"ce": loss}
-
-
-def trainer_on(images, **flags):
-    recipe = Recipe(
-        epochs=1, batch_size=8, num_noise_vec=2, noise_sd=0.1, lr_step_size=2, wd=3e-4, seed=0, lbdlast=1.0, num_heads=2
-    )  # fmt: skip
-    recipe = dataclasses.replace(recipe, **flags)
-    split, classifier = marked_images(images), Classifier(nn.Identity(), ReadsTheLabel())
-    return Trainer(recipe, Spy(recipe, 2), classifier, CPU, split, split)
-
-
-def test_a_step_gets_a_mini_batch_and_an_epoch_every_image():
-    trainer = trainer_on(21, batch_size=8, num_noise_vec=2)
-    list(trainer.epochs())
-    steps = trainer.objective.seen
-    assert [len(step) for step in steps] == [4, 4, 4, 4, 3, 2]
-    seen = [number for step in steps for number in step]
-    assert sorted(seen) == list(range(21)) != seen
-
-
-def test_each_epoch_of_each_seed_has_its_own_order_and_draws():
-    orders, draws = [], []
-    for seed in (0, 1):
-        trainer = trainer_on(21, seed=seed, epochs=2)
-        draws.append(float(torch.rand(())))
-        list(trainer.epochs())
-        orders += [str(trainer.objective.seen[:6]), str(trainer.objective.seen[6:])]
-    assert len(set(orders)) == 4 and len(set(draws)) == 2
-
-
-def test_the_learning_rate_drops_and_weights_decay():
-    trainer = trainer_on(16, epochs=5, lr_init=0.2, lr_step_size=2, gamma=0.5)
-    assert [row["lr"] for row in trainer.epochs()] == pytest.approx([0.2, 0.2, 0.1, 0.1, 0.05])
-    (group,) = trainer.optimizer.param_groups
-    assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (3e-4, 0.9, False)
-
-
-def test_the_noisy_accuracy_is_one_under_noise():
-    """A classifier that reads one pixel: certain under small noise, no better than chance (6 SE) under large."""
-    assert trainer_on(200, noise_sd=0.01).noisy_accuracy() == {"acc": 1, "acc0": 1, "acc1": 1}
-    drowned = trainer_on(200, noise_sd=100).noisy_accuracy()
-    assert abs(drowned["acc"] - 0.5) < 6 * 0.5 / 200**0.5 and drowned["acc"] == drowned["acc0"]
-
-
 def test_without_teaching_every_weight_is_1_and_without_cosine_nothing_is_added(script, tmp_path, own_flags):
     flags = (*TINY, "--num_heads", 2, "--epochs", 2, "--no_teaching", "--no_cosine", "--train_images", 200)
     for defence in DEFENCES:
@@ -230,15 +140,26 @@ def test_without_teaching_every_weight_is_1_and_without_cosine_nothing_is_added(
         assert (table["weight"] == 1).all() and (table["cos"] == 0).all() and (table["easy"] == 1).all()
 
 
-@pytest.mark.parametrize(("epochs", "says"), [(1, True), (2, False)])
-def test_a_class_that_training_has_given_up_is_named_after_the_last_epoch(epochs, says):
-    """Here the classifier answers 0 everywhere."""
-    trainer = trainer_on(200, noise_sd=0.01, epochs=epochs)
-    trainer.epoch = 1
-    for parameter in trainer.classifier.parameters():
-        parameter.data.zero_()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        trainer.noisy_accuracy()
-    texts = [str(one.message) for one in said if "given up" in str(one.message)]
-    assert len(texts) == says and all(text.startswith("no noisy test image is right of class 1") for text in texts)
+def test_smoothmix_takes_the_users_bound_on_the_clean_side(monkeypatch):
+    objective, module = objective_of("2SmoothMix", "--mix_step", 2, "--maxnorm_s", 0.25)
+    calls = recorded(monkeypatch, module, "attack")
+    objective(build_classifier("R8", "digits", 2), torch.rand(4, 1, 8, 8), torch.arange(4), 4)
+    assert calls[0][-2:] == (pytest.approx(0.4 * 0.25), None)
+
+
+def test_catrs_learns_on_the_noise_that_its_attack_returns(monkeypatch):
+    objective, module = objective_of("5CATRS")
+    moved = torch.randn(4, 4, 1, 8, 8)
+    monkeypatch.setattr(module, "attack", lambda *given: moved)
+    calls = recorded(monkeypatch, module, "ct_loss")
+    classifier, images = build_classifier("R8", "digits", 2), torch.rand(4, 1, 8, 8)
+    objective(classifier, images, torch.arange(4), 1, torch.rand(4, 10).softmax(1))
+    torch.testing.assert_close(calls[0][1], noisy_logits(classifier, images, moved))
+
+
+def test_stabilitys_clean_side_is_without_noise(monkeypatch):
+    objective, module = objective_of("7Stability")
+    calls = recorded(monkeypatch, module, "ct_loss")
+    classifier, images = build_classifier("R8", "digits", 2), torch.rand(4, 1, 8, 8)
+    objective(classifier, images, torch.arange(4), 1)
+    torch.testing.assert_close(calls[0][0], classifier(images))

@@ -11,7 +11,7 @@ from objectives import call, objective_of
 from spacte.data.spec import data_spec
 from spacte.model import build_classifier, checkpoint, checkpoint_file
 from spacte.model.noisy import noisy_logits
-from spacte.train.pretrained import Teachers
+from spacte.train.pretrained import Teachers, take_trunk
 from spacte.train.settings import Recipe
 from spacte.train.teaching import taught_cross_entropy
 from spacte.train.trainer import Trainer
@@ -78,7 +78,8 @@ def test_every_defence_learns_from_teachers(tmp_path, defence):
 @pytest.mark.parametrize("defence", DEFENCES)
 def test_teachers_see_what_the_heads_have_seen(defence):
     """Attacked images with their noise, where the heads learn on these."""
-    objective = objective_of(defence, "--num_heads", 2, "--no_cosine")
+    flags = ("--mix_step", 1) if defence == "2SmoothMix" else ()  # else its clean side is not attacked
+    objective = objective_of(defence, "--num_heads", 2, "--no_cosine", *flags)
     classifier, seen = build_classifier("R8", "digits", 2), []
 
     def divergences(logits, images, noises):
@@ -192,3 +193,20 @@ def test_a_trunk_of_another_network_is_refused(script, tmp_path):
     torch.save(checkpoint_file.read(base)["state_dict"], tmp_path / "weights.pth")
     code, _, err = script("0Gaussian/train.py", *TINY, "--frozen_trunk", tmp_path / "weights.pth")
     assert code == 2 and "does not say its architecture" in err
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_trunk_that_normalises_otherwise_is_refused(tmp_path, name):
+    spec = data_spec("digits")
+    other = dataclasses.replace(spec, **{name: (0.25,)})
+    recipe, path = Recipe(dataset="digits", arch="R8", num_heads=1), tmp_path / "a.pth"
+    weights = build_classifier("R8", other, 1).state_dict()
+    checkpoint_file.save(path, {"state_dict": weights, "data": other, "args": dataclasses.asdict(recipe)})
+    with pytest.raises(UserError, match="normalises by"):
+        take_trunk(build_classifier("R8", spec, 1), str(path), recipe, spec)
+
+
+def test_a_frozen_trunk_is_in_eval_mode_at_once():
+    network = build_classifier("R8", "digits", 2)[1].train()
+    network.freeze_trunk()
+    assert not network.bn1.training and network.heads[0].training

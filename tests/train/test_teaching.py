@@ -1,11 +1,13 @@
+import inspect
 import itertools
 import math
 
 import pytest
 import torch
-from conftest import golden
+from conftest import DEFENCES, golden, load_module
 
 from spacte.train.teaching import (
+    EXPLORE,
     Pace,
     class_quantiles,
     head_weights,
@@ -173,3 +175,18 @@ def test_a_further_loss_must_be_one_of_each_head_and_sample():
     for shape in ((2,), (5,), (2, 5, 3)):
         with pytest.raises(UserError, match=r"they must be \[L, B\], here \[2, 5\]"):
             loss.weighted_mean(torch.ones(shape))
+
+
+@pytest.mark.parametrize("by", ["neighbour", "self"])
+def test_a_loss_of_exactly_lambda_is_easy(by):
+    losses = torch.full((2, 3), 1.5)
+    for lam in (1.5, losses[0]):
+        assert torch.equal(received_weights(losses, lam, by), torch.ones(2, 3))
+    loss = taught_cross_entropy(torch.randn(2, 1, 3, 5), torch.arange(3), Pace(1.5, by, losses), 0.5)
+    assert loss.easy == 1
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_every_defence_explores_at_the_common_rate(defence):
+    assert EXPLORE == 0.01
+    assert inspect.signature(load_module(defence, "circular_teaching").ct_loss).parameters["explore"].default == EXPLORE

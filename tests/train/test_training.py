@@ -282,3 +282,8 @@ def test_files_are_read_by_as_many_processes_as_there_are_cores(monkeypatch, cor
 def test_a_checkpoint_says_how_many_processes_read_files(trained):
     """The random crops of images that are read from files depend on it."""
     assert torch.load(trained, weights_only=True)["args"]["workers"] == available_workers()
+
+
+def test_macer_takes_one_step_for_a_whole_batch():
+    trainer = trainer_of("4MACER", 1437, "--num_noise_vec", 4, "--batch_size", 256)
+    assert trainer.mini_batches == 1 and trainer.steps == 6
