@@ -23,6 +23,7 @@ from spacte.logs.runfiles import RunFiles
 from spacte.logs.table import table_radii
 from spacte.model.checkpoint import load_classifier
 from spacte.model.frozen import freeze
+from spacte.model.passes import FixedPasses
 from spacte.smooth.draws import Draws
 from spacte.smooth.smooth import Smooth
 from spacte.smooth.tally import VoteRequest
@@ -265,3 +266,21 @@ def test_a_batch_on_a_gpu_has_as_many_images_as_keep_it_busy():
     ]  # fmt: skip
     assert size(None, "cuda", (160_000,)) == 26 and size(None, "cuda", (5,)) == 4000
     assert size(None, "cpu", (3, 32, 32)) == 1000 and size(64, "cuda", (3, 32, 32)) == 64
+
+
+@pytest.mark.parametrize("command", ["certify_mhead.py", "predict_mhead.py"])
+def test_the_json_says_how_many_images_a_pass_held_at_the_end(script, digits_models, tmp_path, monkeypatch, command):
+    """Here the memory suffices for 30."""
+    run = FixedPasses._pass
+
+    def out_of_memory(self, stage, inputs, size, *more):
+        if size > 30:
+            raise torch.OutOfMemoryError
+        return run(self, stage, inputs, size, *more)
+
+    monkeypatch.setattr(FixedPasses, "_pass", out_of_memory)
+    flags = ("--model_path", digits_models[0], "--skip", 60, "--N", 200, "--batch_size", 100, "--device", "cpu")
+    code, _, err = script(command, *flags)
+    assert code == 0 and "from here on 25 images per pass" in err
+    (path,) = tmp_path.rglob("*.json")
+    assert json.loads(path.read_text())["about"]["images_per_pass"] == 25

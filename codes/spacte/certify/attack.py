@@ -15,7 +15,7 @@ from spacte import cli
 from spacte.certify.contract import check_gradient
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.record import about, decide_pass_size
+from spacte.certify.record import about, decide_pass_size, note_pass_size
 from spacte.certify.run_settings import RunSettings, add_run_flags
 from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
@@ -84,6 +84,8 @@ def attack(classifier: ClassifierSettings, run: RunSettings, settings: AttackSet
     with writing(files, plan, noted, indices, run.overwrite) as writer:
         for counts in attacked(evaluation, plan.config, certified, writer.missing):
             writer.write(counts)
+        if writer.missing:
+            note_pass_size(evaluation, files)
     if is_main_process():
         print(f"{writer.summary()}\nlog: {files.log}")
 

@@ -8,7 +8,7 @@ from spacte.certify.chance import warn_at_chance
 from spacte.certify.contract import SPOT_CHECK
 from spacte.certify.evaluation import Evaluation
 from spacte.certify.loading import load
-from spacte.certify.record import about, decide_pass_size
+from spacte.certify.record import about, decide_pass_size, note_pass_size
 from spacte.certify.run_settings import RunSettings, add_run_flags
 from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
@@ -87,6 +87,8 @@ def certify_images(
             warn_at_chance(evaluation.smooth, evaluation.split)
         for counts in evaluation.count_votes("certify", writer.missing, plan.draws):
             writer.write(counts)
+        if writer.missing:
+            note_pass_size(evaluation, files)
     return files, writer.summary()
 
 

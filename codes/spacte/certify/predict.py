@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from spacte import cli
 from spacte.certify.loading import load
-from spacte.certify.record import about, decide_pass_size
+from spacte.certify.record import about, decide_pass_size, note_pass_size
 from spacte.certify.run_settings import RunSettings, add_run_flags
 from spacte.certify.settings import ClassifierSettings, add_classifier_flags
 from spacte.certify.writer import writing
@@ -41,6 +41,8 @@ def predict(classifier: ClassifierSettings, run: RunSettings, settings: PredictS
     with writing(files, plan, about(evaluation, classifier, run, settings), indices, run.overwrite) as writer:
         for counts in evaluation.count_votes("predict", writer.missing, plan.draws):
             writer.write(counts)
+        if writer.missing:
+            note_pass_size(evaluation, files)
     if is_main_process():
         print(f"{writer.summary()}\nlog: {files.log}")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from spacte.certify.evaluation import Evaluation
-from spacte.distributed import on_main_process
+from spacte.distributed import is_main_process, on_main_process
 from spacte.logs.runfiles import RunFiles
 from spacte.model import pass_size
 from spacte.provenance import package_versions, source_state
@@ -33,6 +33,16 @@ def decide_pass_size(evaluation: Evaluation, files: RunFiles, requested: int | N
     pass_size.set_pass_size(network, on_main_process(decided))
 
 
+def note_pass_size(evaluation: Evaluation, files: RunFiles) -> None:
+    """Note the size that passes have now: a GPU whose memory is short may have halved it since the run began."""
+    if is_main_process():
+        files.note("images_per_pass", _pass_size(evaluation))
+
+
+def _pass_size(evaluation: Evaluation) -> int:
+    return pass_size.pass_size(evaluation.smooth.base_classifier, evaluation.split[0][0])
+
+
 def about(evaluation: Evaluation, *settings: Any) -> dict[str, Any]:
     """What a run's JSON records beside its configuration: what may change when it resumes.
 
@@ -45,7 +55,7 @@ def about(evaluation: Evaluation, *settings: Any) -> dict[str, Any]:
         "flags": {name: value for one in settings for name, value in dataclasses.asdict(one).items()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "batch_size": evaluation.batch_size,
-        "images_per_pass": pass_size.pass_size(evaluation.smooth.base_classifier, evaluation.split[0][0]),
+        "images_per_pass": _pass_size(evaluation),
         "images": len(evaluation.split),
         "image_shape": list(evaluation.split.spec.shape),
         **source_state(),
