@@ -73,6 +73,8 @@ VERDICTS = {
         "| two networks, one self-paced head": "2-networks 1-head-self",
         "an ensemble without a shared trunk?": "5-networks 5-heads",
         "| five self-paced networks, five self-paced heads": "5-networks-self 5-heads-self-whole",
+        "heads trained one by one on one trained trunk?": "5-heads-on-a-trunk 1-head",
+        "| five networks, these five heads": "5-networks 5-heads-on-a-trunk",
         "what do teachers add?": "5-heads-self-teachers 5-heads-self-whole",
         "| with teachers, one self-paced head": "5-heads-self-teachers 1-head-self",
         "| one self-paced R14, with teachers": "1-head-R14-self 5-heads-self-teachers",
