@@ -87,6 +87,8 @@ VERDICTS = {
         "| one self-paced R14, five heads": "1-head-R14-self-sound-teachers 5-heads-self-sound-teachers",
         "| such an R14, two self-paced networks": "1-head-R14-self-sound-teachers 2-networks-self",
         "| such an R14, these five networks": "1-head-R14-self-sound-teachers 5-networks-self-sound",
+        "a stronger base instead?": "../3SmoothAdv/smoothadv 1-head",
+        "| one SmoothAdv head, the R14 with such teachers": "../3SmoothAdv/smoothadv 1-head-R14-self-sound-teachers",
     },
 }
 

@@ -95,6 +95,7 @@ def test_a_queues_table_is_what_report_prints(script, page):
 
 MEASURED = {
     "one head": "1-head",
+    "one head of SmoothAdv": "smoothadv",
     "one self-paced head": "1-head-self",
     "five heads in the paper's ring": "5-heads",
     "five self-paced heads, `--whole_gradient`": "5-heads-self-whole",
@@ -108,7 +109,9 @@ MEASURED = {
 def test_the_front_pages_figures_are_those_of_the_queue():
     lines = TEXTS["logs_certification/cifar10-heads/README.md"].splitlines()
     rows = [
-        [cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line.startswith("| Gaussian")
+        [cell.strip(" *") for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith(("| Gaussian", "| SmoothAdv"))
     ]
     found = {row[-1].split(", ")[0]: [row[9], row[10][:5], row[14]] for row in rows}  # clean, ACR, at radius 1
     shown = re.findall(r"^\| ([^|]+) \| [\d.]+ \| (0.\d+) \| (0.\d+) \| (0.\d+) \|$", README, re.MULTILINE)
