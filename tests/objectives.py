@@ -1,9 +1,12 @@
-"""A defence's objective and its loss, for the tests of several files."""
+"""A defence's objective, its loss and its trainer, for the tests of several files."""
 
 import torch
 from conftest import load_module
 
+from spacte.data.sources import open_split
+from spacte.model import build_classifier
 from spacte.train.command import parse
+from spacte.train.trainer import Trainer
 
 
 def objective_of(defence, *flags):
@@ -22,3 +25,13 @@ def call(objective, classifier):
     images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
     targets = (torch.rand(8, 10).softmax(1),) if objective.name() == "CATRS" else ()
     return objective(classifier, images, labels, 150, *targets)
+
+
+def trainer_of(defence, images, *flags):
+    """A trainer of R8 on the first images of digits."""
+    objective = objective_of(defence, *flags, "--dataset", "digits", "--arch", "R8")
+    digits = open_split("digits", "", True)
+    if images < len(digits):
+        digits.keep_first_of_each_class(images)
+    network = build_classifier("R8", "digits", objective.recipe.num_heads)
+    return Trainer(objective.recipe, objective, network, torch.device("cpu"), digits, digits)

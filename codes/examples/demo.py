@@ -94,8 +94,8 @@ def _conclude(one: str, five: str) -> None:
         f"the certificate from all votes raises them to {ours['a']:.3f} and {ours['b']:.3f} without another draw.\n"
         "Not shown: whether heads help on real images, since digits are small and easy, and this is one seed: "
         "logs_certification has more seeds, the five networks that five heads stand for, and CIFAR-10.\n"
-        "There the best at the cost of five heads is one deeper head that learnt from five networks: codes/pretrained/"
-        "cifar10-gaussian-0.50-1-head-R14-teachers.pth.\n"
+        "There the best on plain noise at the cost of five heads is one deeper head that learnt from five networks: "
+        "codes/pretrained/cifar10-gaussian-0.50-1-head-R14-teachers.pth.\n"
         f"\npicture: codes/0Gaussian/{PICTURE}\npage:    codes/0Gaussian/{PAGE}"
     )
 

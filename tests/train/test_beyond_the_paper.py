@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import DEFENCES, TINY, load_module, same
-from objectives import call, objective_of
+from objectives import call, objective_of, trainer_of
 
 from spacte.data.sources import open_split
 from spacte.model import build_classifier
@@ -142,7 +142,6 @@ def test_the_pace_is_measured_where_a_mini_batch_is_smaller_than_their_number(sc
 
 def test_measuring_the_pace_moves_no_draw_and_no_statistic(tmp_path):
     objective = objective_of("0Gaussian", "--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--pace_share", 0.5)
-    from spacte.data.sources import open_split
 
     split = open_split("digits", str(tmp_path), True, CPU)
     classifier = build_classifier("R8", "digits", 2)
@@ -221,15 +220,6 @@ def test_the_flag_of_the_whole_gradient_reaches_the_network(script, tmp_path):
     assert not same(*states)
 
 
-def paced_trainer(images):
-    """Of two heads on the first images of digits, with a lambda for each class."""
-    objective = objective_of("0Gaussian", "--dataset", "digits", "--arch", "R8", "--num_heads", 2, "--pace_share", 0.5)
-    digits = open_split("digits", "", True)
-    if images < len(digits):
-        digits.keep_first_of_each_class(images)
-    return Trainer(objective.recipe, objective, build_classifier("R8", "digits", 2), CPU, digits, digits)
-
-
 @pytest.mark.parametrize(("classes", "images"), [(10, 1437), (5, 1024)])
 def test_the_pace_is_measured_on_200_images_of_each_class(monkeypatch, classes, images):
     """In whole batches of 256; where there are fewer, on all."""
@@ -240,7 +230,7 @@ def test_the_pace_is_measured_on_200_images_of_each_class(monkeypatch, classes, 
         return torch.zeros(classes)
 
     monkeypatch.setattr(trainer_module, "class_quantiles", quantiles)
-    trainer = paced_trainer(1437)
+    trainer = trainer_of("0Gaussian", 1437, "--num_heads", 2, "--pace_share", 0.5)
     trainer.objective.num_classes = classes
     trainer._class_thresholds(2, 0.9, None)
     assert measured == [images]
@@ -248,7 +238,7 @@ def test_the_pace_is_measured_on_200_images_of_each_class(monkeypatch, classes, 
 
 def test_the_pace_is_measured_by_draws_of_its_own():
     """Whatever was drawn before."""
-    trainer, found = paced_trainer(200), []
+    trainer, found = trainer_of("0Gaussian", 200, "--num_heads", 2, "--pace_share", 0.5), []
     for seed in (1, 2):
         torch.manual_seed(seed)
         found.append(trainer._class_thresholds(4, 0.8, None))

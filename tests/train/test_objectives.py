@@ -1,15 +1,17 @@
 """What a training step minimises, on which images, with which recipe."""
 
+import sys
+
+import objectives
 import pandas as pd
 import pytest
 import torch
-from conftest import DEFENCES, TINY, load_module
+from conftest import DEFENCES, TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spacte.model import build_classifier
 from spacte.model.noisy import noisy_logits
-from spacte.train.command import parse
 from spacte.train.meter import LossMeter
 
 CPU = torch.device("cpu")
@@ -17,10 +19,8 @@ CPU = torch.device("cpu")
 
 def objective_of(defence, *flags):
     """The defence's objective on digits with the flags, and its module."""
-    module = load_module(defence, "train")
-    kind = getattr(module, defence[1:])
-    recipe, _, own = parse(kind, "", [str(flag) for flag in flags], lbdlast=1.0)
-    return kind(recipe, 10, **own), module
+    objective = objectives.objective_of(defence, *flags)
+    return objective, sys.modules[type(objective).__module__]
 
 
 @pytest.mark.parametrize("defence", DEFENCES)

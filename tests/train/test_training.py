@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CODES, DEFENCES, TINY, load_module, same
-from objectives import objective_of
+from objectives import objective_of, trainer_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spacte.data.sources import open_split
@@ -124,16 +124,6 @@ def test_every_pass_of_a_last_batch_has_two_images_to_compare(defence, vectors, 
 def test_a_last_batch_of_less_than_an_eighth_is_left_out(images, batch_size, steps):
     """Else it would be m whole steps on few images. One that is all of an epoch stays."""
     assert trainer_of("0Gaussian", images, "--batch_size", batch_size).steps == steps * 2
-
-
-def trainer_of(defence, images, *flags):
-    """A trainer of R8 on the first images of digits."""
-    objective = objective_of(defence, *flags, "--dataset", "digits", "--arch", "R8")
-    digits = open_split("digits", "", True)
-    if images < len(digits):
-        digits.keep_first_of_each_class(images)
-    network = build_classifier("R8", "digits", objective.recipe.num_heads)
-    return Trainer(objective.recipe, objective, network, torch.device("cpu"), digits, digits)
 
 
 def test_how_often_accuracy_is_looked_at_changes_no_draw(monkeypatch):

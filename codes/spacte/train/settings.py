@@ -166,11 +166,7 @@ def add_recipe_flags(parser: cli.Parser) -> None:
     add("--gamma", type=cli.positive_float, help="factor of such a drop")
     add("--wd", type=cli.non_negative_float, help="weight decay")
     add("--seed", type=cli.seed, help="random seed of the weights, the order and the noise")
-    add(
-        "--precision",
-        choices=PRECISIONS,
-        help="auto: tf32 on CUDA (convolutions only), else fp32",
-    )
+    add("--precision", choices=PRECISIONS, help="auto: tf32 on CUDA (convolutions only), else fp32")
     add("--compile", action="store_true", help="through torch.compile: faster on a GPU, no faster on the CPUs we tried")
     parser.set_defaults(**cli.defaults_of(Recipe) | {"precision": "auto"})
 
