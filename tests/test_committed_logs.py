@@ -63,9 +63,11 @@ VERDICTS = {
         "do heads add anything over one head?": "5-heads 1-head",
         "over one self-paced head": "5-heads 1-head-self",
         "what does the whole gradient add?": "5-heads-self-whole 5-heads-self",
+        "| these, five without it and without the cosine term": "5-heads-self-whole 5-heads-self-no-cosine",
         "| five taught heads with it, without": "5-heads-ring-whole 5-heads",
         "| five taught heads, five self-paced ones, both with it": "5-heads-ring-whole 5-heads-self-whole",
         "| five self-paced heads with it, one self-paced head": "5-heads-self-whole 1-head-self",
+        "does the cosine term hold heads back?": "5-heads-self-no-cosine 5-heads-self",
         "at equal cost?": "2-networks 5-heads",
         "| one self-paced R14 (26.6 M), five taught heads": "1-head-R14-self 5-heads",
         "| one self-paced R14, five self-paced heads": "1-head-R14-self 5-heads-self-whole",
@@ -89,6 +91,7 @@ VERDICTS = {
         "| such an R14, these five networks": "1-head-R14-self-sound-teachers 5-networks-self-sound",
         "a stronger base instead?": "../3SmoothAdv/smoothadv 1-head",
         "| one SmoothAdv head, the R14 with such teachers": "../3SmoothAdv/smoothadv 1-head-R14-self-sound-teachers",
+        "| one ACR-weakness head, one head": "../6ACRWeakness/acrweakness 1-head",
     },
 }
 
