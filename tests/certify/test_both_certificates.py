@@ -16,8 +16,12 @@ def test_both_certificates_come_from_the_same_votes(certify, script):
     figures = [beside(log, "-ACR.log").read_text().split("\n")[2:] for log in (papers, ours)]
     rows = [[line.split(" | ")[6:-1] for line in lines if line] for lines in figures]  # without the run's name
     assert rows[0] == rows[1] and len(rows[0]) == 2
+    kinds = [[line.split(" | ")[5].strip() for line in lines if line] for lines in figures]
+    assert kinds == [["cohen", "all-votes"]] * 2
     radii = [read_log(log).eval("radius * correct") for log in (papers, ours)]
     assert radii[1].mean() > radii[0].mean()
+    for line, own in zip(filter(None, figures[0]), radii, strict=True):
+        assert f" {own.mean():.3f} ± " in line.replace("*", "")
     code, _, err = script("relog.py", papers, "--certificate", "all-votes")
     assert code == 0, err
     assert without_time(beside(papers, "-alpha-0.001-all-votes.log")) == without_time(ours)

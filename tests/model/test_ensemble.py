@@ -125,6 +125,17 @@ def test_a_consensus_of_too_many_or_too_few_is_refused():
     for classifier, first in ((ThreeHeads(), 3), (lambda images: images.flatten(1)[:, :2], 1)):
         with pytest.raises(ValueError, match=r"logits \[.*\]: a consensus of . needs \[L, N, K\] with more heads"):
             Smooth(classifier, 2, 0.5, consensus=first).count_votes(torch.zeros(1, 4, 4), 10, 10)
+    frozen = freeze(warmed_up("R8", "digits", (1, 8, 8), heads=3), CPU)
+    with pytest.raises(ValueError, match="a consensus of 3 needs more members than 3"):
+        Consensus(frozen, 10, 3)
+    Consensus(frozen, 10, 2)
+
+
+def test_the_other_heads_logits_name_no_class_where_they_decide_and_are_not_finite():
+    """The first two disagree on the first image alone; one of the others is broken on both."""
+    logits = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]], [[torch.nan, 0.0], [torch.nan, 0.0]]])
+    rows = Consensus(lambda images: logits, 2, 2)(torch.zeros(2, 1, 2, 2))
+    assert rows.tolist() == [[0, 0], [1, 0], [2, 0]]
 
 
 def test_votes_by_consensus_are_counted():

@@ -1,5 +1,6 @@
 """The fast path computes the plain network's function, whatever shares its batches."""
 
+import copy
 import importlib
 import re
 import shutil
@@ -155,6 +156,7 @@ class PreActivation(torch.nn.Module):
     ("change", "message"),
     [
         (lambda one: one.register_forward_pre_hook(lambda module, inputs: (1 - inputs[0],)), "remove its hooks"),
+        (lambda one: one.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],)), "remove its hooks"),
         (lambda one: one.network, "a CifarResNetMultiHead cannot be frozen: give Sequential"),
         (lambda one: freeze(one, CPU), "a FrozenClassifier cannot be frozen"),
     ],
@@ -168,12 +170,14 @@ def test_what_would_be_left_out_of_a_frozen_classifier_is_refused(change, messag
         freeze(classifier, CPU, "bfloat16")
 
 
-@torch.inference_mode()
 def test_an_autocast_around_it_does_not_change_the_fast_path():
     frozen, images = freeze(warmed_up("R8", "digits", (1, 8, 8)), CPU, batch_size=4), torch.rand(9, 1, 8, 8)
-    expected = frozen(images)
+    with torch.no_grad():
+        expected = frozen(images)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(frozen(images), expected)
+        with torch.no_grad():
+            assert torch.equal(frozen(images), expected)
+        torch.testing.assert_close(frozen(images), expected)  # in one pass, as an attack's gradients need it
 
 
 def test_a_network_that_folding_would_change_is_refused():
@@ -183,4 +187,32 @@ def test_a_network_that_folding_would_change_is_refused():
     torch.nn.init.uniform_(block.bn1.running_var, 2, 4)
     classifier.network.layer1.append(block)
     with pytest.raises(UserError, match="CifarResNetMultiHead cannot be frozen: in each of its modules a BatchNorm"):
+        freeze(classifier, CPU)
+
+
+@torch.inference_mode()
+def test_bf16_begins_behind_the_normalisation():
+    """In which it would round what the noise adds to a pixel."""
+    classifier, seen = warmed_up("R8", "digits", (1, 8, 8)), []
+    images = torch.rand(4, 1, 8, 8)
+    frozen = freeze(classifier, CPU, "bf16", batch_size=4)
+    frozen.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    frozen(images)
+    assert torch.equal(seen[0], classifier[0](images).bfloat16())
+
+
+def test_the_network_that_is_frozen_stays_as_it_was():
+    classifier = warmed_up("R8", "digits", (1, 8, 8)).train()
+    state = copy.deepcopy(classifier.state_dict())
+    frozen = freeze(classifier, CPU, "bf16")
+    assert not any(one.requires_grad for one in frozen.parameters()) and not frozen.network.training
+    after = classifier.state_dict()
+    assert state.keys() == after.keys() and all(torch.equal(state[key], after[key]) for key in state)
+    assert classifier.training and all(one.requires_grad for one in classifier.parameters())
+
+
+def test_a_network_whose_training_has_diverged_is_named():
+    classifier = warmed_up("R8", "digits", (1, 8, 8))
+    classifier.network.conv1.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="logits are not finite on noise: has its training diverged"):
         freeze(classifier, CPU)

@@ -220,6 +220,16 @@ def test_the_scales_do_not_depend_on_the_instructions_that_torch_uses():
     assert len(found) == 1 and len(found.pop()) == 65
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("sigma", [0.25, 1.0])
+def test_the_scales_are_measured_under_the_noise_that_is_asked_for(sigma):
+    classifier, images = warmed_up("R8", "digits", (1, 8, 8)), torch.rand(20, 1, 8, 8)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    largest = float(classifier[0](images + sigma * noise).abs().max())
+    peak = scales_of(classifier, images, sigma).peaks["conv1"]
+    assert largest <= peak <= largest * (1 + 2**-7), "rounded up"
+
+
 # --- it is as right as float32's ---
 
 

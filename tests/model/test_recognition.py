@@ -17,11 +17,19 @@ from torch import nn
 from torchvision.models import resnet18
 
 from spacte.data.sources import open_split
-from spacte.data.spec import data_spec
+from spacte.data.spec import DataSpec, data_spec
 from spacte.model import build_network
 from spacte.model.batchnorm import FirstLayer, statistics_kl
 from spacte.model.checkpoint import load_classifier
-from spacte.model.normalisation import NORMALISATIONS, Normalize, constants, known, name_of, normalisation
+from spacte.model.normalisation import (
+    NORMALISATIONS,
+    Normalize,
+    are_the_same,
+    constants,
+    known,
+    name_of,
+    normalisation,
+)
 from spacte.model.recognition import check_normalisation
 from spacte.utils import UserError
 
@@ -216,8 +224,31 @@ def test_names_and_constants_of_a_normalisation():
     assert constants(".5/.25", CIFAR) == ((0.5,) * 3, (0.25,) * 3)
     assert name_of(constants(".5/.25", CIFAR), CIFAR) == "0.5,0.5,0.5/0.25,0.25,0.25"
     assert name_of(constants("0,0,0/1,1,1", CIFAR), CIFAR) == "none"
-    for text in ("std", "0.5", "0.5/0", "0.5,0.5/0.1", "a,b,c/1,1,1", "0.5/nan"):
+    for text in ("std", "0.5", "0.5/0", "0.5,0.5/0.1", "a,b,c/1,1,1", "0.5/nan", "nan/0.5"):
         with pytest.raises(UserError, match=r"unknown normalisation .*: choose from auto, mean_std, centre, none or"):
             constants(text, CIFAR)
     with pytest.raises(UserError, match=r"CIFAR10 has 3 channels, there are constants for 2"):
         constants("1,1/1,1", CIFAR)
+
+
+def test_the_known_normalisations_have_the_constants_that_published_code_has():
+    twins = ("0.5071,0.4865,0.4409/0.2673,0.2564,0.2762", "0.5071,0.4867,0.4408/0.2675,0.2565,0.2761")
+    imagenet, halves = "0.485,0.456,0.406/0.229,0.224,0.225", "0.5,0.5,0.5/0.5,0.5,0.5"
+    assert list(known(CIFAR)) == [*NORMALISATIONS, halves, TRUE, *twins, imagenet]
+    assert known(CIFAR)["mean_std"] == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert known(data_spec("ImageNet"))["mean_std"] == constants(imagenet, CIFAR)
+
+
+def test_no_network_is_known_to_be_trained_with_the_constants_of_a_users_test_images():
+    for mean, others in (((0.1,), 0), ((0.1,) * 3, 5)):
+        spec = DataSpec("ImageFolder", (len(mean), 8, 8), 7, mean, tuple(2 * one for one in mean))
+        found = known(spec)
+        assert (spec.mean, spec.std) not in found.values() and "centre" not in found
+        assert next(iter(found)) == "none" and len(found) == 2 + others
+
+
+def test_normalisations_are_the_same_where_no_channel_differs():
+    one = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert are_the_same(one, ((0.501, 0.499, 0.5), (0.251, 0.25, 0.249)))
+    for mean, std in (((0.502, 0.5, 0.5), one[1]), ((0.5, 0.5, 0.498), one[1]), (one[0], (0.25, 0.252, 0.25))):
+        assert not are_the_same(one, (mean, std)) and not are_the_same((mean, std), one)

@@ -10,6 +10,7 @@ from conftest import EXCERPTS, make_log, random_log, with_config
 
 from spacte.logs import certlog
 from spacte.report import comparison
+from spacte.report.caveats import of_experiments
 from spacte.report.comparison import _named, compare, compare_experiments
 from spacte.report.intervals import holm
 from spacte.report.reading import read_runs
@@ -45,6 +46,7 @@ def test_a_paired_difference_and_its_interval(tmp_path):
     assert found.table["figure"].tolist() == ["ACR", "clean", "0.5"]
     share = certlog.certified_accuracy(a.log, [0.5]) - certlog.certified_accuracy(b.log, [0.5])
     assert found.table.iloc[2]["difference"] == pytest.approx(share[0], abs=1e-12)
+    assert 0 < found.table.iloc[2]["low"] < share[0] < found.table.iloc[2]["high"]
     interval = f"{acr['difference']:.3f}, 95 % interval {acr['low']:.3f} to {acr['high']:.3f} (paired t)"
     says = f"The ACR of 'a' is higher than that of 'b': the first less the second is {interval}"
     alone = "One run each: the interval is for other images, not for other trainings."
@@ -58,6 +60,13 @@ def test_a_sentence_and_its_table_have_one_sign(tmp_path):
     assert high.startswith("-")
     text = f"'a' is lower than that of 'b': the first less the second is {difference}, 95 % interval {low} to {high}"
     assert text in found.sentences()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.1), (-0.1, 0.0)])
+def test_an_interval_that_ends_at_0_tells_no_difference(tmp_path, low, high):
+    found = compare(*read_runs([random_log(tmp_path / f"{seed}.log", 60, seed) for seed in (1, 2)]))
+    found.table.loc[0, ["low", "high"]] = low, high
+    assert "do not differ measurably" in found.sentences()
 
 
 def test_pairing_sees_what_two_separate_errors_would_hide(tmp_path):
@@ -140,6 +149,8 @@ def test_two_experiments_are_compared_over_their_seeds(tmp_path, script):
 def test_one_classifier_certified_twice_is_no_matter_of_trainings(tmp_path):
     logs = [with_config(random_log(tmp_path / f"{seed}.log", 300, seed), checkpoint_sha256=["ab"]) for seed in (1, 2)]
     assert "One run each" not in compare(*runs_of(tmp_path, *logs)).sentences()
+    with_config(logs[1], checkpoint_sha256=["ab", "cd"])
+    assert "One run each" in compare(*runs_of(tmp_path, *logs)).sentences(), "an ensemble of that network and another"
 
 
 @pytest.mark.parametrize("hashed", [True, False])
@@ -166,6 +177,64 @@ def test_one_network_borrows_no_variance_of_ensembles_unsaid(tmp_path, script):
     assert "too narrow" not in script("report.py", "--compare", "five", "two")[1]
 
 
+def said_of(tmp_path, **sides):
+    """The sentences on experiments, given by the trainings of each run's networks."""
+    found = []
+    for name, runs in sides.items():
+        for seed, run in enumerate(runs):
+            with_config(random_log(tmp_path / name / f"{seed}.log", 5, seed), run)
+        found.append((name, read_runs([tmp_path / name])))
+    return " ".join(of_experiments(*found))
+
+
+def taught(*names, **inputs):
+    """A network's training with teachers of these names, and the hashes of its inputs if it has recorded them."""
+    return {"teachers": list(names)} | ({"inputs": inputs} if inputs else {})
+
+
+@pytest.mark.parametrize(
+    ("runs", "shared"),
+    [
+        ([[taught("1.pth")]] * 3, "teachers"),
+        ([[taught("1.pth")], [taught("1.pth")], [taught("2.pth")]], None),
+        ([[taught("1.pth"), taught("2.pth")]] * 2, None),  # of two networks
+        ([[taught("1.pth", teachers=["a"])], [taught("2.pth", teachers=["a"])]], "teachers"),
+        ([[taught("1.pth", teachers=["a"])], [taught("1.pth", teachers=["b"])]], None),
+        ([[taught("1.pth", teachers=["a"])], [taught("2.pth")]], None),  # whose hash is not known
+        ([[{"inputs": {"denoiser": ["a"]}}]] * 2, "denoiser"),
+        ([[taught("1.pth", denoiser=["a"])]] * 2, "teachers and denoiser"),
+        ([[taught("1.pth")]], None),  # one run shares with none
+    ],
+)
+def test_what_all_trainings_of_an_experiment_took_is_said_and_nothing_else(tmp_path, runs, shared):
+    expected = f"All {len(runs)} runs of 'a' took the same {shared}: what another would change is not in the interval."
+    for said in said_of(tmp_path / "1", a=runs, b=[[]] * 3), said_of(tmp_path / "2", b=[[]] * 3, a=runs):
+        assert (expected in said) == (shared is not None) and said.count("took the same") == (shared is not None)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "names"), [((2, 3), "'a'"), ((3, 2), "'b'"), ((2, 2), "'a' and 'b'"), ((3, 3), None)]
+)
+def test_the_experiments_of_two_runs_are_named(tmp_path, seeds, names):
+    said = said_of(tmp_path, a=[[]] * seeds[0], b=[[]] * seeds[1])
+    assert said.startswith(f"The means over {seeds[0]} and {seeds[1]} runs are compared.")
+    assert (f"Two runs of {names} tell little" in said) == ("tell little" in said) == (names is not None)
+
+
+@pytest.mark.parametrize(
+    ("alone", "others", "narrow"),
+    [([1], [1, 1], True), ([1], [1], False), ([5], [1, 1], True), ([5], [2], False), (None, [1, 1], False)],
+)
+def test_one_run_borrows_the_variance_of_as_many_networks(tmp_path, alone, others, narrow):
+    """Whatever the number of their heads; where it is not known of how many the one run is, nothing is said."""
+    one = random_log(tmp_path / "one.log", 5, 0)
+    if alone:
+        with_config(one, num_heads=alone)
+    many = [with_config(random_log(tmp_path / "b" / f"{seed}.log", 5, seed), num_heads=others) for seed in range(3)]
+    said = " ".join(of_experiments(("a", read_runs([one])), ("b", read_runs(many))))
+    assert ("'a' has fewer networks than those" in said) == narrow
+
+
 def test_images_that_do_not_match_are_counted_and_named(tmp_path, script):
     rows = [(idx, 1, 1, 0.5) for idx in range(0, 100, 5)]
     a = make_log(tmp_path / "a.log", [*rows, (7, 1, 1, 0.9)])
@@ -176,6 +245,44 @@ def test_images_that_do_not_match_are_counted_and_named(tmp_path, script):
     c = make_log(tmp_path / "c.log", [(3, 1, 1, 0.5)])
     code, _, err = script("report.py", "--compare", a, c)
     assert code == 2 and "fewer than 2 images in common" in err
+    make_log(c, [(3, 1, 1, 0.5), (5, 1, 1, 0.5)])
+    assert "fewer than 2 images in common" in script("report.py", "--compare", a, c)[2]
+
+
+def test_images_are_matched_by_their_numbers_not_by_their_lines(tmp_path):
+    log = random_log(tmp_path / "a.log", 60, 0)
+    header, *rows = log.read_text().splitlines(keepends=True)
+    (tmp_path / "b.log").write_text(header + "".join(rows[::-1]))
+    found = compare(*runs_of(tmp_path, log, tmp_path / "b.log"), [0.25])
+    assert found.different == 0 and (found.table["difference"] == 0).all() and found.images == 60
+    (tmp_path / "b.log").write_text(header + "".join(rows[1:][::-1]))
+    assert compare(*runs_of(tmp_path, log, tmp_path / "b.log"), [0.25]).images == 59
+
+
+def test_certificates_of_two_kinds_have_no_common_name(tmp_path):
+    logs = [random_log(tmp_path / f"{name}.log", 60, seed) for seed, name in enumerate("ab")]
+    for kinds, common, says in (
+        (("cohen", "cohen"), "cohen", False),
+        (("all-votes", "all-votes"), "all-votes", True),
+        (("all-votes", "cohen"), "", False),
+        (("cohen", "all-votes"), "", False),
+    ):
+        for log, kind in zip(logs, kinds, strict=True):
+            with_config(log, certificate=kind)
+        found = compare(*runs_of(tmp_path, *logs))
+        assert found.certificate == common and ("certificates from all votes." in found.sentences()) == says
+        assert ("differently: certificate" in found.sentences()) == (kinds[0] != kinds[1])
+
+
+def test_the_rows_of_a_comparison_say_which_side_has_how_many_runs(tmp_path):
+    for side, seeds in (("a", 3), ("b", 2)):
+        for seed in range(seeds):
+            random_log(tmp_path / side / f"seed-{seed}" / "run.log", 60, seed + 10 * seeds)
+    a, b = (read_runs([tmp_path / side]) for side in "ab")
+    found = compare_experiments(a, b)
+    rows = found.rows()
+    assert set(rows["runs_a"]) == {3} and set(rows["runs_b"]) == {2} and set(rows["images"]) == {60}
+    assert rows["value_a"].tolist() == found.table["a"].tolist() != rows["value_b"].tolist()
 
 
 def test_idx_are_abbreviated_without_a_gap():

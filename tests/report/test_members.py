@@ -9,6 +9,7 @@ import pytest
 from known_votes import SIGMA, N, run_with, votes
 
 from spacte.logs.certlog import HEADER, average_certified_radius, certified_accuracy, read_log
+from spacte.report.members import remarks
 from spacte.report.reading import read_runs
 from spacte.report.recount import draws_of, votes_of
 from spacte.smooth.bounds import lower_confidence_bound, radius_of
@@ -131,6 +132,19 @@ def test_seeds_are_paired_by_their_images_and_too_few_tell_nothing(script, tmp_p
             found[label, order] = table[["low", "high"]].to_numpy()
     np.testing.assert_allclose(found["all", "same"], found["all", "other"])
     assert np.isfinite(found["all", "same"]).all() and np.isnan(found["few", "same"]).all()
+
+
+def test_one_run_is_enough_for_a_remark(tmp_path):
+    """One head, two heads that skip what is wrong, two heads that stop early."""
+    of_one, of_two = votes((900, 50)), votes((900, 50), (800, 200), (950, 50))
+    one = run_with(tmp_path / "one.log", [(0, of_one)], num_heads=[1])
+    skipping = run_with(tmp_path / "skipping.log", [(0, of_two), (0, None)], skip_wrong=True)
+    early = run_with(tmp_path / "early.log", [(0, of_two)], sequential={"radii": [0.25], "give_up": 0.01})
+    said = {
+        names: [line.split(":")[0].split(" ")[0] for line in remarks(read_runs([*logs]))]
+        for names, logs in {"one": (one,), "skipping": (one, skipping), "all": (one, skipping, early)}.items()
+    }
+    assert said == {"one": [], "skipping": ["ACR", "drawn"], "all": ["ACR", "drawn", "Sequential"]}
 
 
 # --- --by_class ---

@@ -75,6 +75,8 @@ def test_comparisons_and_pictures_say_the_norm(tmp_path):
     )
     figures = found.table["figure"].tolist()
     assert all(name.endswith("/255") for name in figures[2:])
+    assert all(f" {found.table['difference'][0]:.5f} " in found.text(style) for style in ("markdown", "latex"))
+    assert set(found.rows()["norm"]) == {"linf"}
     plain = compare(*read_runs([tmp_path]))
     assert found.table["difference"][0] == pytest.approx(plain.table["difference"][0] / 8, rel=1e-3)
     assert plots.curves([[a]]).axes[0].get_xlabel() == "Linf radius"
@@ -87,6 +89,7 @@ def test_radii_of_a_linf_table():
     assert wide[1] == pytest.approx(8 / 255) and len(wide) <= 13
     assert radius_names([0, 2 / 255, 0.125], "linf") == ["0", "2/255", "0.125"]
     assert radius_names([2 / 255]) == ["0.007843137255"]
+    assert radius_names([2.05 / 255], "linf") == ["0.008039215686"], "not 2/255, which is another radius"
 
 
 @pytest.mark.parametrize("text", ["2/0", "1/-3", "x/255", "2/255/3", "nan/2"])

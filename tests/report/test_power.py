@@ -8,6 +8,7 @@ from scipy.stats import beta, norm
 
 from spacte.report.comparison import compare
 from spacte.report.reading import read_runs
+from spacte.smooth.bounds import lower_confidence_bound, radius_of
 
 
 @pytest.fixture
@@ -91,3 +92,82 @@ def test_the_pilots_own_draws_are_not_counted_twice(tmp_path, power, planned):
     bounds = [beta.ppf(0.001, n, planned - n + 1) for n in drawn]  # Clopper and Pearson's
     radii = [SIGMA * np.where(bound > 0.5, norm.ppf(np.clip(bound, 0.5, 1)), 0) for bound in bounds]
     assert row["deviation"] == pytest.approx((radii[0] - radii[1]).std(), rel=0.2)
+
+
+@pytest.fixture
+def quick_power(power, monkeypatch):
+    """power.py that draws a pilot's votes again less often: for what is the same however often it does."""
+    monkeypatch.setattr(power, "_DRAWN_AGAIN", 500)
+    return power
+
+
+def spread_out(images=3):
+    """Images whose radii differ, for a label of 0."""
+    return [(0, votes(*[(int(n), 0)] * 3)) for n in np.linspace(600, 950, images)]
+
+
+def test_pilots_of_other_images_are_refused(script, tmp_path):
+    first, *others = spread_out()
+    log, relabelled = run_with(tmp_path / "1.log", [first, *others]), run_with(tmp_path / "2.log", [(1, first[1])])
+    code, _, err = script("studies/power.py", "--width", 0.02, log, relabelled)
+    assert code == 2 and "two data sets in one report" in err and "idx 0 has label 1, but 0 in" in err
+    hashed = [run_with(tmp_path / f"{sha256}.log", spread_out(), data_sha256=sha256) for sha256 in ("11", "22")]
+    code, _, err = script("studies/power.py", "--width", 0.02, *hashed)
+    assert code == 2 and "cannot be compared image by image: two data_sha256" in err
+
+
+def test_the_line_below_the_table_is_of_the_smaller_pilots_images(script, tmp_path, power):
+    rng = np.random.default_rng(0)
+    logs = {}
+    for images in (49, 50, 60):
+        made = [(0, votes(*[(int(n), 0)] * 3)) for n in rng.uniform(550, 950, images)]
+        logs[images] = run_with(tmp_path / f"{images}.log", made)
+
+    def line(*of):
+        code, out, err = script("studies/power.py", "--width", 0.1, *(logs[images] for images in of), "--N", N)
+        assert code == 0, err
+        return out.splitlines()[-1]
+
+    assert "its 49 images are too few to say how far they leave that number open" in line(49)
+    error = power.plan(read_runs([logs[50]]), 0.1, [N], None)["error"][0]
+    assert f"its 50 images leave that number open to within {100 * error:.0f} % (95 %)." in line(50)
+    assert "its 50 images leave" in line(60, 50)
+
+
+def test_draws_seconds_and_the_largest_radius_are_those_of_each_pilot(tmp_path, quick_power):
+    """--skip_wrong spares the first pilot's draws on half of its images; the second has the smaller radii."""
+    made = spread_out(10)
+    skipping = run_with(tmp_path / "a.log", [*made[:5], *[(0, None)] * 5], skip_wrong=True, alpha=0.01)
+    runs = [*read_runs([skipping]), *read_runs([run_with(tmp_path / "b.log", made)])]
+    for order in (runs, runs[::-1]):
+        (row,) = quick_power.plan(order, 0.1, [2 * N], 0.25).to_dict("records")
+        assert row["draws in all"] == row["images"] * (100 + 2 * N), "of the pilot that draws more"
+        first, second = (100 + N) * 0.5 / (100 + N / 2), (100 + 2 * N) * 0.5 / (100 + N)  # an image took 0.5 s
+        assert row["seconds"] == pytest.approx(row["images"] * (first + second))
+        assert row["largest radius"] == radius_of(lower_confidence_bound(2 * N, 2 * N, 0.001), SIGMA)
+    (alone,) = quick_power.plan(runs[:1], 0.1, [2 * N], 0.25).to_dict("records")
+    assert alone["draws in all"] == alone["images"] * (100 + N)
+
+
+def test_a_guess_of_the_deviation_replaces_the_pilots(tmp_path, quick_power):
+    runs = read_runs([run_with(tmp_path / "1.log", spread_out())])
+    guessed, own = (quick_power.plan(runs, 0.02, [N], deviation)["deviation"][0] for deviation in (0.01, None))
+    assert guessed == 0.01 < own
+
+
+def test_a_plan_is_a_function_of_its_seed(tmp_path, quick_power):
+    runs = read_runs([run_with(tmp_path / "1.log", spread_out())])
+    one, again, other = (quick_power.plan(runs, 0.02, [N], None, seed)["deviation"][0] for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def test_the_deviation_of_few_images_is_that_of_a_sample(tmp_path, quick_power):
+    """With n - 1 in the denominator: with n it would be a fifth smaller for three images."""
+    runs = read_runs([run_with(tmp_path / "1.log", spread_out(3))])
+    planned = quick_power.plan(runs, 0.02, [N], None)["deviation"][0]
+    assert planned == pytest.approx(runs[0].log["radius"].std(ddof=1), rel=0.05)
+
+
+def test_a_width_that_no_data_set_reaches_is_refused(script):
+    code, _, err = script("studies/power.py", "--width", 1e-6, "--deviation", 0.25)
+    assert code == 2 and "--width 1e-06: no data set has the 9.6e+11 images that it needs" in err

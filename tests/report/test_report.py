@@ -13,7 +13,7 @@ from conftest import EXCERPTS, make_log, random_log, with_config
 
 from spacte.logs import certlog
 from spacte.logs.description import printable
-from spacte.logs.table import markdown, render, table_radii
+from spacte.logs.table import csv, markdown, readable, render, table_radii
 from spacte.report.reading import read_runs
 from spacte.report.table import reached_radii, summary
 
@@ -24,6 +24,12 @@ EXPECTED = [
     ("SmoothMix", 0.25, 0, 0.742800, 0.062572, [23, 22, 20, 17]),
     ("Gaussian", 1.0, 8, 0.714640, 0.176669, [15, 13, 13, 9, 7, 6, 5, 5, 3, 3, 2, 1]),
 ]
+
+
+def read_csv(script, *flags):
+    code, out, err = script("report.py", *flags, "--format", "csv")
+    assert code == 0, err
+    return pd.read_csv(io.StringIO(out))
 
 
 def test_the_excerpts_give_the_expected_table():
@@ -135,6 +141,32 @@ def test_the_data_set_chooses_the_radii():
     assert table_radii(0.6, "CIFAR10").tolist() == [0, 0.25, 0.5]
 
 
+@pytest.mark.parametrize("trained", [0.25, 1.0])
+def test_a_network_at_a_smaller_or_larger_sigma_than_its_own_is_shown_as_such(script, tmp_path, trained):
+    log = make_log(tmp_path / "a.log", [(0, 1, 1, 0.5), (1, 1, 1, 0.6)])
+    with_config(log, [{"noise_sd": trained}], noise_sd=0.5)
+    assert read_csv(script, log)["trained"].tolist() == [trained]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)"])
+def test_a_text_in_csv_is_no_formula_and_a_number_stays_one(text):
+    found = pd.read_csv(io.StringIO(csv(pd.DataFrame({"run": [text, "a=b-c"], "difference": [-0.5, 1.0]}))))
+    assert found["run"].tolist() == [f"'{text}", "a=b-c"] and found["difference"].tolist() == [-0.5, 1.0]
+
+
+def test_json_has_every_digit_of_a_figure(script, tmp_path):
+    log = random_log(tmp_path / "a.log", 7, 0)
+    (row,) = json.loads(script("report.py", log, "--format", "json")[1])["logs"]
+    acr = certlog.average_certified_radius(certlog.read_log(log))
+    assert row["ACR"] == pytest.approx(acr, abs=1e-14) != round(acr, 10)
+
+
+def test_draws_are_shown_unless_all_runs_have_the_same():
+    table = summary([*read_runs([EXCERPTS])], [0.25])
+    for draws, shown in (([1000.0] * 3, False), ([1000.0, 1000.0, 2000.0], True), ([1000.0, 1000.0, math.nan], True)):
+        assert ("draws" in readable(table.assign(draws=draws))) == shown
+
+
 # --- the best of a column ---
 
 
@@ -168,6 +200,13 @@ def test_rows_that_were_certified_alike_have_one_best(script, tmp_path):
     four_runs(tmp_path)
     assert best_acrs(script, tmp_path) == ["d"]
     assert "group" not in script("report.py", tmp_path)[1]
+
+
+def test_rows_that_read_the_same_have_no_best(script, tmp_path):
+    """Their ACRs differ beyond the third decimal."""
+    for name, by in (("a", 0.0), ("b", 1e-5)):
+        with_config(make_log(tmp_path / f"{name}.log", [(idx, 1, 1, 0.3 + by) for idx in range(10)]))
+    assert best_acrs(script, tmp_path) == []
 
 
 def test_logs_without_a_configuration_are_ranked_among_themselves(script, tmp_path):
