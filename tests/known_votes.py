@@ -22,11 +22,11 @@ def votes(*of_voters):
     return np.array([[a, b, N - a - b] for a, b in of_voters])
 
 
-def run_with(path, images, seed=0, **config):
-    """A log with its counts: `images` are (label, estimation [V, 3] or None for one that was not drawn)."""
+def run_with(path, images, seed=0, first=0, **config):
+    """A log with its counts: `images`, of idx `first` on, are (label, estimation [V, 3]; None: not drawn)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     config, rows, lines = CONFIG | config, [], []
-    for idx, (label, estimation) in enumerate(images):
+    for idx, (label, estimation) in enumerate(images, first):
         heads = sum(config["num_heads"])
         shown = votes(*[(0, 0)] * (heads + (heads > 1))) if estimation is None else estimation
         one = VoteCounts(

@@ -73,13 +73,14 @@ def _main() -> None:
     draws = sorted(set(args.N or _DRAWS))
     table = plan(runs, args.width, draws, args.deviation, args.seed)
     times = [_time(seconds) for seconds in table.pop("seconds")]
-    error, images = table.pop("error").max(), min((len(run.log) for run in runs), default=0)
+    error, images = table.pop("error").max(), table.pop("shared").max()
     print(markdown(table.assign(time=times).dropna(axis=1, how="all")))
     if args.deviation is None:
         open_to = f"leave that number open to within {100 * error:.0f} % (95 %)"
         if images < _FEWEST_IMAGES:
             open_to = "are too few to say how far they leave that number open"
-        print(f"\nHow many images are needed follows from the pilot's: its {images} images {open_to}.")
+        of = f"the pilot's {images} images" if len(runs) == 1 else f"the {images} images that the pilots share"
+        print(f"\nHow many images are needed follows from {of}, which {open_to}.")
 
 
 def _time(seconds: float) -> str | None:
@@ -90,7 +91,7 @@ def _time(seconds: float) -> str | None:
 
 def plan(runs: list[Run], width: float, draws: list[int], deviation: float | None, seed: int = 0) -> pd.DataFrame:
     """A row for each number of draws N: largest radius, deviation over images, images for the width, draws, seconds,
-    and the `error` of the number of images, as a share of it, that a pilot's own images leave.
+    the `error` of the number of images, as a share of it, that the pilots' own images leave, and the number `shared`.
 
     At least as many images as report.py gives an interval for: of the pilots' images only some differ.
 
@@ -114,7 +115,8 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
         seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
         limit = min((largest_radius(replace(run.required_config, N=n)) for run in runs), default=math.nan)
         row = {"N": n, "largest radius": limit, "deviation": spread, "images": images}
-        rows.append(row | {"draws in all": round(images * max(of_each)), "seconds": seconds, "error": error})
+        row |= {"draws in all": round(images * max(of_each)), "seconds": seconds, "error": error}
+        rows.append(row | {"shared": len(shared)})
     return pd.DataFrame(rows)
 
 

@@ -224,6 +224,8 @@ def test_names_and_constants_of_a_normalisation():
     assert constants(".5/.25", CIFAR) == ((0.5,) * 3, (0.25,) * 3)
     assert name_of(constants(".5/.25", CIFAR), CIFAR) == "0.5,0.5,0.5/0.25,0.25,0.25"
     assert name_of(constants("0,0,0/1,1,1", CIFAR), CIFAR) == "none"
+    exact = "0.49139968,0.48215841,0.44653091/0.24703223,0.24348513,0.26158784"  # CIFAR-10's in much code
+    assert name_of(constants(exact, CIFAR), CIFAR) == exact, "others from the seventh digit on are others"
     for text in ("std", "0.5", "0.5/0", "0.5,0.5/0.1", "a,b,c/1,1,1", "0.5/nan", "nan/0.5"):
         with pytest.raises(UserError, match=r"unknown normalisation .*: choose from auto, mean_std, centre, none or"):
             constants(text, CIFAR)

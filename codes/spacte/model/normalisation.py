@@ -90,7 +90,13 @@ def name_of(values: Constants, spec: DataSpec) -> str:
     for name in NORMALISATIONS:
         if constants(name, spec) == values:
             return name
-    return "/".join(",".join(f"{value:g}" for value in part) for part in values)
+    return "/".join(",".join(map(_digits, part)) for part in values)
+
+
+def _digits(value: float) -> str:
+    """A number's shortest decimals that are exactly it."""
+    short = f"{value:g}"  # 1 in place of 1.0
+    return short if float(short) == value else repr(value)
 
 
 def known(spec: DataSpec) -> dict[str, Constants]:
