@@ -91,6 +91,7 @@ VERDICTS = {
         "| such an R14, these five networks": "1-head-R14-self-sound-teachers 5-networks-self-sound",
         "a stronger base instead?": "../3SmoothAdv/smoothadv 1-head",
         "| one SmoothAdv head, the R14 with such teachers": "../3SmoothAdv/smoothadv 1-head-R14-self-sound-teachers",
+        "| one CAT-RS head, one head": "../5CATRS/catrs 1-head",
         "| one ACR-weakness head, one head": "../6ACRWeakness/acrweakness 1-head",
     },
 }
