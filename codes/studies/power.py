@@ -114,9 +114,9 @@ def plan(runs: list[Run], width: float, draws: list[int], deviation: float | Non
         of_each = [pilot.draws(n) for pilot in pilots] or [100.0 + n]
         seconds = sum(pilot.draws(n) * pilot.seconds_per_draw for pilot in pilots) * images if pilots else math.nan
         limit = min((largest_radius(replace(run.required_config, N=n)) for run in runs), default=math.nan)
-        row = {"N": n, "largest radius": limit, "deviation": spread, "images": images}
-        row |= {"draws in all": round(images * max(of_each)), "seconds": seconds, "error": error}
-        rows.append(row | {"shared": len(shared)})
+        needed = {"images": images, "draws in all": round(images * max(of_each)), "seconds": seconds}
+        told = {"error": error, "shared": len(shared)}
+        rows.append({"N": n, "largest radius": limit, "deviation": spread} | needed | told)
     return pd.DataFrame(rows)
 
 

@@ -18,12 +18,11 @@ from children import Children, free_port, is_running, run, wait_for
 from conftest import CODES, RUN_FLAGS, TINY, beside, without_time
 
 from spacte import distributed
-from spacte.certify.run_settings import RunSettings
 from spacte.logs.certlog import read_log
 from spacte.logs.counts import read_counts
 from spacte.logs.runfiles import RunFiles
 from spacte.model import pass_size
-from spacte.utils import RunError, UserError
+from spacte.utils import RunError
 
 # --- killed at any moment ---
 
@@ -236,19 +235,6 @@ def test_shards_that_do_not_make_one_run_are_refused(certify, script):
     code, _, err = script("merge_logs.py", *shards, third)
     assert code == 2 and "3-of-3.log' is not whole: it holds 2 of 3 images" in err
     assert not shards[0].with_name("h-3-eps-0.8-m-2-lbdlast-1.2-certify-skip-40.log").exists()
-
-
-def test_the_images_of_a_run_and_of_its_shards_go_by_their_numbers():
-    """Whichever there are to choose from: an attack has those of its log."""
-    there = range(1, 20)
-    assert RunSettings(skip=3, max=12).chosen(there) == [3, 6, 9]
-    assert RunSettings().chosen(there) == list(there)
-    shards = [RunSettings(skip=3, shard=(number, 4)).chosen(there) for number in (1, 2, 3, 4)]
-    assert shards == [[3, 15], [6, 18], [9], [12]]
-    with pytest.raises(UserError, match="no image is chosen by --skip 30 and --max 19"):
-        RunSettings(skip=30, max=19).chosen(there)
-    with pytest.raises(UserError, match="--shard 7/7 has no image: the run is too small for so many"):
-        RunSettings(skip=3, shard=(7, 7)).chosen(there)
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])
